@@ -1,0 +1,69 @@
+//! The library's error: one enum, each variant a sentence that names the file, field or flag and what to do.
+
+use std::path::PathBuf;
+
+/// Result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong in the library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file was read but its content is not usable.
+    #[error("{path}: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// The request cannot be served as asked: a bad option, prompt or combination.
+    #[error("{0}")]
+    Input(String),
+    /// A tensor does not have the shape or dtype that its user needs.
+    #[error("{what}: expected {expected}, got {got}")]
+    Shape {
+        /// Kernel or tensor name.
+        what: String,
+        /// What is needed.
+        expected: String,
+        /// What was given.
+        got: String,
+    },
+    /// No usable GPU driver, or the device cannot be used.
+    #[error("{0}")]
+    Device(String),
+    /// A driver call failed.
+    #[error("{call} failed: {reason}")]
+    Driver {
+        /// The driver call.
+        call: &'static str,
+        /// The driver's name and text of the error.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the caller's input is at fault (exit code 2), not the run (exit code 1).
+    pub fn is_input(&self) -> bool {
+        matches!(self, Error::Io { .. } | Error::Format { .. } | Error::Input(_))
+    }
+
+    /// A [`Error::Format`] for `path`.
+    pub fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Error::Format { path: path.into(), reason: reason.into() }
+    }
+
+    /// A [`Error::Io`] for `path`.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Error::Io { path: path.into(), source }
+    }
+}

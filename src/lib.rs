@@ -1,0 +1,34 @@
+//! `smart_run`: tree speculative decoding whose draft trees always pay.
+//!
+//! Layers, each importing only those below it:
+//! `engine` -> {`control`, `drafter`, `model`, `verify`} -> `kernels` -> `device` -> cudarc.
+//! [`tree`] and [`control`] import no CUDA and build alone (`default-features = false`).
+#![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+pub mod control;
+pub mod error;
+pub mod tree;
+
+#[cfg(feature = "engine")]
+pub mod config;
+#[cfg(feature = "engine")]
+pub mod device;
+#[cfg(feature = "engine")]
+pub mod drafter;
+#[cfg(feature = "engine")]
+pub mod engine;
+#[cfg(feature = "engine")]
+pub mod kernels;
+#[cfg(feature = "engine")]
+pub mod model;
+#[cfg(feature = "engine")]
+#[doc(hidden)]
+pub mod reference;
+#[cfg(feature = "engine")]
+pub mod sampling;
+#[cfg(feature = "engine")]
+pub mod text;
+#[cfg(feature = "engine")]
+pub mod weights;
+
+pub use error::{Error, Result};
