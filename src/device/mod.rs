@@ -1,1 +1,152 @@
-//! Placeholder: being written.
+//! The device layer: one CUDA context, its stream, device memory and launches, over cudarc's driver bindings.
+//!
+//! The engine knows one API, the CUDA driver's. On a machine without a GPU the same calls are answered by the host
+//! driver ([`driver`]), which runs the same kernels on the CPU. Nothing here knows a model or a kernel's meaning.
+
+pub mod driver;
+mod event;
+mod graph;
+mod launch;
+mod pinned;
+mod tensor;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::sys;
+use cudarc::driver::{CudaContext, CudaStream};
+
+use crate::error::{Error, Result};
+pub use driver::DeviceChoice;
+pub use event::{Event, Timeline};
+pub use graph::Graph;
+pub use launch::LaunchArgs;
+pub use pinned::PinnedBuffer;
+pub use tensor::{DType, Element, Tensor};
+
+mod images {
+    //! Device images built by `build.rs`: one fatbin per `kernels/*.cu`, empty when nvcc was not found.
+    include!(concat!(env!("OUT_DIR"), "/images.rs"));
+}
+
+/// The version of nvcc that compiled the device images, or a note that there are none.
+pub const NVCC_VERSION: &str = env!("SMART_NVCC_VERSION");
+
+/// One device: context, stream and loaded kernels. Cloning shares them.
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    kind: driver::DriverKind,
+    name: String,
+    modules: Mutex<Modules>,
+}
+
+#[derive(Default)]
+struct Modules {
+    loaded: Vec<sys::CUmodule>,
+    kernels: HashMap<String, launch::Kernel>,
+}
+
+// SAFETY: module and function handles belong to the context, which any thread may use once it is bound; the map is
+// behind a mutex.
+unsafe impl Send for Modules {}
+
+/// Turns a driver status into an [`Error::Driver`] that names the call.
+pub(crate) fn check(call: &'static str, status: sys::CUresult) -> Result<()> {
+    status.result().map_err(|error| driver_error(call, error))
+}
+
+/// An [`Error::Driver`] with the driver's own name and text, and the host driver's detail where it is in use.
+pub(crate) fn driver_error(call: &'static str, error: cudarc::driver::DriverError) -> Error {
+    let text = |s: std::result::Result<&std::ffi::CStr, _>| {
+        s.map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|_| "unknown error".into())
+    };
+    let mut reason = format!("{} ({})", text(error.error_string()), text(error.error_name()));
+    if let Some(detail) = driver::host_driver_error() {
+        reason = detail;
+    }
+    Error::Driver { call, reason }
+}
+
+impl Device {
+    /// Opens the device of `choice`. The first call in a process decides which driver is used; a later call that asks
+    /// for the other one is an error.
+    pub fn open(choice: DeviceChoice) -> Result<Self> {
+        let (kind, ordinal) = driver::load(choice)?;
+        let context = CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))?;
+        // SAFETY: every allocation is owned by `Tensor` and used on this device's one stream, so the automatic
+        // cross-stream events of cudarc's safe layer are not needed; they would also forbid graph capture.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
+        let name = context.name().map_err(|e| driver_error("cuDeviceGetName", e))?;
+        let name = match kind {
+            driver::DriverKind::Host => format!("host ({name})"),
+            driver::DriverKind::Cuda => format!("cuda:{ordinal} ({name})"),
+        };
+        if kind == driver::DriverKind::Cuda && images::IMAGES.is_empty() {
+            return Err(Error::Device(
+                "this build has no GPU kernels because nvcc was not found; rebuild with NVCC or CUDA_HOME set, or use --device host".into(),
+            ));
+        }
+        Ok(Self { inner: Arc::new(Inner { context, stream, kind, name, modules: Mutex::default() }) })
+    }
+
+    /// `cuda:0 (NVIDIA H200)` or `host (...)`.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Whether kernels run on the CPU through the host driver.
+    pub fn is_host(&self) -> bool {
+        self.inner.kind == driver::DriverKind::Host
+    }
+
+    /// Free and total device memory in bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.inner.context.mem_get_info().map_err(|e| driver_error("cuMemGetInfo", e))
+    }
+
+    /// Number of multiprocessors.
+    pub fn num_multiprocessors(&self) -> Result<usize> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let count = self.inner.context.attribute(attribute);
+        count.map(|n| n as usize).map_err(|e| driver_error("cuDeviceGetAttribute", e))
+    }
+
+    /// Waits until all work issued so far is done and reports the first failure of it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream()) })
+    }
+
+    /// The raw stream; all work of this device is issued on it, in order.
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.inner.stream.cu_stream()
+    }
+
+    /// Makes the context current on the calling thread.
+    pub(crate) fn bind(&self) -> Result<()> {
+        self.inner.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        for &module in &self.loaded {
+            // SAFETY: loaded by us, unloaded once. A failure at shutdown has no remedy.
+            let _ = unsafe { sys::cuModuleUnload(module) };
+        }
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Device").field(&self.name()).finish()
+    }
+}

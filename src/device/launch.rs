@@ -1,0 +1,222 @@
+//! Kernel look-up and launch, with the parameter list checked against the kernel's own.
+
+use cudarc::driver::sys;
+
+use super::{Device, Tensor, check, images};
+use crate::error::{Error, Result};
+
+/// A loaded kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    function: sys::CUfunction,
+    /// Dynamic shared memory allowed so far, bytes.
+    shared_limit: u32,
+    /// Sizes of the parameters as the driver reports them, in order; zero-terminated.
+    parameter_sizes: [u16; MAX_ARGS + 1],
+}
+
+/// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
+const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
+const MAX_ARGS: usize = 32;
+const ARG_BYTES: usize = 1024;
+
+/// Kernel arguments in order, held by value until the launch copies them.
+pub struct LaunchArgs {
+    bytes: [u64; ARG_BYTES / 8],
+    offsets: [u16; MAX_ARGS],
+    sizes: [u16; MAX_ARGS],
+    count: usize,
+    used: usize,
+}
+
+impl Default for LaunchArgs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LaunchArgs {
+    /// No arguments yet.
+    pub fn new() -> Self {
+        Self { bytes: [0; ARG_BYTES / 8], offsets: [0; MAX_ARGS], sizes: [0; MAX_ARGS], count: 0, used: 0 }
+    }
+
+    /// A device pointer to `tensor`'s first element.
+    pub fn ptr(self, tensor: &Tensor) -> Self {
+        self.pod(&tensor.ptr())
+    }
+
+    /// A device pointer, null when there is no tensor.
+    pub fn ptr_or_null(self, tensor: Option<&Tensor>) -> Self {
+        self.pod(&tensor.map_or(0, Tensor::ptr))
+    }
+
+    /// A 32-bit integer.
+    pub fn i32(self, value: usize) -> Self {
+        self.pod(&i32::try_from(value).expect("kernel sizes fit 31 bits: wrappers check their shapes"))
+    }
+
+    /// A 64-bit integer.
+    pub fn u64(self, value: u64) -> Self {
+        self.pod(&value)
+    }
+
+    /// A float.
+    pub fn f32(self, value: f32) -> Self {
+        self.pod(&value)
+    }
+
+    /// A plain parameter struct, laid out as in the kernel's source.
+    pub fn pod<T: bytemuck::NoUninit>(mut self, value: &T) -> Self {
+        let source = bytemuck::bytes_of(value);
+        let start = self.used.next_multiple_of(8);
+        assert!(self.count < MAX_ARGS && start + source.len() <= ARG_BYTES, "kernel argument list too long");
+        bytemuck::cast_slice_mut::<u64, u8>(&mut self.bytes)[start..start + source.len()]
+            .copy_from_slice(source);
+        (self.offsets[self.count], self.sizes[self.count]) = (start as u16, source.len() as u16);
+        self.count += 1;
+        self.used = start + source.len();
+        self
+    }
+}
+
+impl Device {
+    /// Launches `kernel` on the device's stream.
+    ///
+    /// # Errors
+    /// The kernel is unknown, its parameters differ in number or size from `args`, or the driver refuses the launch.
+    ///
+    /// # Safety
+    /// `args` must match the kernel's parameters in meaning and order, every tensor must be large enough for the
+    /// accesses that the geometry implies, and tensors the kernel writes must not be read elsewhere without ordering on
+    /// this device's stream.
+    pub unsafe fn launch(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared_bytes: u32,
+        args: &LaunchArgs,
+    ) -> Result<()> {
+        self.bind()?;
+        let found = self.kernel(kernel, shared_bytes)?;
+        for i in 0..args.count.max(1) {
+            if found.parameter_sizes[i] != if i < args.count { args.sizes[i] } else { 0 } {
+                return Err(parameter_mismatch(kernel, &found, args));
+            }
+        }
+        if found.parameter_sizes[args.count] != 0 {
+            return Err(parameter_mismatch(kernel, &found, args));
+        }
+        let base = args.bytes.as_ptr().cast::<u8>();
+        let mut pointers = [std::ptr::null_mut(); MAX_ARGS];
+        for (pointer, &offset) in pointers.iter_mut().zip(&args.offsets[..args.count]) {
+            *pointer = base.wrapping_add(offset as usize).cast_mut().cast();
+        }
+        // SAFETY: `pointers` holds one pointer per kernel parameter, sizes checked above, each into `args`, which the
+        // driver only reads, before the call returns. The caller vouches for meaning and bounds.
+        let status = unsafe {
+            sys::cuLaunchKernel(
+                found.function,
+                grid[0],
+                grid[1],
+                grid[2],
+                block[0],
+                block[1],
+                block[2],
+                shared_bytes,
+                self.stream(),
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        check("cuLaunchKernel", status).map_err(|error| match error {
+            Error::Driver { call, reason } => Error::Driver { call, reason: format!("{kernel}: {reason}") },
+            other => other,
+        })
+    }
+
+    fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
+        let mut modules = self.inner.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !modules.kernels.contains_key(name) {
+            let kernel = self.find_kernel(&mut modules.loaded, name)?;
+            modules.kernels.insert(name.to_owned(), kernel);
+        }
+        let kernel = modules.kernels.get_mut(name).expect("inserted above");
+        if shared_bytes > kernel.shared_limit {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function handle is live; the attribute takes a byte count.
+            let status = unsafe { sys::cuFuncSetAttribute(kernel.function, attribute, shared_bytes as i32) };
+            check("cuFuncSetAttribute", status)?;
+            kernel.shared_limit = shared_bytes;
+        }
+        Ok(*kernel)
+    }
+
+    /// Looks `name` up, loading images until one has it. The host driver keeps all kernels in one table, so there any
+    /// image will do.
+    fn find_kernel(&self, loaded: &mut Vec<sys::CUmodule>, name: &str) -> Result<Kernel> {
+        let c_name = std::ffi::CString::new(name)
+            .map_err(|_| Error::Device(format!("kernel name {name:?} contains NUL")))?;
+        let mut tried = 0;
+        loop {
+            if tried == loaded.len() && !self.load_next_module(loaded)? {
+                let built = if self.is_host() { "the host driver" } else { "the GPU images of this build" };
+                return Err(Error::Device(format!("kernel {name} is not in {built}")));
+            }
+            let mut function = std::ptr::null_mut();
+            // SAFETY: the module is loaded, the name is a C string, `function` receives the handle.
+            let status = unsafe { sys::cuModuleGetFunction(&mut function, loaded[tried], c_name.as_ptr()) };
+            if status == sys::CUresult::CUDA_SUCCESS {
+                let parameter_sizes = parameter_sizes(name, function)?;
+                return Ok(Kernel { function, shared_limit: DEFAULT_SHARED_LIMIT, parameter_sizes });
+            }
+            if status != sys::CUresult::CUDA_ERROR_NOT_FOUND {
+                check("cuModuleGetFunction", status)?;
+            }
+            tried += 1;
+        }
+    }
+
+    fn load_next_module(&self, loaded: &mut Vec<sys::CUmodule>) -> Result<bool> {
+        static NO_IMAGE: [u64; 1] = [0];
+        let image = match (self.is_host(), images::IMAGES.get(loaded.len())) {
+            (true, _) if loaded.is_empty() => NO_IMAGE.as_ptr().cast(),
+            (false, Some((_, image))) => image.as_ptr().cast(),
+            _ => return Ok(false),
+        };
+        let mut module = std::ptr::null_mut();
+        // SAFETY: `image` is a fatbin built by nvcc, 16-byte aligned and static; the host driver ignores it.
+        check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image) })?;
+        loaded.push(module);
+        Ok(true)
+    }
+}
+
+/// The kernel's own parameter sizes, in order.
+fn parameter_sizes(name: &str, function: sys::CUfunction) -> Result<[u16; MAX_ARGS + 1]> {
+    let mut sizes = [0u16; MAX_ARGS + 1];
+    for index in 0..=MAX_ARGS {
+        let (mut offset, mut size) = (0usize, 0usize);
+        // SAFETY: both out-pointers are valid; an index past the end is answered with INVALID_VALUE.
+        let status = unsafe { sys::cuFuncGetParamInfo(function, index, &mut offset, &mut size) };
+        if status == sys::CUresult::CUDA_ERROR_INVALID_VALUE {
+            return Ok(sizes);
+        }
+        check("cuFuncGetParamInfo", status)?;
+        if index == MAX_ARGS {
+            break;
+        }
+        sizes[index] = size as u16;
+    }
+    Err(Error::Device(format!("kernel {name} has more than {MAX_ARGS} parameters")))
+}
+
+fn parameter_mismatch(name: &str, kernel: &Kernel, args: &LaunchArgs) -> Error {
+    let wanted: Vec<u16> = kernel.parameter_sizes.iter().copied().take_while(|&size| size != 0).collect();
+    Error::Shape {
+        what: format!("parameters of kernel {name}"),
+        expected: format!("sizes {wanted:?}"),
+        got: format!("sizes {:?}", &args.sizes[..args.count]),
+    }
+}
