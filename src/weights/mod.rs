@@ -1,1 +1,14 @@
-//! Placeholder: being written.
+//! Checkpoints: safetensors files, mapped into memory and handed out tensor by tensor.
+//!
+//! [`Checkpoint::open`] validates every header before anything is read, so a [`TensorView`] can be trusted: its bytes are
+//! there and match its dtype and shape. A loader asks for each tensor by name and calls [`Checkpoint::finish`] at the end,
+//! which fails on tensors that nobody asked for. This module knows no model and no device.
+
+mod checkpoint;
+mod header;
+mod storage;
+mod view;
+
+pub use checkpoint::Checkpoint;
+pub use safetensors::Dtype as StoredType;
+pub use view::TensorView;

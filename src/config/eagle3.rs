@@ -1,0 +1,170 @@
+//! The configuration of an EAGLE-3 drafter.
+
+use super::fields::Fields;
+use super::model::Decoder;
+use super::{FloatType, ModelConfig, ModelSource, RopeConfig};
+use crate::{Error, Result};
+
+/// Names that EAGLE-3 drafters go by: the authors', SGLang's and SpecForge's, vLLM's.
+const ARCHITECTURES: [&str; 6] = [
+    "LlamaForCausalLM",
+    "LlamaForCausalLMEagle",
+    "LlamaForCausalLMEagle3",
+    "Eagle3LlamaForCausalLM",
+    "Eagle3Speculator",
+    "Eagle3DraftModel",
+];
+
+/// An EAGLE-3 drafter: one decoder layer over features tapped from its target.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eagle3Config {
+    /// Token ids that the drafter reads are below this; the target's vocabulary.
+    pub vocab_size: usize,
+    /// Rows of the drafter's own head. Where it is below `vocab_size` the checkpoint has a `d2t` table of offsets.
+    pub draft_vocab_size: usize,
+    /// Width of the drafter's residual stream.
+    pub hidden_size: usize,
+    /// Width of the target's residual stream; `fc` reads `tap_layers.len()` of them side by side.
+    pub target_hidden_size: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_q_heads: usize,
+    /// Key and value heads; divides `num_q_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Rotary embedding. Often not the target's: without `rope_theta` the base is 10000.
+    pub rope: RopeConfig,
+    /// Target layers whose *input* residual is tapped, in the order in which `fc` reads them.
+    pub tap_layers: Vec<usize>,
+    /// Whether the layer's residual is the normalised feature (vLLM's `norm_before_residual`) instead of the bare one.
+    pub norm_before_residual: bool,
+    /// Whether the query, key, value and output projections have a bias.
+    pub attention_bias: bool,
+    /// Whether the MLP projections have a bias.
+    pub mlp_bias: bool,
+    /// Type that the weights are stored in, where the config says so.
+    pub dtype: Option<FloatType>,
+}
+
+impl Eagle3Config {
+    /// Reads and validates the `config.json` of a drafter for `target`.
+    pub fn from_hf(source: &ModelSource, target: &ModelConfig) -> Result<Self> {
+        let fields = Fields::read(source, "config.json")?;
+        let architecture = fields.architecture()?;
+        if !ARCHITECTURES.contains(&architecture) {
+            return Err(fields.error(
+                "architectures",
+                format_args!(
+                    "is {architecture:?}: an EAGLE-3 drafter is one of {}",
+                    ARCHITECTURES.join(", ")
+                ),
+            ));
+        }
+        refuse_unsupported(&fields)?;
+        // vLLM's speculators keep the Llama fields of the layer in an object of their own.
+        let layer_fields = fields.object("transformer_layer_config")?.unwrap_or_else(|| fields.clone());
+        let layer = Decoder::from_fields(&layer_fields)?;
+        if layer.num_layers != 1 {
+            return Err(layer_fields.error(
+                "num_hidden_layers",
+                format_args!("is {}: only drafters of one layer are supported yet", layer.num_layers),
+            ));
+        }
+        let draft_vocab_size = fields.count("draft_vocab_size", 1..=layer.vocab_size)?;
+        let target_hidden_size = fields.count("target_hidden_size", 1..=1 << 18)?;
+        let config = Eagle3Config {
+            vocab_size: layer.vocab_size,
+            draft_vocab_size: draft_vocab_size.unwrap_or(layer.vocab_size),
+            hidden_size: layer.hidden_size,
+            target_hidden_size: target_hidden_size.unwrap_or(layer.hidden_size),
+            intermediate_size: layer.intermediate_size,
+            num_q_heads: layer.num_q_heads,
+            num_kv_heads: layer.num_kv_heads,
+            head_dim: layer.head_dim,
+            rms_norm_eps: layer.rms_norm_eps,
+            rope: layer.rope,
+            tap_layers: tap_layers(&fields, target.num_layers)?,
+            norm_before_residual: fields.flag("norm_before_residual")?.unwrap_or(false),
+            attention_bias: layer.attention_bias,
+            mlp_bias: layer.mlp_bias,
+            dtype: layer_fields.float_type()?,
+        };
+        config.fits_target(target).map_err(|error| match error {
+            Error::Input(reason) => Error::format(source.path("config.json"), reason),
+            other => other,
+        })?;
+        Ok(config)
+    }
+
+    /// Whether the drafter was made for a target of this geometry. [`Eagle3Config::from_hf`] has asked already.
+    pub fn fits_target(&self, target: &ModelConfig) -> Result<()> {
+        let sizes = [
+            ("a vocabulary", self.vocab_size, target.vocab_size),
+            ("features of width", self.target_hidden_size, target.hidden_size),
+        ];
+        for (what, ours, theirs) in sizes {
+            if ours != theirs {
+                return Err(Error::Input(format!(
+                    "this drafter does not fit its target: it expects {what} {ours}, the target has {theirs}"
+                )));
+            }
+        }
+        if let Some(layer) = self.tap_layers.iter().find(|&&layer| layer >= target.num_layers) {
+            return Err(Error::Input(format!(
+                "this drafter does not fit its target: it taps layer {layer}, the target has {} layers",
+                target.num_layers
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Fails on a field that asks for a variant of EAGLE-3 that the drafter does not compute.
+fn refuse_unsupported(fields: &Fields) -> Result<()> {
+    for (field, supported) in [("fc_norm", false), ("norm_output", true)] {
+        if fields.flag(field)?.is_some_and(|value| value != supported) {
+            return Err(
+                fields.error(field, format_args!("is {}: this variant is not supported yet", !supported))
+            );
+        }
+    }
+    if let Some(eagle) = fields.object("eagle_config")?
+        && eagle.flag("use_aux_hidden_state")? == Some(false)
+    {
+        return Err(eagle
+            .error("use_aux_hidden_state", "is false: drafters of a single feature are not supported yet"));
+    }
+    Ok(())
+}
+
+/// Layers whose input is tapped. Configs list layers whose *output* is meant, which is the input of the next one; the
+/// default is the published 2, L/2 and L-3.
+fn tap_layers(fields: &Fields, num_target_layers: usize) -> Result<Vec<usize>> {
+    const FIELD: &str = "eagle_aux_hidden_state_layer_ids";
+    const MAX_TAPS: usize = 16;
+    let eagle = fields.object("eagle_config")?;
+    for holder in eagle.iter().chain([fields]) {
+        if let Some(outputs) = holder.indices(FIELD, num_target_layers.saturating_sub(1))? {
+            if outputs.is_empty() || outputs.len() > MAX_TAPS {
+                return Err(holder.error(
+                    FIELD,
+                    format_args!("holds {} layers: it should hold 1 to {MAX_TAPS}", outputs.len()),
+                ));
+            }
+            return Ok(outputs.into_iter().map(|layer| layer + 1).collect());
+        }
+    }
+    if num_target_layers < 3 {
+        return Err(fields.error(
+            FIELD,
+            format_args!(
+                "is missing, and its default needs a target of 3 layers or more, not {num_target_layers}"
+            ),
+        ));
+    }
+    Ok(vec![2, num_target_layers / 2, num_target_layers - 3])
+}

@@ -1,0 +1,19 @@
+//! What a model folder says about the model, in our own words.
+//!
+//! [`ModelConfig`] and [`Eagle3Config`] are parsed once, validated on the way in, and immutable. This module is the only
+//! place that knows Hugging Face spellings; it imports no CUDA and opens no weights. A [`ModelSource`] is where the files
+//! come from: a folder, or a model embedded in the program.
+#![forbid(unsafe_code)]
+
+mod eagle3;
+mod fields;
+mod float_type;
+mod model;
+mod rope;
+mod source;
+
+pub use eagle3::Eagle3Config;
+pub use float_type::FloatType;
+pub use model::{Architecture, HEAD_DIMS, ModelConfig};
+pub use rope::{RopeConfig, RopeScaling};
+pub use source::{EmbeddedModel, ModelSource};

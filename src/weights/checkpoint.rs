@@ -1,0 +1,216 @@
+//! A model's tensors by name, over one file or many.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Deserialize;
+
+use super::header::{self, Entry};
+use super::storage::Storage;
+use super::view::{TensorView, stored_type};
+use crate::config::{FloatType, ModelSource};
+use crate::{Error, Result};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The tensors of a model, mapped read-only. The files must not change while this lives.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Debug)]
+struct TensorFile {
+    path: PathBuf,
+    storage: Storage,
+}
+
+#[derive(Debug)]
+struct Tensor {
+    file_idx: usize,
+    entry: Entry,
+    /// Whether a loader has asked for it, or said that it does not want it.
+    used: AtomicBool,
+}
+
+/// `model.safetensors.index.json`: which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens the weights of `source`: `model.safetensors`, else the files that `model.safetensors.index.json` lists.
+    pub fn open(source: &ModelSource) -> Result<Self> {
+        let dir = match source {
+            ModelSource::Embedded(model) => {
+                return Self::from_static(source.path(SINGLE_FILE), model.weights);
+            }
+            ModelSource::Dir(dir) => dir,
+        };
+        source.check_root()?;
+        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+        if dir.join(SINGLE_FILE).exists() {
+            checkpoint.map_file(dir.join(SINGLE_FILE))?;
+        } else if let Some(content) = source.read_optional(INDEX_FILE)? {
+            checkpoint.map_shards(source, &content)?;
+        } else if dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists()
+        {
+            return Err(Error::format(
+                dir,
+                "holds only pytorch_model.bin: convert the weights to safetensors",
+            ));
+        } else {
+            return Err(Error::format(dir, format!("no {SINGLE_FILE} or {INDEX_FILE} here")));
+        }
+        Ok(checkpoint)
+    }
+
+    /// A checkpoint of one safetensors file that is in memory; `path` stands for it in messages.
+    pub fn from_static(path: impl Into<PathBuf>, bytes: &'static [u8]) -> Result<Self> {
+        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_file(path.into(), Storage::Static(bytes))?;
+        Ok(checkpoint)
+    }
+
+    /// The tensor `name`, which the model must have. Counts as used from now on.
+    pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
+        self.find(name).ok_or_else(|| {
+            let near = self.nearest(name);
+            let hint = near.map_or_else(String::new, |near| format!(" (the nearest name is {near})"));
+            Error::format(self.root(), format!("tensor {name} is missing{hint}"))
+        })
+    }
+
+    /// The tensor `name`, if the model has it. Counts as used from now on.
+    pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
+        let (name, tensor) = self.tensors.get_key_value(name)?;
+        tensor.used.store(true, Ordering::Relaxed);
+        let TensorFile { path, storage } = &self.files[tensor.file_idx];
+        let Entry { dtype, shape, bytes } = &tensor.entry;
+        Some(TensorView { name, path, dtype: *dtype, shape, bytes: &storage[bytes.clone()] })
+    }
+
+    /// Counts the tensor `name` as used, if there is one: the loader knows it and does not need it.
+    pub fn ignore(&self, name: &str) {
+        self.find(name);
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Names of all tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.entry.bytes.len()).sum()
+    }
+
+    /// The type that most of the weights are stored in, by bytes: what `--dtype auto` means where the config is silent.
+    pub fn float_type(&self) -> Result<FloatType> {
+        let bytes_stored_as = |dtype: FloatType| -> usize {
+            let entries = self.tensors.values().map(|tensor| &tensor.entry);
+            entries.filter(|entry| entry.dtype == stored_type(dtype)).map(|entry| entry.bytes.len()).sum()
+        };
+        FloatType::ALL
+            .into_iter()
+            .max_by_key(|&dtype| bytes_stored_as(dtype))
+            .filter(|&dtype| bytes_stored_as(dtype) > 0)
+            .ok_or_else(|| Error::format(self.root(), "no tensor is stored as BF16, F16 or F32"))
+    }
+
+    /// Names that no loader has asked for or ignored. `rotary_emb.inv_freq`, a by-product of older exporters, is left out.
+    pub fn unused(&self) -> Vec<&str> {
+        let unused = self.tensors.iter().filter(|(_, tensor)| !tensor.used.load(Ordering::Relaxed));
+        unused.map(|(name, _)| name.as_str()).filter(|name| !name.ends_with("rotary_emb.inv_freq")).collect()
+    }
+
+    /// Ends loading: fails if tensors are left over, since the model then is not what its config says.
+    pub fn finish(&self) -> Result<()> {
+        const SHOWN: usize = 4;
+        let unused = self.unused();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let shown = unused[..unused.len().min(SHOWN)].join(", ");
+        let more = unused.len().saturating_sub(SHOWN);
+        let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Err(Error::format(
+            self.root(),
+            format!("the weights hold tensors that this model does not have: {shown}{rest}"),
+        ))
+    }
+}
+
+impl Checkpoint {
+    fn map_shards(&mut self, source: &ModelSource, index: &[u8]) -> Result<()> {
+        let index_path = source.path(INDEX_FILE);
+        let index: Index = serde_json::from_slice(index)
+            .map_err(|error| Error::format(&index_path, format!("this is not a valid index: {error}")))?;
+        let file_names: BTreeSet<&String> = index.weight_map.values().collect();
+        for file_name in file_names {
+            if file_name.is_empty() || file_name.contains(['/', '\\', '\0']) || file_name.starts_with('.') {
+                return Err(Error::format(
+                    &index_path,
+                    format!("`weight_map` names {file_name:?}, which is not a file of this folder"),
+                ));
+            }
+            self.map_file(source.path(file_name))?;
+        }
+        for (tensor, file_name) in &index.weight_map {
+            if !self.tensors.contains_key(tensor) {
+                return Err(Error::format(&index_path, format!("{file_name} does not hold tensor {tensor}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn map_file(&mut self, path: PathBuf) -> Result<()> {
+        let storage = Storage::map(&path)?;
+        self.add_file(path, storage)
+    }
+
+    fn add_file(&mut self, path: PathBuf, storage: Storage) -> Result<()> {
+        let entries = header::parse(&storage).map_err(|reason| Error::format(&path, reason))?;
+        let file_idx = self.files.len();
+        for (name, entry) in entries {
+            if let Some(twin) = self.tensors.get(&name) {
+                let first = self.files[twin.file_idx].path.display();
+                return Err(Error::format(&path, format!("tensor {name} is here and in {first} as well")));
+            }
+            self.tensors.insert(name, Tensor { file_idx, entry, used: AtomicBool::new(false) });
+        }
+        self.files.push(TensorFile { path, storage });
+        Ok(())
+    }
+
+    /// What messages about the checkpoint as a whole name: its only file, or the folder of several.
+    fn root(&self) -> PathBuf {
+        match self.files.as_slice() {
+            [only] => only.path.clone(),
+            files => files.first().and_then(|file| file.path.parent()).map(PathBuf::from).unwrap_or_default(),
+        }
+    }
+
+    /// The name most like `name`, if any is close: a missing tensor is often there under another prefix.
+    fn nearest(&self, name: &str) -> Option<&str> {
+        let common_tail = |other: &str| {
+            let pairs = name.bytes().rev().zip(other.bytes().rev());
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        let last_dot = name.rfind('.').unwrap_or(0);
+        let last_two_parts = name.len() - name[..last_dot].rfind('.').unwrap_or(0);
+        self.names()
+            .max_by_key(|other| common_tail(other))
+            .filter(|other| common_tail(other) >= last_two_parts)
+    }
+}
