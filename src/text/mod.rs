@@ -1,1 +1,12 @@
-//! Placeholder: being written.
+//! Text to token ids and back, over the model's `tokenizer.json`.
+//!
+//! [`Tokenizer`] is the fence around the crate `tokenizers`: no other module names it. It knows nothing of models; whether
+//! an id is within a model's vocabulary is for its caller to check.
+#![forbid(unsafe_code)]
+
+mod merges;
+mod stream;
+mod tokenizer;
+
+pub use stream::TokenStream;
+pub use tokenizer::Tokenizer;

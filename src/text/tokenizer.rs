@@ -1,0 +1,84 @@
+//! The tokenizer: encode a prompt, decode ids.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{TokenStream, merges};
+use crate::config::ModelSource;
+use crate::{Error, Result};
+
+const FILE: &str = "tokenizer.json";
+
+/// A model's tokenizer. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    tokenizer: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// The tokenizer of `source`; `None` if the model has no `tokenizer.json`.
+    pub fn open(source: &ModelSource) -> Result<Option<Self>> {
+        source.read_optional(FILE)?.map(|json| Self::from_json(source.path(FILE), &json)).transpose()
+    }
+
+    /// A tokenizer from the content of a `tokenizer.json`; `path` stands for it in messages.
+    ///
+    /// Truncation and padding that the file asks for are switched off: a prompt is taken whole and as it is.
+    pub fn from_json(path: impl Into<PathBuf>, json: &[u8]) -> Result<Self> {
+        let path = path.into();
+        merges::check(json).map_err(|reason| Error::format(&path, reason))?;
+        let mut tokenizer = fenced(&path, || tokenizers::Tokenizer::from_bytes(json))?;
+        tokenizer.with_padding(None);
+        fenced(&path, || tokenizer.with_truncation(None).map(|_| ()))?;
+        Ok(Tokenizer { shared: Arc::new(Shared { path, tokenizer }) })
+    }
+
+    /// Token ids of `text`, with the special tokens that the model expects around a prompt if `add_special`.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<i32>> {
+        let Shared { path, tokenizer } = &*self.shared;
+        let encoding = fenced(path, || tokenizer.encode(text, add_special))?;
+        let to_i32 = |&id: &u32| {
+            i32::try_from(id)
+                .map_err(|_| Error::format(path, format!("the token id {id} is impossibly large")))
+        };
+        encoding.get_ids().iter().map(to_i32).collect()
+    }
+
+    /// Text of `ids`, special tokens left out. Bytes that are not UTF-8 become `U+FFFD`; ids that the tokenizer does not
+    /// know have no text.
+    pub fn decode(&self, ids: &[i32]) -> Result<String> {
+        let Shared { path, tokenizer } = &*self.shared;
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        fenced(path, || tokenizer.decode(&ids, true))
+    }
+
+    /// Decodes ids one by one, as they are generated.
+    pub fn stream(&self) -> TokenStream {
+        TokenStream::new(self.clone())
+    }
+
+    /// One more than the largest token id, added tokens included.
+    pub fn num_ids(&self) -> usize {
+        self.shared.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+}
+
+/// Runs a call of the crate `tokenizers`; its errors and its panics become a [`Error::Format`] about the file.
+///
+/// The panics are real: files with inconsistent tables pass the crate's parser and then index out of bounds (see
+/// `tests/fuzz_parsers.rs`). Nothing is seen again that a panic may have left half done: at load the tokenizer is dropped,
+/// later the crate only fills caches, behind locks that notice the panic.
+fn fenced<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Error::format(path, format!("this tokenizer is not usable: {error}"))),
+        Err(_) => Err(Error::format(path, "this tokenizer is not usable: its tables contradict each other")),
+    }
+}
