@@ -1,0 +1,218 @@
+// Scheduling the fibers of a block, and its barriers.
+#include "block.hpp"
+
+#include <new>
+
+#include "sanitizer.hpp"
+
+namespace simt {
+
+__thread Thread* current __attribute__((tls_model("initial-exec"))) = nullptr;
+
+void fiber_main();
+
+Fiber::Fiber(unsigned index) : stack(index, fiber_main) {}
+
+Block::~Block() {
+  for (Warp& warp : warps)
+    for (Rendezvous* r : warp.partial) delete r;
+  ::operator delete(arena_, std::align_val_t(1024));
+}
+
+void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed) {
+  kernel = &k;
+  grid = geometry.grid;
+  dim = geometry.block;
+  num_threads = geometry.num_threads();
+  num_warps = (num_threads + 31) / 32;
+  shared_bytes_ = geometry.shared_bytes;
+  seed_ = seed;
+  if (fibers.capacity() < num_threads) fibers.reserve(num_threads);
+  while (fibers.size() < num_threads) fibers.emplace_back(unsigned(fibers.size()));
+  if (warps.size() < num_warps) warps.resize(num_warps);
+  for (unsigned t = 0; t < num_threads; t++) {
+    Fiber& fiber = fibers[t];
+    fiber.index = {t % dim.x, t / dim.x % dim.y, t / (dim.x * dim.y)};
+    fiber.lane = t & 31;
+    fiber.warp = t >> 5;
+    fiber.block = this;
+  }
+  lay_out_shared();
+}
+
+bool Block::run(uint64_t number, void** parameters) {
+  index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / (uint64_t(grid.x) * grid.y))};
+  parameters_ = parameters;
+  random_state_ = (seed_ * 0x9E3779B97F4A7C15u) ^ (number * 0xD1B54A32D192ED03u) ^ 0x2545F4914F6CDD1Du;
+  alive = num_threads;
+  running_warp_ = 0;
+  error.clear();
+  failing_thread.clear();
+  variables_.clear();
+  start_shared();
+  for (unsigned w = 0; w < num_warps; w++) {
+    Warp& warp = warps[w];
+    unsigned lanes = num_threads - w * 32;
+    warp.ready = warp.alive = warp.exists = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+    warp.whole.arrived = 0;
+    for (Rendezvous* r : warp.partial) delete r;
+    warp.partial.clear();
+  }
+  for (Barrier& b : barriers) b.arrived = 0, b.gathering = {0, 1, 0};
+  for (unsigned t = 0; t < num_threads; t++) {
+    fibers[t].exited = false;
+    fibers[t].waiting_for = nullptr;
+    fibers[t].copies.clear();
+    fibers[t].group_ends.clear();
+    if (tsan::enabled || asan::enabled) fibers[t].stack.rewind(fiber_main);
+  }
+
+  tsan::release(this);
+  Fiber* first = pick();
+  current = first;
+  first->stack.resume(home_);
+  current = nullptr;
+  tsan::acquire(&home_);
+
+  if (!error.empty()) {  // fibers were left where they stood
+    for (unsigned t = 0; t < num_threads; t++) fibers[t].stack.rewind(fiber_main);
+    return false;
+  }
+  error = broken_fences();
+  return error.empty();
+}
+
+// A fiber runs one thread of one block after another.
+void fiber_main() {
+  FiberStack::entered();
+  for (;;) {
+    Fiber* self = current_fiber();
+    Block* block = current_block();
+    tsan::acquire(block);
+    block->kernel->invoke(block->parameters_);
+    tsan::release(&block->home_);
+
+    self->exited = true;
+    Warp& warp = block->warps[self->warp];
+    warp.ready &= ~(1u << self->lane);
+    warp.alive &= ~(1u << self->lane);
+    block->alive--;
+    block->exit_warp(warp);
+    block->exit_barriers();
+    if (block->alive) block->yield();
+    else self->stack.suspend(block->home_, false);
+  }
+}
+
+uint64_t Block::next_random() {
+  random_state_ ^= random_state_ << 13;
+  random_state_ ^= random_state_ >> 7;
+  random_state_ ^= random_state_ << 17;
+  return random_state_;
+}
+
+// In order: the lowest ready lane of the warp that ran last, then of the following warps. Random: any lane of that
+// warp, and now and then any warp.
+Fiber* Block::pick() {
+  unsigned start = running_warp_;
+  if (random() && next_random() % 8 == 0) start = unsigned(next_random() % num_warps);
+  for (unsigned i = 0; i < num_warps; i++) {
+    unsigned w = start + i < num_warps ? start + i : start + i - num_warps;
+    uint32_t ready = warps[w].ready;
+    if (!ready) continue;
+    running_warp_ = w;
+    unsigned turn = random() ? unsigned(next_random() % 32) : 0;
+    unsigned lane = (unsigned(__builtin_ctz(std::rotr(ready, int(turn)))) + turn) % 32;
+    return &fibers[w * 32 + lane];
+  }
+  return nullptr;
+}
+
+void Block::yield() {
+  Fiber* self = current_fiber();
+  Fiber* next = pick();
+  if (next == self) return;
+  if (!next) die(describe_deadlock());
+  current = next;
+  self->stack.hand_over(next->stack);
+}
+
+void Block::maybe_preempt() {
+  if (random() && (next_random() & 1)) yield();
+}
+
+void Block::die(std::string text) {
+  error = std::move(text);
+  Fiber* self = current_fiber();
+  failing_thread = ", thread " + std::to_string(self->warp * 32 + self->lane);
+  self->stack.suspend(home_, true);
+  __builtin_unreachable();
+}
+
+std::string Block::describe_deadlock() const {
+  auto state = [&](unsigned t) -> const char* {
+    return fibers[t].exited ? "exited" : fibers[t].waiting_for ? fibers[t].waiting_for : "ready";
+  };
+  std::string text = "divergent synchronisation, no thread can go on:";
+  for (unsigned from = 0, t = 1; t <= num_threads; t++) {
+    if (t < num_threads && state(t) == state(from)) continue;
+    text += (from ? ", t" : " t") + std::to_string(from);
+    if (t - 1 != from) text += ".." + std::to_string(t - 1);
+    text += std::string(fibers[from].exited ? " " : " in ") + state(from);
+    from = t;
+  }
+  return text;
+}
+
+void fail(const char* what) { current_block()->die(what); }
+
+// ---- barriers ----------------------------------------------------------------------------------------------------
+
+static const char* const barrier_names[16] = {
+    "__syncthreads",    "named barrier 1",  "named barrier 2",  "named barrier 3",
+    "named barrier 4",  "named barrier 5",  "named barrier 6",  "named barrier 7",
+    "named barrier 8",  "named barrier 9",  "named barrier 10", "named barrier 11",
+    "named barrier 12", "named barrier 13", "named barrier 14", "named barrier 15"};
+
+Block::Block() {
+  for (int i = 0; i < 16; i++) barriers[i].name = barrier_names[i];
+}
+
+void Block::open(Barrier& b) {
+  b.result = b.gathering;
+  b.gathering = {0, 1, 0};
+  b.arrived = 0;
+  b.generation++;
+  for (unsigned t = 0; t < num_threads; t++)
+    if (fibers[t].waiting_for == b.name && !fibers[t].exited) warps[t >> 5].ready |= 1u << (t & 31);
+}
+
+void Block::exit_barriers() {
+  if (barriers[0].arrived && barriers[0].arrived == int(alive)) open(barriers[0]);
+}
+
+BarrierResult barrier(int id, int threads, int predicate) {
+  tsan::Ignore ignore;
+  Fiber* self = current_fiber();
+  Block* block = current_block();
+  Barrier& b = block->barriers[id];
+  if (b.arrived && threads != b.needed) fail("threads meet at one named barrier with different thread counts");
+  b.needed = threads;
+  b.arrived++;
+  b.gathering.any |= predicate != 0;
+  b.gathering.all &= predicate != 0;
+  b.gathering.count += predicate != 0;
+  // One synchronisation object per parity: with a single one a late waker would acquire the next round too, and
+  // write-after-read races would be missed.
+  void* round = reinterpret_cast<char*>(&b) + (b.generation & 1);
+  tsan::release(round);
+  block->warps[self->warp].ready &= ~(1u << self->lane);
+  self->waiting_for = b.name;
+  if (b.arrived >= (threads ? threads : int(block->alive))) block->open(b);
+  block->yield();
+  self->waiting_for = nullptr;
+  tsan::acquire(round);
+  return b.result;
+}
+
+}  // namespace simt

@@ -1,0 +1,118 @@
+// One block being executed: its fibers, warps, barriers and shared memory. Internal to the runtime.
+#pragma once
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "fiber.hpp"
+#include "kernel_registry.hpp"
+#include "thread.hpp"
+
+namespace simt {
+
+struct Geometry {
+  dim3 grid, block;
+  uint32_t shared_bytes = 0;
+  uint64_t num_blocks() const { return uint64_t(grid.x) * grid.y * grid.z; }
+  uint32_t num_threads() const { return block.x * block.y * block.z; }
+};
+
+struct AsyncCopy {
+  void* shared;
+  const void* global;
+  int bytes, valid_bytes;
+};
+
+struct Fiber : Thread {
+  FiberStack stack;
+  const char* waiting_for = nullptr;  // null: running or ready
+  bool exited = false;
+  std::vector<AsyncCopy> copies;         // issued, oldest first
+  std::vector<uint32_t> group_ends;      // committed groups, as ends into `copies`
+  explicit Fiber(unsigned index);
+};
+
+// Where the lanes of one mask meet. Two sets of slots, used in turn: a lane may still read the last meeting's while
+// the next one fills, and it cannot lag two meetings behind.
+struct Rendezvous {
+  uint32_t mask = ~0u, arrived = 0, generation = 0;
+  WarpOp op = WarpOp::none;
+  alignas(16) Slot slots[2][32];
+};
+
+struct Warp {
+  uint32_t ready = 0;   // lanes that can run
+  uint32_t alive = 0;   // lanes that have not exited
+  uint32_t exists = 0;  // fewer than 32 in the last warp of an odd block
+  Rendezvous whole;
+  std::vector<Rendezvous*> partial;  // by mask, created on demand
+};
+
+struct Barrier {
+  const char* name = nullptr;
+  int arrived = 0, needed = 0;
+  uint32_t generation = 0;
+  BarrierResult gathering{}, result{};
+};
+
+struct SharedVariable {
+  const SharedKey* key;
+  uint32_t offset, bytes;
+};
+
+class Block : public BlockView {
+ public:
+  const Kernel* kernel = nullptr;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Barrier barriers[16];
+  unsigned num_threads = 0, num_warps = 0, alive = 0;
+  std::string error;           // set by the fiber that fails
+  std::string failing_thread;  // ", thread t", where one can be named
+
+  Block();
+  ~Block();
+
+  // Before the blocks of a launch; then per block. False when the block failed.
+  void prepare(const Kernel& kernel, const Geometry& geometry, uint64_t seed);
+  bool run(uint64_t block_number, void** parameters);
+
+  void yield();                 // to any ready fiber, perhaps this one
+  void maybe_preempt();         // in a random schedule
+  [[noreturn]] void die(std::string text);
+  bool random() const { return seed_ != 0; }
+
+  void exit_barriers();         // a thread has exited: barriers that waited only for it open
+  void exit_warp(Warp& warp);
+
+  void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
+
+ private:
+  friend void fiber_main();
+  Fiber* pick();
+  uint64_t next_random();
+  std::string describe_deadlock() const;
+  void open(Barrier& barrier);
+  friend BarrierResult barrier(int, int, int);
+
+  void lay_out_shared();
+  void fence(uint32_t offset);                        // a red zone
+  bool fence_broken(uint32_t offset, bool behind, uint32_t* distance) const;
+  void start_shared();                                // poison and fences of a new block
+  std::string broken_fences();                        // empty: none
+
+  FiberStack::Home home_;
+  unsigned running_warp_ = 0;
+  uint64_t seed_ = 0, random_state_ = 1;
+  void** parameters_ = nullptr;
+
+  unsigned char* arena_ = nullptr;  // [fence][dynamic][fence][variable][fence]...
+  uint32_t arena_used_ = 0, shared_bytes_ = 0, static_bytes_ = 0;
+  std::vector<SharedVariable> variables_;
+};
+
+inline Fiber* current_fiber() { return static_cast<Fiber*>(current); }
+inline Block* current_block() { return static_cast<Block*>(current->block); }
+
+}  // namespace simt

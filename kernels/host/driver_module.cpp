@@ -1,0 +1,131 @@
+// Entry points: modules, functions, launches. The image of a module is ignored: kernels are compiled into the driver
+// and looked up by name.
+#include <string.h>
+
+#include <algorithm>
+
+#include "clock.hpp"
+#include "driver.hpp"
+#include "launch.hpp"
+#include "native.hpp"
+
+using namespace simt;
+
+namespace {
+
+// One launch, with its arguments copied: the caller's are gone when a stream or graph gets to it.
+struct Launch : Operation {
+  const Kernel& kernel;
+  Geometry geometry;
+  std::vector<unsigned char> bytes;
+  std::vector<void*> parameters;
+
+  Launch(const Kernel& k, const Geometry& g, void** from) : kernel(k), geometry(g) {
+    size_t total = 0;
+    for (const Parameter& p : kernel.parameters) total = p.offset + p.size;
+    bytes.resize(total);
+    parameters.reserve(kernel.parameters.size());
+    for (size_t i = 0; i < kernel.parameters.size(); i++) {
+      const Parameter& p = kernel.parameters[i];
+      memcpy(bytes.data() + p.offset, from[i], p.size);
+      parameters.push_back(bytes.data() + p.offset);
+    }
+  }
+
+  Result run(uint64_t& now) override {
+    RETURN_IF_ERROR(check_arguments(kernel, parameters.data()));
+    RETURN_IF_ERROR(execute(kernel, geometry, parameters.data()));
+    if (clock_is_virtual()) now += modelled_kernel_ns(kernel, parameters.data());
+    return CUDA_SUCCESS;
+  }
+};
+
+}  // namespace
+
+// ---- modules and functions ---------------------------------------------------------------------------------------
+
+DRIVER_API cuModuleLoadData(void** module, const void*) {
+  ENTER_DRIVER();
+  *module = new char;
+  return CUDA_SUCCESS;
+}
+DRIVER_API cuModuleLoadDataEx(void** module, const void* image, unsigned, void*, void*) {
+  return cuModuleLoadData(module, image);
+}
+DRIVER_API cuModuleLoadFatBinary(void** module, const void* image) { return cuModuleLoadData(module, image); }
+DRIVER_API cuModuleLoad(void** module, const char*) { return cuModuleLoadData(module, nullptr); }
+
+DRIVER_API cuModuleUnload(void* module) {
+  delete static_cast<char*>(module);
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuModuleGetFunction(Kernel** function, void*, const char* name) {
+  ENTER_DRIVER();
+  *function = find_kernel(name);
+  return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+
+DRIVER_API cuFuncGetParamInfo(const Kernel* kernel, size_t index, size_t* offset, size_t* size) {
+  if (index >= kernel->parameters.size())
+    return error(CUDA_ERROR_INVALID_VALUE, std::string("kernel ") + kernel->name + " has " +
+                                               std::to_string(kernel->parameters.size()) + " parameters");
+  *offset = kernel->parameters[index].offset;
+  if (size) *size = kernel->parameters[index].size;
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuFuncGetName(const char** name, const Kernel* kernel) {
+  *name = kernel->name;
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuFuncGetAttribute(int* value, int attribute, const Kernel* kernel) {
+  switch (attribute) {
+    case 0: *value = 1024; break;                              // MAX_THREADS_PER_BLOCK
+    case 5: case 6: *value = 80; break;                        // PTX_VERSION, BINARY_VERSION
+    case 8: *value = int(kernel->max_dynamic_shared); break;   // MAX_DYNAMIC_SHARED_SIZE_BYTES
+    default: *value = 0;                                       // registers, local and static shared memory: unknown
+  }
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
+  ENTER_DRIVER();
+  if (attribute != 8) return CUDA_SUCCESS;
+  if (value < 0 || unsigned(value) > max_shared_per_block)
+    return error(CUDA_ERROR_INVALID_VALUE, std::to_string(value) + " bytes of dynamic shared memory for kernel " +
+                                               kernel->name + ", but a block can have at most " +
+                                               std::to_string(max_shared_per_block));
+  kernel->max_dynamic_shared = unsigned(value);
+  return CUDA_SUCCESS;
+}
+DRIVER_API cuFuncSetCacheConfig(Kernel*, int) { return CUDA_SUCCESS; }
+
+DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const Kernel*, int threads, size_t shared_bytes) {
+  if (threads <= 0 || threads > 1024) return error(CUDA_ERROR_INVALID_VALUE, "occupancy of an impossible block size");
+  int by_threads = 2048 / threads;
+  int by_shared = shared_bytes ? int(max_shared_per_block / shared_bytes) : 16;
+  *blocks = std::min({16, by_threads, by_shared});
+  return CUDA_SUCCESS;
+}
+DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const Kernel* kernel, int threads,
+                                                               size_t shared_bytes, unsigned) {
+  return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
+}
+
+// ---- launches ----------------------------------------------------------------------------------------------------
+
+DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                          unsigned block_y, unsigned block_z, unsigned shared_bytes, void* handle, void** parameters,
+                          void** extra) {
+  ENTER_DRIVER();
+  Stream* stream = stream_from_handle(handle);
+  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  if (!kernel) return error(CUDA_ERROR_INVALID_HANDLE, "cuLaunchKernel: no function");
+  if (extra || (!parameters && !kernel->parameters.empty()))
+    return error(CUDA_ERROR_INVALID_VALUE, "cuLaunchKernel: arguments are expected in kernelParams");
+  Geometry geometry{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
+  RETURN_IF_ERROR(check_geometry(*kernel, geometry));
+  return submit(stream, std::make_shared<Launch>(*kernel, geometry, parameters));
+}

@@ -1,0 +1,115 @@
+// Stack switching and the sanitizers' fiber protocol.
+#include "fiber.hpp"
+
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#include <utility>
+
+#include "sanitizer.hpp"
+
+#if !defined(__x86_64__)
+#error "the host driver switches stacks on x86-64 only"
+#endif
+
+asm(R"(
+  .text
+  .globl simt_switch_stack
+  .hidden simt_switch_stack
+  .type simt_switch_stack, @function
+simt_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size simt_switch_stack, .-simt_switch_stack
+)");
+
+namespace simt {
+
+constexpr size_t guard_bytes = 4096;
+
+FiberStack::FiberStack(unsigned index, void (*entry)()) : index_(index) {
+  void* map = mmap(nullptr, guard_bytes + fiber_stack_bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (map == MAP_FAILED) __builtin_trap();
+  mprotect(map, guard_bytes, PROT_NONE);
+  base_ = static_cast<char*>(map) + guard_bytes;
+  rewind(entry);
+}
+
+FiberStack::FiberStack(FiberStack&& other) noexcept
+    : base_(std::exchange(other.base_, nullptr)),
+      index_(other.index_),
+      stack_pointer_(other.stack_pointer_),
+      tsan_(std::exchange(other.tsan_, nullptr)) {}
+
+FiberStack::~FiberStack() {
+  if (tsan_) tsan::destroy_fiber(tsan_);
+  if (base_) munmap(base_ - guard_bytes, guard_bytes + fiber_stack_bytes);
+}
+
+void FiberStack::rewind(void (*entry)()) {
+  auto** top = reinterpret_cast<void**>(base_ + fiber_stack_bytes - (index_ * 5 % 61) * 64);
+  *--top = nullptr;  // where a caller would be: keeps the alignment the ABI wants at entry
+  *--top = reinterpret_cast<void*>(entry);
+  for (int callee_saved = 0; callee_saved < 6; callee_saved++) *--top = nullptr;
+  stack_pointer_ = top;
+  // A new identity, so that the race detector sees no order between what ran here before and what comes.
+  if (tsan_) tsan::destroy_fiber(tsan_);
+  tsan_ = tsan::create_fiber();
+}
+
+FiberStack::Home::Home() {
+  tsan = tsan::current_fiber();
+#if defined(__SANITIZE_ADDRESS__)
+  pthread_attr_t attributes;
+  void* address = nullptr;
+  pthread_getattr_np(pthread_self(), &attributes);
+  pthread_attr_getstack(&attributes, &address, &stack_bytes);
+  pthread_attr_destroy(&attributes);
+  stack = address;
+#endif
+}
+
+void FiberStack::resume(Home& home) {
+  tsan::switch_to(tsan_);
+  auto fake = asan::start_switch(base_, fiber_stack_bytes);
+  simt_switch_stack(&home.stack_pointer, stack_pointer_);
+  asan::finish_switch(fake);
+}
+
+void FiberStack::hand_over(FiberStack& next) {
+  tsan::switch_to(next.tsan_);
+  auto fake = asan::start_switch(next.base_, fiber_stack_bytes);
+  simt_switch_stack(&stack_pointer_, next.stack_pointer_);
+  asan::finish_switch(fake);
+}
+
+void FiberStack::suspend(Home& home, bool abandon) {
+  tsan::switch_to(home.tsan);
+  auto fake = asan::start_switch(home.stack, home.stack_bytes, abandon);
+  simt_switch_stack(&stack_pointer_, home.stack_pointer);
+  asan::finish_switch(fake);
+}
+
+void FiberStack::entered() { asan::finish_switch(nullptr); }
+
+bool FiberStack::contains(const void* address) const {
+  auto at = static_cast<const char*>(address);
+  return at >= base_ - guard_bytes && at < base_ + fiber_stack_bytes;
+}
+
+}  // namespace simt

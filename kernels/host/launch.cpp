@@ -1,0 +1,131 @@
+#include "launch.hpp"
+
+#include <atomic>
+#include <mutex>
+
+#include "native.hpp"
+#include "options.hpp"
+#include "pool.hpp"
+
+namespace simt {
+
+// ---- registry: filled by static constructors of the kernel and twin files ----------------------------------------
+
+static Kernel* first_kernel = nullptr;
+static NativeTwin* first_twin = nullptr;
+
+Kernel::Kernel(const char* name_, void (*invoke_)(void**), std::span<const Parameter> parameters_,
+               std::span<const PointerField> pointers_, const char* source_)
+    : name(name_), invoke(invoke_), parameters(parameters_), pointers(pointers_), source(source_), next(first_kernel) {
+  first_kernel = this;
+}
+
+NativeTwin::NativeTwin(const char* name, void (*invoke_)(const NativeLaunch&, void**), std::span<const Parameter> parameters_)
+    : kernel_name(name), invoke(invoke_), parameters(parameters_), next(first_twin) {
+  first_twin = this;
+}
+
+static bool same_parameters(const Kernel& kernel, const NativeTwin& twin) {
+  if (kernel.parameters.size() != twin.parameters.size()) return false;
+  for (size_t i = 0; i < twin.parameters.size(); i++)
+    if (kernel.parameters[i].size != twin.parameters[i].size || kernel.parameters[i].is_integer != twin.parameters[i].is_integer)
+      return false;
+  return true;
+}
+
+Kernel* find_kernel(const char* name) {
+  Kernel* kernel = first_kernel;
+  while (kernel && strcmp(kernel->name, name)) kernel = const_cast<Kernel*>(kernel->next);
+  if (!kernel) {
+    error(CUDA_ERROR_NOT_FOUND, std::string("no kernel is named ") + name);
+    return nullptr;
+  }
+  if (kernel->twin) return kernel;
+  for (const NativeTwin* twin = first_twin; twin; twin = twin->next) {
+    if (strcmp(twin->kernel_name, name)) continue;
+    if (!same_parameters(*kernel, *twin)) {
+      error(CUDA_ERROR_NOT_FOUND, std::string("the native twin's parameters differ from those of kernel ") + name);
+      return nullptr;
+    }
+    kernel->twin = twin;
+  }
+  return kernel;
+}
+
+// ---- checks ------------------------------------------------------------------------------------------------------
+
+Result check_geometry(const Kernel& kernel, const Geometry& g) {
+  auto refuse = [&](const std::string& what) {
+    return error(CUDA_ERROR_INVALID_VALUE, what + " (kernel " + kernel.name + ")");
+  };
+  if (!g.num_blocks()) return refuse("the grid has no blocks");
+  if (g.grid.y > 65535 || g.grid.z > 65535) return refuse("grid.y and grid.z are limited to 65535");
+  if (!g.num_threads()) return refuse("the block has no threads");
+  uint64_t threads = uint64_t(g.block.x) * g.block.y * g.block.z;
+  if (threads > 1024 || g.block.z > 64)
+    return refuse("a block of " + std::to_string(threads) + " threads; at most 1024 are possible");
+  if (g.shared_bytes > kernel.max_dynamic_shared)
+    return refuse(std::to_string(g.shared_bytes) + " bytes of dynamic shared memory, but only " +
+                  std::to_string(kernel.max_dynamic_shared) +
+                  " are allowed: set MAX_DYNAMIC_SHARED_SIZE_BYTES on the function");
+  return CUDA_SUCCESS;
+}
+
+// ---- emulation ---------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Emulation {
+  const Kernel& kernel;
+  const Geometry& geometry;
+  void** parameters;
+  uint64_t seed;
+  uint64_t num_blocks = geometry.num_blocks();
+  std::atomic<bool> failed{false};
+  std::mutex mutex;
+  std::string what;
+
+  void run_blocks(uint32_t begin, uint32_t end) {
+    // One executor per OS thread, kept with its fibers and stacks for the next launch.
+    static thread_local Block executor;
+    executor.prepare(kernel, geometry, seed);
+    for (uint32_t i = begin; i < end && !failed.load(std::memory_order_relaxed); i++) {
+      uint64_t number = seed & 1 ? num_blocks - 1 - i : i;
+      if (!executor.run(number, parameters)) report(executor);
+    }
+  }
+
+  void report(const Block& block) {
+    std::lock_guard lock(mutex);
+    if (failed.exchange(true)) return;
+    auto triple = [](auto v) {
+      return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+    };
+    what = block.error + " (kernel " + kernel.name + ", block " + triple(block.index) + block.failing_thread + ")";
+  }
+};
+
+}  // namespace
+
+Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters) {
+  if (kernel.twin && options().native.load(std::memory_order_relaxed)) {
+    kernel.twin->invoke({geometry.grid, geometry.block, geometry.shared_bytes}, parameters);
+    return CUDA_SUCCESS;
+  }
+  uint64_t num_blocks = geometry.num_blocks();
+  if (num_blocks > UINT32_MAX) return error(CUDA_ERROR_NOT_SUPPORTED, "more than 2^32 blocks");
+  Emulation emulation{kernel, geometry, parameters, options().seed.load(std::memory_order_relaxed)};
+  // Waking workers for a launch this small would take longer than the launch.
+  if (num_blocks * geometry.num_threads() <= 256) {
+    emulation.run_blocks(0, uint32_t(num_blocks));
+  } else {
+    auto range = [](void* context, uint32_t begin, uint32_t end) {
+      static_cast<Emulation*>(context)->run_blocks(begin, end);
+    };
+    parallel_ranges(uint32_t(num_blocks), 1, range, &emulation);
+  }
+  if (emulation.failed) return sticky_error(CUDA_ERROR_LAUNCH_FAILED, emulation.what);
+  return CUDA_SUCCESS;
+}
+
+}  // namespace simt

@@ -1,0 +1,15 @@
+// Running a launch to its end: as the kernel's native twin, or block by block on fibers.
+#pragma once
+#include "block.hpp"
+#include "error.hpp"
+
+namespace simt {
+
+// What a GPU refuses at cuLaunchKernel: sizes and limits.
+Result check_geometry(const Kernel& kernel, const Geometry& geometry);
+
+Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters);
+
+constexpr uint32_t max_shared_per_block = 99 << 10;  // the least of the supported GPUs (sm_89, sm_120)
+
+}  // namespace simt

@@ -1,0 +1,120 @@
+// Shared memory of a block: poisoned before use, fenced on both sides, filled late by cp.async.
+#include <new>
+
+#include "block.hpp"
+#include "sanitizer.hpp"
+
+namespace simt {
+
+constexpr uint32_t fence_bytes = 256;
+constexpr unsigned char fence_pattern = 0xA5, poison = 0xFF;  // 0xFF..: NaN in every float type, -1 as an integer
+constexpr uint32_t arena_bytes = 512 << 10;
+constexpr uint32_t max_static_shared = 48 << 10;
+
+static uint32_t round_up(uint32_t value, uint32_t step) { return (value + step - 1) / step * step; }
+
+// Dynamic memory starts on a 1024-byte boundary, as the strictest consumers (TMA) would find it.
+void Block::lay_out_shared() {
+  if (!arena_) arena_ = static_cast<unsigned char*>(::operator new(arena_bytes, std::align_val_t(1024)));
+  asan::unpoison(arena_, arena_bytes);
+  dynamic_shared = arena_ + 1024;
+}
+
+void Block::fence(uint32_t offset) {
+  if (asan::enabled) asan::poison(arena_ + offset, fence_bytes);
+  else memset(arena_ + offset, fence_pattern, fence_bytes);
+}
+
+void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
+  tsan::Ignore ignore;
+  for (const SharedVariable& v : variables_)
+    if (v.key == key) return arena_ + v.offset;
+  uint32_t size = uint32_t(bytes), offset = round_up(arena_used_, uint32_t(alignment));
+  static_bytes_ += size;
+  if (bytes > max_static_shared || static_bytes_ > max_static_shared)
+    die(std::string("static shared memory exceeds 48 KB at variable `") + key->name + "`");
+  variables_.push_back({key, offset, size});
+  asan::unpoison(arena_ + offset, size);
+  memset(arena_ + offset, poison, size);
+  fence(offset + size);
+  arena_used_ = offset + size + fence_bytes;
+  return arena_ + offset;
+}
+
+void Block::start_shared() {
+  static_bytes_ = 0;
+  uint32_t dynamic_offset = uint32_t(dynamic_shared - arena_);
+  asan::unpoison(dynamic_shared, shared_bytes_);
+  memset(dynamic_shared, poison, shared_bytes_);
+  fence(dynamic_offset - fence_bytes);
+  fence(dynamic_offset + shared_bytes_);
+  arena_used_ = dynamic_offset + shared_bytes_ + fence_bytes;
+}
+
+// The bytes of a fence that were overwritten, as the distance of the first from the fenced variable.
+bool Block::fence_broken(uint32_t offset, bool behind, uint32_t* distance) const {
+  if (asan::enabled) return false;  // reported where it happened
+  for (uint32_t i = 0; i < fence_bytes; i++) {
+    uint32_t at = behind ? i : fence_bytes - 1 - i;
+    if (arena_[offset + at] != fence_pattern) return *distance = i, true;
+  }
+  return false;
+}
+
+std::string Block::broken_fences() {
+  uint32_t dynamic_offset = uint32_t(dynamic_shared - arena_), distance = 0;
+  auto report = [&](const std::string& what, const char* where) {
+    return "write out of bounds of " + what + ", " + std::to_string(distance) + " bytes " + where;
+  };
+  auto dynamic_name = [&] { return "dynamic shared memory (" + std::to_string(shared_bytes_) + " bytes)"; };
+  if (fence_broken(dynamic_offset - fence_bytes, false, &distance)) return report(dynamic_name(), "before its start");
+  if (fence_broken(dynamic_offset + shared_bytes_, true, &distance)) return report(dynamic_name(), "past its end");
+  for (const SharedVariable& v : variables_)
+    if (fence_broken(v.offset + v.bytes, true, &distance))
+      return report(std::string("shared variable `") + v.key->name + "` (" + std::to_string(v.bytes) + " bytes)",
+                    "past its end");
+  return {};
+}
+
+void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
+  return current_block()->shared_variable(key, bytes, alignment);
+}
+
+// ---- cp.async ----------------------------------------------------------------------------------------------------
+
+void async_copy(void* shared, const void* global, int bytes, int valid_bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % bytes || (valid_bytes && reinterpret_cast<uintptr_t>(global) % bytes))
+    fail("cp.async: address is not aligned to the size of the copy");
+  tsan::writes(shared, size_t(bytes));
+  if (valid_bytes) tsan::reads(global, size_t(valid_bytes));
+  tsan::Ignore ignore;
+  memset(shared, poison, size_t(bytes));
+  current_fiber()->copies.push_back({shared, global, bytes, valid_bytes});
+}
+
+void async_copy_commit() {
+  tsan::Ignore ignore;
+  Fiber* self = current_fiber();
+  self->group_ends.push_back(uint32_t(self->copies.size()));
+}
+
+void async_copy_wait(int groups_left) {
+  Fiber* self = current_fiber();
+  if (int(self->group_ends.size()) <= groups_left) return;
+  size_t done = self->group_ends.size() - size_t(groups_left);
+  uint32_t end = self->group_ends[done - 1];
+  for (uint32_t i = 0; i < end; i++) {
+    AsyncCopy& copy = self->copies[i];
+    tsan::writes(copy.shared, size_t(copy.bytes));
+    tsan::Ignore ignore;
+    if (copy.valid_bytes) memcpy(copy.shared, copy.global, size_t(copy.valid_bytes));
+    if (copy.valid_bytes < copy.bytes)
+      memset(static_cast<char*>(copy.shared) + copy.valid_bytes, 0, size_t(copy.bytes - copy.valid_bytes));
+  }
+  tsan::Ignore ignore;
+  self->copies.erase(self->copies.begin(), self->copies.begin() + end);
+  self->group_ends.erase(self->group_ends.begin(), self->group_ends.begin() + long(done));
+  for (uint32_t& group_end : self->group_ends) group_end -= end;
+}
+
+}  // namespace simt
