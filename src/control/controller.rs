@@ -1,0 +1,312 @@
+//! [`Controller`]: one round after another. It decides whether to draft, hands out the round to execute, and learns from what
+//! came of it.
+#![forbid(unsafe_code)]
+
+use super::acceptance::{AcceptanceModel, Label};
+use super::cost::CostModel;
+use super::forecast::{Decision, Forecast};
+use super::gain::GainModel;
+use super::policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
+use super::round::{DraftRound, RoundSequence};
+
+/// Bounds on what the controller may ask of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControllerConfig {
+    /// Children of a node, for policies that do not say (`smart`, `smart-paper`).
+    pub top_k: usize,
+    /// Most drafter passes of a round, for the same policies.
+    pub max_depth: usize,
+    /// Most draft tokens of a sequence verified, at most [`MAX_DRAFT_TOKENS`].
+    pub max_draft_tokens: usize,
+    /// Most rows of one drafter pass, over the batch.
+    pub max_level_rows: usize,
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self { top_k: 10, max_depth: 8, max_draft_tokens: MAX_DRAFT_TOKENS, max_level_rows: usize::MAX }
+    }
+}
+
+/// A sequence as the next round finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceView {
+    /// Names the sequence from round to round.
+    pub id: u64,
+    /// The last committed token, root of the tree.
+    pub root_token: i32,
+    /// Tokens in the target's cache.
+    pub context_len: usize,
+    /// Drawn at a temperature above 0.
+    pub sampled: bool,
+    /// Committed tokens that the drafter has not seen yet, beyond the root; its catch-up pass runs them.
+    pub backlog: usize,
+    /// Draft tokens that could still be emitted in one round (the bonus token comes on top); 0 forbids drafting.
+    pub max_depth: usize,
+}
+
+/// How to run the round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundPlan {
+    /// Sequences that draft; 0 means a plain round: nothing is drafted and the plain decode pass is run.
+    pub drafting: usize,
+    /// Of these, those that draft only to see whether it pays again.
+    pub probing: usize,
+    /// Children per drafted row.
+    pub top_k: usize,
+    /// Predicted tokens per second relative to a plain round, before drafting.
+    pub predicted_speedup: f32,
+}
+
+impl RoundPlan {
+    /// Whether the drafter runs at all.
+    pub fn drafts(&self) -> bool {
+        self.drafting > 0
+    }
+}
+
+/// What the target made of one sequence's tree.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SequenceOutcome<'a> {
+    /// Accepted nodes of the packed tree, root excluded, in path order.
+    pub accepted: &'a [u32],
+    /// The token that the target drew after each node of the packed tree, root first.
+    pub drawn: &'a [i32],
+}
+
+/// Measured times of a round, in microseconds; what was not measured is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PhaseTimes<'a> {
+    /// Drafter passes, in order.
+    pub draft_levels: &'a [f32],
+    /// The target pass with its draws.
+    pub verify: Option<f32>,
+    /// The whole round.
+    pub total: Option<f32>,
+}
+
+/// What came of a round.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RoundReport<'a> {
+    /// Per sequence, in the order of `begin_round`; may be empty after a plain round.
+    pub sequences: &'a [SequenceOutcome<'a>],
+    /// Measured times.
+    pub times: PhaseTimes<'a>,
+}
+
+/// Predicted times of a round, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PredictedTimes {
+    /// All drafter passes.
+    pub draft: f32,
+    /// The target pass.
+    pub verify: f32,
+    /// The whole round.
+    pub total: f32,
+}
+
+/// The tree controller of one engine.
+#[derive(Debug)]
+pub struct Controller {
+    policy: Policy,
+    config: ControllerConfig,
+    cost: CostModel,
+    acceptance: AcceptanceModel,
+    gains: GainModel,
+    forecast: Forecast,
+    round: DraftRound,
+    /// The batch of the present round.
+    views: Vec<SequenceView>,
+    ids: Vec<u64>,
+    decision: Decision,
+    labels: Vec<Label>,
+}
+
+impl Controller {
+    /// A controller for `policy`.
+    pub fn new(policy: Policy, config: ControllerConfig, cost: CostModel) -> Self {
+        let config = ControllerConfig {
+            top_k: config.top_k.clamp(1, MAX_TOP_K),
+            max_draft_tokens: config.max_draft_tokens.clamp(1, MAX_DRAFT_TOKENS),
+            ..config
+        };
+        let plan = policy.plan(config.top_k, config.max_depth, config.max_draft_tokens, &cost);
+        Self {
+            policy,
+            config,
+            cost,
+            acceptance: AcceptanceModel::new(),
+            gains: GainModel::default(),
+            forecast: Forecast::default(),
+            round: DraftRound::new(plan),
+            views: Vec::new(),
+            ids: Vec::new(),
+            decision: Decision::default(),
+            labels: Vec::new(),
+        }
+    }
+
+    /// Starts a round for `sequences` (at most 65535) and decides, before anything is drafted, which of them draft.
+    pub fn begin_round(&mut self, sequences: &[SequenceView]) -> RoundPlan {
+        let plan = self.round.plan();
+        self.views.clear();
+        self.views.extend_from_slice(sequences);
+        self.ids.clear();
+        self.ids.extend(sequences.iter().map(|view| view.id));
+
+        let round = &mut self.round;
+        round.sequences.clear();
+        round.sequences.extend(sequences.iter().map(|view| RoundSequence {
+            root_token: view.root_token,
+            drafts: plan.max_levels > 0 && view.max_depth > 0,
+            max_depth: view.max_depth,
+            calibration: self.acceptance.calibration(view.sampled).clone(),
+            odds: self.acceptance.odds(view.id),
+            catch_up_rows: view.backlog + 1,
+        }));
+        let batch = sequences.len();
+        let backlog: usize = sequences.iter().map(|view| view.backlog).sum();
+        let contexts = sequences.iter().map(|view| view.context_len);
+        let most_tokens = batch * (1 + plan.max_draft_tokens);
+        round.tables.freeze(&self.cost, contexts, most_tokens, most_tokens + backlog);
+        round.gains.clone_from(self.gains.table());
+        self.decision = if self.policy == Policy::Smart {
+            self.forecast.decide(&self.ids, round)
+        } else {
+            let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();
+            Decision { drafting, probing: 0, speedup: 1.0 }
+        };
+        round.begin(plan, self.config.max_level_rows);
+        RoundPlan {
+            drafting: self.decision.drafting,
+            probing: self.decision.probing,
+            top_k: plan.top_k,
+            predicted_speedup: self.decision.speedup,
+        }
+    }
+
+    /// The round to execute: draft it level by level, then select.
+    pub fn round_mut(&mut self) -> &mut DraftRound {
+        &mut self.round
+    }
+
+    /// The round as it stands, for traces.
+    pub fn round(&self) -> &DraftRound {
+        &self.round
+    }
+
+    /// Learns from the round that `begin_round` started; call it once, before the next round begins.
+    pub fn observe(&mut self, report: &RoundReport<'_>) {
+        self.learn_costs(&report.times);
+        let predicted_ns = self.round.selection().ns as f64;
+        let total_ns = report.times.total.map_or(predicted_ns, |us| f64::from(us) * 1000.0);
+        self.forecast.observe(&self.ids, &self.round, total_ns);
+        if self.decision.drafting == 0 {
+            return;
+        }
+        self.learn_acceptance(report);
+        let batch = self.round.batch();
+        self.gains.observe(self.round.pools(), self.round.levels(), self.round.selection());
+        debug_assert_eq!(batch, self.views.len());
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// The cost model, to save or to show.
+    pub fn cost(&self) -> &CostModel {
+        &self.cost
+    }
+
+    /// The acceptance model.
+    pub fn acceptance(&self) -> &AcceptanceModel {
+        &self.acceptance
+    }
+
+    /// The batch of the present round.
+    pub fn views(&self) -> &[SequenceView] {
+        &self.views
+    }
+
+    /// Share of all time that was spent on probes.
+    pub fn probe_share(&self) -> f64 {
+        self.forecast.probe_share()
+    }
+
+    /// Predicted times of the present round.
+    pub fn predicted(&self) -> PredictedTimes {
+        let tables = &self.round.tables;
+        if self.decision.drafting == 0 {
+            let total = tables.plain_ns as f32 / 1000.0;
+            return PredictedTimes { draft: 0.0, verify: total, total };
+        }
+        let total = self.round.selection().ns;
+        let draft: u64 = self.round.levels().iter().map(|level| level.ns).sum();
+        let verify = total.saturating_sub(draft + tables.overhead_ns);
+        PredictedTimes {
+            draft: draft as f32 / 1000.0,
+            verify: verify as f32 / 1000.0,
+            total: total as f32 / 1000.0,
+        }
+    }
+
+    fn learn_costs(&mut self, times: &PhaseTimes<'_>) {
+        let predicted = self.predicted();
+        let contexts = self.views.iter().map(|view| view.context_len);
+        let total_context: usize = contexts.clone().sum();
+        if let Some(total) = times.total {
+            self.cost.observe_prediction(f64::from(predicted.total), f64::from(total));
+        }
+        let verify = times.verify.map(f64::from);
+        if self.decision.drafting == 0 {
+            if let Some(us) = verify.or(times.total.map(f64::from)) {
+                self.cost.observe_plain(self.views.len(), total_context, us);
+            }
+            if let (Some(total), Some(verify)) = (times.total, verify) {
+                self.cost.observe_overhead(true, f64::from(total) - verify);
+            }
+            return;
+        }
+        if let Some(us) = verify {
+            let nodes = self.round.selected().iter().map(|selected| selected.tree.num_nodes());
+            let tokens = nodes.clone().sum();
+            self.cost.observe_verify(tokens, nodes.zip(contexts), us);
+        }
+        let drafting_context: usize = self
+            .views
+            .iter()
+            .zip(&self.round.sequences)
+            .filter(|(_, sequence)| sequence.drafts)
+            .map(|(view, _)| view.context_len)
+            .sum();
+        for (level, &us) in self.round.levels().iter().zip(times.draft_levels) {
+            self.cost.observe_draft(level.rows, drafting_context, f64::from(us));
+        }
+        let drafted_fully = times.draft_levels.len() == self.round.levels().len();
+        if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
+            let draft: f32 = times.draft_levels.iter().sum();
+            self.cost.observe_overhead(false, f64::from(total - draft) - verify);
+        }
+    }
+
+    /// Labels every drafted child of the root and of each accepted node.
+    fn learn_acceptance(&mut self, report: &RoundReport<'_>) {
+        for (sequence, (outcome, view)) in report.sequences.iter().zip(&self.views).enumerate() {
+            let Some(selected) = self.round.selected().get(sequence) else { break };
+            let pool = self.round.pool(sequence);
+            self.labels.clear();
+            for &packed in std::iter::once(&0).chain(outcome.accepted) {
+                let node = selected.pool_nodes.get(packed as usize);
+                if let (Some(&node), Some(&drawn)) = (node, outcome.drawn.get(packed as usize)) {
+                    self.labels.extend(pool.labels(node as usize, drawn));
+                }
+            }
+            if !self.labels.is_empty() {
+                self.acceptance.observe(view.id, view.sampled, &self.labels);
+            }
+        }
+        self.acceptance.refit();
+    }
+}

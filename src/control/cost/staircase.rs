@@ -1,0 +1,171 @@
+//! [`Staircase`]: time as a function of the number of rows in a pass, learned from a sweep and corrected by real rounds.
+//!
+//! Kernels work on tiles of rows, so time is flat over a *tread* of rows and jumps at its edge: every row count is read at
+//! the upper edge of its tread. Between measured counts time is interpolated; it never decreases.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// Largest step of one correction, as a factor: a single stalled round must not rewrite the table.
+const MAX_STEP: f64 = 3.0;
+/// Weight that one direct measurement adds to its knots, and what is left of old weights after it.
+const WEIGHT: f64 = 1.0;
+const FORGETTING: f64 = 0.98;
+/// New counts become knots of their own when no knot lies within this factor.
+const KNOT_SPACING: f64 = 1.2;
+const MAX_KNOTS: usize = 96;
+
+/// A measured count of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Knot {
+    /// Rows, a multiple of the tread.
+    rows: usize,
+    /// Time as measured and corrected, not yet monotone.
+    us: f64,
+    /// Direct measurements behind `us`, fading.
+    weight: f64,
+    /// The monotone fit that is read.
+    fitted: f64,
+}
+
+/// Monotone time per pass, in microseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Staircase {
+    /// Rows that cost the same.
+    tread: usize,
+    /// Ascending in `rows`; never empty.
+    knots: Vec<Knot>,
+    /// Log errors of the latest observations, to tell a trend from an outlier.
+    recent: [f64; 3],
+}
+
+impl Staircase {
+    /// A staircase through `points` (rows, us); several points of one tread are reduced to their median.
+    /// `points` must not be empty, times must be positive and finite.
+    pub fn new(tread: usize, points: &[(usize, f64)]) -> Self {
+        let tread = tread.max(1);
+        let mut points: Vec<_> = points.iter().map(|&(rows, us)| (round_up(rows, tread), us)).collect();
+        points.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let knots = points
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|group| {
+                let us = group[group.len() / 2].1;
+                Knot { rows: group[0].0, us, weight: WEIGHT, fitted: us }
+            })
+            .collect();
+        let mut stairs = Self { tread, knots, recent: [0.0; 3] };
+        stairs.refit();
+        stairs
+    }
+
+    /// Rows that cost the same.
+    pub fn tread(&self) -> usize {
+        self.tread
+    }
+
+    /// Time of a pass of `rows` rows.
+    pub fn at(&self, rows: usize) -> f64 {
+        let rows = round_up(rows, self.tread);
+        let after = self.knots.partition_point(|knot| knot.rows < rows);
+        match (after.checked_sub(1).map(|before| self.knots[before]), self.knots.get(after)) {
+            (None, Some(first)) => first.fitted,
+            (Some(low), Some(high)) => {
+                let share = (rows - low.rows) as f64 / (high.rows - low.rows) as f64;
+                low.fitted + share * (high.fitted - low.fitted)
+            }
+            (Some(last), None) => last.fitted + self.tail_slope() * (rows - last.rows) as f64,
+            (None, None) => unreachable!("a staircase has at least one knot"),
+        }
+    }
+
+    /// Corrects the staircase by a measured pass; near counts move along, less so the better they are known themselves.
+    pub fn observe(&mut self, rows: usize, us: f64) {
+        if !(us.is_finite() && us > 0.0) {
+            return;
+        }
+        let rows = round_up(rows, self.tread);
+        self.ensure_knot(rows);
+        let error = (us / self.at(rows)).ln().clamp(-MAX_STEP.ln(), MAX_STEP.ln());
+        self.recent.rotate_left(1);
+        self.recent[2] = error;
+        // The middle of the last three errors is the trend; one round's excess over it is taken for an accident.
+        let mut sorted = self.recent;
+        sorted.sort_by(f64::total_cmp);
+        let error = error.clamp(sorted[1] - 0.1, sorted[1] + 0.1);
+        let rate = 0.1 + 0.4 * error.abs().min(1.0);
+
+        for knot in &mut self.knots {
+            let distance = (knot.rows as f64 / rows as f64).ln().abs();
+            let nearness = (-1.5 * distance).exp();
+            let direct = nearness > 1.0 / KNOT_SPACING;
+            let share = if direct { nearness } else { nearness / (1.0 + knot.weight) };
+            knot.us *= (rate * share * error).exp();
+            knot.weight = knot.weight * FORGETTING + if direct { WEIGHT * nearness } else { 0.0 };
+        }
+        self.refit();
+    }
+
+    /// Whether every number is usable; false for a damaged file.
+    pub fn is_sound(&self) -> bool {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        self.tread >= 1
+            && !self.knots.is_empty()
+            && self.knots.iter().all(|knot| {
+                positive(knot.us) && positive(knot.fitted) && knot.weight.is_finite() && knot.weight >= 0.0
+            })
+            && self.knots.is_sorted_by(|a, b| a.rows < b.rows && a.fitted <= b.fitted)
+            && self.knots[0].rows >= 1
+            && self.recent.iter().all(|x| x.is_finite())
+    }
+
+    /// Extrapolation beyond the last knot: the mean slope since half its rows.
+    fn tail_slope(&self) -> f64 {
+        let last = self.knots[self.knots.len() - 1];
+        let middle = self.knots
+            [self.knots.partition_point(|knot| 2 * knot.rows < last.rows).min(self.knots.len() - 1)];
+        let base =
+            if middle.rows < last.rows { middle } else { self.knots[self.knots.len().saturating_sub(2)] };
+        if base.rows < last.rows { (last.fitted - base.fitted) / (last.rows - base.rows) as f64 } else { 0.0 }
+    }
+
+    fn ensure_knot(&mut self, rows: usize) {
+        let at = self.knots.partition_point(|knot| knot.rows < rows);
+        let near = |knot: Option<&Knot>| {
+            knot.is_some_and(|knot| {
+                let (low, high) = (knot.rows.min(rows) as f64, knot.rows.max(rows) as f64);
+                high / low <= KNOT_SPACING
+            })
+        };
+        let neighbour_is_near =
+            near(self.knots.get(at)) || near(at.checked_sub(1).and_then(|i| self.knots.get(i)));
+        if !neighbour_is_near && self.knots.len() < MAX_KNOTS {
+            let us = self.at(rows);
+            self.knots.insert(at, Knot { rows, us, weight: 0.0, fitted: us });
+        }
+    }
+
+    /// Pool-adjacent-violators: the closest non-decreasing curve, weighted by what is known.
+    fn refit(&mut self) {
+        let mut blocks: Vec<(f64, f64, usize)> = Vec::with_capacity(self.knots.len());
+        for knot in &self.knots {
+            let mut block = (knot.us, knot.weight + 0.1, 1);
+            while let Some(&(us, weight, len)) = blocks.last() {
+                if us <= block.0 {
+                    break;
+                }
+                let total = weight + block.1;
+                block = ((us * weight + block.0 * block.1) / total, total, len + block.2);
+                blocks.pop();
+            }
+            blocks.push(block);
+        }
+        let values = blocks.iter().flat_map(|&(us, _, len)| std::iter::repeat_n(us, len));
+        for (knot, value) in self.knots.iter_mut().zip(values) {
+            knot.fitted = value;
+        }
+    }
+}
+
+fn round_up(rows: usize, tread: usize) -> usize {
+    rows.max(1).next_multiple_of(tread)
+}

@@ -1,0 +1,243 @@
+//! [`Forecast`]: whether to draft at all, decided before anything is spent, and when to look again.
+//!
+//! For each sequence it keeps what its recent drafted rounds were expected to bring (kept path probability, verified nodes), and
+//! for the batch how wide its levels were. From these it predicts the speed of drafting for the best `w` sequences and
+//! compares it with the plain round. Sequences left out are probed with exponential back-off, out of a budget that is a fixed
+//! share of all time served, so that a hopeless text costs no more than that.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use super::cost::CostTables;
+use super::round::DraftRound;
+use super::scan::{self, Candidate, sort_candidates};
+
+/// Share of all time that probes may cost.
+const PROBE_SHARE: f64 = 0.005;
+/// Rounds between probes of a sequence: at first, and at most.
+const FIRST_PROBE: u64 = 8;
+const LAST_PROBE: u64 = 1024;
+/// Weight of the newest round.
+const RATE: f64 = 0.25;
+/// What an unknown sequence is expected to bring when nothing is known at all.
+const PRIOR_MASS: f64 = 2.0;
+const PRIOR_NODES: f64 = 8.0;
+/// Gain that drafting must promise over the plain round.
+const MARGIN: f64 = 1.003;
+const MAX_SEQUENCES: usize = 4096;
+
+/// Expectations of one sequence.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    /// Expected accepted tokens of a drafted round.
+    mass: f64,
+    /// Verified draft tokens.
+    nodes: f64,
+    /// Drafted rounds so far.
+    rounds: u64,
+    last_drafted: u64,
+    last_seen: u64,
+    /// Rounds until the next probe once left out.
+    interval: u64,
+}
+
+/// Who drafts, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Decision {
+    /// Sequences that draft.
+    pub drafting: usize,
+    /// Of these, those that draft only to look again.
+    pub probing: usize,
+    /// Predicted speed of the round relative to a plain one.
+    pub speedup: f32,
+}
+
+/// The on/off decision.
+#[derive(Clone, Debug, Default)]
+pub struct Forecast {
+    sequences: HashMap<u64, Record>,
+    /// Rows of each level after the first per drafting sequence, fading; 0 where the level was not run.
+    level_rows: Vec<f64>,
+    /// Mean expectations of all sequences, for new ones.
+    typical: Option<(f64, f64)>,
+    round: u64,
+    served_ns: f64,
+    probed_ns: f64,
+    order: Vec<Candidate>,
+    scratch: Vec<Candidate>,
+}
+
+impl Forecast {
+    /// Decides who drafts: sets `drafts` of the round's sequences. `ids` names them.
+    pub(super) fn decide(&mut self, ids: &[u64], round: &mut DraftRound) -> Decision {
+        self.round += 1;
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        for (sequence, id) in ids.iter().enumerate() {
+            let state = &mut round.sequences[sequence];
+            state.drafts = false;
+            let record = self.record(*id);
+            if state.max_depth > 0 {
+                order.push(Candidate::new(record.mass as f32, sequence, 0));
+            }
+        }
+        sort_candidates(&mut order, &mut self.scratch);
+
+        let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
+        let mut best = (plain_rate * MARGIN, 0);
+        let mut expected = ids.len() as f64;
+        let (mut tokens, mut rows, mut attention_ns) = (ids.len() as f64, 0, 0);
+        for (i, candidate) in order.iter().enumerate() {
+            let sequence = candidate.sequence();
+            let record = self.sequences[&ids[sequence]];
+            expected += record.mass;
+            tokens += record.nodes;
+            rows += round.sequences[sequence].catch_up_rows.max(1);
+            attention_ns += round.tables.draft_attention_ns[sequence]
+                + (record.nodes / round.tables.tile_nodes as f64) as u64 * round.tables.tile_ns[sequence];
+            let ns = round_ns(&round.tables, &self.level_rows, i + 1, rows, tokens, attention_ns);
+            let rate = expected * scan::ONE as f64 / ns as f64;
+            if rate > best.0 {
+                best = (rate, i + 1);
+            }
+        }
+        for candidate in &order[..best.1] {
+            round.sequences[candidate.sequence()].drafts = true;
+            if let Some(record) = self.sequences.get_mut(&ids[candidate.sequence()]) {
+                record.interval = FIRST_PROBE;
+            }
+        }
+        let probing = self.probe(ids, &order[best.1..], best.1, round);
+        self.order = order;
+        let speedup = if best.1 == 0 { 1.0 } else { (best.0 / plain_rate) as f32 };
+        Decision { drafting: best.1 + probing, probing, speedup }
+    }
+
+    /// Learns from a selected round: expectations, not outcomes, which are far noisier and reach here through calibration.
+    pub(super) fn observe(&mut self, ids: &[u64], round: &DraftRound, total_ns: f64) {
+        self.served_ns += total_ns;
+        let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();
+        if drafting == 0 {
+            return;
+        }
+        let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);
+        for (sequence, id) in ids.iter().enumerate().filter(|&(sequence, _)| round.sequences[sequence].drafts)
+        {
+            let verified = round.pool(sequence).nodes()[1..].iter().filter(|node| node.verified);
+            let (mass, nodes) =
+                verified.fold((0.0, 0.0), |sum, node| (sum.0 + f64::from(node.path_prob), sum.1 + 1.0));
+            mass_sum += mass;
+            nodes_sum += nodes;
+            let now = self.round;
+            let record = self.record(*id);
+            let stale = now.saturating_sub(record.last_drafted) as f64;
+            let rate = (1.0 / (record.rounds as f64 + 1.0)).max(RATE).max((stale / 32.0).min(0.8));
+            record.mass += rate * (mass - record.mass);
+            record.nodes += rate * (nodes - record.nodes);
+            record.rounds += 1;
+            record.last_drafted = now;
+        }
+        let mean = (mass_sum / drafting as f64, nodes_sum / drafting as f64);
+        self.typical = Some(match self.typical {
+            None => mean,
+            Some(old) => (old.0 + 0.1 * (mean.0 - old.0), old.1 + 0.1 * (mean.1 - old.1)),
+        });
+        let levels = round.levels();
+        if self.level_rows.len() + 1 < levels.len() {
+            self.level_rows.resize(levels.len() - 1, 0.0);
+        }
+        for (i, rows) in self.level_rows.iter_mut().enumerate() {
+            let run = levels.get(i + 1).map_or(0.0, |level| level.rows as f64 / drafting as f64);
+            *rows += RATE * (run - *rows);
+        }
+    }
+
+    /// Time spent on probes as a share of all time served.
+    pub fn probe_share(&self) -> f64 {
+        if self.served_ns > 0.0 { self.probed_ns / self.served_ns } else { 0.0 }
+    }
+
+    /// Lets sequences that were left out draft once in a while, as far as the budget goes.
+    fn probe(
+        &mut self,
+        ids: &[u64],
+        left_out: &[Candidate],
+        drafting: usize,
+        round: &mut DraftRound,
+    ) -> usize {
+        let tables = &round.tables;
+        let mut rows = 0;
+        let mut cost_ns = 0;
+        let mut due = 0;
+        for candidate in left_out {
+            let record = self.sequences[&ids[candidate.sequence()]];
+            if self.round.saturating_sub(record.last_drafted) < record.interval {
+                continue;
+            }
+            rows += round.sequences[candidate.sequence()].catch_up_rows.max(1);
+            let overhead_ns = if drafting == 0 { tables.overhead_ns } else { 0 };
+            let pass_ns = tables.draft_linear_ns(drafting + rows)
+                - if drafting == 0 { 0 } else { tables.draft_linear_ns(drafting) };
+            cost_ns = overhead_ns + pass_ns + tables.draft_attention_ns[candidate.sequence()];
+            due += 1;
+        }
+        if due == 0 || self.probed_ns + cost_ns as f64 > PROBE_SHARE * self.served_ns {
+            return 0;
+        }
+        self.probed_ns += cost_ns as f64;
+        for candidate in left_out {
+            let now = self.round;
+            let Some(record) = self.sequences.get_mut(&ids[candidate.sequence()]) else { continue };
+            if now.saturating_sub(record.last_drafted) >= record.interval {
+                record.interval = (2 * record.interval).min(LAST_PROBE);
+                round.sequences[candidate.sequence()].drafts = true;
+            }
+        }
+        due
+    }
+
+    fn record(&mut self, id: u64) -> &mut Record {
+        let (mass, nodes) = self.typical.unwrap_or((PRIOR_MASS, PRIOR_NODES));
+        let round = self.round;
+        if self.sequences.len() > MAX_SEQUENCES {
+            let horizon = round.saturating_sub(LAST_PROBE);
+            self.sequences.retain(|_, record| record.last_seen >= horizon);
+        }
+        let record = self.sequences.entry(id).or_insert(Record {
+            mass,
+            nodes,
+            rounds: 0,
+            last_drafted: round,
+            last_seen: round,
+            interval: FIRST_PROBE,
+        });
+        record.last_seen = round;
+        record
+    }
+}
+
+/// Predicted time of a round in which `drafting` sequences draft.
+fn round_ns(
+    tables: &CostTables,
+    level_rows: &[f64],
+    drafting: usize,
+    rows: usize,
+    tokens: f64,
+    attention_ns: u64,
+) -> u64 {
+    let levels: u64 = level_rows
+        .iter()
+        .map(|&rows| {
+            // A level run in only some rounds costs its narrowest pass that often.
+            let width = rows * drafting as f64;
+            let share = width.min(1.0);
+            (share * tables.draft_linear_ns(width.ceil() as usize) as f64) as u64
+        })
+        .sum();
+    tables.overhead_ns
+        + tables.draft_linear_ns(rows)
+        + levels
+        + tables.verify_linear_ns(tokens.round() as usize)
+        + tables.attention_ns
+        + attention_ns
+}

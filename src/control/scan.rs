@@ -1,0 +1,194 @@
+//! The scan: which prefix of a list of nodes, likeliest first, gives the most tokens per second.
+//!
+//! Expanding an item raises `A / t` iff its marginal ratio exceeds the present `A / t`. Where time is a staircase single nodes
+//! cost nothing or a whole step, so the rule is applied to *runs* of nodes up to the next edge, and the best set of runs is the
+//! prefix with the largest `A / t`. Probabilities are f32; their sums are fixed-point and times whole nanoseconds, so that
+//! sums do not depend on their order; ratios are single f64 divisions; ties go to the shorter prefix. Hence the same bits
+//! from a sequential and from a parallel executor.
+#![forbid(unsafe_code)]
+
+use super::cost::CostTables;
+
+/// Fixed-point one: sums of probabilities are counted in units of 2^-32.
+pub const ONE: u64 = 1 << 32;
+
+/// A node offered to a scan: its order key above, sequence and node below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate(u64);
+
+impl Candidate {
+    /// A node of `sequence` worth `value` (not negative; NaN counts as 0).
+    pub fn new(value: f32, sequence: usize, node: usize) -> Self {
+        debug_assert!(sequence < 1 << 16 && node < 1 << 16);
+        let bits = if value > 0.0 { value.to_bits() } else { 0 };
+        // Descending by value: positive floats order as their bits do.
+        Self(u64::from(u32::MAX - bits) << 32 | (sequence as u64) << 16 | node as u64)
+    }
+
+    /// A node ranked by cumulative log-probability (at most 0; NaN is no one's choice), not by value.
+    pub fn by_logp(path_logp: f32, sequence: usize, node: usize) -> Self {
+        let bits = if path_logp.is_nan() { u32::MAX } else { (0.0 - path_logp).max(0.0).to_bits() };
+        Self(u64::from(bits) << 32 | (sequence as u64) << 16 | node as u64)
+    }
+
+    /// Its value.
+    pub fn value(self) -> f32 {
+        f32::from_bits(u32::MAX - (self.0 >> 32) as u32)
+    }
+
+    /// Its sequence.
+    pub fn sequence(self) -> usize {
+        (self.0 >> 16 & 0xffff) as usize
+    }
+
+    /// Its node.
+    pub fn node(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+}
+
+/// `value` in fixed point.
+pub fn fixed(value: f32) -> u64 {
+    (value * ONE as f32) as u64
+}
+
+/// Expected tokens per nanosecond.
+pub fn rate(expected: u64, ns: u64) -> f64 {
+    expected as f64 / ns as f64
+}
+
+/// Sorts by descending value, ties to the smaller sequence, then the smaller node. `scratch` is reused.
+pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candidate>) {
+    const RADIX_FROM: usize = 512;
+    const BITS: usize = 11;
+    if candidates.len() < RADIX_FROM {
+        candidates.sort_unstable();
+        return;
+    }
+    scratch.clear();
+    scratch.resize(candidates.len(), Candidate(0));
+    let mut counts = [[0u32; 1 << BITS]; 3];
+    for candidate in candidates.iter() {
+        for (pass, counts) in counts.iter_mut().enumerate() {
+            counts[digit(*candidate, pass * BITS)] += 1;
+        }
+    }
+    for (pass, counts) in counts.iter_mut().enumerate() {
+        let mut sum = 0;
+        for count in counts.iter_mut() {
+            sum += std::mem::replace(count, sum);
+        }
+        for candidate in candidates.iter() {
+            let place = &mut counts[digit(*candidate, pass * BITS)];
+            scratch[*place as usize] = *candidate;
+            *place += 1;
+        }
+        std::mem::swap(candidates, scratch);
+    }
+
+    fn digit(candidate: Candidate, shift: usize) -> usize {
+        (candidate.0 >> (32 + shift)) as usize & ((1 << BITS) - 1)
+    }
+}
+
+/// What a verification scan found.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Selection {
+    /// Length of the prefix of candidates that was scanned to reach the best one; those over a sequence's cap count too.
+    pub prefix: usize,
+    /// Expected tokens, fixed point, the bonus tokens included.
+    pub expected: u64,
+    /// Target rows, roots included.
+    pub tokens: usize,
+    /// Whole time of the round.
+    pub ns: u64,
+    /// Price of a place in the pass: the value of the last node that has one, 0 if every candidate has.
+    pub price: f32,
+}
+
+impl Selection {
+    /// Expected tokens per nanosecond.
+    pub fn rate(&self) -> f64 {
+        rate(self.expected, self.ns)
+    }
+}
+
+/// The union scan: `argmax_j (B + cumP(j)) / (t_sunk + t_verify(top j))` over `candidates`, sorted, of all sequences.
+/// `nodes` is scratch (nodes per sequence); a sequence takes at most `cap` draft tokens.
+pub fn scan_verification(
+    candidates: &[Candidate],
+    tables: &CostTables,
+    sunk_ns: u64,
+    cap: usize,
+    nodes: &mut Vec<u32>,
+) -> Selection {
+    let batch = tables.tile_ns.len();
+    nodes.clear();
+    nodes.resize(batch, 1);
+    let mut tokens = batch;
+    let mut expected = batch as u64 * ONE;
+    let mut attention_ns = sunk_ns + tables.attention_ns;
+    let mut best = Selection {
+        prefix: 0,
+        expected,
+        tokens,
+        ns: attention_ns + tables.verify_linear_ns(tokens),
+        price: 0.0,
+    };
+    let mut best_rate = best.rate();
+    for (i, candidate) in candidates.iter().enumerate() {
+        let sequence = candidate.sequence();
+        let held = nodes[sequence];
+        if held as usize > cap {
+            continue;
+        }
+        nodes[sequence] = held + 1;
+        if (held as usize).is_multiple_of(tables.tile_nodes) {
+            attention_ns += tables.tile_ns[sequence];
+        }
+        tokens += 1;
+        expected += fixed(candidate.value());
+        let ns = attention_ns + tables.verify_linear_ns(tokens);
+        let rate = rate(expected, ns);
+        if rate > best_rate {
+            best_rate = rate;
+            best = Selection { prefix: i + 1, expected, tokens, ns, price: candidate.value() };
+        }
+    }
+    if best.prefix == candidates.len() {
+        best.price = 0.0;
+    }
+    best
+}
+
+/// The width scan: the `w` for which running the best `w` of `candidates` (sorted by expected gain) through the drafter
+/// maximises predicted tokens per second, from `current` on; 0 if none beats it.
+/// `seen` is scratch (sequences already paying their drafter attention).
+pub fn scan_width(
+    candidates: &[Candidate],
+    tables: &CostTables,
+    current: &Selection,
+    max_rows: usize,
+    seen: &mut Vec<u32>,
+) -> usize {
+    seen.clear();
+    seen.resize(tables.tile_ns.len(), 0);
+    let mut best_rate = current.rate();
+    let mut best = 0;
+    let mut expected = current.expected;
+    let mut attention_ns = 0;
+    for (i, candidate) in candidates.iter().take(max_rows).enumerate() {
+        let sequence = candidate.sequence();
+        if std::mem::replace(&mut seen[sequence], 1) == 0 {
+            attention_ns += tables.draft_attention_ns[sequence];
+        }
+        expected += fixed(candidate.value());
+        let ns = current.ns + attention_ns + tables.draft_linear_ns(i + 1);
+        let rate = rate(expected, ns);
+        if rate > best_rate {
+            best_rate = rate;
+            best = i + 1;
+        }
+    }
+    best
+}

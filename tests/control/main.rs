@@ -1,0 +1,4 @@
+//! The controller from outside: executor, scans, models, and whole simulated runs.
+
+mod common;
+mod executor;
