@@ -1,0 +1,467 @@
+//! The command line: what was typed ([`LowArgs`]) and what it means ([`Command`], validated).
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use smart_run::config::FloatType;
+use smart_run::device::DeviceChoice;
+
+/// What the user asks for.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// Nothing in particular: show the demo pair at work.
+    Demo,
+    /// Complete one prompt.
+    Generate(GenerateArgs),
+}
+
+/// A request to complete one prompt; every value is within its range.
+#[derive(Debug, PartialEq)]
+pub struct GenerateArgs {
+    /// The target's folder; `None` is the demo pair.
+    pub model: Option<PathBuf>,
+    /// The drafter's folder; `None` is the demo pair's drafter with the demo pair, else no drafter.
+    pub draft: Option<PathBuf>,
+    /// What to complete.
+    pub prompt: Prompt,
+    /// Tokens generated at most, from 1.
+    pub max_new_tokens: usize,
+    /// How the next token is drawn.
+    pub sampling: SamplingArgs,
+    /// Whether to go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// How trees are grown; `None` is `smart` with a drafter and `plain` without.
+    pub policy: Option<String>,
+    /// Type to run in; `None` is the one that the weights are stored in.
+    pub dtype: Option<FloatType>,
+    /// Where to run.
+    pub device: DeviceChoice,
+    /// What to print.
+    pub format: OutputFormat,
+    /// File to write a JSON line a round to.
+    pub trace: Option<PathBuf>,
+}
+
+impl GenerateArgs {
+    /// Whether there is a drafter to speculate with.
+    pub fn has_drafter(&self) -> bool {
+        self.draft.is_some() || self.model.is_none()
+    }
+}
+
+/// What to complete.
+#[derive(Debug, PartialEq)]
+pub enum Prompt {
+    /// Text, not empty.
+    Text(String),
+    /// A file of text.
+    File(PathBuf),
+    /// Token ids, at least one, taken as they are.
+    Ids(Vec<i32>),
+}
+
+/// How the next token is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingArgs {
+    /// Finite, 0 or more; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Above 0, up to 1; 1 keeps every token.
+    pub top_p: f32,
+    /// Likeliest tokens that are kept, from 1; `None` keeps all.
+    pub top_k: Option<u32>,
+    /// From 0 to 1; 0 keeps every token.
+    pub min_p: f32,
+    /// Decides every draw.
+    pub seed: u64,
+}
+
+/// What `generate` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// The completion, as it is generated.
+    Text,
+    /// One JSON object with tokens, text and statistics, at the end.
+    Json,
+}
+
+/// Why there is no command to run.
+#[derive(Debug, PartialEq)]
+pub enum Stop {
+    /// `--help` or `--version`: the text to print.
+    Answer(String),
+    /// The command line is wrong: one sentence that names the flag.
+    Usage(String),
+}
+
+/// Reads a command line, program name first.
+pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop> {
+    let matches = LowArgs::command().try_get_matches_from(typed).map_err(stop)?;
+    match LowArgs::from_arg_matches(&matches).map_err(stop)?.command {
+        None => Ok(Command::Demo),
+        Some(LowCommand::Generate(typed)) => generate(typed).map(Command::Generate).map_err(Stop::Usage),
+    }
+}
+
+/// Tree speculative decoding whose draft trees always pay.
+///
+/// Without a command: the demo, a small model and its drafter that this program carries.
+#[derive(Parser)]
+#[command(name = "smart-run", version, allow_negative_numbers = true, disable_help_subcommand = true)]
+struct LowArgs {
+    #[command(subcommand)]
+    command: Option<LowCommand>,
+}
+
+#[derive(Subcommand)]
+enum LowCommand {
+    /// Complete a prompt.
+    Generate(LowGenerate),
+}
+
+/// `generate` as typed: each value parsed and within its range, not yet seen together.
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+struct LowGenerate {
+    /// Target: a Hugging Face model folder [default: the demo pair]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Drafter: a folder with an EAGLE-3 checkpoint made for the target
+    #[arg(long, value_name = "DIR")]
+    draft: Option<PathBuf>,
+    /// Text to complete
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// File with the text to complete
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Token ids to complete, as in 1,2,3; no special tokens are added
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true, value_parser = token_ids)]
+    prompt_ids: Option<TokenIds>,
+    /// Image that the prompt refers to; may be repeated
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Tokens to generate at most
+    #[arg(long, value_name = "N", default_value = "256", value_parser = max_new_tokens)]
+    max_new_tokens: usize,
+    /// Randomness of the text; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
+    temperature: f32,
+    /// Keep the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value = "1", value_parser = top_p)]
+    top_p: f32,
+    /// Keep the K likeliest tokens [default: all]
+    #[arg(long, value_name = "K", value_parser = top_k)]
+    top_k: Option<u32>,
+    /// Keep the tokens at least this likely, relative to the likeliest
+    #[arg(long, value_name = "P", default_value = "0", value_parser = min_p)]
+    min_p: f32,
+    /// Seed of the draws: the same seed gives the same text
+    #[arg(long, value_name = "S", default_value = "0", value_parser = seed)]
+    seed: u64,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    ignore_eos: bool,
+    /// How draft trees are grown: smart, smart-paper, plain, chain:K, eagle1, eagle2:K,D,N or auto-n
+    /// [default: smart; plain without a drafter]
+    #[arg(long, value_name = "POLICY", value_parser = policy)]
+    policy: Option<String>,
+    /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
+    dtype: Dtype,
+    /// Where to run: auto, cuda:N or host
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = from_str::<DeviceChoice>)]
+    device: DeviceChoice,
+    /// What to print: text as it is generated, or at the end one object as json
+    #[arg(long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
+    format: OutputFormat,
+    /// File to write what each round did to, as JSON Lines
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+/// Sees the flags of `generate` together.
+fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
+    if !typed.image.is_empty() {
+        return Err("--image: the supported models have no image input; leave the flag out".into());
+    }
+    let prompt = match (typed.prompt, typed.prompt_file, typed.prompt_ids) {
+        (Some(text), None, None) if text.is_empty() => {
+            return Err("--prompt is empty: give some text to complete".into());
+        }
+        (Some(text), None, None) => Prompt::Text(text),
+        (None, Some(path), None) => Prompt::File(path),
+        (None, None, Some(TokenIds(ids))) => Prompt::Ids(ids),
+        (None, None, None) => {
+            return Err("there is no prompt: give --prompt, --prompt-file or --prompt-ids".into());
+        }
+        _ => {
+            return Err(
+                "there are several prompts: give one of --prompt, --prompt-file and --prompt-ids".into()
+            );
+        }
+    };
+    let args = GenerateArgs {
+        model: typed.model,
+        draft: typed.draft,
+        prompt,
+        max_new_tokens: typed.max_new_tokens,
+        sampling: SamplingArgs {
+            temperature: typed.temperature,
+            top_p: typed.top_p,
+            top_k: typed.top_k,
+            min_p: typed.min_p,
+            seed: typed.seed,
+        },
+        ignore_eos: typed.ignore_eos,
+        policy: typed.policy,
+        dtype: typed.dtype.0,
+        device: typed.device,
+        format: typed.format,
+        trace: typed.trace,
+    };
+    match args.policy.as_ref().filter(|policy| *policy != "plain" && !args.has_drafter()) {
+        Some(policy) => {
+            Err(format!("--policy {policy} needs a drafter: give --draft, or use --policy plain"))
+        }
+        None => Ok(args),
+    }
+}
+
+/// Ids of `--prompt-ids`. (A type of its own: clap reads a `Vec` as a flag that may be repeated.)
+#[derive(Clone)]
+struct TokenIds(Vec<i32>);
+
+fn token_ids(typed: &str) -> Result<TokenIds, String> {
+    let id = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let id = if digits { text.parse().ok() } else { None };
+        id.ok_or_else(|| {
+            format!("{text:?} is not a token id: write integers from 0 with commas between, as in 1,2,3")
+        })
+    };
+    typed.split(',').map(id).collect::<Result<_, _>>().map(TokenIds)
+}
+
+/// The type of `--dtype`; `None` is `auto`.
+#[derive(Clone, Copy)]
+struct Dtype(Option<FloatType>);
+
+fn dtype(typed: &str) -> Result<Dtype, String> {
+    match typed {
+        "auto" => Ok(Dtype(None)),
+        name => name.parse().map(|dtype| Dtype(Some(dtype))).map_err(|_| "use auto, bf16, f16 or f32".into()),
+    }
+}
+
+fn policy(typed: &str) -> Result<String, String> {
+    Ok(typed.to_string())
+}
+
+fn temperature(typed: &str) -> Result<f32, String> {
+    number(typed, |value| value >= 0.0, "a finite number from 0 (greedy)")
+}
+
+fn top_p(typed: &str) -> Result<f32, String> {
+    number(typed, |value| value > 0.0 && value <= 1.0, "a number above 0 and up to 1")
+}
+
+fn min_p(typed: &str) -> Result<f32, String> {
+    number(typed, |value| (0.0..=1.0).contains(&value), "a number from 0 to 1")
+}
+
+fn number(typed: &str, in_range: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    match typed.parse::<f32>() {
+        // Adding zero turns -0 into 0, which a kernel may tell apart.
+        Ok(value) if value.is_finite() && in_range(value) => Ok(value + 0.0),
+        _ => Err(format!("it should be {expected}")),
+    }
+}
+
+fn top_k(typed: &str) -> Result<u32, String> {
+    integer(typed, 1, i32::MAX as u32)
+}
+
+fn max_new_tokens(typed: &str) -> Result<usize, String> {
+    integer(typed, 1, i32::MAX as usize)
+}
+
+fn seed(typed: &str) -> Result<u64, String> {
+    integer(typed, 0, u64::MAX)
+}
+
+fn integer<T: FromStr + PartialOrd + std::fmt::Display>(typed: &str, min: T, max: T) -> Result<T, String> {
+    match typed.parse::<T>() {
+        Ok(value) if value >= min && value <= max => Ok(value),
+        _ => Err(format!("it should be an integer from {min} to {max}")),
+    }
+}
+
+fn from_str<T: FromStr<Err = smart_run::Error>>(typed: &str) -> Result<T, String> {
+    typed.parse().map_err(|error: smart_run::Error| error.to_string())
+}
+
+/// What clap has to say, as one sentence.
+fn stop(error: clap::Error) -> Stop {
+    let text = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Stop::Answer(text);
+    }
+    // clap sets its sentence first, then tips and usage after empty lines.
+    let sentence: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let sentence = sentence.join(" ");
+    Stop::Usage(sentence.strip_prefix("error: ").unwrap_or(&sentence).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses `line`, split at spaces, as typed after the program's name.
+    fn typed(line: &str) -> Result<Command, Stop> {
+        parse(["smart-run"].into_iter().chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    fn generate_args(line: &str) -> GenerateArgs {
+        match typed(line) {
+            Ok(Command::Generate(args)) => args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_typed_is_the_demo() {
+        assert_eq!(typed(""), Ok(Command::Demo));
+    }
+
+    #[test]
+    fn help_and_version_are_answers() {
+        for (line, expected) in
+            [("--help", "generate"), ("generate --help", "--max-new-tokens"), ("--version", "0.")]
+        {
+            match typed(line) {
+                Err(Stop::Answer(text)) => assert!(text.contains(expected), "{line}: {text}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        assert_eq!(
+            generate_args("generate --prompt x"),
+            GenerateArgs {
+                model: None,
+                draft: None,
+                prompt: Prompt::Text("x".into()),
+                max_new_tokens: 256,
+                sampling: SamplingArgs { temperature: 0.0, top_p: 1.0, top_k: None, min_p: 0.0, seed: 0 },
+                ignore_eos: false,
+                policy: None,
+                dtype: None,
+                device: DeviceChoice::Auto,
+                format: OutputFormat::Text,
+                trace: None,
+            }
+        );
+    }
+
+    #[test]
+    fn every_flag_reaches_its_field() {
+        let line = "generate --model m --draft d --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
+                    --top-p 0.9 --top-k 40 --min-p 0.05 --seed 18446744073709551615 --ignore-eos --policy chain:4 \
+                    --dtype f16 --device cuda:2 --format json --trace t.jsonl";
+        assert_eq!(
+            generate_args(line),
+            GenerateArgs {
+                model: Some("m".into()),
+                draft: Some("d".into()),
+                prompt: Prompt::Ids(vec![3, 0, i32::MAX]),
+                max_new_tokens: 7,
+                sampling: SamplingArgs {
+                    temperature: 0.5,
+                    top_p: 0.9,
+                    top_k: Some(40),
+                    min_p: 0.05,
+                    seed: u64::MAX,
+                },
+                ignore_eos: true,
+                policy: Some("chain:4".parse().unwrap()),
+                dtype: Some(FloatType::F16),
+                device: DeviceChoice::Cuda(2),
+                format: OutputFormat::Json,
+                trace: Some("t.jsonl".into()),
+            }
+        );
+        assert_eq!(generate_args("generate --prompt-file p").prompt, Prompt::File("p".into()));
+        assert_eq!(generate_args("generate --prompt=-x").prompt, Prompt::Text("-x".into()));
+        assert_eq!(generate_args("generate --prompt --x").prompt, Prompt::Text("--x".into()));
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_sentence_that_names_the_flag() {
+        let cases = [
+            ("generat", "generat"),
+            ("--nonsense", "--nonsense"),
+            ("generate", "--prompt"),
+            ("generate --prompt", "--prompt"),
+            ("generate --prompt x --prompt-ids 1", "several prompts"),
+            ("generate --prompt-file f --prompt-ids 1", "several prompts"),
+            ("generate --prompt x --prompt y", "--prompt"),
+            ("generate --prompt x stray", "stray"),
+            ("generate --prompt x --nonsense", "--nonsense"),
+            ("generate --prompt-ids ,", "--prompt-ids"),
+            ("generate --prompt-ids 1,,2", "--prompt-ids"),
+            ("generate --prompt-ids 1,-2", "--prompt-ids"),
+            ("generate --prompt-ids -1", "--prompt-ids"),
+            ("generate --prompt-ids +1", "--prompt-ids"),
+            ("generate --prompt-ids 2147483648", "--prompt-ids"),
+            ("generate --prompt-ids 1.0", "--prompt-ids"),
+            ("generate --prompt x --max-new-tokens 0", "--max-new-tokens"),
+            ("generate --prompt x --max-new-tokens -1", "--max-new-tokens"),
+            ("generate --prompt x --max-new-tokens 1e3", "--max-new-tokens"),
+            ("generate --prompt x --temperature -0.1", "--temperature"),
+            ("generate --prompt x --temperature nan", "--temperature"),
+            ("generate --prompt x --temperature inf", "--temperature"),
+            ("generate --prompt x --temperature 1e39", "--temperature"),
+            ("generate --prompt x --temperature hot", "--temperature"),
+            ("generate --prompt x --top-p 0", "--top-p"),
+            ("generate --prompt x --top-p 1.1", "--top-p"),
+            ("generate --prompt x --top-p nan", "--top-p"),
+            ("generate --prompt x --min-p -0.1", "--min-p"),
+            ("generate --prompt x --min-p 2", "--min-p"),
+            ("generate --prompt x --top-k 0", "--top-k"),
+            ("generate --prompt x --top-k 4294967296", "--top-k"),
+            ("generate --prompt x --seed -1", "--seed"),
+            ("generate --prompt x --seed 18446744073709551616", "--seed"),
+            ("generate --prompt x --dtype fp8", "--dtype"),
+            ("generate --prompt x --device gpu", "--device"),
+            ("generate --prompt x --device cuda:-1", "--device"),
+            ("generate --prompt x --format yaml", "--format"),
+            ("generate --prompt x --image cat.png", "--image"),
+            ("generate --prompt x --model m --policy smart", "--policy smart needs a drafter"),
+        ];
+        for (line, expected) in cases {
+            match typed(line) {
+                Err(Stop::Usage(sentence)) => {
+                    assert!(sentence.contains(expected), "{line}: {sentence}");
+                    assert!(!sentence.contains('\n') && !sentence.starts_with("error"), "{line}: {sentence}");
+                }
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+        let empty = ["smart-run", "generate", "--prompt", ""].map(OsString::from);
+        assert_eq!(parse(empty), Err(Stop::Usage("--prompt is empty: give some text to complete".into())));
+    }
+
+    #[test]
+    fn without_a_drafter_only_plain_may_be_asked_for() {
+        assert!(typed("generate --prompt x --model m --policy plain").is_ok());
+        assert!(typed("generate --prompt x --model m --draft d --policy smart").is_ok());
+        assert!(generate_args("generate --prompt x --policy smart").has_drafter());
+        assert!(!generate_args("generate --prompt x --model m").has_drafter());
+    }
+}
