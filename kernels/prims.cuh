@@ -1,9 +1,9 @@
-// The named device primitives: the only place with PTX. Every primitive has two bodies, inline PTX for nvcc and a
-// lane-accurate one for the host driver (host/), and a conformance test that runs both.
+// The named device primitives: the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
+// and a lane-accurate one for the host driver (host/), and a conformance test that runs both.
 //
-// A kernel file includes this header and other .cuh of ours, nothing else. It may use what is here and the CUDA
-// language itself: threadIdx and friends, __syncthreads, __syncwarp, shuffles, votes, atomics, the arithmetic
-// intrinsics of host/language.hpp.
+// A kernel file includes this header and other .cuh of ours, nothing else. It may use what is here and the
+// CUDA language itself: threadIdx and friends, __syncthreads, __syncwarp, shuffles, votes, atomics, the
+// arithmetic intrinsics of host/language.hpp.
 #pragma once
 
 #ifdef __CUDACC__
@@ -29,7 +29,9 @@ using simt_type = T;
 // One source, two bodies.
 #define PTX_OR_HOST(ptx, host) ptx
 
-PRIMITIVE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+PRIMITIVE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
 #else
 
@@ -44,21 +46,34 @@ PRIMITIVE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
-// ---- conversions, templated over the element type ----------------------------------------------------------------
+// ---- conversions, templated over the element type
+// ----------------------------------------------------------------
 
-PRIMITIVE float to_float(float v) { return v; }
-PRIMITIVE float to_float(bf16 v) { return __bfloat162float(v); }
-PRIMITIVE float to_float(f16 v) { return __half2float(v); }
+PRIMITIVE float to_float(float v) {
+  return v;
+}
+PRIMITIVE float to_float(bf16 v) {
+  return __bfloat162float(v);
+}
+PRIMITIVE float to_float(f16 v) {
+  return __half2float(v);
+}
 
 // from_float<T>(v) rounds to nearest even.
 template <class T>
 PRIMITIVE T from_float(float v);
 template <>
-PRIMITIVE float from_float<float>(float v) { return v; }
+PRIMITIVE float from_float<float>(float v) {
+  return v;
+}
 template <>
-PRIMITIVE bf16 from_float<bf16>(float v) { return __float2bfloat16(v); }
+PRIMITIVE bf16 from_float<bf16>(float v) {
+  return __float2bfloat16(v);
+}
 template <>
-PRIMITIVE f16 from_float<f16>(float v) { return __float2half(v); }
+PRIMITIVE f16 from_float<f16>(float v) {
+  return __float2half(v);
+}
 
 // Two values rounded into one 32-bit register, the first in the low half: the element order of mma fragments.
 PRIMITIVE uint32_t pack_bf16(float low, float high) {
@@ -76,9 +91,13 @@ PRIMITIVE uint32_t pack_f16(float low, float high) {
 template <class T>
 PRIMITIVE uint32_t pack(float low, float high);
 template <>
-PRIMITIVE uint32_t pack<bf16>(float low, float high) { return pack_bf16(low, high); }
+PRIMITIVE uint32_t pack<bf16>(float low, float high) {
+  return pack_bf16(low, high);
+}
 template <>
-PRIMITIVE uint32_t pack<f16>(float low, float high) { return pack_f16(low, high); }
+PRIMITIVE uint32_t pack<f16>(float low, float high) {
+  return pack_f16(low, high);
+}
 
 // The reverse: both halves of a register as floats.
 template <class T>
@@ -96,65 +115,67 @@ PRIMITIVE float2 unpack<f16>(uint32_t bits) {
   return __half22float2(v);
 }
 
-// ---- tensor cores ------------------------------------------------------------------------------------------------
-// c[4] += A[16x16] * B[16x8], f32 accumulation; the whole warp calls it together. Lane l holds, with g = l/4 and
-// t = 2*(l%4): a = {A[g][t..], A[g+8][t..], A[g][t+8..], A[g+8][t+8..]}, b = {B[t..][g], B[t+8..][g]},
-// c = {C[g][t], C[g][t+1], C[g+8][t], C[g+8][t+1]}.
+// ---- tensor cores
+// ------------------------------------------------------------------------------------------------ c[4] +=
+// A[16x16] * B[16x8], f32 accumulation; the whole warp calls it together. Lane l holds, with g = l/4 and t =
+// 2*(l%4): a = {A[g][t..], A[g+8][t..], A[g][t+8..], A[g+8][t+8..]}, b = {B[t..][g], B[t+8..][g]}, c =
+// {C[g][t], C[g][t+1], C[g+8][t], C[g+8][t+1]}.
 
 PRIMITIVE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   PTX_OR_HOST(asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                           "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])),
+                           "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" : "+f"(c[0]),
+                           "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]),
+                           "r"(b[0]), "r"(b[1])),
               simt::mma_m16n8k16<bf16>(c, a, b));
 }
 
 PRIMITIVE void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   PTX_OR_HOST(asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                           "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])),
+                           "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" : "+f"(c[0]),
+                           "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]),
+                           "r"(b[0]), "r"(b[1])),
               simt::mma_m16n8k16<f16>(c, a, b));
 }
 
 template <class T>
 PRIMITIVE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <>
-PRIMITIVE void mma<bf16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_bf16(c, a, b); }
+PRIMITIVE void mma<bf16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma_bf16(c, a, b);
+}
 template <>
-PRIMITIVE void mma<f16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_f16(c, a, b); }
+PRIMITIVE void mma<f16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma_f16(c, a, b);
+}
 
 // Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l%8 of matrix l/8
 // (16-byte aligned) and receives, of each matrix, elements (l/4, 2*(l%4)) and the next one in the row.
 PRIMITIVE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-  PTX_OR_HOST(asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                           : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                           : "r"(shared_address(row))
-                           : "memory"),
+  PTX_OR_HOST(asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]),
+                           "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory"),
               simt::ldmatrix<false>(r, row));
 }
 
 // The same with every matrix transposed on the way.
 PRIMITIVE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-  PTX_OR_HOST(asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                           : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                           : "r"(shared_address(row))
-                           : "memory"),
+  PTX_OR_HOST(asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]),
+                           "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory"),
               simt::ldmatrix<true>(r, row));
 }
 
-// ---- asynchronous copies, global to shared -----------------------------------------------------------------------
+// ---- asynchronous copies, global to shared
+// -----------------------------------------------------------------------
 
-// 16 bytes, both addresses 16-byte aligned. With `valid` false nothing is read and the destination becomes zero.
+// 16 bytes, both addresses 16-byte aligned. With `valid` false nothing is read and the destination becomes
+// zero.
 PRIMITIVE void cp_async16(void* shared, const void* global, bool valid = true) {
-  PTX_OR_HOST(asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                           "r"(valid ? 16 : 0)
-                           : "memory"),
+  PTX_OR_HOST(asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                           "l"(global), "r"(valid ? 16 : 0) : "memory"),
               simt::async_copy(shared, global, 16, valid ? 16 : 0));
 }
 
 PRIMITIVE void cp_async_commit() {
-  PTX_OR_HOST(asm volatile("cp.async.commit_group;" ::: "memory"), simt::async_copy_commit());
+  PTX_OR_HOST(asm volatile("cp.async.commit_group;" :: : "memory"), simt::async_copy_commit());
 }
 
 // Waits until at most N of this thread's newest groups are still under way.
@@ -163,9 +184,11 @@ PRIMITIVE void cp_async_wait() {
   PTX_OR_HOST(asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"), simt::async_copy_wait(N));
 }
 
-// ---- barriers between some warps of a block ----------------------------------------------------------------------
+// ---- barriers between some warps of a block
+// ----------------------------------------------------------------------
 
 // `id` 1..15; `threads` is a multiple of 32. Barrier 0 is __syncthreads.
 PRIMITIVE void named_barrier_sync(int id, int threads) {
-  PTX_OR_HOST(asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"), simt::barrier(id, threads, 0));
+  PTX_OR_HOST(asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"),
+              simt::barrier(id, threads, 0));
 }

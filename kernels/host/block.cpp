@@ -1,7 +1,7 @@
 // Scheduling the fibers of a block, and its barriers.
 #include "block.hpp"
 
-#include <new>
+#include <stdlib.h>
 
 #include "sanitizer.hpp"
 
@@ -16,10 +16,11 @@ Fiber::Fiber(unsigned index) : stack(index, fiber_main) {}
 Block::~Block() {
   for (Warp& warp : warps)
     for (Rendezvous* r : warp.partial) delete r;
-  ::operator delete(arena_, std::align_val_t(1024));
+  free(arena_);
 }
 
-void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed) {
+void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed, void* launch_end) {
+  launch_end_ = launch_end;
   kernel = &k;
   grid = geometry.grid;
   dim = geometry.block;
@@ -30,6 +31,7 @@ void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed) {
   if (fibers.capacity() < num_threads) fibers.reserve(num_threads);
   while (fibers.size() < num_threads) fibers.emplace_back(unsigned(fibers.size()));
   if (warps.size() < num_warps) warps.resize(num_warps);
+  if (barriers.empty()) make_barriers();
   for (unsigned t = 0; t < num_threads; t++) {
     Fiber& fiber = fibers[t];
     fiber.index = {t % dim.x, t / dim.x % dim.y, t / (dim.x * dim.y)};
@@ -41,7 +43,8 @@ void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed) {
 }
 
 bool Block::run(uint64_t number, void** parameters) {
-  index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / (uint64_t(grid.x) * grid.y))};
+  index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y),
+           unsigned(number / (uint64_t(grid.x) * grid.y))};
   parameters_ = parameters;
   random_state_ = (seed_ * 0x9E3779B97F4A7C15u) ^ (number * 0xD1B54A32D192ED03u) ^ 0x2545F4914F6CDD1Du;
   alive = num_threads;
@@ -49,6 +52,7 @@ bool Block::run(uint64_t number, void** parameters) {
   error.clear();
   failing_thread.clear();
   variables_.clear();
+  if (tsan::enabled) forget_history();
   start_shared();
   for (unsigned w = 0; w < num_warps; w++) {
     Warp& warp = warps[w];
@@ -72,7 +76,6 @@ bool Block::run(uint64_t number, void** parameters) {
   current = first;
   first->stack.resume(home_);
   current = nullptr;
-  tsan::acquire(&home_);
 
   if (!error.empty()) {  // fibers were left where they stood
     for (unsigned t = 0; t < num_threads; t++) fibers[t].stack.rewind(fiber_main);
@@ -80,6 +83,21 @@ bool Block::run(uint64_t number, void** parameters) {
   }
   error = broken_fences();
   return error.empty();
+}
+
+// Blocks of a launch have no order among them, so nothing may connect them: not the memory that the runtime
+// reuses, nor the synchronisation objects in it. Freed and allocated again under Ignore, it has no history.
+void Block::forget_history() {
+  tsan::Ignore ignore;
+  for (Warp& warp : warps)
+    for (Rendezvous* r : warp.partial) delete r;
+  warps = {};
+  warps.resize(num_warps);
+  barriers = {};
+  make_barriers();
+  free(arena_);
+  arena_ = nullptr;
+  lay_out_shared();
 }
 
 // A fiber runs one thread of one block after another.
@@ -90,7 +108,7 @@ void fiber_main() {
     Block* block = current_block();
     tsan::acquire(block);
     block->kernel->invoke(block->parameters_);
-    tsan::release(&block->home_);
+    tsan::release(block->launch_end_);
 
     self->exited = true;
     Warp& warp = block->warps[self->warp];
@@ -99,8 +117,10 @@ void fiber_main() {
     block->alive--;
     block->exit_warp(warp);
     block->exit_barriers();
-    if (block->alive) block->yield();
-    else self->stack.suspend(block->home_, false);
+    if (block->alive)
+      block->yield();
+    else
+      self->stack.suspend(block->home_, false);
   }
 }
 
@@ -111,8 +131,8 @@ uint64_t Block::next_random() {
   return random_state_;
 }
 
-// In order: the lowest ready lane of the warp that ran last, then of the following warps. Random: any lane of that
-// warp, and now and then any warp.
+// In order: the lowest ready lane of the warp that ran last, then of the following warps. Random: any lane of
+// that warp, and now and then any warp.
 Fiber* Block::pick() {
   unsigned start = running_warp_;
   if (random() && next_random() % 8 == 0) start = unsigned(next_random() % num_warps);
@@ -164,9 +184,12 @@ std::string Block::describe_deadlock() const {
   return text;
 }
 
-void fail(const char* what) { current_block()->die(what); }
+void fail(const char* what) {
+  current_block()->die(what);
+}
 
-// ---- barriers ----------------------------------------------------------------------------------------------------
+// ---- barriers
+// ----------------------------------------------------------------------------------------------------
 
 static const char* const barrier_names[16] = {
     "__syncthreads",    "named barrier 1",  "named barrier 2",  "named barrier 3",
@@ -174,8 +197,9 @@ static const char* const barrier_names[16] = {
     "named barrier 8",  "named barrier 9",  "named barrier 10", "named barrier 11",
     "named barrier 12", "named barrier 13", "named barrier 14", "named barrier 15"};
 
-Block::Block() {
-  for (int i = 0; i < 16; i++) barriers[i].name = barrier_names[i];
+void Block::make_barriers() {
+  barriers.assign(16, {});
+  for (int i = 0; i < 16; i++) barriers[size_t(i)].name = barrier_names[i];
 }
 
 void Block::open(Barrier& b) {
@@ -195,15 +219,16 @@ BarrierResult barrier(int id, int threads, int predicate) {
   tsan::Ignore ignore;
   Fiber* self = current_fiber();
   Block* block = current_block();
-  Barrier& b = block->barriers[id];
-  if (b.arrived && threads != b.needed) fail("threads meet at one named barrier with different thread counts");
+  Barrier& b = block->barriers[size_t(id)];
+  if (b.arrived && threads != b.needed)
+    fail("threads meet at one named barrier with different thread counts");
   b.needed = threads;
   b.arrived++;
   b.gathering.any |= predicate != 0;
   b.gathering.all &= predicate != 0;
   b.gathering.count += predicate != 0;
-  // One synchronisation object per parity: with a single one a late waker would acquire the next round too, and
-  // write-after-read races would be missed.
+  // One synchronisation object per parity: with a single one a late waker would acquire the next round too,
+  // and write-after-read races would be missed.
   void* round = reinterpret_cast<char*>(&b) + (b.generation & 1);
   tsan::release(round);
   block->warps[self->warp].ready &= ~(1u << self->lane);

@@ -28,13 +28,13 @@ struct Fiber : Thread {
   FiberStack stack;
   const char* waiting_for = nullptr;  // null: running or ready
   bool exited = false;
-  std::vector<AsyncCopy> copies;         // issued, oldest first
-  std::vector<uint32_t> group_ends;      // committed groups, as ends into `copies`
+  std::vector<AsyncCopy> copies;     // issued, oldest first
+  std::vector<uint32_t> group_ends;  // committed groups, as ends into `copies`
   explicit Fiber(unsigned index);
 };
 
-// Where the lanes of one mask meet. Two sets of slots, used in turn: a lane may still read the last meeting's while
-// the next one fills, and it cannot lag two meetings behind.
+// Where the lanes of one mask meet. Two sets of slots, used in turn: a lane may still read the last meeting's
+// while the next one fills, and it cannot lag two meetings behind.
 struct Rendezvous {
   uint32_t mask = ~0u, arrived = 0, generation = 0;
   WarpOp op = WarpOp::none;
@@ -66,24 +66,24 @@ class Block : public BlockView {
   const Kernel* kernel = nullptr;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  Barrier barriers[16];
+  std::vector<Barrier> barriers;
   unsigned num_threads = 0, num_warps = 0, alive = 0;
   std::string error;           // set by the fiber that fails
   std::string failing_thread;  // ", thread t", where one can be named
 
-  Block();
   ~Block();
 
   // Before the blocks of a launch; then per block. False when the block failed.
-  void prepare(const Kernel& kernel, const Geometry& geometry, uint64_t seed);
+  // `launch_end`: what the race detector takes for the end of the launch.
+  void prepare(const Kernel& kernel, const Geometry& geometry, uint64_t seed, void* launch_end);
   bool run(uint64_t block_number, void** parameters);
 
-  void yield();                 // to any ready fiber, perhaps this one
-  void maybe_preempt();         // in a random schedule
+  void yield();          // to any ready fiber, perhaps this one
+  void maybe_preempt();  // in a random schedule
   [[noreturn]] void die(std::string text);
   bool random() const { return seed_ != 0; }
 
-  void exit_barriers();         // a thread has exited: barriers that waited only for it open
+  void exit_barriers();  // a thread has exited: barriers that waited only for it open
   void exit_warp(Warp& warp);
 
   void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
@@ -93,17 +93,20 @@ class Block : public BlockView {
   Fiber* pick();
   uint64_t next_random();
   std::string describe_deadlock() const;
+  void make_barriers();
   void open(Barrier& barrier);
   friend BarrierResult barrier(int, int, int);
 
+  void forget_history();  // ThreadSanitizer: memory of a new block
   void lay_out_shared();
-  void fence(uint32_t offset);                        // a red zone
+  void fence(uint32_t offset);  // a red zone
   bool fence_broken(uint32_t offset, bool behind, uint32_t* distance) const;
-  void start_shared();                                // poison and fences of a new block
-  std::string broken_fences();                        // empty: none
+  void start_shared();          // poison and fences of a new block
+  std::string broken_fences();  // empty: none
 
   FiberStack::Home home_;
   unsigned running_warp_ = 0;
+  void* launch_end_ = nullptr;
   uint64_t seed_ = 0, random_state_ = 1;
   void** parameters_ = nullptr;
 
@@ -112,7 +115,11 @@ class Block : public BlockView {
   std::vector<SharedVariable> variables_;
 };
 
-inline Fiber* current_fiber() { return static_cast<Fiber*>(current); }
-inline Block* current_block() { return static_cast<Block*>(current->block); }
+inline Fiber* current_fiber() {
+  return static_cast<Fiber*>(current);
+}
+inline Block* current_block() {
+  return static_cast<Block*>(current->block);
+}
 
 }  // namespace simt

@@ -8,7 +8,7 @@
 #define DRIVER_API SIMT_EXPORT int
 
 // One caller at a time; nothing works any more once a kernel has failed, as on a GPU.
-#define ENTER_DRIVER()                        \
+#define ENTER_DRIVER()                       \
   std::lock_guard driver_lock(driver_mutex); \
   if (Result sticky = sticky_state()) return sticky
 

@@ -3,16 +3,23 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clock.hpp"
 #include "driver.hpp"
 #include "launch.hpp"
+#include "options.hpp"
 #include "pool.hpp"
 
 using namespace simt;
 
-static int the_context;                         // its address is the CUcontext
+static int the_context;  // its address is the CUcontext
 static thread_local void* thread_context = nullptr;
 
-DRIVER_API cuInit(unsigned) { return CUDA_SUCCESS; }
+// Reads the cost table once; a bad one makes every cuInit fail, with a text that says where.
+DRIVER_API cuInit(unsigned) {
+  std::lock_guard driver_lock(driver_mutex);
+  static const Result clock = load_clock(options().clock_file);
+  return clock;
+}
 
 DRIVER_API cuDriverGetVersion(int* version) {
   *version = 13000;
@@ -41,70 +48,132 @@ DRIVER_API cuDeviceGetUuid_v2(unsigned char* uuid, int) {
   memcpy(uuid, "smart-run-host-0", 16);
   return CUDA_SUCCESS;
 }
-DRIVER_API cuDeviceGetUuid(unsigned char* uuid, int device) { return cuDeviceGetUuid_v2(uuid, device); }
+DRIVER_API cuDeviceGetUuid(unsigned char* uuid, int device) {
+  return cuDeviceGetUuid_v2(uuid, device);
+}
 
 DRIVER_API cuDeviceTotalMem_v2(size_t* bytes, int) {
   *bytes = memory_use().total;
   return CUDA_SUCCESS;
 }
 
-// The generic kernels' device: compute capability 8.0 (nothing newer is emulated), with the least shared memory of the
-// GPUs those kernels must run on. Attributes not listed are 0.
+// The generic kernels' device: compute capability 8.0 (nothing newer is emulated), with the least shared
+// memory of the GPUs those kernels must run on. Attributes not listed are 0.
 DRIVER_API cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case 1: *value = 1024; break;                                    // MAX_THREADS_PER_BLOCK
-    case 2: case 3: *value = 1024; break;                            // MAX_BLOCK_DIM_X, Y
-    case 4: *value = 64; break;                                      // MAX_BLOCK_DIM_Z
-    case 5: *value = 0x7fffffff; break;                              // MAX_GRID_DIM_X
-    case 6: case 7: *value = 65535; break;                           // MAX_GRID_DIM_Y, Z
-    case 8: *value = 48 << 10; break;                                // MAX_SHARED_MEMORY_PER_BLOCK
-    case 9: *value = 64 << 10; break;                                // TOTAL_CONSTANT_MEMORY
-    case 10: *value = 32; break;                                     // WARP_SIZE
-    case 12: *value = 65536; break;                                  // MAX_REGISTERS_PER_BLOCK
-    case 13: *value = 1000000; break;                                // CLOCK_RATE, kHz
-    case 16: *value = int(num_threads()); break;                     // MULTIPROCESSOR_COUNT
-    case 31: *value = 1; break;                                      // CONCURRENT_KERNELS
-    case 36: *value = 1000000; break;                                // MEMORY_CLOCK_RATE, kHz
-    case 37: *value = 64; break;                                     // GLOBAL_MEMORY_BUS_WIDTH
-    case 38: *value = 32 << 20; break;                               // L2_CACHE_SIZE
-    case 39: *value = 2048; break;                                   // MAX_THREADS_PER_MULTIPROCESSOR
-    case 40: *value = 1; break;                                      // ASYNC_ENGINE_COUNT
-    case 41: *value = 1; break;                                      // UNIFIED_ADDRESSING
-    case 75: *value = 8; break;                                      // COMPUTE_CAPABILITY_MAJOR
-    case 76: *value = 0; break;                                      // COMPUTE_CAPABILITY_MINOR
-    case 81: *value = int(max_shared_per_block) + 1024; break;       // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
-    case 82: *value = 65536; break;                                  // MAX_REGISTERS_PER_MULTIPROCESSOR
-    case 97: *value = int(max_shared_per_block); break;              // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-    case 106: *value = 16; break;                                    // MAX_BLOCKS_PER_MULTIPROCESSOR
-    case 115: *value = 1; break;                                     // MEMORY_POOLS_SUPPORTED
-    default: *value = 0;
+    case 1:
+      *value = 1024;
+      break;  // MAX_THREADS_PER_BLOCK
+    case 2:
+    case 3:
+      *value = 1024;
+      break;  // MAX_BLOCK_DIM_X, Y
+    case 4:
+      *value = 64;
+      break;  // MAX_BLOCK_DIM_Z
+    case 5:
+      *value = 0x7fffffff;
+      break;  // MAX_GRID_DIM_X
+    case 6:
+    case 7:
+      *value = 65535;
+      break;  // MAX_GRID_DIM_Y, Z
+    case 8:
+      *value = 48 << 10;
+      break;  // MAX_SHARED_MEMORY_PER_BLOCK
+    case 9:
+      *value = 64 << 10;
+      break;  // TOTAL_CONSTANT_MEMORY
+    case 10:
+      *value = 32;
+      break;  // WARP_SIZE
+    case 12:
+      *value = 65536;
+      break;  // MAX_REGISTERS_PER_BLOCK
+    case 13:
+      *value = 1000000;
+      break;  // CLOCK_RATE, kHz
+    case 16:
+      *value = int(num_threads());
+      break;  // MULTIPROCESSOR_COUNT
+    case 31:
+      *value = 1;
+      break;  // CONCURRENT_KERNELS
+    case 36:
+      *value = 1000000;
+      break;  // MEMORY_CLOCK_RATE, kHz
+    case 37:
+      *value = 64;
+      break;  // GLOBAL_MEMORY_BUS_WIDTH
+    case 38:
+      *value = 32 << 20;
+      break;  // L2_CACHE_SIZE
+    case 39:
+      *value = 2048;
+      break;  // MAX_THREADS_PER_MULTIPROCESSOR
+    case 40:
+      *value = 1;
+      break;  // ASYNC_ENGINE_COUNT
+    case 41:
+      *value = 1;
+      break;  // UNIFIED_ADDRESSING
+    case 75:
+      *value = 8;
+      break;  // COMPUTE_CAPABILITY_MAJOR
+    case 76:
+      *value = 0;
+      break;  // COMPUTE_CAPABILITY_MINOR
+    case 81:
+      *value = int(max_shared_per_block) + 1024;
+      break;  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+    case 82:
+      *value = 65536;
+      break;  // MAX_REGISTERS_PER_MULTIPROCESSOR
+    case 97:
+      *value = int(max_shared_per_block);
+      break;  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 106:
+      *value = 16;
+      break;  // MAX_BLOCKS_PER_MULTIPROCESSOR
+    case 115:
+      *value = 1;
+      break;  // MEMORY_POOLS_SUPPORTED
+    default:
+      *value = 0;
   }
   return CUDA_SUCCESS;
 }
 
-// ---- contexts ----------------------------------------------------------------------------------------------------
+// ---- contexts
+// ----------------------------------------------------------------------------------------------------
 
 DRIVER_API cuDevicePrimaryCtxRetain(void** context, int) {
   *context = &the_context;
   return CUDA_SUCCESS;
 }
-DRIVER_API cuDevicePrimaryCtxRelease_v2(int) { return CUDA_SUCCESS; }
+DRIVER_API cuDevicePrimaryCtxRelease_v2(int) {
+  return CUDA_SUCCESS;
+}
 
 DRIVER_API cuCtxGetCurrent(void** context) {
   *context = thread_context;
   return CUDA_SUCCESS;
 }
 DRIVER_API cuCtxSetCurrent(void* context) {
-  if (context && context != &the_context) return error(CUDA_ERROR_INVALID_CONTEXT, "cuCtxSetCurrent: unknown context");
+  if (context && context != &the_context)
+    return error(CUDA_ERROR_INVALID_CONTEXT, "cuCtxSetCurrent: unknown context");
   thread_context = context;
   return CUDA_SUCCESS;
 }
 DRIVER_API cuCtxGetDevice(int* device) {
-  if (!thread_context) return error(CUDA_ERROR_INVALID_CONTEXT, "cuCtxGetDevice: no context is current on this thread");
+  if (!thread_context)
+    return error(CUDA_ERROR_INVALID_CONTEXT, "cuCtxGetDevice: no context is current on this thread");
   *device = 0;
   return CUDA_SUCCESS;
 }
-DRIVER_API cuCtxSetFlags(unsigned) { return CUDA_SUCCESS; }
+DRIVER_API cuCtxSetFlags(unsigned) {
+  return CUDA_SUCCESS;
+}
 
 DRIVER_API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
   if (least) *least = 0;
@@ -118,7 +187,8 @@ DRIVER_API cuCtxSynchronize() {
   return synchronize(nullptr);
 }
 
-// ---- symbols -----------------------------------------------------------------------------------------------------
+// ---- symbols
+// -----------------------------------------------------------------------------------------------------
 
 DRIVER_API cuGetProcAddress_v2(const char* symbol, void** address, int, uint64_t, int* status) {
   Dl_info own;
@@ -131,5 +201,6 @@ DRIVER_API cuGetProcAddress_v2(const char* symbol, void** address, int, uint64_t
     if (library && !*address) *address = dlsym(library, (name + suffix).c_str());
   if (library) dlclose(library);
   if (status) *status = *address ? 0 : 1;  // FOUND, SYMBOL_NOT_FOUND
-  return *address ? CUDA_SUCCESS : error(CUDA_ERROR_NOT_FOUND, "cuGetProcAddress: the host driver has no " + name);
+  return *address ? CUDA_SUCCESS
+                  : error(CUDA_ERROR_NOT_FOUND, "cuGetProcAddress: the host driver has no " + name);
 }

@@ -9,7 +9,9 @@ using namespace simt;
 
 namespace {
 
-unsigned char* at(DevicePointer p) { return reinterpret_cast<unsigned char*>(p); }
+unsigned char* at(DevicePointer p) {
+  return reinterpret_cast<unsigned char*>(p);
+}
 
 enum class Direction { to_device, to_host, on_device };
 
@@ -19,7 +21,8 @@ struct Copy : Operation {
   const unsigned char* from;
   size_t width, height, to_pitch, from_pitch;
   Direction direction;
-  std::vector<unsigned char> staged;  // pageable sources are read when the call is made, as the real driver does
+  std::vector<unsigned char>
+      staged;  // pageable sources are read when the call is made, as the real driver does
 
   // Until the copy has run a reader of the destination sees poison, not what happened to be there.
   void submitted(Stream*) override {
@@ -42,8 +45,10 @@ struct Fill : Operation {
   int value_bytes;
 
   Result run(uint64_t& now) override {
-    if (value_bytes == 1) memset(to, int(value), count);
-    else for (size_t i = 0; i < count; i++) memcpy(to + i * 4, &value, 4);
+    if (value_bytes == 1)
+      memset(to, int(value), count);
+    else
+      for (size_t i = 0; i < count; i++) memcpy(to + i * 4, &value, 4);
     now += modelled_copy_ns();
     return CUDA_SUCCESS;
   }
@@ -92,7 +97,8 @@ Copy linear(Direction direction, void* to, const void* from, size_t bytes) {
   return copy;
 }
 
-Result submit_fill(const char* call, DevicePointer to, uint32_t value, int value_bytes, size_t count, void* handle) {
+Result submit_fill(const char* call, DevicePointer to, uint32_t value, int value_bytes, size_t count,
+                   void* handle) {
   std::lock_guard driver_lock(driver_mutex);
   RETURN_IF_ERROR(sticky_state());
   Stream* stream = stream_from_handle(handle);
@@ -108,7 +114,8 @@ Result submit_fill(const char* call, DevicePointer to, uint32_t value, int value
 
 }  // namespace
 
-// ---- allocation --------------------------------------------------------------------------------------------------
+// ---- allocation
+// --------------------------------------------------------------------------------------------------
 
 DRIVER_API cuMemAlloc_v2(DevicePointer* pointer, size_t bytes) {
   ENTER_DRIVER();
@@ -122,7 +129,8 @@ DRIVER_API cuMemAllocAsync(DevicePointer* pointer, size_t bytes, void* handle) {
   Stream* stream = stream_from_handle(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (stream->capture)
-    return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuMemAllocAsync on a capturing stream: allocate before the capture");
+    return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                 "cuMemAllocAsync on a capturing stream: allocate before the capture");
   return allocate_device(pointer, bytes);
 }
 
@@ -139,7 +147,8 @@ DRIVER_API cuMemFreeAsync(DevicePointer pointer, void* handle) {
   RETURN_IF_ERROR(refuse_during_capture("cuMemFreeAsync"));
   Stream* stream = stream_from_handle(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
-  if (stream->capture) return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuMemFreeAsync on a capturing stream");
+  if (stream->capture)
+    return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuMemFreeAsync on a capturing stream");
   return submit(stream, std::make_shared<Free>(pointer));
 }
 
@@ -167,7 +176,8 @@ DRIVER_API cuMemGetInfo_v2(size_t* free, size_t* total) {
 DRIVER_API cuMemGetAddressRange_v2(DevicePointer* base, size_t* bytes, DevicePointer pointer) {
   ENTER_DRIVER();
   AllocationRange range;
-  if (!find_allocation(pointer, &range)) return error(CUDA_ERROR_INVALID_VALUE, "cuMemGetAddressRange: not device memory");
+  if (!find_allocation(pointer, &range))
+    return error(CUDA_ERROR_INVALID_VALUE, "cuMemGetAddressRange: not device memory");
   if (base) *base = range.begin;
   if (bytes) *bytes = range.bytes;
   return CUDA_SUCCESS;
@@ -177,17 +187,25 @@ DRIVER_API cuPointerGetAttribute(void* value, int attribute, DevicePointer point
   ENTER_DRIVER();
   AllocationRange range;
   bool device = find_allocation(pointer, &range);
-  if (!device && !is_pinned(at(pointer))) return error(CUDA_ERROR_INVALID_VALUE, "cuPointerGetAttribute: unknown pointer");
-  if (attribute == 2) *static_cast<unsigned*>(value) = device ? 2 : 1;           // MEMORY_TYPE
-  else if (attribute == 3) *static_cast<DevicePointer*>(value) = pointer;        // DEVICE_POINTER
-  else if (attribute == 9) *static_cast<int*>(value) = 0;                        // DEVICE_ORDINAL
-  else if (attribute == 11 && device) *static_cast<DevicePointer*>(value) = range.begin;  // RANGE_START_ADDR
-  else if (attribute == 12 && device) *static_cast<size_t*>(value) = range.bytes;         // RANGE_SIZE
-  else return error(CUDA_ERROR_NOT_SUPPORTED, "cuPointerGetAttribute: attribute " + std::to_string(attribute));
+  if (!device && !is_pinned(at(pointer)))
+    return error(CUDA_ERROR_INVALID_VALUE, "cuPointerGetAttribute: unknown pointer");
+  if (attribute == 2)
+    *static_cast<unsigned*>(value) = device ? 2 : 1;  // MEMORY_TYPE
+  else if (attribute == 3)
+    *static_cast<DevicePointer*>(value) = pointer;  // DEVICE_POINTER
+  else if (attribute == 9)
+    *static_cast<int*>(value) = 0;  // DEVICE_ORDINAL
+  else if (attribute == 11 && device)
+    *static_cast<DevicePointer*>(value) = range.begin;  // RANGE_START_ADDR
+  else if (attribute == 12 && device)
+    *static_cast<size_t*>(value) = range.bytes;  // RANGE_SIZE
+  else
+    return error(CUDA_ERROR_NOT_SUPPORTED, "cuPointerGetAttribute: attribute " + std::to_string(attribute));
   return CUDA_SUCCESS;
 }
 
-// ---- copies and fills --------------------------------------------------------------------------------------------
+// ---- copies and fills
+// --------------------------------------------------------------------------------------------
 
 DRIVER_API cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, size_t bytes, void* stream) {
   return submit_copy("cuMemcpyHtoDAsync", linear(Direction::to_device, at(to), from, bytes), stream, false);
@@ -196,7 +214,8 @@ DRIVER_API cuMemcpyDtoHAsync_v2(void* to, DevicePointer from, size_t bytes, void
   return submit_copy("cuMemcpyDtoHAsync", linear(Direction::to_host, to, at(from), bytes), stream, false);
 }
 DRIVER_API cuMemcpyDtoDAsync_v2(DevicePointer to, DevicePointer from, size_t bytes, void* stream) {
-  return submit_copy("cuMemcpyDtoDAsync", linear(Direction::on_device, at(to), at(from), bytes), stream, false);
+  return submit_copy("cuMemcpyDtoDAsync", linear(Direction::on_device, at(to), at(from), bytes), stream,
+                     false);
 }
 DRIVER_API cuMemcpyHtoD_v2(DevicePointer to, const void* from, size_t bytes) {
   return submit_copy("cuMemcpyHtoD", linear(Direction::to_device, at(to), from, bytes), nullptr, true);
@@ -226,7 +245,8 @@ struct CUDA_MEMCPY2D {
 
 DRIVER_API cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* d, void* stream) {
   if (d->from_type - 1 > 1 || d->to_type - 1 > 1 || (d->from_type == 1 && d->to_type == 1))
-    return error(CUDA_ERROR_NOT_SUPPORTED, "cuMemcpy2DAsync: only between device memory and device or host memory");
+    return error(CUDA_ERROR_NOT_SUPPORTED,
+                 "cuMemcpy2DAsync: only between device memory and device or host memory");
   Copy copy;
   copy.width = d->width;
   copy.height = d->height;
@@ -234,9 +254,12 @@ DRIVER_API cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* d, void* stream) {
   copy.to_pitch = d->to_pitch ? d->to_pitch : d->width;
   if (copy.from_pitch < d->width || copy.to_pitch < d->width)
     return error(CUDA_ERROR_INVALID_VALUE, "cuMemcpy2DAsync: a pitch is less than the width");
-  copy.from = (d->from_type == 1 ? d->from_host : at(d->from_device)) + d->from_y * copy.from_pitch + d->from_x;
+  copy.from =
+      (d->from_type == 1 ? d->from_host : at(d->from_device)) + d->from_y * copy.from_pitch + d->from_x;
   copy.to = (d->to_type == 1 ? d->to_host : at(d->to_device)) + d->to_y * copy.to_pitch + d->to_x;
-  copy.direction = d->from_type == 1 ? Direction::to_device : d->to_type == 1 ? Direction::to_host : Direction::on_device;
+  copy.direction = d->from_type == 1 ? Direction::to_device
+                   : d->to_type == 1 ? Direction::to_host
+                                     : Direction::on_device;
   return submit_copy("cuMemcpy2DAsync", std::move(copy), stream, false);
 }
 

@@ -1,5 +1,5 @@
-// Entry points: modules, functions, launches. The image of a module is ignored: kernels are compiled into the driver
-// and looked up by name.
+// Entry points: modules, functions, launches. The image of a module is ignored: kernels are compiled into the
+// driver and looked up by name.
 #include <string.h>
 
 #include <algorithm>
@@ -35,14 +35,15 @@ struct Launch : Operation {
   Result run(uint64_t& now) override {
     RETURN_IF_ERROR(check_arguments(kernel, parameters.data()));
     RETURN_IF_ERROR(execute(kernel, geometry, parameters.data()));
-    if (clock_is_virtual()) now += modelled_kernel_ns(kernel, parameters.data());
+    now += modelled_kernel_ns(kernel, parameters.data());
     return CUDA_SUCCESS;
   }
 };
 
 }  // namespace
 
-// ---- modules and functions ---------------------------------------------------------------------------------------
+// ---- modules and functions
+// ---------------------------------------------------------------------------------------
 
 DRIVER_API cuModuleLoadData(void** module, const void*) {
   ENTER_DRIVER();
@@ -52,8 +53,12 @@ DRIVER_API cuModuleLoadData(void** module, const void*) {
 DRIVER_API cuModuleLoadDataEx(void** module, const void* image, unsigned, void*, void*) {
   return cuModuleLoadData(module, image);
 }
-DRIVER_API cuModuleLoadFatBinary(void** module, const void* image) { return cuModuleLoadData(module, image); }
-DRIVER_API cuModuleLoad(void** module, const char*) { return cuModuleLoadData(module, nullptr); }
+DRIVER_API cuModuleLoadFatBinary(void** module, const void* image) {
+  return cuModuleLoadData(module, image);
+}
+DRIVER_API cuModuleLoad(void** module, const char*) {
+  return cuModuleLoadData(module, nullptr);
+}
 
 DRIVER_API cuModuleUnload(void* module) {
   delete static_cast<char*>(module);
@@ -82,10 +87,18 @@ DRIVER_API cuFuncGetName(const char** name, const Kernel* kernel) {
 
 DRIVER_API cuFuncGetAttribute(int* value, int attribute, const Kernel* kernel) {
   switch (attribute) {
-    case 0: *value = 1024; break;                              // MAX_THREADS_PER_BLOCK
-    case 5: case 6: *value = 80; break;                        // PTX_VERSION, BINARY_VERSION
-    case 8: *value = int(kernel->max_dynamic_shared); break;   // MAX_DYNAMIC_SHARED_SIZE_BYTES
-    default: *value = 0;                                       // registers, local and static shared memory: unknown
+    case 0:
+      *value = 1024;
+      break;  // MAX_THREADS_PER_BLOCK
+    case 5:
+    case 6:
+      *value = 80;
+      break;  // PTX_VERSION, BINARY_VERSION
+    case 8:
+      *value = int(kernel->max_dynamic_shared);
+      break;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
+    default:
+      *value = 0;  // registers, local and static shared memory: unknown
   }
   return CUDA_SUCCESS;
 }
@@ -94,37 +107,46 @@ DRIVER_API cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
   ENTER_DRIVER();
   if (attribute != 8) return CUDA_SUCCESS;
   if (value < 0 || unsigned(value) > max_shared_per_block)
-    return error(CUDA_ERROR_INVALID_VALUE, std::to_string(value) + " bytes of dynamic shared memory for kernel " +
-                                               kernel->name + ", but a block can have at most " +
-                                               std::to_string(max_shared_per_block));
+    return error(CUDA_ERROR_INVALID_VALUE,
+                 std::to_string(value) + " bytes of dynamic shared memory for kernel " + kernel->name +
+                     ", but a block can have at most " + std::to_string(max_shared_per_block));
   kernel->max_dynamic_shared = unsigned(value);
   return CUDA_SUCCESS;
 }
-DRIVER_API cuFuncSetCacheConfig(Kernel*, int) { return CUDA_SUCCESS; }
+DRIVER_API cuFuncSetCacheConfig(Kernel*, int) {
+  return CUDA_SUCCESS;
+}
 
-DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const Kernel*, int threads, size_t shared_bytes) {
-  if (threads <= 0 || threads > 1024) return error(CUDA_ERROR_INVALID_VALUE, "occupancy of an impossible block size");
+DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const Kernel*, int threads,
+                                                       size_t shared_bytes) {
+  if (threads <= 0 || threads > 1024)
+    return error(CUDA_ERROR_INVALID_VALUE, "occupancy of an impossible block size");
   int by_threads = 2048 / threads;
   int by_shared = shared_bytes ? int(max_shared_per_block / shared_bytes) : 16;
   *blocks = std::min({16, by_threads, by_shared});
   return CUDA_SUCCESS;
 }
-DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const Kernel* kernel, int threads,
-                                                               size_t shared_bytes, unsigned) {
+DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const Kernel* kernel,
+                                                                int threads, size_t shared_bytes, unsigned) {
   return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
 }
 
-// ---- launches ----------------------------------------------------------------------------------------------------
+// ---- launches
+// ----------------------------------------------------------------------------------------------------
 
-DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                          unsigned block_y, unsigned block_z, unsigned shared_bytes, void* handle, void** parameters,
-                          void** extra) {
+DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                          void* handle, void** parameters, void** extra) {
   ENTER_DRIVER();
   Stream* stream = stream_from_handle(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (!kernel) return error(CUDA_ERROR_INVALID_HANDLE, "cuLaunchKernel: no function");
   if (extra || (!parameters && !kernel->parameters.empty()))
     return error(CUDA_ERROR_INVALID_VALUE, "cuLaunchKernel: arguments are expected in kernelParams");
+  for (size_t i = 0; i < kernel->parameters.size(); i++)
+    if (!parameters[i])
+      return error(CUDA_ERROR_INVALID_VALUE,
+                   "argument " + std::to_string(i) + " is missing (kernel " + kernel->name + ")");
   Geometry geometry{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
   RETURN_IF_ERROR(check_geometry(*kernel, geometry));
   return submit(stream, std::make_shared<Launch>(*kernel, geometry, parameters));

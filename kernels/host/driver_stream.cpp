@@ -8,19 +8,22 @@ using namespace simt;
 using EventHandle = EventPtr*;
 using GraphHandle = std::shared_ptr<Graph>*;
 
-#define ENTER_WITH_STREAM(handle)                    \
-  ENTER_DRIVER();                                    \
-  Stream* stream = stream_from_handle(handle);       \
+#define ENTER_WITH_STREAM(handle)              \
+  ENTER_DRIVER();                              \
+  Stream* stream = stream_from_handle(handle); \
   if (!stream) return CUDA_ERROR_INVALID_HANDLE
 
-// ---- streams -----------------------------------------------------------------------------------------------------
+// ---- streams
+// -----------------------------------------------------------------------------------------------------
 
 DRIVER_API cuStreamCreate(void** stream, unsigned flags) {
   ENTER_DRIVER();
   *stream = create_stream(flags & 1 /* NON_BLOCKING */);
   return CUDA_SUCCESS;
 }
-DRIVER_API cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+DRIVER_API cuStreamCreateWithPriority(void** stream, unsigned flags, int) {
+  return cuStreamCreate(stream, flags);
+}
 
 DRIVER_API cuStreamDestroy_v2(void* handle) {
   ENTER_WITH_STREAM(handle);
@@ -40,7 +43,8 @@ DRIVER_API cuStreamSynchronize(void* handle) {
 
 DRIVER_API cuStreamQuery(void* handle) {
   ENTER_WITH_STREAM(handle);
-  if (stream->capture) return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuStreamQuery on a capturing stream");
+  if (stream->capture)
+    return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuStreamQuery on a capturing stream");
   return query(stream);
 }
 
@@ -64,7 +68,8 @@ DRIVER_API cuLaunchHostFunc(void* handle, void (*function)(void*), void* argumen
   return submit(stream, std::make_shared<HostFunction>(function, argument));
 }
 
-// ---- events ------------------------------------------------------------------------------------------------------
+// ---- events
+// ------------------------------------------------------------------------------------------------------
 
 DRIVER_API cuEventCreate(EventHandle* event, unsigned flags) {
   ENTER_DRIVER();
@@ -83,7 +88,9 @@ DRIVER_API cuEventRecordWithFlags(EventHandle event, void* handle, unsigned flag
   ENTER_WITH_STREAM(handle);
   return record(*event, stream, flags & 1 /* EXTERNAL */);
 }
-DRIVER_API cuEventRecord(EventHandle event, void* stream) { return cuEventRecordWithFlags(event, stream, 0); }
+DRIVER_API cuEventRecord(EventHandle event, void* stream) {
+  return cuEventRecordWithFlags(event, stream, 0);
+}
 
 DRIVER_API cuEventSynchronize(EventHandle event) {
   ENTER_DRIVER();
@@ -104,7 +111,8 @@ DRIVER_API cuEventElapsedTime_v2(float* ms, EventHandle start, EventHandle end) 
   return cuEventElapsedTime(ms, start, end);
 }
 
-// ---- capture and graphs ------------------------------------------------------------------------------------------
+// ---- capture and graphs
+// ------------------------------------------------------------------------------------------
 
 DRIVER_API cuStreamBeginCapture_v2(void* handle, int mode) {
   ENTER_WITH_STREAM(handle);
@@ -126,19 +134,24 @@ DRIVER_API cuStreamIsCapturing(void* handle, int* status) {
   return CUDA_SUCCESS;
 }
 
-DRIVER_API cuThreadExchangeStreamCaptureMode(int*) { return CUDA_SUCCESS; }
+DRIVER_API cuThreadExchangeStreamCaptureMode(int*) {
+  return CUDA_SUCCESS;
+}
 
 DRIVER_API cuGraphInstantiateWithFlags(GraphHandle* executable, GraphHandle graph, unsigned long long flags) {
   ENTER_DRIVER();
   *executable = nullptr;
   constexpr unsigned long long auto_free = 1, upload = 2, device_launch = 4, priority = 8;
-  if (flags & ~(auto_free | upload | device_launch | priority) || (flags & auto_free && flags & device_launch))
+  if (flags & ~(auto_free | upload | device_launch | priority) ||
+      (flags & auto_free && flags & device_launch))
     return error(CUDA_ERROR_INVALID_VALUE, "cuGraphInstantiate: impossible flags");
   *executable = new std::shared_ptr<Graph>(std::make_shared<Graph>(**graph));
   return CUDA_SUCCESS;
 }
 
-DRIVER_API cuGraphUpload(GraphHandle, void*) { return CUDA_SUCCESS; }
+DRIVER_API cuGraphUpload(GraphHandle, void*) {
+  return CUDA_SUCCESS;
+}
 
 DRIVER_API cuGraphLaunch(GraphHandle executable, void* handle) {
   ENTER_WITH_STREAM(handle);
@@ -150,7 +163,9 @@ DRIVER_API cuGraphDestroy(GraphHandle graph) {
   delete graph;
   return CUDA_SUCCESS;
 }
-DRIVER_API cuGraphExecDestroy(GraphHandle executable) { return cuGraphDestroy(executable); }
+DRIVER_API cuGraphExecDestroy(GraphHandle executable) {
+  return cuGraphDestroy(executable);
+}
 
 // Number of nodes only: the nodes themselves have no handles here.
 DRIVER_API cuGraphGetNodes(GraphHandle graph, void** nodes, size_t* count) {
@@ -160,7 +175,8 @@ DRIVER_API cuGraphGetNodes(GraphHandle graph, void** nodes, size_t* count) {
   return CUDA_SUCCESS;
 }
 
-// ---- time --------------------------------------------------------------------------------------------------------
+// ---- time
+// --------------------------------------------------------------------------------------------------------
 
 // What the host's clock would show: modelled time under SIMT_CLOCK, else the machine's.
 SIMT_EXPORT uint64_t simt_virtual_now_ns() {

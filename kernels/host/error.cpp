@@ -46,8 +46,7 @@ constexpr Named table[] = {
      "operation failed due to a previous error during capture"},
     {CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED",
      "operation would result in a merge of separate capture sequences"},
-    {CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED",
-     "capture has unjoined work"},
+    {CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capture has unjoined work"},
     {CUDA_ERROR_STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
      "dependency created on uncaptured work in another stream"},
     {CUDA_ERROR_CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT",
@@ -74,7 +73,9 @@ Result sticky_error(Result code, const std::string& what) {
   return error(code, what);
 }
 
-Result sticky_state() { return sticky.load(std::memory_order_relaxed); }
+Result sticky_state() {
+  return sticky.load(std::memory_order_relaxed);
+}
 
 }  // namespace simt
 
@@ -85,7 +86,8 @@ SIMT_EXPORT const char* simt_last_error() {
   return last_text;
 }
 
-// Forgets an error, the sticky state included: for tests that provoke one. Memory and streams are as they were.
+// Forgets an error, the sticky state included: for tests that provoke one. Memory and streams are as they
+// were.
 SIMT_EXPORT void simt_reset() {
   std::lock_guard lock(mutex);
   last_code = 0;

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include <utility>
@@ -41,12 +42,30 @@ namespace simt {
 
 constexpr size_t guard_bytes = 4096;
 
-FiberStack::FiberStack(unsigned index, void (*entry)()) : index_(index) {
+// Under ThreadSanitizer stacks come from its own allocator: freed and allocated again they are memory without
+// a history, while those of mmap would show accesses of an earlier block's thread as races.
+static char* allocate_stack() {
+  if (tsan::enabled) {
+    tsan::Ignore ignore;
+    return static_cast<char*>(malloc(fiber_stack_bytes));
+  }
   void* map = mmap(nullptr, guard_bytes + fiber_stack_bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) __builtin_trap();
   mprotect(map, guard_bytes, PROT_NONE);
-  base_ = static_cast<char*>(map) + guard_bytes;
+  return static_cast<char*>(map) + guard_bytes;
+}
+
+static void release_stack(char* base) {
+  if (tsan::enabled) {
+    tsan::Ignore ignore;
+    free(base);
+  } else {
+    munmap(base - guard_bytes, guard_bytes + fiber_stack_bytes);
+  }
+}
+
+FiberStack::FiberStack(unsigned index, void (*entry)()) : base_(allocate_stack()), index_(index) {
   rewind(entry);
 }
 
@@ -58,18 +77,22 @@ FiberStack::FiberStack(FiberStack&& other) noexcept
 
 FiberStack::~FiberStack() {
   if (tsan_) tsan::destroy_fiber(tsan_);
-  if (base_) munmap(base_ - guard_bytes, guard_bytes + fiber_stack_bytes);
+  if (base_) release_stack(base_);
 }
 
 void FiberStack::rewind(void (*entry)()) {
+  if (tsan_) {  // a new identity, so that the race detector sees no order between what ran here and what
+                // comes
+    tsan::destroy_fiber(tsan_);
+    release_stack(base_);
+    base_ = allocate_stack();
+  }
+  tsan_ = tsan::create_fiber();
   auto** top = reinterpret_cast<void**>(base_ + fiber_stack_bytes - (index_ * 5 % 61) * 64);
   *--top = nullptr;  // where a caller would be: keeps the alignment the ABI wants at entry
   *--top = reinterpret_cast<void*>(entry);
   for (int callee_saved = 0; callee_saved < 6; callee_saved++) *--top = nullptr;
   stack_pointer_ = top;
-  // A new identity, so that the race detector sees no order between what ran here before and what comes.
-  if (tsan_) tsan::destroy_fiber(tsan_);
-  tsan_ = tsan::create_fiber();
 }
 
 FiberStack::Home::Home() {
@@ -105,7 +128,13 @@ void FiberStack::suspend(Home& home, bool abandon) {
   asan::finish_switch(fake);
 }
 
-void FiberStack::entered() { asan::finish_switch(nullptr); }
+void FiberStack::entered() {
+  asan::finish_switch(nullptr);
+}
+
+long long FiberStack::fresh_top() const {
+  return reinterpret_cast<long long>(base_ + fiber_stack_bytes - 8);
+}
 
 bool FiberStack::contains(const void* address) const {
   auto at = static_cast<const char*>(address);

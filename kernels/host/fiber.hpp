@@ -1,5 +1,5 @@
-// A fiber: a stack and the point where it was left. One fiber per CUDA thread of a block, all of one OS thread.
-// x86-64 SysV. The sanitizers are told about every switch.
+// A fiber: a stack and the point where it was left. One fiber per CUDA thread of a block, all of one OS
+// thread. x86-64 SysV. The sanitizers are told about every switch.
 #pragma once
 #include <stddef.h>
 
@@ -16,8 +16,8 @@ extern "C" void simt_switch_stack(void** save, void* to);
 
 class FiberStack {
  public:
-  // A guard page lies below. Tops are staggered by `index`: equal offsets would put the hot lines of every fiber
-  // into the same few L1 sets, which costs a factor of two.
+  // A guard page lies below. Tops are staggered by `index`: equal offsets would put the hot lines of every
+  // fiber into the same few L1 sets, which costs a factor of two.
   FiberStack(unsigned index, void (*entry)());
   FiberStack(FiberStack&& other) noexcept;
   FiberStack(const FiberStack&) = delete;
@@ -25,8 +25,8 @@ class FiberStack {
 
   void rewind(void (*entry)());  // the next resume starts `entry` afresh
 
-  // From the OS thread's own stack into this fiber, and back out. `resume` returns when the fiber calls `suspend`
-  // with the same `home`, possibly after any number of `hand_over`s.
+  // From the OS thread's own stack into this fiber, and back out. `resume` returns when the fiber calls
+  // `suspend` with the same `home`, possibly after any number of `hand_over`s.
   struct Home {
     void* stack_pointer = nullptr;
     void* tsan = nullptr;
@@ -41,6 +41,8 @@ class FiberStack {
   // Must be called first thing on a fresh fiber.
   static void entered();
 
+  // An ABI-conforming stack pointer for a function that is entered as if called.
+  long long fresh_top() const;
   bool contains(const void* address) const;  // the guard page included
 
  private:

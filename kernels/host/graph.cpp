@@ -10,8 +10,8 @@ namespace {
 
 std::vector<std::shared_ptr<Capture>> captures;  // under way
 
-// A launched graph runs as one operation of its stream: the nodes in submission order or, under a seed, in a random
-// order that respects their dependencies.
+// A launched graph runs as one operation of its stream: the nodes in submission order or, under a seed, in a
+// random order that respects their dependencies.
 struct GraphOperation : Operation {
   std::shared_ptr<Graph> graph;
   explicit GraphOperation(std::shared_ptr<Graph> g) : graph(std::move(g)) {}
@@ -78,7 +78,8 @@ bool joined(const Graph& graph, const std::vector<uint32_t>& tail) {
 Result begin_capture(Stream* stream, CaptureMode mode) {
   if (stream == stream_from_handle(nullptr))
     return error(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the legacy default stream cannot be captured");
-  if (stream->capture) return error(CUDA_ERROR_INVALID_VALUE, "cuStreamBeginCapture: the stream is capturing already");
+  if (stream->capture)
+    return error(CUDA_ERROR_INVALID_VALUE, "cuStreamBeginCapture: the stream is capturing already");
   stream->capture = std::make_shared<Capture>(Capture{stream, mode, std::this_thread::get_id()});
   stream->captured_after.clear();
   captures.push_back(stream->capture);
@@ -89,14 +90,16 @@ Result end_capture(Stream* stream, std::shared_ptr<Graph>* graph) {
   auto capture = stream->capture;
   if (!capture) return error(CUDA_ERROR_INVALID_VALUE, "cuStreamEndCapture: the stream is not capturing");
   if (capture->origin != stream)
-    return error(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "cuStreamEndCapture: the capture began on another stream");
+    return error(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+                 "cuStreamEndCapture: the capture began on another stream");
   bool complete = joined(*capture->graph, stream->captured_after);
   release_capture(capture);
   std::erase(captures, capture);
   if (capture->invalidated)
     return error(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "the capture was invalidated by: " + capture->cause);
   if (!complete)
-    return error(CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "a stream that joined the capture was not waited for at its end");
+    return error(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+                 "a stream that joined the capture was not waited for at its end");
   *graph = capture->graph;
   return CUDA_SUCCESS;
 }
@@ -107,8 +110,8 @@ Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream) {
 
 Result refuse_during_capture(const char* call) {
   for (auto& capture : captures) {
-    bool applies = capture->mode == CaptureMode::global ||
-                   (capture->mode == CaptureMode::thread_local_ && capture->thread == std::this_thread::get_id());
+    bool applies = capture->mode == CaptureMode::global || (capture->mode == CaptureMode::thread_local_ &&
+                                                            capture->thread == std::this_thread::get_id());
     if (!applies) continue;
     capture->invalidated = true;
     capture->cause = call;

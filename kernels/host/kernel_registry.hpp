@@ -1,4 +1,5 @@
-// EXPORT_KERNEL: makes a kernel known to the driver by name, with its parameter list taken from the C++ signature.
+// EXPORT_KERNEL: makes a kernel known to the driver by name, with its parameter list taken from the C++
+// signature.
 #pragma once
 #include <array>
 #include <span>
@@ -23,18 +24,20 @@ struct Kernel {
   void (*invoke)(void** parameters);
   std::span<const Parameter> parameters;
   std::span<const PointerField> pointers;
-  const char* source;              // the .cu file, for error texts
+  const char* source;  // the .cu file, for error texts
   const struct NativeTwin* twin = nullptr;
   uint32_t max_dynamic_shared = 48 << 10;  // raised by cuFuncSetAttribute
   const Kernel* next = nullptr;
-  Kernel(const char* name, void (*invoke)(void**), std::span<const Parameter>, std::span<const PointerField>, const char* source);
+  Kernel(const char* name, void (*invoke)(void**), std::span<const Parameter>, std::span<const PointerField>,
+         const char* source);
 };
 
 Kernel* find_kernel(const char* name);
 
 // Device pointers inside parameter structs are declared, so that they are checked like pointer parameters:
 //   POINTER_FIELDS(AttentionParams, &AttentionParams::q, &AttentionParams::k)
-// A member may be a pointer or an array of pointers. A struct without pointers declares POINTER_FIELDS(Struct).
+// A member may be a pointer or an array of pointers. A struct without pointers declares
+// POINTER_FIELDS(Struct).
 template <class T>
 struct PointerFields {
   static constexpr bool declared = !std::is_class_v<T>;
@@ -49,7 +52,7 @@ struct DeclaredPointerFields {
   static constexpr bool declared = true;
   static constexpr size_t count = (0 + ... + (sizeof(Members) / sizeof(void*)));
   template <class M>
-  static void append_member(PointerField*& out, uint16_t parameter, M Struct::*member) {
+  static void append_member(PointerField*& out, uint16_t parameter, M Struct::* member) {
     static_assert(std::is_pointer_v<std::remove_all_extents_t<M>>, "POINTER_FIELDS lists pointers");
     alignas(Struct) unsigned char storage[sizeof(Struct)];
     auto* object = reinterpret_cast<Struct*>(storage);
@@ -62,13 +65,12 @@ struct DeclaredPointerFields {
 template <class Struct, class... Members>
 DeclaredPointerFields<Struct, Members...> declared_pointer_fields(Members Struct::*...);
 
-#define POINTER_FIELDS(Struct, ...)                                                              \
-  template <>                                                                                    \
-  struct simt::PointerFields<Struct>                                                             \
-      : decltype(simt::declared_pointer_fields<Struct>(__VA_ARGS__)) {                           \
-    static void append(simt::PointerField*& out, uint16_t parameter) {                           \
-      [&](auto... members) { (append_member(out, parameter, members), ...); }(__VA_ARGS__);      \
-    }                                                                                            \
+#define POINTER_FIELDS(Struct, ...)                                                                   \
+  template <>                                                                                         \
+  struct simt::PointerFields<Struct> : decltype(simt::declared_pointer_fields<Struct>(__VA_ARGS__)) { \
+    static void append(simt::PointerField*& out, uint16_t parameter) {                                \
+      [&](auto... members) { (append_member(out, parameter, members), ...); }(__VA_ARGS__);           \
+    }                                                                                                 \
   };
 
 // The tables and the typed call of one kernel signature.
@@ -99,11 +101,13 @@ struct Signature {
 
   // `parameters` as cuLaunchKernel has them: one address per argument.
   template <size_t... I, class Function, class... Leading>
-  static void call(Function function, void** parameters, std::index_sequence<I...>, const Leading&... leading) {
+  static void call(Function function, void** parameters, std::index_sequence<I...>,
+                   const Leading&... leading) {
     function(leading..., *static_cast<Args*>(parameters[I])...);
   }
 
-  static_assert((PointerFields<Args>::declared && ...), "a struct parameter needs POINTER_FIELDS(Struct, ...)");
+  static_assert((PointerFields<Args>::declared && ...),
+                "a struct parameter needs POINTER_FIELDS(Struct, ...)");
   static_assert((std::is_trivially_copyable_v<Args> && ...), "kernel parameters are plain data");
 };
 

@@ -1,5 +1,5 @@
-// The CUDA C++ language on the host: keywords, vector types, 16-bit floats and intrinsics that need no other thread.
-// Included by kernels through prims.cuh and by native twins; keep it light, every kernel pays for it.
+// The CUDA C++ language on the host: keywords, vector types, 16-bit floats and intrinsics that need no other
+// thread. Included by kernels through prims.cuh and by native twins; keep it light, every kernel pays for it.
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -20,9 +20,11 @@
 #ifndef __restrict__
 #define __restrict__ __restrict
 #endif
-// `__shared__` is deliberately not defined: kernels use SHARED and DYN_SMEM, which the host can poison and fence.
+// `__shared__` is deliberately not defined: kernels use SHARED and DYN_SMEM, which the host can poison and
+// fence.
 
-// ---- dimensions and vectors ------------------------------------------------------------------------------------
+// ---- dimensions and vectors
+// ------------------------------------------------------------------------------------
 
 struct uint3 {
   unsigned x, y, z;
@@ -33,15 +35,19 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-#define SIMT_VECTOR(T, name)                                                                                   \
-  struct alignas(2 * sizeof(T)) name##2 {                                                                      \
-    T x, y;                                                                                                    \
-  };                                                                                                           \
-  struct alignas(sizeof(T) > 4 ? 16 : 4 * sizeof(T)) name##4 {                                                 \
-    T x, y, z, w;                                                                                              \
-  };                                                                                                           \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                   \
-  inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+#define SIMT_VECTOR(T, name)                                   \
+  struct alignas(2 * sizeof(T)) name##2 {                      \
+    T x, y;                                                    \
+  };                                                           \
+  struct alignas(sizeof(T) > 4 ? 16 : 4 * sizeof(T)) name##4 { \
+    T x, y, z, w;                                              \
+  };                                                           \
+  inline name##2 make_##name##2(T x, T y) {                    \
+    return {x, y};                                             \
+  }                                                            \
+  inline name##4 make_##name##4(T x, T y, T z, T w) {          \
+    return {x, y, z, w};                                       \
+  }
 SIMT_VECTOR(float, float)
 SIMT_VECTOR(double, double)
 SIMT_VECTOR(int, int)
@@ -54,7 +60,8 @@ SIMT_VECTOR(long long, longlong)
 SIMT_VECTOR(unsigned long long, ulonglong)
 #undef SIMT_VECTOR
 
-// ---- 16-bit floats: storage types, converted explicitly --------------------------------------------------------
+// ---- 16-bit floats: storage types, converted explicitly
+// --------------------------------------------------------
 
 struct __nv_bfloat16 {
   uint16_t x;
@@ -69,7 +76,9 @@ struct alignas(4) __half2 {
   __half x, y;
 };
 
-inline float __bfloat162float(__nv_bfloat16 v) { return std::bit_cast<float>(uint32_t(v.x) << 16); }
+inline float __bfloat162float(__nv_bfloat16 v) {
+  return std::bit_cast<float>(uint32_t(v.x) << 16);
+}
 
 // Round to nearest even; NaN becomes the canonical one, as on the device.
 inline __nv_bfloat16 __float2bfloat16(float v) {
@@ -104,14 +113,27 @@ inline __half __float2half(float v) {
   return {uint16_t(sign | result)};
 }
 
-inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __float2bfloat16(v); }
-inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__float2bfloat16(a), __float2bfloat16(b)}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
-inline __half __float2half_rn(float v) { return __float2half(v); }
-inline __half2 __floats2half2_rn(float a, float b) { return {__float2half(a), __float2half(b)}; }
-inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
+inline __nv_bfloat16 __float2bfloat16_rn(float v) {
+  return __float2bfloat16(v);
+}
+inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
+  return {__float2bfloat16(a), __float2bfloat16(b)};
+}
+inline float2 __bfloat1622float2(__nv_bfloat162 v) {
+  return {__bfloat162float(v.x), __bfloat162float(v.y)};
+}
+inline __half __float2half_rn(float v) {
+  return __float2half(v);
+}
+inline __half2 __floats2half2_rn(float a, float b) {
+  return {__float2half(a), __float2half(b)};
+}
+inline float2 __half22float2(__half2 v) {
+  return {__half2float(v.x), __half2float(v.y)};
+}
 
-// ---- arithmetic intrinsics -------------------------------------------------------------------------------------
+// ---- arithmetic intrinsics
+// -------------------------------------------------------------------------------------
 
 // Macros, because glibc declares functions of the same names.
 #define __expf expf
@@ -121,9 +143,15 @@ inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2floa
 #define __sinf sinf
 #define __cosf cosf
 #define __powf powf
-inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float rsqrtf(float v) {
+  return 1.0f / sqrtf(v);
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return fmaf(a, b, c);
+}
 inline float __fmul_rn(float a, float b) {
   // The barrier keeps the compiler from contracting the product into a later sum, as on the device.
   float product = a * b;
@@ -135,18 +163,40 @@ inline float __fadd_rn(float a, float b) {
   return a + b;
 }
 
-inline int __float_as_int(float v) { return std::bit_cast<int>(v); }
-inline unsigned __float_as_uint(float v) { return std::bit_cast<unsigned>(v); }
-inline float __int_as_float(int v) { return std::bit_cast<float>(v); }
-inline float __uint_as_float(unsigned v) { return std::bit_cast<float>(v); }
+inline int __float_as_int(float v) {
+  return std::bit_cast<int>(v);
+}
+inline unsigned __float_as_uint(float v) {
+  return std::bit_cast<unsigned>(v);
+}
+inline float __int_as_float(int v) {
+  return std::bit_cast<float>(v);
+}
+inline float __uint_as_float(unsigned v) {
+  return std::bit_cast<float>(v);
+}
 
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
-inline int __ffs(int v) { return __builtin_ffs(v); }
-inline int __ffsll(long long v) { return __builtin_ffsll(v); }
-inline int __clz(int v) { return v ? __builtin_clz(unsigned(v)) : 32; }
-inline int __clzll(long long v) { return v ? __builtin_clzll((unsigned long long)(v)) : 64; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
+inline int __popc(unsigned v) {
+  return __builtin_popcount(v);
+}
+inline int __popcll(unsigned long long v) {
+  return __builtin_popcountll(v);
+}
+inline int __ffs(int v) {
+  return __builtin_ffs(v);
+}
+inline int __ffsll(long long v) {
+  return __builtin_ffsll(v);
+}
+inline int __clz(int v) {
+  return v ? __builtin_clz(unsigned(v)) : 32;
+}
+inline int __clzll(long long v) {
+  return v ? __builtin_clzll((unsigned long long)(v)) : 64;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return unsigned((uint64_t(a) * b) >> 32);
+}
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }

@@ -3,24 +3,33 @@
 #include <atomic>
 #include <mutex>
 
+#include "fault.hpp"
 #include "native.hpp"
 #include "options.hpp"
 #include "pool.hpp"
+#include "sanitizer.hpp"
 
 namespace simt {
 
-// ---- registry: filled by static constructors of the kernel and twin files ----------------------------------------
+// ---- registry: filled by static constructors of the kernel and twin files
+// ----------------------------------------
 
 static Kernel* first_kernel = nullptr;
 static NativeTwin* first_twin = nullptr;
 
 Kernel::Kernel(const char* name_, void (*invoke_)(void**), std::span<const Parameter> parameters_,
                std::span<const PointerField> pointers_, const char* source_)
-    : name(name_), invoke(invoke_), parameters(parameters_), pointers(pointers_), source(source_), next(first_kernel) {
+    : name(name_),
+      invoke(invoke_),
+      parameters(parameters_),
+      pointers(pointers_),
+      source(source_),
+      next(first_kernel) {
   first_kernel = this;
 }
 
-NativeTwin::NativeTwin(const char* name, void (*invoke_)(const NativeLaunch&, void**), std::span<const Parameter> parameters_)
+NativeTwin::NativeTwin(const char* name, void (*invoke_)(const NativeLaunch&, void**),
+                       std::span<const Parameter> parameters_)
     : kernel_name(name), invoke(invoke_), parameters(parameters_), next(first_twin) {
   first_twin = this;
 }
@@ -28,7 +37,8 @@ NativeTwin::NativeTwin(const char* name, void (*invoke_)(const NativeLaunch&, vo
 static bool same_parameters(const Kernel& kernel, const NativeTwin& twin) {
   if (kernel.parameters.size() != twin.parameters.size()) return false;
   for (size_t i = 0; i < twin.parameters.size(); i++)
-    if (kernel.parameters[i].size != twin.parameters[i].size || kernel.parameters[i].is_integer != twin.parameters[i].is_integer)
+    if (kernel.parameters[i].size != twin.parameters[i].size ||
+        kernel.parameters[i].is_integer != twin.parameters[i].is_integer)
       return false;
   return true;
 }
@@ -44,7 +54,8 @@ Kernel* find_kernel(const char* name) {
   for (const NativeTwin* twin = first_twin; twin; twin = twin->next) {
     if (strcmp(twin->kernel_name, name)) continue;
     if (!same_parameters(*kernel, *twin)) {
-      error(CUDA_ERROR_NOT_FOUND, std::string("the native twin's parameters differ from those of kernel ") + name);
+      error(CUDA_ERROR_NOT_FOUND,
+            std::string("the native twin's parameters differ from those of kernel ") + name);
       return nullptr;
     }
     kernel->twin = twin;
@@ -52,7 +63,8 @@ Kernel* find_kernel(const char* name) {
   return kernel;
 }
 
-// ---- checks ------------------------------------------------------------------------------------------------------
+// ---- checks
+// ------------------------------------------------------------------------------------------------------
 
 Result check_geometry(const Kernel& kernel, const Geometry& g) {
   auto refuse = [&](const std::string& what) {
@@ -71,27 +83,38 @@ Result check_geometry(const Kernel& kernel, const Geometry& g) {
   return CUDA_SUCCESS;
 }
 
-// ---- emulation ---------------------------------------------------------------------------------------------------
+// ---- emulation
+// ---------------------------------------------------------------------------------------------------
 
 namespace {
+
+uint64_t num_emulations = 0;
 
 struct Emulation {
   const Kernel& kernel;
   const Geometry& geometry;
   void** parameters;
   uint64_t seed;
+  uint64_t number;  // of the launch in this process
   uint64_t num_blocks = geometry.num_blocks();
   std::atomic<bool> failed{false};
-  std::mutex mutex;
-  std::string what;
+  std::mutex mutex{};
+  std::string what{};
+  char end = 0;  // its address stands for the end of the launch
 
   void run_blocks(uint32_t begin, uint32_t end) {
     // One executor per OS thread, kept with its fibers and stacks for the next launch.
     static thread_local Block executor;
-    executor.prepare(kernel, geometry, seed);
+    static thread_local uint64_t prepared_for = 0;
+    if (prepared_for != number) {
+      catch_faults_on_this_thread();
+      tsan::acquire(this);
+      executor.prepare(kernel, geometry, seed, &end);
+      prepared_for = number;
+    }
     for (uint32_t i = begin; i < end && !failed.load(std::memory_order_relaxed); i++) {
-      uint64_t number = seed & 1 ? num_blocks - 1 - i : i;
-      if (!executor.run(number, parameters)) report(executor);
+      uint64_t block = seed & 1 ? num_blocks - 1 - i : i;
+      if (!executor.run(block, parameters)) report(executor);
     }
   }
 
@@ -101,7 +124,8 @@ struct Emulation {
     auto triple = [](auto v) {
       return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
     };
-    what = block.error + " (kernel " + kernel.name + ", block " + triple(block.index) + block.failing_thread + ")";
+    what = block.error + " (kernel " + kernel.name + ", block " + triple(block.index) + block.failing_thread +
+           ")";
   }
 };
 
@@ -114,7 +138,9 @@ Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters
   }
   uint64_t num_blocks = geometry.num_blocks();
   if (num_blocks > UINT32_MAX) return error(CUDA_ERROR_NOT_SUPPORTED, "more than 2^32 blocks");
-  Emulation emulation{kernel, geometry, parameters, options().seed.load(std::memory_order_relaxed)};
+  Emulation emulation{kernel, geometry, parameters, options().seed.load(std::memory_order_relaxed),
+                      ++num_emulations};
+  tsan::release(&emulation);
   // Waking workers for a launch this small would take longer than the launch.
   if (num_blocks * geometry.num_threads() <= 256) {
     emulation.run_blocks(0, uint32_t(num_blocks));
@@ -124,6 +150,7 @@ Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters
     };
     parallel_ranges(uint32_t(num_blocks), 1, range, &emulation);
   }
+  tsan::acquire(&emulation.end);
   if (emulation.failed) return sticky_error(CUDA_ERROR_LAUNCH_FAILED, emulation.what);
   return CUDA_SUCCESS;
 }

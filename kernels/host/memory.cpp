@@ -15,7 +15,8 @@ namespace {
 
 constexpr uint64_t zone_bytes = 256;  // also the alignment of device memory
 constexpr unsigned char zone_pattern = 0xA5;
-constexpr uint64_t largest_poisoned = 256 << 20;  // beyond that, touching the pages would cost more than it finds
+constexpr uint64_t largest_poisoned = 256
+                                      << 20;  // beyond that, touching the pages would cost more than it finds
 constexpr uint64_t quarantine_bytes = 64 << 20;
 constexpr size_t quarantine_entries = 4096;
 constexpr uint64_t total_bytes = uint64_t(8) << 30;
@@ -33,9 +34,13 @@ std::deque<DevicePointer> quarantine;
 std::vector<DevicePointer> touched;
 uint64_t bytes_used = 0, bytes_quarantined = 0;
 
-unsigned char* bytes_at(DevicePointer p) { return reinterpret_cast<unsigned char*>(p); }
+unsigned char* bytes_at(DevicePointer p) {
+  return reinterpret_cast<unsigned char*>(p);
+}
 
-uint64_t padded(uint64_t bytes) { return (bytes + zone_bytes - 1) / zone_bytes * zone_bytes; }
+uint64_t padded(uint64_t bytes) {
+  return (bytes + zone_bytes - 1) / zone_bytes * zone_bytes;
+}
 
 // The allocation whose range, its end included, holds the pointer: an empty view may start at the end.
 std::map<DevicePointer, Allocation>::iterator find(DevicePointer p) {
@@ -54,7 +59,8 @@ std::string hex(uint64_t value) {
 std::string describe(DevicePointer p) {
   auto found = find(p);
   if (found == allocations.end()) return "points to no device allocation (foreign pointer)";
-  return "points into freed device memory (" + std::to_string(found->second.bytes) + " bytes at " + hex(found->first) + ")";
+  return "points into freed device memory (" + std::to_string(found->second.bytes) + " bytes at " +
+         hex(found->first) + ")";
 }
 
 bool is_host_memory(DevicePointer p) {
@@ -78,8 +84,8 @@ void set_zones(DevicePointer p, uint64_t bytes) {
 Result check_zones(DevicePointer p, const Allocation& a) {
   if (asan::enabled) return CUDA_SUCCESS;
   auto report = [&](uint64_t distance, const char* where) {
-    std::string text = "write out of bounds of a device allocation of " + std::to_string(a.bytes) + " bytes, " +
-                       std::to_string(distance) + " bytes " + where;
+    std::string text = "write out of bounds of a device allocation of " + std::to_string(a.bytes) +
+                       " bytes, " + std::to_string(distance) + " bytes " + where;
     if (a.last_kernel) text += std::string("; the last kernel that was given it is ") + a.last_kernel;
     set_zones(p, a.bytes);
     return sticky_error(CUDA_ERROR_ILLEGAL_ADDRESS, text);
@@ -104,10 +110,12 @@ void release(DevicePointer p) {
 Result allocate_device(DevicePointer* pointer, size_t bytes) {
   if (!bytes) return error(CUDA_ERROR_INVALID_VALUE, "allocation of 0 bytes");
   if (bytes_used + bytes > total_bytes)
-    return error(CUDA_ERROR_OUT_OF_MEMORY, "out of device memory: " + std::to_string(bytes) + " bytes asked, " +
-                                               std::to_string(total_bytes - bytes_used) + " free");
+    return error(CUDA_ERROR_OUT_OF_MEMORY, "out of device memory: " + std::to_string(bytes) +
+                                               " bytes asked, " + std::to_string(total_bytes - bytes_used) +
+                                               " free");
   void* base = aligned_alloc(zone_bytes, padded(bytes) + 2 * zone_bytes);
-  if (!base) return error(CUDA_ERROR_OUT_OF_MEMORY, "out of host memory: " + std::to_string(bytes) + " bytes asked");
+  if (!base)
+    return error(CUDA_ERROR_OUT_OF_MEMORY, "out of host memory: " + std::to_string(bytes) + " bytes asked");
   *pointer = reinterpret_cast<DevicePointer>(base) + zone_bytes;
   if (bytes <= largest_poisoned) memset(bytes_at(*pointer), 0xFF, bytes);
   set_zones(*pointer, bytes);
@@ -120,9 +128,11 @@ Result free_device(DevicePointer pointer, const char* call) {
   if (!pointer) return CUDA_SUCCESS;
   auto found = allocations.find(pointer);
   if (found == allocations.end())
-    return error(CUDA_ERROR_INVALID_VALUE, std::string(call) + ": " + hex(pointer) + " is not the start of an allocation");
+    return error(CUDA_ERROR_INVALID_VALUE,
+                 std::string(call) + ": " + hex(pointer) + " is not the start of an allocation");
   Allocation& a = found->second;
-  if (!a.live) return error(CUDA_ERROR_INVALID_VALUE, std::string(call) + ": " + hex(pointer) + " was freed before");
+  if (!a.live)
+    return error(CUDA_ERROR_INVALID_VALUE, std::string(call) + ": " + hex(pointer) + " was freed before");
   Result zones = check_zones(pointer, a);
   a.live = false;
   bytes_used -= a.bytes;
@@ -148,12 +158,15 @@ Result allocate_host(void** pointer, size_t bytes) {
 }
 
 Result free_host(void* pointer) {
-  if (pointer && !pinned.erase(pointer)) return error(CUDA_ERROR_INVALID_VALUE, "cuMemFreeHost: not pinned memory");
+  if (pointer && !pinned.erase(pointer))
+    return error(CUDA_ERROR_INVALID_VALUE, "cuMemFreeHost: not pinned memory");
   free(pointer);
   return CUDA_SUCCESS;
 }
 
-bool is_pinned(const void* pointer) { return is_host_memory(reinterpret_cast<DevicePointer>(pointer)); }
+bool is_pinned(const void* pointer) {
+  return is_host_memory(reinterpret_cast<DevicePointer>(pointer));
+}
 
 bool find_allocation(DevicePointer pointer, AllocationRange* range) {
   auto found = find(pointer);
@@ -166,11 +179,13 @@ Result check_range(DevicePointer pointer, uint64_t bytes, const char* call) {
   if (!bytes || is_host_memory(pointer)) return CUDA_SUCCESS;
   auto found = find(pointer);
   if (found == allocations.end() || !found->second.live)
-    return error(CUDA_ERROR_INVALID_VALUE, std::string(call) + ": address " + hex(pointer) + " " + describe(pointer));
+    return error(CUDA_ERROR_INVALID_VALUE,
+                 std::string(call) + ": address " + hex(pointer) + " " + describe(pointer));
   uint64_t room = found->first + found->second.bytes - pointer;
   if (bytes > room)
     return error(CUDA_ERROR_INVALID_VALUE, std::string(call) + " of " + std::to_string(bytes) +
-                                               " bytes, but the allocation ends after " + std::to_string(room));
+                                               " bytes, but the allocation ends after " +
+                                               std::to_string(room));
   return CUDA_SUCCESS;
 }
 
@@ -186,8 +201,10 @@ Result check_arguments(const Kernel& kernel, void** parameters) {
       if (!a.touched) a.touched = true, touched.push_back(found->first);
     } else if (!is_host_memory(p)) {
       std::string which = "argument " + std::to_string(field.parameter);
-      if (kernel.parameters[field.parameter].size != sizeof p) which += " (field at byte " + std::to_string(field.offset) + ")";
-      return sticky_error(CUDA_ERROR_ILLEGAL_ADDRESS, which + " " + describe(p) + " (kernel " + kernel.name + ")");
+      if (kernel.parameters[field.parameter].size != sizeof p)
+        which += " (field at byte " + std::to_string(field.offset) + ")";
+      return sticky_error(CUDA_ERROR_ILLEGAL_ADDRESS,
+                          which + " " + describe(p) + " (kernel " + kernel.name + ")");
     }
   }
   return CUDA_SUCCESS;
@@ -206,6 +223,8 @@ Result check_red_zones() {
   return result;
 }
 
-MemoryUse memory_use() { return {bytes_used, total_bytes}; }
+MemoryUse memory_use() {
+  return {bytes_used, total_bytes};
+}
 
 }  // namespace simt

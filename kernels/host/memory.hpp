@@ -27,8 +27,8 @@ bool find_allocation(DevicePointer pointer, AllocationRange* range);
 // [pointer, pointer+bytes) lies inside one live allocation; else an error that says what is wrong with it.
 Result check_range(DevicePointer pointer, uint64_t bytes, const char* call);
 
-// Every non-null pointer argument, also inside parameter structs, points into a live allocation. The allocations are
-// remembered as touched by `kernel`.
+// Every non-null pointer argument, also inside parameter structs, points into a live allocation. The
+// allocations are remembered as touched by `kernel`.
 Result check_arguments(const Kernel& kernel, void** parameters);
 
 // Red zones of the allocations touched since the last check.

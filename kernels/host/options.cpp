@@ -27,13 +27,18 @@ Options& options() {
 
 }  // namespace simt
 
-// Tests toggle a switch inside one process. Unknown names are ignored, so that an older library accepts newer tests.
+// Tests toggle a switch inside one process. Unknown names are ignored, so that an older library accepts newer
+// tests.
 SIMT_EXPORT void simt_set_option(const char* name, uint64_t value) {
   simt::Options& o = simt::options();
   struct {
     const char* name;
     std::atomic<uint64_t>& option;
-  } const table[] = {{"seed", o.seed}, {"lazy", o.lazy}, {"threads", o.threads}, {"native", o.native}, {"dump_max", o.dump_max}};
+  } const table[] = {{"seed", o.seed},
+                     {"lazy", o.lazy},
+                     {"threads", o.threads},
+                     {"native", o.native},
+                     {"dump_max", o.dump_max}};
   for (auto& row : table)
     if (!strcmp(row.name, name)) row.option = value;
 }

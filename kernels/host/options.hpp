@@ -7,8 +7,9 @@
 namespace simt {
 
 struct Options {
-  std::atomic<uint64_t> seed;      // SIMT_SEED     0: in order; else random schedules
-  std::atomic<uint64_t> lazy;      // SIMT_LAZY     0: run at once; 1: as late as possible; else interleaved by seed
+  std::atomic<uint64_t> seed;  // SIMT_SEED     0: in order; else random schedules
+  std::atomic<uint64_t>
+      lazy;  // SIMT_LAZY     0: run at once; 1: as late as possible; else interleaved by seed
   std::atomic<uint64_t> threads;   // SIMT_THREADS  0: all cores
   std::atomic<uint64_t> native;    // SIMT_NATIVE   1: kernels with a native twin run as that
   std::atomic<uint64_t> dump_max;  // SIMT_DUMP_MAX bytes of one dumped launch

@@ -1,5 +1,5 @@
-// A pool made for many short jobs: a decode step is a hundred launches of 10 to 50 us, so workers spin a little
-// before they sleep, and an idle pool costs nothing.
+// A pool made for many short jobs: a decode step is a hundred launches of 10 to 50 us, so workers spin a
+// little before they sleep, and an idle pool costs nothing.
 #include "pool.hpp"
 
 #include <pthread.h>
@@ -16,13 +16,17 @@ namespace {
 
 constexpr int spins_before_sleep = 2000;  // ~20-50 us
 
-inline void relax() { __builtin_ia32_pause(); }
+inline void relax() {
+  __builtin_ia32_pause();
+}
 
-// Work is claimed from one word: the job's number above, the next unclaimed item below. A claim by compare-and-swap
-// therefore fails once the job is another one, so a late worker can neither run a finished job nor mix two.
+// Work is claimed from one word: the job's number above, the next unclaimed item below. A claim by
+// compare-and-swap therefore fails once the job is another one, so a late worker can neither run a finished
+// job nor mix two.
 class Pool {
  public:
-  void run(uint32_t count, uint32_t grain, void (*body)(void*, uint32_t, uint32_t), void* context, unsigned threads) {
+  void run(uint32_t count, uint32_t grain, void (*body)(void*, uint32_t, uint32_t), void* context,
+           unsigned threads) {
     std::lock_guard lock(one_job_);
     start(threads - 1);
     uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
@@ -45,7 +49,8 @@ class Pool {
   static constexpr uint64_t closed = 0xffffffff;
 
   void start(unsigned workers) {
-    for (; num_workers_ < workers; num_workers_++) std::thread([this, id = num_workers_] { serve(id); }).detach();
+    for (; num_workers_ < workers; num_workers_++)
+      std::thread([this, id = num_workers_] { serve(id); }).detach();
   }
 
   void serve(unsigned id) {

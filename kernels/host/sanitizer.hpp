@@ -1,8 +1,9 @@
 // What the runtime tells ThreadSanitizer and AddressSanitizer; nothing at all in a plain build.
 //
-// ThreadSanitizer: kernels are compiled with -fsanitize=thread, the runtime without it but with -DSIMT_TSAN. It sees
-// every fiber as a thread of its own that is ordered with others only by the acquire/release pairs given here: a
-// happens-before race detector for shared and global memory that does not depend on the schedule.
+// ThreadSanitizer: kernels are compiled with -fsanitize=thread, the runtime without it but with -DSIMT_TSAN.
+// It sees every fiber as a thread of its own that is ordered with others only by the acquire/release pairs
+// given here: a happens-before race detector for shared and global memory that does not depend on the
+// schedule.
 #pragma once
 #include <stddef.h>
 
@@ -26,14 +27,30 @@ namespace simt::tsan {
 
 #if defined(SIMT_TSAN)
 constexpr bool enabled = true;
-inline void* create_fiber() { return __tsan_create_fiber(0); }
-inline void destroy_fiber(void* fiber) { __tsan_destroy_fiber(fiber); }
-inline void* current_fiber() { return __tsan_get_current_fiber(); }
-inline void switch_to(void* fiber) { __tsan_switch_to_fiber(fiber, 1 /* creates no order */); }
-inline void acquire(void* object) { __tsan_acquire(object); }
-inline void release(void* object) { __tsan_release(object); }
-inline void reads(const void* p, size_t n) { __tsan_read_range(const_cast<void*>(p), n); }
-inline void writes(void* p, size_t n) { __tsan_write_range(p, n); }
+inline void* create_fiber() {
+  return __tsan_create_fiber(0);
+}
+inline void destroy_fiber(void* fiber) {
+  __tsan_destroy_fiber(fiber);
+}
+inline void* current_fiber() {
+  return __tsan_get_current_fiber();
+}
+inline void switch_to(void* fiber) {
+  __tsan_switch_to_fiber(fiber, 1 /* creates no order */);
+}
+inline void acquire(void* object) {
+  __tsan_acquire(object);
+}
+inline void release(void* object) {
+  __tsan_release(object);
+}
+inline void reads(const void* p, size_t n) {
+  __tsan_read_range(const_cast<void*>(p), n);
+}
+inline void writes(void* p, size_t n) {
+  __tsan_write_range(p, n);
+}
 
 // While one lives, this fiber's accesses (libc's memcpy and memset are intercepted) are not the kernel's.
 struct Ignore {
@@ -48,9 +65,13 @@ struct Ignore {
 };
 #else
 constexpr bool enabled = false;
-inline void* create_fiber() { return nullptr; }
+inline void* create_fiber() {
+  return nullptr;
+}
 inline void destroy_fiber(void*) {}
-inline void* current_fiber() { return nullptr; }
+inline void* current_fiber() {
+  return nullptr;
+}
 inline void switch_to(void*) {}
 inline void acquire(void*) {}
 inline void release(void*) {}
@@ -72,12 +93,20 @@ inline void* start_switch(const void* stack, size_t bytes, bool abandon = false)
   __sanitizer_start_switch_fiber(abandon ? nullptr : &fake, stack, bytes);
   return fake;
 }
-inline void finish_switch(void* fake) { __sanitizer_finish_switch_fiber(fake, nullptr, nullptr); }
-inline void poison(const void* p, size_t n) { __asan_poison_memory_region(p, n); }
-inline void unpoison(const void* p, size_t n) { __asan_unpoison_memory_region(p, n); }
+inline void finish_switch(void* fake) {
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+inline void poison(const void* p, size_t n) {
+  __asan_poison_memory_region(p, n);
+}
+inline void unpoison(const void* p, size_t n) {
+  __asan_unpoison_memory_region(p, n);
+}
 #else
 constexpr bool enabled = false;
-inline void* start_switch(const void*, size_t, bool = false) { return nullptr; }
+inline void* start_switch(const void*, size_t, bool = false) {
+  return nullptr;
+}
 inline void finish_switch(void*) {}
 inline void poison(const void*, size_t) {}
 inline void unpoison(const void*, size_t) {}

@@ -1,5 +1,7 @@
 // Shared memory of a block: poisoned before use, fenced on both sides, filled late by cp.async.
-#include <new>
+#include <stdlib.h>
+
+#include <algorithm>
 
 #include "block.hpp"
 #include "sanitizer.hpp"
@@ -7,22 +9,26 @@
 namespace simt {
 
 constexpr uint32_t fence_bytes = 256;
-constexpr unsigned char fence_pattern = 0xA5, poison = 0xFF;  // 0xFF..: NaN in every float type, -1 as an integer
-constexpr uint32_t arena_bytes = 512 << 10;
-constexpr uint32_t max_static_shared = 48 << 10;
+constexpr unsigned char fence_pattern = 0xA5,
+                        poison = 0xFF;       // 0xFF..: NaN in every float type, -1 as an integer
+constexpr uint32_t arena_bytes = 192 << 10;  // the most a block can have, and room for fences
 
-static uint32_t round_up(uint32_t value, uint32_t step) { return (value + step - 1) / step * step; }
+static uint32_t round_up(uint32_t value, uint32_t step) {
+  return (value + step - 1) / step * step;
+}
 
 // Dynamic memory starts on a 1024-byte boundary, as the strictest consumers (TMA) would find it.
 void Block::lay_out_shared() {
-  if (!arena_) arena_ = static_cast<unsigned char*>(::operator new(arena_bytes, std::align_val_t(1024)));
+  if (!arena_) arena_ = static_cast<unsigned char*>(aligned_alloc(1024, arena_bytes));
   asan::unpoison(arena_, arena_bytes);
   dynamic_shared = arena_ + 1024;
 }
 
 void Block::fence(uint32_t offset) {
-  if (asan::enabled) asan::poison(arena_ + offset, fence_bytes);
-  else memset(arena_ + offset, fence_pattern, fence_bytes);
+  if (asan::enabled)
+    asan::poison(arena_ + offset, fence_bytes);
+  else
+    memset(arena_ + offset, fence_pattern, fence_bytes);
 }
 
 void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
@@ -31,8 +37,13 @@ void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignmen
     if (v.key == key) return arena_ + v.offset;
   uint32_t size = uint32_t(bytes), offset = round_up(arena_used_, uint32_t(alignment));
   static_bytes_ += size;
-  if (bytes > max_static_shared || static_bytes_ > max_static_shared)
-    die(std::string("static shared memory exceeds 48 KB at variable `") + key->name + "`");
+  auto refuse = [&](const char* limit) {
+    die("shared variable `" + std::string(key->name) + "` makes " + limit);
+  };
+  if (static_bytes_ > 48 << 10) refuse("static shared memory exceed 48 KB");
+  if (static_bytes_ + shared_bytes_ > std::max(kernel->max_dynamic_shared, 48u << 10))
+    refuse("static and dynamic shared memory exceed the limit that is set for the function");
+  if (offset + size + fence_bytes > arena_bytes) refuse("too many shared variables for the host driver");
   variables_.push_back({key, offset, size});
   asan::unpoison(arena_ + offset, size);
   memset(arena_ + offset, poison, size);
@@ -67,12 +78,15 @@ std::string Block::broken_fences() {
     return "write out of bounds of " + what + ", " + std::to_string(distance) + " bytes " + where;
   };
   auto dynamic_name = [&] { return "dynamic shared memory (" + std::to_string(shared_bytes_) + " bytes)"; };
-  if (fence_broken(dynamic_offset - fence_bytes, false, &distance)) return report(dynamic_name(), "before its start");
-  if (fence_broken(dynamic_offset + shared_bytes_, true, &distance)) return report(dynamic_name(), "past its end");
+  if (fence_broken(dynamic_offset - fence_bytes, false, &distance))
+    return report(dynamic_name(), "before its start");
+  if (fence_broken(dynamic_offset + shared_bytes_, true, &distance))
+    return report(dynamic_name(), "past its end");
   for (const SharedVariable& v : variables_)
     if (fence_broken(v.offset + v.bytes, true, &distance))
-      return report(std::string("shared variable `") + v.key->name + "` (" + std::to_string(v.bytes) + " bytes)",
-                    "past its end");
+      return report(
+          std::string("shared variable `") + v.key->name + "` (" + std::to_string(v.bytes) + " bytes)",
+          "past its end");
   return {};
 }
 
@@ -80,10 +94,12 @@ void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
   return current_block()->shared_variable(key, bytes, alignment);
 }
 
-// ---- cp.async ----------------------------------------------------------------------------------------------------
+// ---- cp.async
+// ----------------------------------------------------------------------------------------------------
 
 void async_copy(void* shared, const void* global, int bytes, int valid_bytes) {
-  if (reinterpret_cast<uintptr_t>(shared) % bytes || (valid_bytes && reinterpret_cast<uintptr_t>(global) % bytes))
+  if (reinterpret_cast<uintptr_t>(shared) % bytes ||
+      (valid_bytes && reinterpret_cast<uintptr_t>(global) % bytes))
     fail("cp.async: address is not aligned to the size of the copy");
   tsan::writes(shared, size_t(bytes));
   if (valid_bytes) tsan::reads(global, size_t(valid_bytes));

@@ -18,7 +18,9 @@ std::vector<Stream*> streams = {&default_stream, &per_thread_stream};
 uint64_t host_ns = 0;
 uint64_t interleaving = 0;  // random state of the lazy mode
 
-bool lazy() { return options().lazy.load(std::memory_order_relaxed) != 0; }
+bool lazy() {
+  return options().lazy.load(std::memory_order_relaxed) != 0;
+}
 
 uint64_t next_random() {
   if (!interleaving) interleaving = options().lazy.load() * 0x9E3779B97F4A7C15u | 1;
@@ -70,7 +72,9 @@ Result drain(Stream* target) {
   return result;
 }
 
-bool uses_default_order(const Stream* s) { return s == &default_stream || !s->non_blocking; }
+bool uses_default_order(const Stream* s) {
+  return s == &default_stream || !s->non_blocking;
+}
 
 // One step of progress, for pollers: a query must not spin for ever on a machine that works only on demand.
 void make_progress(Stream* wanted) {
@@ -115,8 +119,10 @@ Result submit(Stream* stream, OperationPtr operation) {
     stream->submitted++, stream->completed++;
     stream->now_ns = std::max(stream->now_ns, host_ns);
     if (stream == &default_stream)
-      for (Stream* s : streams) if (!s->non_blocking) stream->now_ns = std::max(stream->now_ns, s->now_ns);
-    if (stream != &default_stream && !stream->non_blocking) stream->now_ns = std::max(stream->now_ns, default_stream.now_ns);
+      for (Stream* s : streams)
+        if (!s->non_blocking) stream->now_ns = std::max(stream->now_ns, s->now_ns);
+    if (stream != &default_stream && !stream->non_blocking)
+      stream->now_ns = std::max(stream->now_ns, default_stream.now_ns);
     return operation->run(stream->now_ns);
   }
   Pending pending{std::move(operation), host_ns, {}};
@@ -152,9 +158,12 @@ void release_capture(const std::shared_ptr<Capture>& capture) {
     if (s->capture == capture) s->capture = nullptr;
 }
 
-uint64_t host_now_ns() { return host_ns; }
+uint64_t host_now_ns() {
+  return host_ns;
+}
 
-// ---- events ------------------------------------------------------------------------------------------------------
+// ---- events
+// ------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -179,7 +188,8 @@ struct WaitOperation : Operation {
   EventPtr event;
   uint64_t ticket;
   Stream* recorder;
-  explicit WaitOperation(EventPtr e) : event(std::move(e)), ticket(event->recorded), recorder(event->stream) {}
+  explicit WaitOperation(EventPtr e)
+      : event(std::move(e)), ticket(event->recorded), recorder(event->stream) {}
   Stream* blocked_by() override { return event->completed < ticket ? recorder : nullptr; }
   Result run(uint64_t& now) override {
     if (clock_is_virtual()) now = std::max(now, event->time_ns);
@@ -189,8 +199,9 @@ struct WaitOperation : Operation {
 
 Result captured_event(const char* call) {
   return error(CUDA_ERROR_CAPTURED_EVENT,
-               std::string(call) + ": the event was recorded inside a capture; record it with "
-                                   "cuEventRecordWithFlags(EXTERNAL) to read it after the graph has run");
+               std::string(call) +
+                   ": the event was recorded inside a capture; record it with "
+                   "cuEventRecordWithFlags(EXTERNAL) to read it after the graph has run");
 }
 
 }  // namespace
@@ -215,7 +226,8 @@ Result wait_on(Stream* stream, const EventPtr& event, bool external) {
     return CUDA_SUCCESS;
   }
   if (stream->capture) {
-    if (external) return error(CUDA_ERROR_NOT_SUPPORTED, "external event waits in a capture are not supported");
+    if (external)
+      return error(CUDA_ERROR_NOT_SUPPORTED, "external event waits in a capture are not supported");
     stream->capture->invalidated = true;
     stream->capture->cause = "cuStreamWaitEvent on an event from outside";
     return error(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
@@ -244,8 +256,10 @@ Result query(Event& event) {
 Result elapsed_ms(float* ms, const Event& start, const Event& end) {
   for (const Event* e : {&start, &end}) {
     if (e->is_captured) return captured_event("cuEventElapsedTime");
-    if (!e->timed) return error(CUDA_ERROR_INVALID_HANDLE, "cuEventElapsedTime: the event was created without timing");
-    if (!e->recorded) return error(CUDA_ERROR_INVALID_HANDLE, "cuEventElapsedTime: the event was never recorded");
+    if (!e->timed)
+      return error(CUDA_ERROR_INVALID_HANDLE, "cuEventElapsedTime: the event was created without timing");
+    if (!e->recorded)
+      return error(CUDA_ERROR_INVALID_HANDLE, "cuEventElapsedTime: the event was never recorded");
     if (e->completed < e->recorded) return CUDA_ERROR_NOT_READY;
   }
   *ms = float(double(int64_t(end.time_ns - start.time_ns)) * 1e-6);

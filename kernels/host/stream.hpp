@@ -1,8 +1,8 @@
 // Streams, events and graphs: when a piece of device work runs.
 //
-// Eager (default): at once, in the order of submission. Lazy (SIMT_LAZY): not before something waits for it, so an
-// engine that forgets to wait sees poison or stale data; other streams' work runs only as far as events demand
-// (SIMT_LAZY=1) or interleaved at random (any other value is the seed).
+// Eager (default): at once, in the order of submission. Lazy (SIMT_LAZY): not before something waits for it,
+// so an engine that forgets to wait sees poison or stale data; other streams' work runs only as far as events
+// demand (SIMT_LAZY=1) or interleaved at random (any other value is the seed).
 #pragma once
 #include <deque>
 #include <memory>
@@ -52,8 +52,8 @@ struct Event {
   bool timed = true;
   uint64_t recorded = 0, completed = 0;  // tickets of the last record submitted and run
   uint64_t time_ns = 0;
-  Stream* stream = nullptr;               // of the last record
-  std::weak_ptr<Capture> capture;         // recorded inside this capture
+  Stream* stream = nullptr;        // of the last record
+  std::weak_ptr<Capture> capture;  // recorded inside this capture
   bool is_captured = false;
   std::vector<uint32_t> captured_after;
 };
@@ -75,7 +75,8 @@ struct Stream {
   std::vector<uint32_t> captured_after;
 };
 
-// CUstream handles: null and 1 are the legacy default stream, 2 the per-thread one. Null if the handle is unknown.
+// CUstream handles: null and 1 are the legacy default stream, 2 the per-thread one. Null if the handle is
+// unknown.
 Stream* stream_from_handle(void* handle);
 Stream* create_stream(bool non_blocking);
 Result destroy_stream(Stream* stream);
@@ -96,7 +97,8 @@ Result begin_capture(Stream* stream, CaptureMode mode);
 Result end_capture(Stream* stream, std::shared_ptr<Graph>* graph);
 void release_capture(const std::shared_ptr<Capture>& capture);  // no stream captures into it any more
 Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream);
-// Refuses a call that is not allowed while this thread captures, and spoils the capture as the real driver does.
+// Refuses a call that is not allowed while this thread captures, and spoils the capture as the real driver
+// does.
 Result refuse_during_capture(const char* call);
 
 uint64_t host_now_ns();  // virtual time of the host

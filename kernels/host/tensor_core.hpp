@@ -4,8 +4,8 @@
 
 namespace simt {
 
-// One lane's part of D = A * B + C. A is 16x16 row-major, B 16x8 column-major, both as pairs of 16-bit values in
-// 32-bit registers; C and D are 16x8 f32. Lane l owns rows g = l/4 and g+8, columns 2*(l%4) and the next.
+// One lane's part of D = A * B + C. A is 16x16 row-major, B 16x8 column-major, both as pairs of 16-bit values
+// in 32-bit registers; C and D are 16x8 f32. Lane l owns rows g = l/4 and g+8, columns 2*(l%4) and the next.
 struct MmaOperands {
   uint32_t a[4], b[2];
   float c[4];
@@ -14,8 +14,10 @@ static_assert(sizeof(MmaOperands) <= slot_bytes);
 
 template <class T>
 SIMT_UNTRACKED inline float widen(uint32_t bits) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) return __bfloat162float({uint16_t(bits)});
-  else return __half2float({uint16_t(bits)});
+  if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __bfloat162float({uint16_t(bits)});
+  else
+    return __half2float({uint16_t(bits)});
 }
 
 // Gathers the fragments into matrices, multiplies with k ascending in f32, and hands the results back.
@@ -64,7 +66,9 @@ SIMT_UNTRACKED inline void ldmatrix_gather(uint32_t (&r)[4], const Slot* rows) {
   for (int i = 0; i < 4; i++) {
     const Slot* matrix = rows + i * 8;
     if constexpr (kTranspose) {
-      auto element = [&](int row) { return uint32_t(reinterpret_cast<const uint16_t*>(matrix[row])[lane >> 2]); };
+      auto element = [&](int row) {
+        return uint32_t(reinterpret_cast<const uint16_t*>(matrix[row])[lane >> 2]);
+      };
       r[i] = element((lane & 3) * 2) | element((lane & 3) * 2 + 1) << 16;
     } else {
       r[i] = reinterpret_cast<const uint32_t*>(matrix[lane >> 2])[lane & 3];

@@ -1,5 +1,5 @@
-// What a running CUDA thread can see and ask of the runtime: its indices, its block's shared memory, the block's
-// barriers, its warp. The bodies are in block.cpp, warp.cpp and shared_memory.cpp.
+// What a running CUDA thread can see and ask of the runtime: its indices, its block's shared memory, the
+// block's barriers, its warp. The bodies are in block.cpp, warp.cpp and shared_memory.cpp.
 #pragma once
 #include "language.hpp"
 
@@ -25,24 +25,27 @@ struct Thread {
   BlockView* block = nullptr;
 };
 
-// The thread whose fiber runs on this OS thread. Initial-exec: a plain %fs access, although the library is dlopened.
+// The thread whose fiber runs on this OS thread. Initial-exec: a plain %fs access, although the library is
+// dlopened.
 extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 
 // Ends the block with an error; the text gets kernel, block and thread appended.
 [[noreturn]] void fail(const char* what);
 
-// ---- warp --------------------------------------------------------------------------------------------------------
+// ---- warp
+// --------------------------------------------------------------------------------------------------------
 
 enum class WarpOp { none, syncwarp, shuffle, vote, match, mma, ldmatrix };
 
 constexpr int slot_bytes = 48;
 using Slot = unsigned char[slot_bytes];
 
-// Every lane of `mask` brings an operand; when the last has come, `combine` (may be null) runs once over the 32
-// slots. Returns the slots, which stay valid until the warp has met twice more.
+// Every lane of `mask` brings an operand; when the last has come, `combine` (may be null) runs once over the
+// 32 slots. Returns the slots, which stay valid until the warp has met twice more.
 Slot* rendezvous(uint32_t mask, WarpOp op, const void* operand, int bytes, void (*combine)(Slot*));
 
-// ---- block -------------------------------------------------------------------------------------------------------
+// ---- block
+// -------------------------------------------------------------------------------------------------------
 
 struct BarrierResult {
   int any, all, count;
@@ -50,7 +53,8 @@ struct BarrierResult {
 // `threads` = 0: every thread of the block that has not exited.
 BarrierResult barrier(int id, int threads, int predicate);
 
-// ---- shared memory -----------------------------------------------------------------------------------------------
+// ---- shared memory
+// -----------------------------------------------------------------------------------------------
 
 // Identity of a SHARED variable: the address of its key; the name is for error texts.
 struct SharedKey {
@@ -58,7 +62,8 @@ struct SharedKey {
 };
 void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
 
-// cp.async at its latest legal moment: the destination is poisoned at issue and filled by the wait that covers it.
+// cp.async at its latest legal moment: the destination is poisoned at issue and filled by the wait that
+// covers it.
 void async_copy(void* shared, const void* global, int bytes, int valid_bytes);
 void async_copy_commit();
 void async_copy_wait(int groups_left);
@@ -74,9 +79,9 @@ void async_copy_wait(int groups_left);
 template <class T>
 using simt_type = T;
 
-#define SHARED(T, name)                                \
-  static constexpr simt::SharedKey name##_key{#name};  \
-  simt_type<T>& name = *static_cast<simt_type<T>*>(    \
-      simt::shared_variable(&name##_key, sizeof(simt_type<T>), alignof(simt_type<T>) > 16 ? alignof(simt_type<T>) : 16))
+#define SHARED(T, name)                                                   \
+  static constexpr simt::SharedKey name##_key{#name};                     \
+  simt_type<T>& name = *static_cast<simt_type<T>*>(simt::shared_variable( \
+      &name##_key, sizeof(simt_type<T>), alignof(simt_type<T>) > 16 ? alignof(simt_type<T>) : 16))
 
 #define DYN_SMEM(T, name) T* name = reinterpret_cast<T*>(simt::current->block->dynamic_shared)

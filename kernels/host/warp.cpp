@@ -6,13 +6,20 @@ namespace simt {
 
 static const char* name_of(WarpOp op) {
   switch (op) {
-    case WarpOp::syncwarp: return "__syncwarp";
-    case WarpOp::shuffle: return "shuffle";
-    case WarpOp::vote: return "vote";
-    case WarpOp::match: return "match";
-    case WarpOp::mma: return "mma";
-    case WarpOp::ldmatrix: return "ldmatrix";
-    case WarpOp::none: break;
+    case WarpOp::syncwarp:
+      return "__syncwarp";
+    case WarpOp::shuffle:
+      return "shuffle";
+    case WarpOp::vote:
+      return "vote";
+    case WarpOp::match:
+      return "match";
+    case WarpOp::mma:
+      return "mma";
+    case WarpOp::ldmatrix:
+      return "ldmatrix";
+    case WarpOp::none:
+      break;
   }
   return "?";
 }
@@ -42,10 +49,11 @@ Slot* rendezvous(uint32_t mask, WarpOp op, const void* operand, int bytes, void 
     block->die(std::string(name_of(op)) + " with a mask that names an exited lane");
 
   Rendezvous& meeting = meeting_of(warp, mask);
-  if (!meeting.arrived) meeting.op = op;
+  if (!meeting.arrived)
+    meeting.op = op;
   else if (meeting.op != op)
-    block->die(std::string("lanes of one warp meet in different operations: ") + name_of(meeting.op) + " and " +
-               name_of(op));
+    block->die(std::string("lanes of one warp meet in different operations: ") + name_of(meeting.op) +
+               " and " + name_of(op));
 
   Slot* slots = meeting.slots[meeting.generation & 1];
   if (bytes) memcpy(slots[self->lane], operand, size_t(bytes));

@@ -2,12 +2,29 @@
 #pragma once
 #include "thread.hpp"
 
-inline void __syncthreads() { simt::barrier(0, 0, 0); }
-inline int __syncthreads_or(int predicate) { return simt::barrier(0, 0, predicate).any; }
-inline int __syncthreads_and(int predicate) { return simt::barrier(0, 0, predicate).all; }
-inline int __syncthreads_count(int predicate) { return simt::barrier(0, 0, predicate).count; }
-inline void __syncwarp(uint32_t mask = ~0u) { simt::rendezvous(mask, simt::WarpOp::syncwarp, nullptr, 0, nullptr); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __syncthreads() {
+  simt::barrier(0, 0, 0);
+}
+inline int __syncthreads_or(int predicate) {
+  return simt::barrier(0, 0, predicate).any;
+}
+inline int __syncthreads_and(int predicate) {
+  return simt::barrier(0, 0, predicate).all;
+}
+inline int __syncthreads_count(int predicate) {
+  return simt::barrier(0, 0, predicate).count;
+}
+inline void __syncwarp(uint32_t mask = ~0u) {
+  simt::rendezvous(mask, simt::WarpOp::syncwarp, nullptr, 0, nullptr);
+}
+// ThreadSanitizer does not know fences; its build gives every atomic the order that fences around it would.
+#if defined(__SANITIZE_THREAD__)
+inline void __threadfence() {}
+#else
+inline void __threadfence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+#endif
 inline void __threadfence_block() {}
 
 namespace simt {
@@ -16,7 +33,8 @@ template <class T>
 SIMT_UNTRACKED inline T read_slot(const Slot& slot) {
 #if defined(__SANITIZE_THREAD__)  // an inlined memcpy would be seen, a called one intercepted
   T value;
-  for (size_t i = 0; i < sizeof(T); i++) ((volatile unsigned char*)&value)[i] = ((const volatile unsigned char*)slot)[i];
+  for (size_t i = 0; i < sizeof(T); i++)
+    ((volatile unsigned char*)&value)[i] = ((const volatile unsigned char*)slot)[i];
   return value;
 #else
   T value;
@@ -69,9 +87,15 @@ inline T __shfl_up_sync(uint32_t mask, T value, int delta, int width = 32) {
   return simt::shuffle(mask, value, (lane & (width - 1)) >= delta ? lane - delta : lane);
 }
 
-inline uint32_t __ballot_sync(uint32_t mask, int predicate) { return simt::ballot(mask, predicate != 0); }
-inline int __any_sync(uint32_t mask, int predicate) { return simt::ballot(mask, predicate != 0) != 0; }
-inline int __all_sync(uint32_t mask, int predicate) { return simt::ballot(mask, predicate == 0) == 0; }
+inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  return simt::ballot(mask, predicate != 0);
+}
+inline int __any_sync(uint32_t mask, int predicate) {
+  return simt::ballot(mask, predicate != 0) != 0;
+}
+inline int __all_sync(uint32_t mask, int predicate) {
+  return simt::ballot(mask, predicate == 0) == 0;
+}
 
 template <class T>
 inline uint32_t __match_any_sync(uint32_t mask, T value) {
@@ -82,15 +106,15 @@ inline uint32_t __match_any_sync(uint32_t mask, T value) {
   return result;
 }
 
-#define SIMT_REDUCE(name, T, combine)                                                          \
-  inline T name(uint32_t mask, T value) {                                                      \
+#define SIMT_REDUCE(name, T, combine)                                                              \
+  inline T name(uint32_t mask, T value) {                                                          \
     simt::Slot* slots = simt::rendezvous(mask, simt::WarpOp::shuffle, &value, sizeof(T), nullptr); \
-    for (int lane = 0; lane < 32; lane++) {                                                    \
-      if (!(mask >> lane & 1) || lane == int(simt::current->lane)) continue;                   \
-      T other = simt::read_slot<T>(slots[lane]);                                               \
-      value = combine;                                                                         \
-    }                                                                                          \
-    return value;                                                                              \
+    for (int lane = 0; lane < 32; lane++) {                                                        \
+      if (!(mask >> lane & 1) || lane == int(simt::current->lane)) continue;                       \
+      T other = simt::read_slot<T>(slots[lane]);                                                   \
+      value = combine;                                                                             \
+    }                                                                                              \
+    return value;                                                                                  \
   }
 SIMT_REDUCE(__reduce_add_sync, unsigned, value + other)
 SIMT_REDUCE(__reduce_min_sync, unsigned, min(value, other))
@@ -99,14 +123,23 @@ SIMT_REDUCE(__reduce_or_sync, unsigned, value | other)
 SIMT_REDUCE(__reduce_and_sync, unsigned, value& other)
 #undef SIMT_REDUCE
 
-// ---- atomics: relaxed, as in CUDA; each returns the old value ----------------------------------------------------
+// ---- atomics: relaxed, as in CUDA; each returns the old value
+
+namespace simt {
+#if defined(__SANITIZE_THREAD__)
+constexpr int update_order = __ATOMIC_ACQ_REL, load_order = __ATOMIC_ACQUIRE;
+#else
+constexpr int update_order = __ATOMIC_RELAXED, load_order = __ATOMIC_RELAXED;
+#endif
+}  // namespace simt
+// ----------------------------------------------------
 
 template <class T, class Update>
 inline T simt_atomic_update(T* address, Update update) {
   T old, desired;
-  __atomic_load(address, &old, __ATOMIC_RELAXED);
+  __atomic_load(address, &old, simt::load_order);
   do desired = update(old);
-  while (!__atomic_compare_exchange(address, &old, &desired, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  while (!__atomic_compare_exchange(address, &old, &desired, true, simt::update_order, simt::load_order));
   return old;
 }
 
@@ -128,11 +161,11 @@ inline T atomicMin(T* address, std::type_identity_t<T> value) {
 }
 template <class T>
 inline T atomicOr(T* address, std::type_identity_t<T> value) {
-  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+  return __atomic_fetch_or(address, value, simt::update_order);
 }
 template <class T>
 inline T atomicAnd(T* address, std::type_identity_t<T> value) {
-  return __atomic_fetch_and(address, value, __ATOMIC_RELAXED);
+  return __atomic_fetch_and(address, value, simt::update_order);
 }
 template <class T>
 inline T atomicExch(T* address, std::type_identity_t<T> value) {
@@ -140,6 +173,6 @@ inline T atomicExch(T* address, std::type_identity_t<T> value) {
 }
 template <class T>
 inline T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  __atomic_compare_exchange(address, &expected, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  __atomic_compare_exchange(address, &expected, &value, false, simt::update_order, simt::load_order);
   return expected;
 }
