@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use smart_run::control::scan::{Candidate, scan_verification, sort_candidates};
 use smart_run::control::cost::CostTables;
+use smart_run::control::scan::{Candidate, scan_verification, sort_candidates};
 use smart_run::control::{CostModel, SweepKind, SweepPoint, Treads};
 
 const SEQUENCES: usize = 64;
@@ -29,7 +29,8 @@ fn tables() -> CostTables {
         let us = 3500.0f64.max(19.0 * tokens as f64) + context as f64 * 0.03;
         SweepPoint { kind: SweepKind::Verify, tokens, sequences: 1, context, us }
     };
-    let points: Vec<_> = [8, 64, 128, 184, 256, 512].iter().flat_map(|&n| [point(n, 0), point(n, 1000)]).collect();
+    let points: Vec<_> =
+        [8, 64, 128, 184, 256, 512].iter().flat_map(|&n| [point(n, 0), point(n, 1000)]).collect();
     let cost = CostModel::from_sweep(&points, Treads::default()).unwrap();
     let mut tables = CostTables::default();
     tables.freeze(&cost, (0..SEQUENCES).map(|_| 1024), SEQUENCES * (NODES + 1), 640);

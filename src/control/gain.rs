@@ -34,8 +34,7 @@ pub struct GainTable {
 }
 
 /// The evidence behind a [`GainTable`].
-#[derive(Clone, Debug)]
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct GainModel {
     /// (sum of P(u), sum of what was kept below u), fading.
     cells: Cells<(f64, f64)>,
@@ -57,7 +56,6 @@ impl GainTable {
         self.gains[depth][headroom][confidence]
     }
 }
-
 
 impl GainModel {
     /// The table in force.

@@ -419,7 +419,8 @@ impl DraftRound {
             if !pool.nodes()[parent].admitted || held > self.plan.max_draft_tokens {
                 continue;
             }
-            let tile_ns = if held.is_multiple_of(self.tables.tile_nodes) { self.tables.tile_ns[sequence] } else { 0 };
+            let tile_ns =
+                if held.is_multiple_of(self.tables.tile_nodes) { self.tables.tile_ns[sequence] } else { 0 };
             let verify_ns =
                 self.tables.verify_linear_ns(tree.tokens + 1) - self.tables.verify_linear_ns(tree.tokens);
             let draft_before = if next_rows == 0 { 0 } else { self.tables.draft_linear_ns(next_rows) };

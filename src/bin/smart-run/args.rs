@@ -7,7 +7,9 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use smart_run::Error;
 use smart_run::config::FloatType;
+use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 
 /// What the user asks for.
@@ -35,7 +37,7 @@ pub struct GenerateArgs {
     /// Whether to go on after an end-of-sequence token.
     pub ignore_eos: bool,
     /// How trees are grown; `None` is `smart` with a drafter and `plain` without.
-    pub policy: Option<String>,
+    pub policy: Option<Policy>,
     /// Type to run in; `None` is the one that the weights are stored in.
     pub dtype: Option<FloatType>,
     /// Where to run.
@@ -62,6 +64,22 @@ pub enum Prompt {
     File(PathBuf),
     /// Token ids, at least one, taken as they are.
     Ids(Vec<i32>),
+}
+
+impl Prompt {
+    /// The text to complete, read from its file if it is in one; `None` where the prompt is ids.
+    pub fn text(&self) -> Result<Option<String>, Error> {
+        match self {
+            Prompt::Text(text) => Ok(Some(text.clone())),
+            Prompt::Ids(_) => Ok(None),
+            Prompt::File(path) => {
+                let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
+                let text =
+                    String::from_utf8(bytes).map_err(|_| Error::format(path, "this is not UTF-8 text"))?;
+                if text.is_empty() { Err(Error::format(path, "the prompt is empty")) } else { Ok(Some(text)) }
+            }
+        }
+    }
 }
 
 /// How the next token is drawn.
@@ -167,8 +185,8 @@ struct LowGenerate {
     ignore_eos: bool,
     /// How draft trees are grown: smart, smart-paper, plain, chain:K, eagle1, eagle2:K,D,N or auto-n
     /// [default: smart; plain without a drafter]
-    #[arg(long, value_name = "POLICY", value_parser = policy)]
-    policy: Option<String>,
+    #[arg(long, value_name = "POLICY", value_parser = from_str::<Policy>)]
+    policy: Option<Policy>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
     dtype: Dtype,
@@ -223,7 +241,7 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
         format: typed.format,
         trace: typed.trace,
     };
-    match args.policy.as_ref().filter(|policy| *policy != "plain" && !args.has_drafter()) {
+    match args.policy.filter(|policy| *policy != Policy::Plain && !args.has_drafter()) {
         Some(policy) => {
             Err(format!("--policy {policy} needs a drafter: give --draft, or use --policy plain"))
         }
@@ -255,10 +273,6 @@ fn dtype(typed: &str) -> Result<Dtype, String> {
         "auto" => Ok(Dtype(None)),
         name => name.parse().map(|dtype| Dtype(Some(dtype))).map_err(|_| "use auto, bf16, f16 or f32".into()),
     }
-}
-
-fn policy(typed: &str) -> Result<String, String> {
-    Ok(typed.to_string())
 }
 
 fn temperature(typed: &str) -> Result<f32, String> {
@@ -300,8 +314,8 @@ fn integer<T: FromStr + PartialOrd + std::fmt::Display>(typed: &str, min: T, max
     }
 }
 
-fn from_str<T: FromStr<Err = smart_run::Error>>(typed: &str) -> Result<T, String> {
-    typed.parse().map_err(|error: smart_run::Error| error.to_string())
+fn from_str<T: FromStr<Err = Error>>(typed: &str) -> Result<T, String> {
+    typed.parse().map_err(|error: Error| error.to_string())
 }
 
 /// What clap has to say, as one sentence.
@@ -389,7 +403,7 @@ mod tests {
                     seed: u64::MAX,
                 },
                 ignore_eos: true,
-                policy: Some("chain:4".parse().unwrap()),
+                policy: Some(Policy::Chain(4)),
                 dtype: Some(FloatType::F16),
                 device: DeviceChoice::Cuda(2),
                 format: OutputFormat::Json,
@@ -442,6 +456,9 @@ mod tests {
             ("generate --prompt x --device cuda:-1", "--device"),
             ("generate --prompt x --format yaml", "--format"),
             ("generate --prompt x --image cat.png", "--image"),
+            ("generate --prompt x --policy clever", "--policy"),
+            ("generate --prompt x --policy chain", "--policy"),
+            ("generate --prompt x --policy eagle2:10,5", "--policy"),
             ("generate --prompt x --model m --policy smart", "--policy smart needs a drafter"),
         ];
         for (line, expected) in cases {

@@ -1,0 +1,188 @@
+//! Configs and checkpoints as Hugging Face writes them, read into our words.
+
+use std::path::Path;
+
+use smart_run::config::{
+    Architecture, Eagle3Config, FloatType, ModelConfig, ModelSource, RopeConfig, RopeScaling,
+};
+use smart_run::weights::Checkpoint;
+
+#[allow(dead_code)]
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
+
+use serde_json::json;
+use tiny_model::Folder;
+
+fn in_repository(path: &str) -> ModelSource {
+    ModelSource::from(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
+}
+
+#[test]
+fn the_demo_target_is_what_its_card_says() {
+    let config = ModelConfig::from_hf(&in_repository("assets/demo/target")).unwrap();
+    let expected = ModelConfig {
+        architecture: Architecture::Llama,
+        vocab_size: 4096,
+        hidden_size: 256,
+        intermediate_size: 896,
+        num_layers: 8,
+        num_q_heads: 4,
+        num_kv_heads: 1,
+        head_dim: 128,
+        rms_norm_eps: 3.2e-4,
+        rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
+        max_position: 2048,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        dtype: Some(FloatType::Bf16),
+        bos_token_id: Some(0),
+        eos_token_ids: vec![1],
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn the_demo_drafter_fits_and_taps_the_published_layers() {
+    let target = ModelConfig::from_hf(&in_repository("assets/demo/target")).unwrap();
+    let drafter = Eagle3Config::from_hf(&in_repository("assets/demo/drafter"), &target).unwrap();
+    assert_eq!(drafter.tap_layers, [2, 4, 5]);
+    assert_eq!((drafter.vocab_size, drafter.draft_vocab_size), (4096, 1024));
+    assert_eq!((drafter.hidden_size, drafter.target_hidden_size), (256, 256));
+}
+
+/// The goldens hold each config twice: as transformers 4 and as transformers 5 write it.
+#[test]
+fn transformers_4_and_5_say_the_same() {
+    for case in ["llama2_mha", "llama31_gqa", "tied_head", "head_dim128"] {
+        let source = in_repository("tests/golden").path(case);
+        let folder = Folder::target();
+        folder.remove("tokenizer.json");
+        let [four, five] = ["config.transformers4.json", "config.json"].map(|file| {
+            folder.write("config.json", &std::fs::read(source.join(file)).unwrap());
+            ModelConfig::from_hf(&folder.source()).unwrap()
+        });
+        assert_eq!(four, five, "{case}");
+        assert_eq!(five.dtype, Some(FloatType::F32), "{case}");
+    }
+}
+
+#[test]
+fn rope_scaling_is_read_from_either_spelling() {
+    let scaling_of = |case: &str| {
+        ModelConfig::from_hf(&in_repository(&format!("tests/golden/{case}"))).unwrap().rope.scaling
+    };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position: 64,
+    };
+    assert_eq!(scaling_of("llama2_mha"), RopeScaling::None);
+    assert_eq!(scaling_of("llama31_gqa"), llama3);
+    assert!(matches!(scaling_of("tied_head"), RopeScaling::Linear { .. }));
+}
+
+#[test]
+fn generation_config_decides_the_special_tokens() {
+    let folder = Folder::target();
+    let config = ModelConfig::from_hf(&folder.source()).unwrap();
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(0), vec![1, 2]));
+    folder.write_json("generation_config.json", &json!({"eos_token_id": 7}));
+    let config = ModelConfig::from_hf(&folder.source()).unwrap();
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(0), vec![7]));
+}
+
+#[test]
+fn what_a_config_leaves_out_is_what_hugging_face_assumes() {
+    let folder = Folder::target();
+    let mut config = tiny_model::config();
+    for field in
+        ["num_key_value_heads", "rope_theta", "rope_scaling", "hidden_act", "torch_dtype", "eos_token_id"]
+    {
+        config.as_object_mut().unwrap().remove(field);
+    }
+    config.as_object_mut().unwrap().remove("tie_word_embeddings");
+    folder.write_json("config.json", &config);
+    let config = ModelConfig::from_hf(&folder.source()).unwrap();
+    assert_eq!((config.num_q_heads, config.num_kv_heads, config.head_dim), (2, 2, 32));
+    assert_eq!(config.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None });
+    assert_eq!((config.dtype, config.tie_word_embeddings), (None, false));
+    assert!(config.eos_token_ids.is_empty());
+}
+
+#[test]
+fn drafter_configs_come_in_several_dialects() {
+    let folder = Folder::target();
+    let target = ModelConfig::from_hf(&folder.source()).unwrap();
+    let read = |config: serde_json::Value| {
+        let folder = Folder::drafter();
+        folder.write_json("config.json", &config);
+        Eagle3Config::from_hf(&folder.source(), &target).unwrap()
+    };
+
+    // The authors': few fields, a rotary base of its own.
+    let mut config = tiny_model::drafter_config();
+    config["architectures"] = json!(["LlamaForCausalLM"]);
+    config.as_object_mut().unwrap().remove("rope_theta");
+    config.as_object_mut().unwrap().remove("draft_vocab_size");
+    let authors = read(config);
+    assert_eq!((authors.draft_vocab_size, authors.rope.theta), (tiny_model::VOCAB, 10_000.0));
+    assert_eq!(authors.tap_layers, [2, 2, 1]);
+
+    // SpecForge's: tapped layers are listed by their outputs.
+    let mut config = tiny_model::drafter_config();
+    config["eagle_config"] =
+        json!({"use_aux_hidden_state": true, "eagle_aux_hidden_state_layer_ids": [0, 1, 2]});
+    assert_eq!(read(config).tap_layers, [1, 2, 3]);
+
+    // vLLM's speculators: the layer in an object of its own.
+    let config = json!({
+        "architectures": ["Eagle3Speculator"],
+        "draft_vocab_size": 8,
+        "norm_before_residual": true,
+        "target_hidden_size": null,
+        "transformer_layer_config": tiny_model::drafter_config(),
+    });
+    let speculators = read(config);
+    assert!(speculators.norm_before_residual);
+    assert_eq!((speculators.draft_vocab_size, speculators.hidden_size), (8, tiny_model::HIDDEN));
+}
+
+#[test]
+fn a_checkpoint_gives_the_same_tensors_from_one_file_and_from_shards() {
+    let folder = Folder::target();
+    let single = Checkpoint::open(&folder.source()).unwrap();
+    let names: Vec<String> = single.names().map(String::from).collect();
+    assert_eq!(names.len(), tiny_model::tensors().len());
+    folder.shard();
+    let sharded = Checkpoint::open(&folder.source()).unwrap();
+    assert!(sharded.names().eq(&names));
+    assert_eq!(sharded.total_bytes(), single.total_bytes());
+    assert_eq!(sharded.float_type().unwrap(), FloatType::F32);
+    for (name, shape) in tiny_model::tensors() {
+        assert_eq!(
+            sharded.get(&name).unwrap().with_shape(&shape).unwrap().bytes,
+            single.get(&name).unwrap().bytes
+        );
+    }
+    sharded.finish().unwrap();
+}
+
+#[test]
+fn finish_names_what_nobody_asked_for() {
+    let mut tensors = tiny_model::tensors();
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![16]));
+    tensors.push(("lm_head.weight".into(), vec![1]));
+    let folder = Folder::target();
+    folder.write("model.safetensors", &tiny_model::safetensors(&tensors, "F32", 4));
+    let checkpoint = Checkpoint::open(&folder.source()).unwrap();
+    for (name, _) in tiny_model::tensors() {
+        checkpoint.get(&name).unwrap();
+    }
+    assert_eq!(checkpoint.unused(), ["lm_head.weight"]);
+    assert!(checkpoint.finish().unwrap_err().to_string().contains("lm_head.weight"));
+    checkpoint.ignore("lm_head.weight");
+    checkpoint.finish().unwrap();
+}
