@@ -19,6 +19,8 @@ import transformers
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from golden_files import versions, write_json
+
 PROMPT_LENGTHS = (1, 7, 33, 150)
 ALL_POSITIONS_LENGTH = 33  # the prompt whose logits are kept at every position
 NEW_TOKENS = 48
@@ -183,18 +185,6 @@ def transformers4_config(config: dict) -> dict:
     return old
 
 
-def write_json(path: Path, value: dict) -> None:
-    """A field a line, and an item a line in lists of objects."""
-    fields = []
-    for key, field in value.items():
-        if isinstance(field, list) and isinstance(field[0], dict):
-            text = "[\n  " + ",\n  ".join(json.dumps(item) for item in field) + "\n ]"
-        else:
-            text = json.dumps(field)
-        fields.append(f" {json.dumps(key)}: {text}")
-    path.write_text("{\n" + ",\n".join(fields) + "\n}\n")
-
-
 def write_case(folder: Path, case: Case, seed: int, model: LlamaForCausalLM, expected: list[Expected]) -> None:
     """Checkpoint, the configuration in both spellings, and the expected numbers."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -215,8 +205,7 @@ def write_case(folder: Path, case: Case, seed: int, model: LlamaForCausalLM, exp
         )
         for e in expected
     ]
-    versions = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__)
-    write_json(folder / "expected.json", dict(case=case.name, seed=seed, versions=versions, prompts=prompts))
+    write_json(folder / "expected.json", dict(case=case.name, seed=seed, versions=versions(), prompts=prompts))
 
 
 def check_reload(folder: Path, expected: Expected) -> None:
