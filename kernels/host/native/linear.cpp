@@ -1,0 +1,206 @@
+// Native twins of kernels/linear.cu: the hot path of runs on the CPU.
+//
+// Weights stay in their dtype and are widened in registers. Blocks of 64 weight rows (and splits of K, as in
+// the kernel) go to the threads of the pool; the inner loops are in dot_products.inc, once per instruction
+// set, chosen at load. Bits of an output depend on its token row, its weight row and the instruction set,
+// nothing else.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../native.hpp"
+
+namespace {
+
+constexpr int kBlockWeights = 64;  // enough for a thread to amortise its wake-up, small enough to spread
+constexpr int kBlockTokens = 32;   // 8 KiB of sums on the stack
+constexpr int kTileK = 64;         // the kernel's k tile, the unit of splits
+constexpr int kPadding = 32;       // token rows are padded to the widest step
+constexpr int kMaxStrip = 8;       // tokens of the widest strip
+
+// A block of dot products: result[token * result_stride + row] = dot(weight row, token row).
+template <class T>
+struct DotBlock {
+  const T* weight;
+  int64_t weight_stride;
+  int num_weights;
+  const void* x;  // packed token rows; rows up to a multiple of kMaxStrip exist
+  int64_t x_stride;
+  int first_token, num_tokens;
+  int first_element, length;
+  float* result;
+  int64_t result_stride;
+};
+
+#define LEVEL avx512_bf16
+#define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+#define LEVEL_LANES 16
+#define LEVEL_FMA(a, b, c) (Floats) _mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c)
+#define LEVEL_BF16_DOT
+#include "dot_products.inc"
+
+#define LEVEL avx512
+#define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
+#define LEVEL_LANES 16
+#define LEVEL_FMA(a, b, c) (Floats) _mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c)
+#include "dot_products.inc"
+
+#define LEVEL avx2
+#define LEVEL_TARGET __attribute__((target("avx2,fma")))
+#define LEVEL_LANES 8
+#define LEVEL_FMA(a, b, c) (Floats) _mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c)
+#include "dot_products.inc"
+
+#define LEVEL baseline
+#define LEVEL_TARGET
+#define LEVEL_LANES 4
+#define LEVEL_FMA(a, b, c) a * b + c
+#include "dot_products.inc"
+
+template <class T>
+struct Routines {
+  void (*pack_tokens)(const T* x, int64_t x_stride, int num_tokens, int length, int padded, void* packed);
+  void (*dot_block)(const DotBlock<T>& block);
+};
+
+// The routines of the best instruction set of this machine: one choice for the life of the process.
+template <class T>
+const Routines<T>& routines() {
+  static const Routines<T> chosen = [] {
+    __builtin_cpu_init();
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("avx512dq");
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) {
+      return Routines<T>{avx512_bf16::pack_tokens<T>, avx512_bf16::dot_block<T>};
+    }
+    if (has_avx512) return Routines<T>{avx512::pack_tokens<T>, avx512::dot_block<T>};
+    if (has_avx2) return Routines<T>{avx2::pack_tokens<T>, avx2::dot_block<T>};
+    return Routines<T>{baseline::pack_tokens<T>, baseline::dot_block<T>};
+  }();
+  return chosen;
+}
+
+SIMT_VECTORISED void narrow_row(const float* source, bf16* target, int count) {
+  for (int i = 0; i < count; ++i) target[i] = __float2bfloat16(source[i]);
+}
+SIMT_VECTORISED void narrow_row(const float* source, f16* target, int count) {
+  for (int i = 0; i < count; ++i) target[i] = __float2half(source[i]);
+}
+void narrow_row(const float* source, float* target, int count) {
+  std::copy_n(source, count, target);
+}
+
+// The epilogue: out[i] = sums[i] + bias[i], rounded to T or kept as f32.
+template <class T>
+void store_sums(float* sums, const T* bias, void* out, int64_t offset, int count, int out_is_f32) {
+  if (bias != nullptr) {
+    for (int i = 0; i < count; ++i) sums[i] += simt::widen(bias[i]);
+  }
+  if (out_is_f32) {
+    narrow_row(sums, static_cast<float*>(out) + offset, count);
+  } else {
+    narrow_row(sums, static_cast<T*>(out) + offset, count);
+  }
+}
+
+// Token rows as the chosen routines read them; kept by the launching thread from call to call, read by all
+// threads.
+template <class T>
+const void* packed_tokens(const T* x, int64_t x_stride, int num_rows, int K, int padded) {
+  static thread_local std::vector<float> packed;
+  const size_t rows = (num_rows + kMaxStrip - 1) / kMaxStrip * kMaxStrip;
+  if (packed.size() < rows * padded) packed.resize(rows * padded);
+  routines<T>().pack_tokens(x, x_stride, num_rows, K, padded, packed.data());
+  return packed.data();
+}
+
+template <class T>
+void linear(const T* x, const T* weight, const T* bias, void* out, float* partial, int num_rows, int N, int K,
+            int x_stride, int out_stride, int tiles_per_split, int out_is_f32) {
+  const int padded = (K + kPadding - 1) / kPadding * kPadding;
+  const void* const packed = packed_tokens(x, x_stride, num_rows, K, padded);
+  const Routines<T> routine = routines<T>();
+  const int split_length = tiles_per_split * kTileK;
+  const int num_splits = (K + split_length - 1) / split_length;
+  const int num_blocks = (N + kBlockWeights - 1) / kBlockWeights;
+
+  simt::parallel_for(num_blocks * num_splits, [&](uint32_t task) {
+    const int n0 = static_cast<int>(task) % num_blocks * kBlockWeights;
+    const int split = static_cast<int>(task) / num_blocks;
+    const int k0 = split * split_length;
+    float sums[kBlockTokens * kBlockWeights];
+    DotBlock<T> block{.weight = weight + static_cast<int64_t>(n0) * K + k0,
+                      .weight_stride = K,
+                      .num_weights = std::min(kBlockWeights, N - n0),
+                      .x = packed,
+                      .x_stride = padded,
+                      .first_element = k0,
+                      .length = std::min(split_length, K - k0),
+                      .result = sums,
+                      .result_stride = kBlockWeights};
+    for (int token0 = 0; token0 < num_rows; token0 += kBlockTokens) {
+      block.first_token = token0;
+      block.num_tokens = std::min(kBlockTokens, num_rows - token0);
+      routine.dot_block(block);
+      for (int token = 0; token < block.num_tokens; ++token) {
+        float* const row = sums + token * kBlockWeights;
+        const int64_t out_row = token0 + token;
+        if (partial != nullptr) {
+          std::copy_n(row, block.num_weights,
+                      partial + (split * static_cast<int64_t>(num_rows) + out_row) * N + n0);
+        } else {
+          store_sums(row, bias == nullptr ? bias : bias + n0, out, out_row * out_stride + n0,
+                     block.num_weights, out_is_f32);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void linear_native(const simt::NativeLaunch&, const T* x, const T* weight, const T* bias, void* out,
+                   float* partial, int num_rows, int N, int K, int x_stride, int out_stride,
+                   int tiles_per_split, int out_is_f32) {
+  linear(x, weight, bias, out, partial, num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32);
+}
+
+void linear_native_f32(const simt::NativeLaunch&, const float* x, const float* weight, const float* bias,
+                       float* out, int num_rows, int N, int K, int x_stride, int out_stride) {
+  linear(x, weight, bias, out, nullptr, num_rows, N, K, x_stride, out_stride, (K + kTileK - 1) / kTileK, 1);
+}
+
+template <class T>
+void linear_combine_native(const simt::NativeLaunch&, const float* partial, const T* bias, void* out,
+                           int num_rows, int N, int out_stride, int num_splits, int out_is_f32) {
+  simt::parallel_for(num_rows, [&](uint32_t row) {
+    float sums[kBlockWeights];
+    for (int n0 = 0; n0 < N; n0 += kBlockWeights) {
+      const int count = std::min(kBlockWeights, N - n0);
+      std::fill_n(sums, count, 0.0f);
+      for (int split = 0; split < num_splits; ++split) {
+        const float* const terms = partial + (static_cast<int64_t>(split) * num_rows + row) * N + n0;
+        for (int i = 0; i < count; ++i) sums[i] += terms[i];
+      }
+      store_sums(sums, bias == nullptr ? bias : bias + n0, out, static_cast<int64_t>(row) * out_stride + n0,
+                 count, out_is_f32);
+    }
+  });
+}
+
+}  // namespace
+
+NATIVE_TWIN(linear_f32, linear_native_f32)
+
+#define LINEAR_TWINS(dtype)                                \
+  NATIVE_TWIN(linear_##dtype##_t8, linear_native<dtype>)   \
+  NATIVE_TWIN(linear_##dtype##_t16, linear_native<dtype>)  \
+  NATIVE_TWIN(linear_##dtype##_t32, linear_native<dtype>)  \
+  NATIVE_TWIN(linear_##dtype##_t64, linear_native<dtype>)  \
+  NATIVE_TWIN(linear_##dtype##_t128, linear_native<dtype>) \
+  NATIVE_TWIN(linear_combine_##dtype, linear_combine_native<dtype>)
+
+LINEAR_TWINS(bf16)
+LINEAR_TWINS(f16)

@@ -1,0 +1,56 @@
+// Native twins of kernels/rope.cu.
+#include "rows.hpp"
+
+namespace {
+
+template <class T>
+ROW_BODY void rotate(const T* __restrict source, T* __restrict target, const float* __restrict cosines,
+                     const float* __restrict sines, int half) {
+  for (int i = 0; i < half; ++i) {
+    const float a = simt::widen(source[i]);
+    const float b = simt::widen(source[i + half]);
+    target[i] = narrow<T>(a * cosines[i] - b * sines[i]);
+    target[i + half] = narrow<T>(b * cosines[i] + a * sines[i]);
+  }
+}
+
+#define ROTATE_HEAD(T)                                                                              \
+  ROW_KERNEL void rotate_head(const T* source, T* target, const float* cosines, const float* sines, \
+                              int half) {                                                           \
+    rotate<T>(source, target, cosines, sines, half);                                                \
+  }
+ROTATE_HEAD(bf16)
+ROTATE_HEAD(f16)
+ROTATE_HEAD(float)
+
+template <class T>
+void rope_kv_write(const simt::NativeLaunch& launch, const T* qkv, T* q_out, T* k_cache, T* v_cache,
+                   const float* cos_sin, const int* positions, const int* slots, int num_q_heads,
+                   int num_kv_heads, int head_dim, int page_size, int num_slots, int max_position) {
+  const int64_t row_elements = static_cast<int64_t>(num_q_heads + 2 * num_kv_heads) * head_dim;
+  for_rows(launch.grid.x, row_elements, [&](int64_t row) {
+    const int64_t position = std::clamp(positions[row], 0, max_position - 1);
+    const float* const cosines = cos_sin + position * head_dim;
+    const float* const sines = cosines + head_dim / 2;
+    const T* source = qkv + row * row_elements;
+    T* q = q_out + row * num_q_heads * head_dim;
+    for (int head = 0; head < num_q_heads; ++head, source += head_dim, q += head_dim) {
+      rotate_head(source, q, cosines, sines, head_dim / 2);
+    }
+    const int slot = slots[row];
+    if (slot < 0 || slot >= num_slots) return;
+    const int64_t page = slot / page_size;
+    const int page_offset = slot % page_size;
+    for (int head = 0; head < num_kv_heads; ++head, source += head_dim) {
+      const int64_t at = ((page * num_kv_heads + head) * page_size + page_offset) * head_dim;
+      rotate_head(source, k_cache + at, cosines, sines, head_dim / 2);
+      std::copy_n(source + num_kv_heads * head_dim, head_dim, v_cache + at);
+    }
+  });
+}
+
+NATIVE_TWIN(rope_kv_write_bf16, rope_kv_write<bf16>)
+NATIVE_TWIN(rope_kv_write_f16, rope_kv_write<f16>)
+NATIVE_TWIN(rope_kv_write_f32, rope_kv_write<float>)
+
+}  // namespace

@@ -1,0 +1,277 @@
+// WHAT      Linear layer for few tokens: weights are streamed once, tokens ride along.
+// MATH      out[t,n] = round(sum_k x[t,k] * weight[n,k] + bias[n]), f32 accumulation
+// SHAPES    x        T   [rows, K]          in   row stride x_stride elements
+//           weight   T   [N, K]             in
+//           bias     T   [N]                in   may be null
+//           out      T or f32 [rows, N]     out  row stride out_stride elements; f32 if out_is_f32
+//           partial  f32 [splits, rows, N]  out  null: this launch writes out; else linear_combine_* does
+// LAUNCH    128 threads; linear_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), dynamic
+//           shared memory kStages * (tokens + weights) * 128 bytes. linear_combine_*: grid (ceil(N / 128),
+//           rows). linear_f32: grid (ceil(rows / 8), ceil(N / 16)), a warp for 4 weight rows x 8 tokens.
+// REQUIRES  bf16, f16: K % 8 == 0, x_stride % 8 == 0, x and weight 16-byte aligned; f32: nothing
+// NUMERICS  One accumulator an output, ascending K in steps of 16; splits added in ascending order, then the
+//           bias; one rounding. The splits depend on (N, K) alone, so no tile and no number of rows changes
+//           a bit of a row.
+// TWINS     src/kernels/linear.rs, src/reference/linear.rs, kernels/host/native/linear.cpp,
+//           tests/kernels/linear.rs
+//
+// Roofline: a weight is used once a token, so below about 184 tokens on an H200 the time is that of reading
+// the weights. Little's law sets the rest: 4.3 TB/s at about 0.7 us is 3 MB in flight, 23 KB an SM. A CTA
+// keeps kStages - 1 = 3 tiles of 64 x 64 weights (24 KB) in flight and three or four CTAs share an SM, which
+// leaves room for barriers and the tail. Splitting K gives a small N its 512 CTAs.
+//
+// Schedule: weights are the 16-side of mma.m16n8k16 and tokens the 8-side, so the work grows in steps of 8
+// tokens. cp.async fills a ring of stages; one barrier a tile both publishes the tile that arrived and frees
+// the one before it. Chunk c of row r of a tile lies at chunk c ^ (r % 8), so that copies and ldmatrix touch
+// every bank once. Above 64 tokens arithmetic counts: a 128 x 128 tile halves the traffic from L2, and adds
+// in the same order.
+#include "prims.cuh"
+#include "elements.cuh"
+#include "reduce.cuh"
+
+constexpr int kThreads = 128;  // four warps: enough to fill a stage with four 16-byte copies a thread
+constexpr int kTileK = 64;     // 128 bytes a row: whole DRAM lines, and the swizzle's period
+constexpr int kChunk = 8;      // elements of a 16-byte copy
+constexpr int kRowChunks = kTileK / kChunk;
+constexpr int kRowsPerPass = kThreads / kRowChunks;
+
+// The tile of a CTA. Four warps form a grid of (4 / kWarpsAlongTokens) x kWarpsAlongTokens.
+template <int kTokens_, int kWeights_, int kWarpsAlongTokens_, int kStages_>
+struct Tile {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kWeights = kWeights_;
+  static constexpr int kWarpsAlongTokens = kWarpsAlongTokens_;
+  static constexpr int kWarpsAlongWeights = kThreads / 32 / kWarpsAlongTokens;
+  static constexpr int kStages = kStages_;
+  static constexpr int kStageElements = (kTokens + kWeights) * kTileK;
+  static constexpr int kMmaRows = kWeights / kWarpsAlongWeights / 16;  // m16 tiles a warp
+  static constexpr int kGroups = kTokens / kWarpsAlongTokens / 8;      // n8 groups a warp
+  static_assert(kMmaRows > 0 && kGroups > 0, "every warp needs at least one mma tile");
+  static_assert(kWeights % kRowsPerPass == 0, "a weight tile is filled in whole passes");
+};
+
+// Address of a 16-byte chunk in a tile of kTileK-element rows.
+template <typename T>
+__device__ __forceinline__ T* swizzled(T* tile, int row, int chunk) {
+  return tile + row * kTileK + (chunk ^ (row % kRowChunks)) * kChunk;
+}
+
+// Copies rows [row0, row0 + kRows) x one k tile of `source` into `tile`; what lies outside the matrix becomes
+// zero.
+template <int kRows, typename T>
+__device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, int num_rows,
+                                           int64_t row_stride, int k0, int K) {
+  const int chunk = threadIdx.x % kRowChunks;
+  const int k = k0 + chunk * kChunk;
+#pragma unroll
+  for (int first = 0; first < kRows; first += kRowsPerPass) {
+    const int row = first + threadIdx.x / kRowChunks;
+    if (kRows % kRowsPerPass == 0 || row < kRows) {
+      const bool inside = row0 + row < num_rows && k < K;
+      cp_async16(swizzled(tile, row, chunk), inside ? source + (row0 + row) * row_stride + k : source,
+                 inside);
+    }
+  }
+}
+
+// Stores one finished sum as out's element type.
+template <typename T>
+__device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, const T* bias, int n,
+                                          int out_is_f32) {
+  if (bias != nullptr) sum += to_float(bias[n]);
+  if (out_is_f32) {
+    static_cast<float*>(out)[offset] = sum;
+  } else {
+    static_cast<T*>(out)[offset] = from_float<T>(sum);
+  }
+}
+
+template <typename T,      // element type: bf16 or f16
+          typename Shape>  // a Tile
+__device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T* bias, void* out,
+                                           float* partial, int num_rows, int N, int K, int x_stride,
+                                           int out_stride, int tiles_per_split, int out_is_f32) {
+  DYN_SMEM(T, stages);
+  const int lane_idx = threadIdx.x % 32;
+  const int warp_idx = threadIdx.x / 32;
+  const int token0 = blockIdx.x * Shape::kTokens;
+  const int weight0 = blockIdx.y * Shape::kWeights;
+  const int tile_begin = blockIdx.z * tiles_per_split;
+  const int tile_end = min((K + kTileK - 1) / kTileK, tile_begin + tiles_per_split);
+  // Where this warp's mma tiles start inside the CTA's tile.
+  const int warp_weight = warp_idx % Shape::kWarpsAlongWeights * (Shape::kMmaRows * 16);
+  const int warp_token = warp_idx / Shape::kWarpsAlongWeights * (Shape::kGroups * 8);
+
+  // A stage holds the weight tile, then the token tile. Groups are committed even when empty: the wait counts
+  // them.
+  auto fetch = [&](int tile, int slot) {
+    if (tile < tile_end) {
+      T* const stage = stages + slot * Shape::kStageElements;
+      fetch_tile<Shape::kWeights>(stage, weight, weight0, N, K, tile * kTileK, K);
+      fetch_tile<Shape::kTokens>(stage + Shape::kWeights * kTileK, x, token0, num_rows, x_stride,
+                                 tile * kTileK, K);
+    }
+    cp_async_commit();
+  };
+
+  float sums[Shape::kMmaRows][Shape::kGroups][4];
+#pragma unroll
+  for (int m = 0; m < Shape::kMmaRows; ++m) {
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][group][i] = 0.0f;
+    }
+  }
+
+  auto multiply = [&](int slot) {
+    T* const weights = stages + slot * Shape::kStageElements + warp_weight * kTileK;
+    T* const tokens = stages + slot * Shape::kStageElements + (Shape::kWeights + warp_token) * kTileK;
+#pragma unroll
+    for (int k32 = 0; k32 < kTileK / 32; ++k32) {
+      // One ldmatrix gives a group of 8 tokens for two k steps: registers 0,1 and 2,3.
+      uint32_t token_regs[Shape::kGroups][4];
+#pragma unroll
+      for (int group = 0; group < Shape::kGroups; ++group) {
+        ldmatrix_x4(token_regs[group], swizzled(tokens, group * 8 + lane_idx % 8, k32 * 4 + lane_idx / 8));
+      }
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+#pragma unroll
+        for (int m = 0; m < Shape::kMmaRows; ++m) {
+          uint32_t weight_regs[4];
+          ldmatrix_x4(weight_regs,
+                      swizzled(weights, m * 16 + lane_idx % 16, k32 * 4 + step * 2 + lane_idx / 16));
+#pragma unroll
+          for (int group = 0; group < Shape::kGroups; ++group) {
+            const uint32_t pair[2] = {token_regs[group][step * 2], token_regs[group][step * 2 + 1]};
+            mma<T>(sums[m][group], weight_regs, pair);
+          }
+        }
+      }
+    }
+  };
+
+  // Fill all stages but one, then: wait for the oldest, refill the slot that every warp has left, multiply.
+#pragma unroll
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch(tile_begin + stage, stage);
+  int slot = 0;
+  int free_slot = Shape::kStages - 1;
+  for (int tile = tile_begin; tile < tile_end; ++tile) {
+    cp_async_wait<Shape::kStages - 2>();
+    __syncthreads();
+    fetch(tile + Shape::kStages - 1, free_slot);
+    multiply(slot);
+    free_slot = slot;
+    slot = slot + 1 == Shape::kStages ? 0 : slot + 1;
+  }
+  cp_async_wait<0>();
+
+  // sums[m][group][i]: weight row lane / 4 (+ 8 for i >= 2), token 2 * (lane % 4) + i % 2.
+#pragma unroll
+  for (int m = 0; m < Shape::kMmaRows; ++m) {
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int n = weight0 + warp_weight + m * 16 + lane_idx / 4 + i / 2 * 8;
+        const int token = token0 + warp_token + group * 8 + lane_idx % 4 * 2 + i % 2;
+        if (n >= N || token >= num_rows) continue;
+        if (partial != nullptr) {
+          // partial[split][token][n]
+          partial[(static_cast<int64_t>(blockIdx.z) * num_rows + token) * N + n] = sums[m][group][i];
+        } else {
+          store_sum(out, static_cast<int64_t>(token) * out_stride + n, sums[m][group][i], bias, n,
+                    out_is_f32);
+        }
+      }
+    }
+  }
+}
+
+// Adds the splits in ascending order; the epilogue of linear_mma moves here.
+template <typename T>
+__device__ __forceinline__ void linear_combine(const float* partial, const T* bias, void* out, int num_rows,
+                                               int N, int out_stride, int num_splits, int out_is_f32) {
+  const int n = blockIdx.x * blockDim.x + threadIdx.x;
+  const int token = blockIdx.y;
+  if (n >= N) return;
+  float sum = 0.0f;
+  for (int split = 0; split < num_splits; ++split) {
+    sum += partial[(static_cast<int64_t>(split) * num_rows + token) * N + n];
+  }
+  store_sum(out, static_cast<int64_t>(token) * out_stride + n, sum, bias, n, out_is_f32);
+}
+
+// Plain FMA: lane l of a warp adds elements 4l..4l+3 of every 128, ascending; then the lanes are added.
+constexpr int kWarpWeights = 4;
+constexpr int kWarpTokens = 8;
+static_assert(kWarpWeights * kWarpTokens == 32, "warp_sum_scatter leaves one output in each lane");
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    linear_f32(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+               float* __restrict__ out, int num_rows, int N, int K, int x_stride, int out_stride) {
+  const int lane_idx = threadIdx.x % 32;
+  const int token0 = blockIdx.x * kWarpTokens;
+  const int weight0 = (blockIdx.y * (kThreads / 32) + threadIdx.x / 32) * kWarpWeights;
+  if (weight0 >= N) return;  // whole warps leave, and no barrier follows
+  const bool aligned = is_aligned16(x) && is_aligned16(weight) && x_stride % 4 == 0 && K % 4 == 0;
+
+  float sums[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) sums[i] = 0.0f;
+  for (int k = lane_idx * 4; k < K; k += 128) {
+    Vector<float> weights[kWarpWeights];
+#pragma unroll
+    for (int m = 0; m < kWarpWeights; ++m) {
+      const int row = min(weight0 + m, N - 1);  // a row past the end repeats the last one and is not stored
+      weights[m] = load_vector(weight + static_cast<int64_t>(row) * K + k, K - k, aligned, 0.0f);
+    }
+#pragma unroll
+    for (int token = 0; token < kWarpTokens; ++token) {
+      const int row = min(token0 + token, num_rows - 1);
+      const auto values = load_vector(x + static_cast<int64_t>(row) * x_stride + k, K - k, aligned, 0.0f);
+#pragma unroll
+      for (int m = 0; m < kWarpWeights; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& sum = sums[m * kWarpTokens + token];
+          sum = fmaf(weights[m].element[i], values.element[i], sum);
+        }
+      }
+    }
+  }
+  const float sum = warp_sum_scatter(sums);
+  const int n = weight0 + lane_idx / kWarpTokens;
+  const int token = token0 + lane_idx % kWarpTokens;
+  if (n < N && token < num_rows) {
+    store_sum(out, static_cast<int64_t>(token) * out_stride + n, sum, bias, n, 1);
+  }
+}
+EXPORT_KERNEL(linear_f32)
+
+#define LINEAR(dtype, T, tokens, weights, warps_along_tokens, stages)                                      \
+  extern "C" __global__ void __launch_bounds__(kThreads) linear_##dtype##_t##tokens(                       \
+      const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                   \
+      void* __restrict__ out, float* __restrict__ partial, int num_rows, int N, int K, int x_stride,       \
+      int out_stride, int tiles_per_split, int out_is_f32) {                                               \
+    linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>>(                                      \
+        x, weight, bias, out, partial, num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32); \
+  }                                                                                                        \
+  EXPORT_KERNEL(linear_##dtype##_t##tokens)
+
+#define LINEAR_FAMILY(dtype, T)                                                                            \
+  LINEAR(dtype, T, 8, 64, 1, 4)                                                                            \
+  LINEAR(dtype, T, 16, 64, 1, 4)                                                                           \
+  LINEAR(dtype, T, 32, 64, 1, 4)                                                                           \
+  LINEAR(dtype, T, 64, 64, 2, 4)                                                                           \
+  LINEAR(dtype, T, 128, 128, 2, 3)                                                                         \
+  extern "C" __global__ void __launch_bounds__(kThreads) linear_combine_##dtype(                           \
+      const float* __restrict__ partial, const T* __restrict__ bias, void* __restrict__ out, int num_rows, \
+      int N, int out_stride, int num_splits, int out_is_f32) {                                             \
+    linear_combine<T>(partial, bias, out, num_rows, N, out_stride, num_splits, out_is_f32);                \
+  }                                                                                                        \
+  EXPORT_KERNEL(linear_combine_##dtype)
+
+LINEAR_FAMILY(bf16, bf16)
+LINEAR_FAMILY(f16, f16)

@@ -1,0 +1,85 @@
+// WHAT      Rotary position embedding of q and k, and the write of k and v into the paged cache.
+// MATH      half-split rotation (Hugging Face Llama), h = head_dim / 2, (c, s) = cos_sin[position]:
+//             a' = a c - b s,  b' = b c + a s   for the pairs (a, b) = (x[i], x[i + h]), i < h
+// SHAPES    qkv       T   [rows, (num_q_heads + 2 num_kv_heads) * head_dim]  in   heads of q, of k, of v
+//           q_out     T   [rows, num_q_heads * head_dim]                     out
+//           k_cache   T   [pages, num_kv_heads, page_size, head_dim]         out  rows slots[..] only
+//           v_cache   T   like k_cache                                       out  v is not rotated
+//           cos_sin   f32 [max_position, head_dim]                           in   cos[h], sin[h] a row
+//           positions i32 [rows]  in  clamped to [0, max_position)
+//           slots     i32 [rows]  in  page * page_size + offset; outside the cache: k and v are not written
+// LAUNCH    grid (rows), 128 threads; a thread takes a vector of a and the vector of b that belongs to it
+// REQUIRES  head_dim even; rows of qkv and q_out without gaps
+// NUMERICS  f32, one rounding
+// TWINS     src/kernels/rope.rs, src/reference/rope.rs, kernels/host/native/rope.cpp, tests/kernels/rope.rs
+#include "prims.cuh"
+#include "elements.cuh"
+
+template <typename T>
+__device__ __forceinline__ void rope_kv_write(const T* qkv, T* q_out, T* k_cache, T* v_cache,
+                                              const float* cos_sin, const int* positions, const int* slots,
+                                              int num_q_heads, int num_kv_heads, int head_dim, int page_size,
+                                              int num_slots, int max_position) {
+  const int64_t row = blockIdx.x;
+  const int num_heads = num_q_heads + 2 * num_kv_heads;
+  const int half = head_dim / 2;
+  const int vectors = (half + kVector<T> - 1) / kVector<T>;  // of half a head
+  const int position = min(max(positions[row], 0), max_position - 1);
+  const float* const cosines = cos_sin + static_cast<int64_t>(position) * head_dim;
+  const float* const sines = cosines + half;
+  const int slot = slots[row];
+  const int64_t page = slot / page_size;
+  const int page_offset = slot % page_size;
+  const T zero = from_float<T>(0.0f);
+
+  for (int task = threadIdx.x; task < num_heads * vectors; task += blockDim.x) {
+    const int head = task / vectors;
+    const int i = task % vectors * kVector<T>;
+    const bool is_q = head < num_q_heads;
+    const bool is_v = head >= num_q_heads + num_kv_heads;
+    if (!is_q && (slot < 0 || slot >= num_slots)) continue;
+
+    const T* const source = qkv + (row * num_heads + head) * head_dim;
+    T* target;
+    if (is_q) {
+      target = q_out + (row * num_q_heads + head) * head_dim;
+    } else {
+      const int kv_head = (head - num_q_heads) % num_kv_heads;
+      // cache[page][kv_head][page_offset]
+      target =
+          (is_v ? v_cache : k_cache) + ((page * num_kv_heads + kv_head) * page_size + page_offset) * head_dim;
+    }
+    const bool aligned = is_aligned16(source) && is_aligned16(source + half) && is_aligned16(target) &&
+                         is_aligned16(target + half);
+    Vector<T> first = load_vector(source + i, half - i, aligned, zero);
+    Vector<T> second = load_vector(source + half + i, half - i, aligned, zero);
+    if (!is_v) {
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) {
+        if (i + j >= half) break;
+        const float a = to_float(first.element[j]);
+        const float b = to_float(second.element[j]);
+        const float c = cosines[i + j];
+        const float s = sines[i + j];
+        first.element[j] = from_float<T>(a * c - b * s);
+        second.element[j] = from_float<T>(b * c + a * s);
+      }
+    }
+    store_vector(target + i, first, half - i, aligned);
+    store_vector(target + half + i, second, half - i, aligned);
+  }
+}
+
+#define ROPE_KV_WRITE(dtype, T)                                                                            \
+  extern "C" __global__ void __launch_bounds__(128) rope_kv_write_##dtype(                                 \
+      const T* __restrict__ qkv, T* __restrict__ q_out, T* __restrict__ k_cache, T* __restrict__ v_cache,  \
+      const float* __restrict__ cos_sin, const int* __restrict__ positions, const int* __restrict__ slots, \
+      int num_q_heads, int num_kv_heads, int head_dim, int page_size, int num_slots, int max_position) {   \
+    rope_kv_write<T>(qkv, q_out, k_cache, v_cache, cos_sin, positions, slots, num_q_heads, num_kv_heads,   \
+                     head_dim, page_size, num_slots, max_position);                                        \
+  }                                                                                                        \
+  EXPORT_KERNEL(rope_kv_write_##dtype)
+
+ROPE_KV_WRITE(bf16, bf16)
+ROPE_KV_WRITE(f16, f16)
+ROPE_KV_WRITE(f32, float)
