@@ -2,7 +2,7 @@
 // MATH      out[t,i] = round(silu(gate[t,i]) * up[t,i]),  silu(g) = g / (1 + exp(-g)),  all in f32
 // SHAPES    gate_up T [rows, 2 I]  in   gate in columns [0, I), up in [I, 2 I); row stride gate_up_stride
 //           out     T [rows, I]    out  row stride out_stride
-// LAUNCH    grid (ceil(I / (128 * vector)), rows), 128 threads; one 16-byte vector a thread
+// LAUNCH    grid (rows, ceil(I / (128 * vector))), 128 threads; one 16-byte vector a thread
 // REQUIRES  nothing of I; vectors need 16-byte aligned gate, up and out rows
 // NUMERICS  one rounding; a gate of -inf gives NaN, as -inf / inf does in the frameworks
 // TWINS     src/kernels/swiglu.rs, src/reference/swiglu.rs, kernels/host/native/swiglu.cpp,
@@ -12,8 +12,8 @@
 
 template <typename T>
 __device__ __forceinline__ void swiglu(const T* gate_up, T* out, int I, int gate_up_stride, int out_stride) {
-  const int64_t row = blockIdx.y;
-  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * kVector<T>;
+  const int64_t row = blockIdx.x;
+  const int i = (blockIdx.y * blockDim.x + threadIdx.x) * kVector<T>;
   if (i >= I) return;
   const T* const gate = gate_up + row * gate_up_stride;
   const T* const up = gate + I;

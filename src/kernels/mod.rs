@@ -1,1 +1,9 @@
 //! Typed, shape-checked launch wrappers: one module per `kernels/*.cu`, the only code that launches.
+
+pub mod embedding;
+pub mod gather_rows;
+pub mod linear;
+pub mod rmsnorm;
+pub mod rope;
+mod shape;
+pub mod swiglu;

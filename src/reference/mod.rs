@@ -1,1 +1,10 @@
-//! Placeholder: being written.
+//! Plain oracles of the kernels, one module a kernel: slices in, vectors out, f64 inside, written to be read.
+//! They know no dtype; where a kernel rounds in the middle, the rounding is an argument.
+#![forbid(unsafe_code)]
+
+pub mod embedding;
+pub mod gather_rows;
+pub mod linear;
+pub mod rmsnorm;
+pub mod rope;
+pub mod swiglu;

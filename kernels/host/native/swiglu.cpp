@@ -22,7 +22,7 @@ SWIGLU_ROW(float)
 template <class T>
 void swiglu(const simt::NativeLaunch& launch, const T* gate_up, T* out, int I, int gate_up_stride,
             int out_stride) {
-  for_rows(launch.grid.y, 2 * static_cast<int64_t>(I), [&](int64_t row) {
+  for_rows(launch.grid.x, 2 * static_cast<int64_t>(I), [&](int64_t row) {
     const T* const gate = gate_up + row * gate_up_stride;
     swiglu_row(gate, gate + I, out + row * out_stride, I);
   });

@@ -1,0 +1,235 @@
+//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows. See `kernels/linear.cu`.
+
+use super::shape::Dims;
+use crate::device::{DType, Device, LaunchArgs, Tensor};
+use crate::error::Result;
+
+/// Operands of [`linear`].
+pub struct LinearArgs<'a> {
+    /// Token rows `[T, K]`; a column view is fine.
+    pub x: &'a Tensor,
+    /// `[N, K]`, the dtype of `x`.
+    pub weight: &'a Tensor,
+    /// `[N]`, the dtype of `x`.
+    pub bias: Option<&'a Tensor>,
+    /// Output `[T, N]` in the dtype of `x` or in f32; a column view is fine.
+    pub out: &'a Tensor,
+    /// f32 scratch of at least [`workspace_len`] elements; its content does not matter.
+    pub workspace: &'a Tensor,
+}
+
+const THREADS: usize = 128;
+const TILE_K: usize = 64;
+/// Rows of an f32 launch's tile: tokens and weights of a CTA.
+const F32_TILE: (usize, usize) = (8, 16);
+/// CTAs that keep every SM of a large GPU busy with four. A constant: splits decide the order of additions, so they
+/// may not depend on the machine.
+const WANTED_CTAS: usize = 512;
+/// Shortest split worth its partial sums, in k tiles (512 elements).
+const MIN_SPLIT_TILES: usize = 8;
+/// Rows of one launch with splits, which bounds the workspace; longer passes are cut.
+const MAX_SPLIT_ROWS: usize = 256;
+
+/// One instantiation of the kernel: its tile, its pipeline depth and its names.
+struct Tile {
+    tokens: usize,
+    weights: usize,
+    stages: usize,
+    bf16: &'static str,
+    f16: &'static str,
+}
+
+/// In ascending order of tokens; must match the instantiations in `kernels/linear.cu`.
+const TILES: [Tile; 5] = [
+    Tile { tokens: 8, weights: 64, stages: 4, bf16: "linear_bf16_t8", f16: "linear_f16_t8" },
+    Tile { tokens: 16, weights: 64, stages: 4, bf16: "linear_bf16_t16", f16: "linear_f16_t16" },
+    Tile { tokens: 32, weights: 64, stages: 4, bf16: "linear_bf16_t32", f16: "linear_f16_t32" },
+    Tile { tokens: 64, weights: 64, stages: 4, bf16: "linear_bf16_t64", f16: "linear_f16_t64" },
+    Tile { tokens: 128, weights: 128, stages: 3, bf16: "linear_bf16_t128", f16: "linear_f16_t128" },
+];
+
+/// How K is cut: a function of the weight's shape alone, because it decides the order of additions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Splits {
+    count: usize,
+    tiles_each: usize,
+}
+
+fn splits(n: usize, k: usize) -> Splits {
+    let k_tiles = k.div_ceil(TILE_K).max(1);
+    let wanted = (WANTED_CTAS / n.div_ceil(TILES[0].weights).max(1)).min(k_tiles / MIN_SPLIT_TILES).max(1);
+    let tiles_each = k_tiles.div_ceil(wanted);
+    Splits { count: k_tiles.div_ceil(tiles_each), tiles_each }
+}
+
+/// Elements of the workspace that passes of up to `max_rows` rows need for an `[n, k]` weight.
+pub fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
+    match splits(n, k).count {
+        1 => 0,
+        count => count * max_rows.min(MAX_SPLIT_ROWS) * n,
+    }
+}
+
+/// The launch for `rows` rows: which tile, over which grid. The tile decides speed only.
+fn geometry(rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], u32) {
+    let tile = TILES.iter().find(|tile| rows <= tile.tokens).unwrap_or(&TILES[TILES.len() - 1]);
+    let grid = [rows.div_ceil(tile.tokens) as u32, n.div_ceil(tile.weights) as u32, splits.count as u32];
+    let row_bytes = TILE_K * DType::Bf16.size_in_bytes();
+    (tile, grid, (tile.stages * (tile.tokens + tile.weights) * row_bytes) as u32)
+}
+
+/// Computes `out[t] = x[t] weight^T + bias`, accumulated in f32 and rounded once.
+///
+/// A row's bits depend on that row, the weight and the bias alone, not on the other rows of the pass.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit, or if 16-bit rows are not 16-byte aligned (K or the row stride of
+/// `x` not a multiple of 8).
+pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
+    let dtype = args.x.dtype();
+    let mut dims = Dims::new("linear");
+    dims.rows("x", args.x, dtype, &["T", "K"])?;
+    dims.dense("weight", args.weight, dtype, &["N", "K"])?;
+    if let Some(bias) = args.bias {
+        dims.dense("bias", bias, dtype, &["N"])?;
+    }
+    let out_dtype = if args.out.dtype() == DType::F32 { DType::F32 } else { dtype };
+    dims.rows("out", args.out, out_dtype, &["T", "N"])?;
+    let (rows, n, k) = (dims.get("T"), dims.get("N"), dims.get("K"));
+    dims.variant("x", dtype, ["linear_bf16_*", "linear_f16_*", "linear_f32"])?;
+    if rows == 0 || n == 0 {
+        return Ok(());
+    }
+    if dtype == DType::F32 {
+        return launch_f32(device, &args, rows, n, k);
+    }
+
+    let stride = args.x.row_stride();
+    let misaligned = args.x.ptr() % 16 != 0 || args.weight.ptr() % 16 != 0 || (stride % 8 != 0 && rows > 1);
+    dims.require(k % 8 == 0 && !misaligned, "x and weight", || {
+        (
+            "16-byte aligned rows (K and the row stride multiples of 8)".into(),
+            format!("K={k}, row stride {stride}"),
+        )
+    })?;
+    let splits = splits(n, k);
+    let workspace = args.workspace;
+    let needed = workspace_len(rows, n, k);
+    dims.require(
+        needed == 0
+            || (workspace.dtype() == DType::F32
+                && workspace.is_contiguous()
+                && workspace.num_elements() >= needed),
+        "workspace",
+        || (format!("at least {needed} f32 elements"), format!("{workspace:?}")),
+    )?;
+    if splits.count == 1 {
+        return launch(device, &args, splits);
+    }
+    for start in (0..rows).step_by(MAX_SPLIT_ROWS) {
+        let chunk = start..rows.min(start + MAX_SPLIT_ROWS);
+        let (x, out) = (&args.x.rows(chunk.clone()), &args.out.rows(chunk));
+        launch(device, &LinearArgs { x, out, ..args }, splits)?;
+    }
+    Ok(())
+}
+
+/// One launch of the 16-bit kernel and, with splits, one of the sum over them. Operands are checked.
+fn launch(device: &Device, args: &LinearArgs, splits: Splits) -> Result<()> {
+    let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
+    let (tile, grid, shared_bytes) = geometry(rows, n, splits);
+    let (kernel, combine) = match args.x.dtype() {
+        DType::Bf16 => (tile.bf16, "linear_combine_bf16"),
+        _ => (tile.f16, "linear_combine_f16"),
+    };
+    let out_is_f32 = usize::from(args.out.dtype() == DType::F32);
+    let partial = (splits.count > 1).then_some(args.workspace);
+    let product = LaunchArgs::new()
+        .ptr(args.x)
+        .ptr(args.weight)
+        .ptr_or_null(args.bias)
+        .ptr(args.out)
+        .ptr_or_null(partial)
+        .i32(rows)
+        .i32(n)
+        .i32(k)
+        .i32(args.x.row_stride())
+        .i32(args.out.row_stride())
+        .i32(splits.tiles_each)
+        .i32(out_is_f32);
+    // SAFETY: arguments in the order of linear.cu; x is [rows, k], weight [n, k], bias [n], out [rows, n] with the strides
+    // given, rows 16-byte aligned, all checked by `linear`; reads and writes outside are predicated by rows, n and k.
+    // Written: out, or the first splits * rows * n elements of the workspace, which has that many.
+    unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], shared_bytes, &product)? };
+    let Some(partial) = partial else { return Ok(()) };
+    let sum = LaunchArgs::new()
+        .ptr(partial)
+        .ptr_or_null(args.bias)
+        .ptr(args.out)
+        .i32(rows)
+        .i32(n)
+        .i32(args.out.row_stride())
+        .i32(splits.count)
+        .i32(out_is_f32);
+    let grid = [n.div_ceil(THREADS) as u32, rows as u32, 1];
+    // SAFETY: reads what the launch before wrote, on the same stream; writes out [rows, n].
+    unsafe { device.launch(combine, grid, [THREADS as u32, 1, 1], 0, &sum) }
+}
+
+/// The f32 kernel, which has no splits and no alignment rule. Operands are checked.
+fn launch_f32(device: &Device, args: &LinearArgs, rows: usize, n: usize, k: usize) -> Result<()> {
+    let launch_args = LaunchArgs::new()
+        .ptr(args.x)
+        .ptr(args.weight)
+        .ptr_or_null(args.bias)
+        .ptr(args.out)
+        .i32(rows)
+        .i32(n)
+        .i32(k)
+        .i32(args.x.row_stride())
+        .i32(args.out.row_stride());
+    let grid = [rows.div_ceil(F32_TILE.0) as u32, n.div_ceil(F32_TILE.1) as u32, 1];
+    // SAFETY: arguments in the order of linear.cu; shapes and strides are checked by `linear`; rows past the end are
+    // clamped for reads and skipped for writes. Written: out.
+    unsafe { device.launch("linear_f32", grid, [THREADS as u32, 1, 1], 0, &launch_args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_give_small_weights_enough_ctas() {
+        assert_eq!(splits(4096, 4096), Splits { count: 8, tiles_each: 8 });
+        assert_eq!(splits(28672, 4096), Splits { count: 1, tiles_each: 64 });
+        assert_eq!(splits(256, 896), Splits { count: 1, tiles_each: 14 });
+        assert_eq!(splits(1, 8), Splits { count: 1, tiles_each: 1 });
+    }
+
+    #[test]
+    fn splits_cover_k_and_none_is_empty() {
+        for (n, k) in [(64, 1024), (64, 1032), (4096, 14336), (6144, 4096), (100, 70_000), (8, 8)] {
+            let Splits { count, tiles_each } = splits(n, k);
+            assert!(count * tiles_each * TILE_K >= k, "{n} x {k}");
+            assert!((count - 1) * tiles_each * TILE_K < k, "{n} x {k}");
+        }
+    }
+
+    #[test]
+    fn tiles_grow_with_the_rows() {
+        let one = splits(4096, 4096);
+        let tokens = |rows| geometry(rows, 4096, one).0.tokens;
+        assert_eq!([1, 8, 9, 16, 17, 33, 64, 65, 500].map(tokens), [8, 8, 16, 16, 32, 64, 64, 128, 128]);
+        let (_, grid, shared) = geometry(300, 200, Splits { count: 3, tiles_each: 9 });
+        assert_eq!(grid, [3, 2, 3]);
+        assert_eq!(shared, 3 * 256 * 128);
+        assert_eq!(geometry(1, 64, one).2, 36 * 1024);
+    }
+
+    #[test]
+    fn workspace_is_bounded_and_absent_without_splits() {
+        assert_eq!(workspace_len(64, 28672, 4096), 0);
+        assert_eq!(workspace_len(8, 4096, 4096), 8 * 8 * 4096);
+        assert_eq!(workspace_len(2048, 4096, 4096), 8 * 256 * 4096);
+    }
+}

@@ -1,0 +1,92 @@
+//! The device under test and the ways it can run a kernel.
+
+use std::ffi::{CStr, c_char};
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use smart_run::device::{Device, DeviceChoice};
+
+/// How kernels run. Every mode must satisfy the same tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// On a GPU.
+    Gpu,
+    /// Emulated by the host driver, threads in order.
+    Emulated,
+    /// Emulated under the random schedule of this seed (not 0).
+    Shuffled(u64),
+    /// By the native twin, where there is one.
+    Twin,
+}
+
+/// The device of this process, held by one test at a time: the host driver's switches are global.
+pub struct TestDevice {
+    device: &'static Device,
+    _held: MutexGuard<'static, ()>,
+}
+
+/// The device, with `SMART_REQUIRE_GPU=1` a GPU.
+pub fn device() -> TestDevice {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    static HELD: Mutex<()> = Mutex::new(());
+    let held = HELD.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let device = DEVICE.get_or_init(|| {
+        let needs_gpu = std::env::var_os("SMART_REQUIRE_GPU").is_some_and(|value| value == "1");
+        let choice = if needs_gpu { DeviceChoice::Cuda(0) } else { DeviceChoice::Auto };
+        let device = Device::open(choice).expect("a device to test on");
+        eprintln!("testing on {}", device.name());
+        device
+    });
+    TestDevice { device, _held: held }
+}
+
+impl TestDevice {
+    /// The modes that every case runs in.
+    pub fn modes(&self) -> Vec<Mode> {
+        if self.is_host() { vec![Mode::Emulated, Mode::Twin] } else { vec![Mode::Gpu] }
+    }
+
+    /// Eight random schedules for a tiny case; on a GPU eight plain repetitions.
+    pub fn schedules(&self) -> Vec<Mode> {
+        (1..=8).map(|seed| if self.is_host() { Mode::Shuffled(seed) } else { Mode::Gpu }).collect()
+    }
+
+    /// Makes the following launches run in `mode`.
+    pub fn enter(&self, mode: Mode) {
+        let (native, seed) = match mode {
+            Mode::Gpu => return,
+            Mode::Emulated => (0, 0),
+            Mode::Shuffled(seed) => (0, seed),
+            Mode::Twin => (1, 0),
+        };
+        set_host_option(c"native", native);
+        set_host_option(c"seed", seed);
+    }
+}
+
+impl Deref for TestDevice {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        self.device
+    }
+}
+
+impl Drop for TestDevice {
+    fn drop(&mut self) {
+        if self.is_host() {
+            self.enter(Mode::Twin);
+        }
+    }
+}
+
+/// Sets a switch of the loaded host driver (`kernels/host/options.hpp`).
+pub fn set_host_option(name: &CStr, value: u64) {
+    // SAFETY: the host driver is loaded with global symbols and exports `void simt_set_option(const char*, uint64_t)`.
+    unsafe {
+        let address = libc::dlsym(libc::RTLD_DEFAULT, c"simt_set_option".as_ptr());
+        assert!(!address.is_null(), "the host driver is not loaded");
+        let set = std::mem::transmute::<*mut libc::c_void, extern "C" fn(*const c_char, u64)>(address);
+        set(name.as_ptr(), value);
+    }
+}
