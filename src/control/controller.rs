@@ -159,7 +159,7 @@ impl Controller {
         round.sequences.extend(sequences.iter().map(|view| RoundSequence {
             root_token: view.root_token,
             drafts: plan.max_levels > 0 && view.max_depth > 0,
-            max_depth: view.max_depth,
+            max_depth: view.max_depth.min(plan.max_levels),
             calibration: self.acceptance.calibration(view.sampled).clone(),
             odds: self.acceptance.odds(view.id),
             catch_up_rows: view.backlog + 1,

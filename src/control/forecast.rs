@@ -94,7 +94,7 @@ impl Forecast {
             tokens += record.nodes;
             rows += round.sequences[sequence].catch_up_rows.max(1);
             attention_ns += round.tables.draft_attention_ns[sequence]
-                + (record.nodes / round.tables.tile_nodes as f64) as u64 * round.tables.tile_ns[sequence];
+                + round.tables.attention_beyond_root_ns(sequence, record.nodes.round() as usize);
             let ns = round_ns(&round.tables, &self.level_rows, i + 1, rows, tokens, attention_ns);
             let rate = expected * scan::ONE as f64 / ns as f64;
             if rate > best.0 {

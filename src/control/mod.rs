@@ -14,6 +14,7 @@
 //! | `gain` | what running a node is worth |
 //! | `acceptance` | calibrated probability of acceptance |
 //! | `cost` | measured cost of passes |
+//! | `roofline` | ideal costs of a model on a card |
 //! | `trace` | the records of `--trace` |
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ mod forecast;
 mod gain;
 pub mod policy;
 pub mod pool;
+pub mod roofline;
 pub mod round;
 pub mod scan;
 pub mod trace;

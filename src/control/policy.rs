@@ -82,8 +82,9 @@ pub enum SelectionRule {
     /// Those admitted one by one. A node `v` is admitted iff `R(v) = P(v) / dt(v) * t_plain / B` exceeds the speedup `S` of the
     /// tree so far. Assumptions, as only the abstract is public: candidates come level by level in descending `P`, over the
     /// batch; a node is offered once, when drafted; `dt(v)` is the measured cost of one more token in the verification pass
-    /// plus that of one more row in the next drafter pass (an admitted node is always run, depth permitting); `S` starts at
-    /// that of the drafter's first pass and follows every admission; drafting ends at a level that admits nothing.
+    /// plus the newest drafter pass's time per row (an admitted node is run in the next pass, depth permitting); `S` is that of
+    /// the tree so far, the drafter's time included; the drafter's first pass always runs; drafting ends at a level that admits
+    /// nothing.
     PerNode,
     /// The prefix of the union of all sequences' nodes, by path probability, that maximises the predicted tokens per second.
     Scan,

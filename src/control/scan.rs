@@ -85,6 +85,9 @@ pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candid
         }
         std::mem::swap(candidates, scratch);
     }
+    for ties in candidates.chunk_by_mut(|a, b| a.0 >> 32 == b.0 >> 32).filter(|ties| ties.len() > 1) {
+        ties.sort_unstable();
+    }
 
     fn digit(candidate: Candidate, shift: usize) -> usize {
         (candidate.0 >> (32 + shift)) as usize & ((1 << BITS) - 1)
@@ -122,7 +125,7 @@ pub fn scan_verification(
     cap: usize,
     nodes: &mut Vec<u32>,
 ) -> Selection {
-    let batch = tables.tile_ns.len();
+    let batch = tables.batch();
     nodes.clear();
     nodes.resize(batch, 1);
     let mut tokens = batch;
@@ -143,9 +146,7 @@ pub fn scan_verification(
             continue;
         }
         nodes[sequence] = held + 1;
-        if (held as usize).is_multiple_of(tables.tile_nodes) {
-            attention_ns += tables.tile_ns[sequence];
-        }
+        attention_ns += tables.attention_step_ns(sequence, held as usize);
         tokens += 1;
         expected += fixed(candidate.value());
         let ns = attention_ns + tables.verify_linear_ns(tokens);
@@ -172,7 +173,7 @@ pub fn scan_width(
     seen: &mut Vec<u32>,
 ) -> usize {
     seen.clear();
-    seen.resize(tables.tile_ns.len(), 0);
+    seen.resize(tables.batch(), 0);
     let mut best_rate = current.rate();
     let mut best = 0;
     let mut expected = current.expected;

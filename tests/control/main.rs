@@ -2,3 +2,5 @@
 
 mod common;
 mod executor;
+mod process;
+mod simulation;

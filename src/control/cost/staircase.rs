@@ -105,6 +105,14 @@ impl Staircase {
         self.refit();
     }
 
+    /// Multiplies all times by `factor`, positive and finite.
+    pub fn scale(&mut self, factor: f64) {
+        for knot in &mut self.knots {
+            knot.us *= factor;
+            knot.fitted *= factor;
+        }
+    }
+
     /// Whether every number is usable; false for a damaged file.
     pub fn is_sound(&self) -> bool {
         let positive = |x: f64| x.is_finite() && x > 0.0;

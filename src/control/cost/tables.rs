@@ -2,6 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::CostModel;
+use crate::tree::MAX_NODES;
+
+/// Binary digits behind the point of an attention rate.
+const RATE_BITS: u32 = 20;
+const RATE_ONE: f64 = (1u64 << RATE_BITS) as f64;
 
 /// Costs of one round in whole nanoseconds: sums are exact whatever their order, so a parallel executor gets the same bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,8 +21,10 @@ pub struct CostTables {
     pub draft_ns: Vec<u64>,
     /// Nodes of a sequence per attention tile.
     pub tile_nodes: usize,
-    /// Attention of one more tile of each sequence of the batch.
-    pub tile_ns: Vec<u64>,
+    /// Attention per cached token by tiles of nodes, in units of 2^-20 ns; entry 0 is 0, the last stands for any more.
+    pub attention_rate: Vec<u64>,
+    /// Cached tokens of each sequence of the batch.
+    pub contexts: Vec<u64>,
     /// Drafter attention of each sequence of the batch.
     pub draft_attention_ns: Vec<u64>,
     /// Attention of the batch with one tile a sequence.
@@ -47,17 +54,43 @@ impl CostTables {
         self.draft_ns.extend(
             (0..=max_rows.div_ceil(self.draft_tread)).map(|i| to_ns(cost.draft.at(i * self.draft_tread))),
         );
-        self.tile_ns.clear();
-        self.tile_ns.extend(contexts.clone().map(|context| to_ns(context as f64 * cost.attention_per_tile)));
+        let tiles = MAX_NODES.div_ceil(self.tile_nodes);
+        let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
+        self.attention_rate.clear();
+        self.attention_rate.push(0);
+        self.attention_rate.extend((1..=tiles).map(|tile| (rate(tile) * 1000.0 * RATE_ONE).round() as u64));
+        self.contexts.clear();
+        self.contexts.extend(contexts.clone().map(|context| context as u64));
         self.draft_attention_ns.clear();
         self.draft_attention_ns
             .extend(contexts.clone().map(|context| to_ns(context as f64 * cost.draft_attention)));
         let total_context: usize = contexts.sum();
-        self.attention_ns =
-            to_ns(total_context as f64 * cost.attention_shared) + self.tile_ns.iter().sum::<u64>();
+        self.attention_ns = (0..self.batch()).map(|sequence| self.attention_step_ns(sequence, 0)).sum();
         self.overhead_ns = to_ns(cost.overhead_us);
-        self.plain_ns =
-            to_ns(cost.plain_us(self.tile_ns.len(), total_context) + cost.plain_overhead_us).max(1);
+        self.plain_ns = to_ns(cost.plain_us(self.batch(), total_context) + cost.plain_overhead_us).max(1);
+    }
+
+    /// Sequences of the batch.
+    pub fn batch(&self) -> usize {
+        self.contexts.len()
+    }
+
+    /// Attention that one more node costs a sequence which has `nodes` already: nothing, or a tile.
+    pub fn attention_step_ns(&self, sequence: usize, nodes: usize) -> u64 {
+        if !nodes.is_multiple_of(self.tile_nodes) {
+            return 0;
+        }
+        let tiles = nodes / self.tile_nodes;
+        let at = |tiles: usize| {
+            let rate = self.attention_rate[tiles.min(self.attention_rate.len() - 1)];
+            (self.contexts[sequence] * rate) >> RATE_BITS
+        };
+        at(tiles + 1) - at(tiles)
+    }
+
+    /// Attention that `draft_tokens` nodes cost a sequence on top of its root.
+    pub fn attention_beyond_root_ns(&self, sequence: usize, draft_tokens: usize) -> u64 {
+        (1..=draft_tokens).map(|nodes| self.attention_step_ns(sequence, nodes)).sum()
     }
 
     /// Linear part of a target pass of `tokens` rows; the last entry stands for anything wider.

@@ -1,0 +1,115 @@
+//! The start-up sweep: measured passes in, a [`CostModel`] out.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use super::{CostModel, PredictionErrors, Staircase, Treads};
+use crate::error::{Error, Result};
+
+/// What a sweep point measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SweepKind {
+    /// A target pass over trees: `tokens` rows spread evenly over `sequences`.
+    Verify,
+    /// A drafter pass of `tokens` rows spread evenly over `sequences`, with its top-k.
+    Draft,
+    /// A plain decode pass: `tokens` sequences of one row each.
+    Plain,
+}
+
+/// One measured pass of the start-up sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SweepPoint {
+    /// Which pass.
+    pub kind: SweepKind,
+    /// Rows of the pass.
+    pub tokens: usize,
+    /// Sequences that share it.
+    pub sequences: usize,
+    /// Cached tokens of each sequence.
+    pub context: usize,
+    /// Time.
+    pub us: f64,
+}
+
+impl CostModel {
+    /// A model from the passes of a start-up sweep. Needs at least one `Verify` point; without `Plain` points a plain pass is
+    /// taken to cost what a verification pass of its size costs, without `Draft` points a drafter pass a tenth of that.
+    /// Passes that differ in context alone tell attention from the rest. Times that are not positive and finite are refused.
+    pub fn from_sweep(points: &[SweepPoint], treads: Treads) -> Result<Self> {
+        for point in points {
+            if !(point.us.is_finite() && point.us > 0.0) || point.tokens == 0 || point.sequences == 0 {
+                let reason = "times must be positive and finite, counts at least 1";
+                return Err(Error::Input(format!("cost sweep: unusable point {point:?}; {reason}")));
+            }
+        }
+        let treads = Treads { tokens: treads.tokens.max(1), nodes: treads.nodes.max(1) };
+        let verify = of_kind(points, SweepKind::Verify);
+        if verify.is_empty() {
+            return Err(Error::Input("cost sweep: no verification pass was measured".into()));
+        }
+        let plain: Vec<SweepPoint> = of_kind(points, SweepKind::Plain)
+            .into_iter()
+            .map(|point| SweepPoint { sequences: point.tokens, ..point })
+            .collect();
+        let draft = of_kind(points, SweepKind::Draft);
+
+        let rates: Vec<(usize, f64)> =
+            context_slopes(&verify).into_iter().chain(context_slopes(&plain)).collect();
+        let attention = (!rates.is_empty()).then(|| Staircase::new(treads.nodes, &rates));
+        let rate = |nodes| attention.as_ref().map_or(0.0, |rates| rates.at(nodes));
+        let verify_points = without_attention(&verify, rate);
+        let plain_points = without_attention(&plain, rate);
+        let plain_points = if plain.is_empty() { verify_points.clone() } else { plain_points };
+
+        let draft_attention = context_slopes(&draft).iter().map(|slope| slope.1).fold(0.0, f64::max);
+        let mut draft_points = without_attention(&draft, |_| draft_attention);
+        if draft.is_empty() {
+            draft_points.extend(verify_points.iter().map(|&(tokens, us)| (tokens, 0.1 * us)));
+        }
+        Ok(Self {
+            treads,
+            verify: Staircase::new(treads.tokens, &verify_points),
+            draft: Staircase::new(treads.tokens, &draft_points),
+            plain: Staircase::new(1, &plain_points),
+            attention,
+            draft_attention,
+            overhead_us: 0.0,
+            plain_overhead_us: 0.0,
+            errors: PredictionErrors::default(),
+        })
+    }
+}
+
+fn of_kind(points: &[SweepPoint], kind: SweepKind) -> Vec<SweepPoint> {
+    points.iter().filter(|point| point.kind == kind).copied().collect()
+}
+
+/// Rows and time of the passes, less attention at `rate` (by nodes of a sequence, per cached token).
+fn without_attention(points: &[SweepPoint], rate: impl Fn(usize) -> f64) -> Vec<(usize, f64)> {
+    points
+        .iter()
+        .map(|point| {
+            let attention =
+                (point.sequences * point.context) as f64 * rate(point.tokens.div_ceil(point.sequences));
+            // Whatever the fit says, something is left for the weights.
+            (point.tokens, (point.us - attention).max(0.05 * point.us))
+        })
+        .collect()
+}
+
+/// (nodes of a sequence, time per cached token and sequence) for each size measured at several contexts.
+fn context_slopes(points: &[SweepPoint]) -> Vec<(usize, f64)> {
+    let mut points = points.to_vec();
+    points.sort_by_key(|point| (point.tokens, point.sequences, point.context));
+    points
+        .chunk_by(|a, b| (a.tokens, a.sequences) == (b.tokens, b.sequences))
+        .filter_map(|group| {
+            let (first, last) = (group.first()?, group.last()?);
+            let distance = (last.context - first.context) * first.sequences;
+            let slope = (last.us - first.us) / distance as f64;
+            (slope.is_finite() && slope > 0.0).then(|| (first.tokens.div_ceil(first.sequences), slope))
+        })
+        .collect()
+}

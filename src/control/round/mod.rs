@@ -1,0 +1,257 @@
+//! [`DraftRound`]: the executor. It interprets a [`Plan`](super::Plan) level by level: which nodes to run through the drafter,
+//! and which of the drafted nodes to verify. The CUDA executor must match it bit for bit.
+//!
+//! ```text
+//! while let Some(rows) = round.next_level() {   // rows of one drafter pass, grouped by sequence
+//!     let (tokens, logps) = drafter.run(rows);   // top_k children a row, row-major
+//!     round.add_level(&tokens, &logps);
+//! }
+//! let trees = round.select();                    // one packed tree a sequence, for the target
+//! ```
+#![forbid(unsafe_code)]
+
+mod frontier;
+mod pack;
+mod selection;
+
+use super::acceptance::Calibration;
+use super::cost::CostTables;
+use super::gain::GainTable;
+use super::policy::{Plan, WidthRule};
+use super::pool::{CandidatePool, PoolNode};
+use super::scan::{self, Candidate, Selection, scan_verification};
+use crate::tree::{AncestorWords, DraftTree};
+
+/// One row of a drafter pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FrontierRow {
+    /// Index of the sequence in the round's batch.
+    pub sequence: u32,
+    /// Node of that sequence's pool; 0 = root, whose logits come from the drafter's catch-up pass.
+    pub node: u32,
+    /// The node's token.
+    pub token: i32,
+    /// The node's depth; its position is that of the root plus the depth.
+    pub depth: u16,
+    /// Round-wide row (counted over all passes of the round) that ran the parent, whose feature feeds this row; [`NONE`] for the
+    /// root.
+    pub parent_row: u32,
+    /// The node's place among its sequence's drafter rows of this round, root excluded; [`NONE`] for the root.
+    pub slot: u32,
+    /// Bits over those places: the node's ancestors and itself; the root and the prefix are always visible.
+    pub ancestors: AncestorWords,
+    /// Sum of log-probabilities from the root.
+    pub path_logp: f32,
+}
+
+/// The tree of one sequence for the target pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SelectedTree {
+    /// Root, then the chosen nodes, parents before children, the likeliest path first.
+    pub tree: DraftTree,
+    /// For each node of `tree` its node in the pool.
+    pub pool_nodes: Vec<u32>,
+}
+
+/// What the executor must know of a sequence.
+#[derive(Clone, Debug)]
+pub(super) struct RoundSequence {
+    pub root_token: i32,
+    pub drafts: bool,
+    /// Depth beyond which a node could not be emitted, or is not to be drafted.
+    pub max_depth: usize,
+    pub calibration: Calibration,
+    pub odds: f32,
+    /// Rows of the drafter's catch-up pass, the root's own included.
+    pub catch_up_rows: usize,
+}
+
+impl RoundSequence {
+    /// Whether `node` may have children.
+    fn may_deepen(&self, node: &PoolNode) -> bool {
+        usize::from(node.depth) < self.max_depth
+    }
+}
+
+/// One drafter pass as it was run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LevelRecord {
+    /// First round-wide row of the pass.
+    pub first_row: usize,
+    /// Rows of the pass; the catch-up rows included at level 0.
+    pub rows: usize,
+    /// Price of a place in the target pass when the level was chosen.
+    pub price: f32,
+    /// Predicted time.
+    pub ns: u64,
+}
+
+/// A round being drafted.
+#[derive(Debug)]
+pub struct DraftRound {
+    plan: Plan,
+    pub(super) tables: CostTables,
+    pub(super) gains: GainTable,
+    pub(super) sequences: Vec<RoundSequence>,
+    pools: Vec<CandidatePool>,
+    rows: Vec<FrontierRow>,
+    levels: Vec<LevelRecord>,
+    rows_run: usize,
+    max_rows: usize,
+    /// Predicted time of what has been run: passes and overhead.
+    sunk_ns: u64,
+    /// The verification scan after the newest level, for the next width and for the final selection.
+    selection: Selection,
+    /// Time and expected tokens of the tree that the per-node rule has admitted.
+    admitted: Selection,
+    /// The drafted nodes that could be verified, sorted by path probability (selection rule `Scan`).
+    candidates: Vec<Candidate>,
+    // Scratch.
+    newest: Vec<Candidate>,
+    frontier: Vec<Candidate>,
+    sort_scratch: Vec<Candidate>,
+    counts: Vec<u32>,
+    links: Vec<pack::Links>,
+    selected: Vec<SelectedTree>,
+}
+
+impl DraftRound {
+    pub(super) fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            tables: CostTables::default(),
+            gains: GainTable::default(),
+            sequences: Vec::new(),
+            pools: Vec::new(),
+            rows: Vec::new(),
+            levels: Vec::new(),
+            rows_run: 0,
+            max_rows: usize::MAX,
+            sunk_ns: 0,
+            selection: Selection::default(),
+            admitted: Selection::default(),
+            candidates: Vec::new(),
+            newest: Vec::new(),
+            frontier: Vec::new(),
+            sort_scratch: Vec::new(),
+            counts: Vec::new(),
+            links: Vec::new(),
+            selected: Vec::new(),
+        }
+    }
+
+    /// Starts a round over `self.sequences` with `self.tables`; the caller has filled both.
+    pub(super) fn begin(&mut self, plan: Plan, max_rows: usize) {
+        self.plan = plan;
+        self.max_rows = max_rows;
+        let batch = self.sequences.len();
+        self.pools.resize_with(batch.max(self.pools.len()), CandidatePool::default);
+        for (pool, sequence) in self.pools.iter_mut().zip(&self.sequences) {
+            pool.reset(sequence.root_token);
+        }
+        self.rows.clear();
+        self.levels.clear();
+        self.rows_run = 0;
+        self.candidates.clear();
+        self.sunk_ns = self.tables.overhead_ns;
+        self.selection = scan_verification(&[], &self.tables, self.sunk_ns, 0, &mut self.counts);
+        self.admitted = self.selection;
+    }
+
+    /// Children that each row of [`next_level`](Self::next_level) must bring.
+    pub fn top_k(&self) -> usize {
+        self.plan.top_k
+    }
+
+    /// The rows of the next drafter pass, grouped by sequence, or `None` when drafting is over. At level 0 each drafting
+    /// sequence has one row, its root, whose logits the drafter's catch-up pass provides.
+    pub fn next_level(&mut self) -> Option<&[FrontierRow]> {
+        self.rows.clear();
+        self.choose_frontier();
+        self.emit_rows();
+        if self.rows.is_empty() { None } else { Some(&self.rows) }
+    }
+
+    /// Takes the drafter's answer: `top_k` children for each of the rows last returned, row-major, likeliest first.
+    ///
+    /// # Panics
+    /// If the lengths are not rows times top-k.
+    pub fn add_level(&mut self, tokens: &[i32], logps: &[f32]) {
+        let top_k = self.plan.top_k;
+        assert_eq!(tokens.len(), self.rows.len() * top_k, "one token per row and child");
+        assert_eq!(logps.len(), tokens.len(), "one log-probability per token");
+        for pool in &mut self.pools[..self.sequences.len()] {
+            pool.begin_level();
+        }
+        for (i, row) in self.rows.iter().enumerate() {
+            let sequence = &self.sequences[row.sequence as usize];
+            let pool = &mut self.pools[row.sequence as usize];
+            let children = i * top_k..(i + 1) * top_k;
+            for (rank, (&token, &logp)) in tokens[children.clone()].iter().zip(&logps[children]).enumerate() {
+                if let WidthRule::Static(table) = self.plan.width {
+                    let entry = table.get(pool.nodes().len() - 1);
+                    if entry.is_none_or(|entry| entry.parent != row.node || entry.rank as usize != rank) {
+                        continue;
+                    }
+                }
+                pool.push_child(row.node as usize, token, logp, &sequence.calibration, sequence.odds);
+            }
+        }
+        self.rows.clear();
+        self.take_newest();
+    }
+
+    /// Chooses the nodes to verify and packs them, one tree per sequence of the batch, in its order.
+    pub fn select(&mut self) -> &[SelectedTree] {
+        let batch = self.sequences.len();
+        self.mark_verified();
+        self.selected.truncate(batch);
+        while self.selected.len() < batch {
+            self.selected.push(SelectedTree { tree: DraftTree::new(0), pool_nodes: Vec::new() });
+        }
+        for ((pool, sequence), selected) in self.pools.iter().zip(&self.sequences).zip(&mut self.selected) {
+            pack::pack(pool, sequence.root_token, selected, &mut self.frontier, &mut self.links);
+        }
+        &self.selected
+    }
+
+    /// The trees of the last [`select`](Self::select).
+    pub fn selected(&self) -> &[SelectedTree] {
+        &self.selected
+    }
+
+    /// The plan being executed.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    pub(super) fn pools(&self) -> &[CandidatePool] {
+        &self.pools[..self.sequences.len()]
+    }
+
+    /// Every node drafted for a sequence of the batch in this round.
+    pub fn pool(&self, sequence: usize) -> &CandidatePool {
+        &self.pools[sequence]
+    }
+
+    /// The drafter passes of this round.
+    pub fn levels(&self) -> &[LevelRecord] {
+        &self.levels
+    }
+
+    /// Sequences of the round.
+    pub fn batch(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// The selection's expected tokens, target rows and predicted time.
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Tree-level speedup `S = (A / t) * (t_plain / B)` that the selection predicts.
+    pub fn speedup(&self) -> f32 {
+        let plain = scan::rate(self.sequences.len() as u64 * scan::ONE, self.tables.plain_ns);
+        (self.selection.rate() / plain) as f32
+    }
+}
