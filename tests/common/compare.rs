@@ -1,5 +1,7 @@
 //! Comparison of a kernel's output with its oracle's.
 
+use std::ops::Range;
+
 use smart_run::device::DType;
 
 /// What may differ: |got - want| <= abs + rel * |want|.
@@ -48,5 +50,16 @@ pub fn same_bits(name: &str, got: &[f32], want: &[f32]) {
             got.to_bits() == want.to_bits(),
             "{name}: element {i} is {got:?}, expected the bits of {want:?}"
         );
+    }
+}
+
+/// Panics unless a row of `width` has the same bits whichever rows share the pass: `run` gives the output for a range of 200
+/// input rows.
+#[track_caller]
+pub fn rows_are_independent(name: &str, width: usize, run: impl Fn(Range<usize>) -> Vec<f32>) {
+    let whole = run(0..200);
+    for range in [0..1, 59..60, 199..200, 0..8, 137..145, 0..60, 100..160] {
+        let (got, want) = (run(range.clone()), &whole[range.start * width..range.end * width]);
+        same_bits(&format!("{name}, rows {range:?} alone"), &got, want);
     }
 }

@@ -96,3 +96,37 @@ pub fn poisoned(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     tensor.fill_bytes(0xff).unwrap();
     tensor
 }
+
+/// A poisoned matrix inside a larger poisoned one: a kernel that writes past its rows or columns is found.
+pub struct Guarded {
+    whole: Tensor,
+    rows: usize,
+    columns: usize,
+    offset: usize,
+}
+
+impl Guarded {
+    /// `rows` x `columns`, starting `offset` columns into rows that are 24 columns longer.
+    pub fn new(device: &Device, dtype: DType, rows: usize, columns: usize, offset: usize) -> Self {
+        let whole = poisoned(device, dtype, &[rows + 1, columns + 24]);
+        Self { whole, rows, columns, offset }
+    }
+
+    /// The matrix to write.
+    pub fn view(&self) -> Tensor {
+        self.whole.rows(0..self.rows).columns(self.offset..self.offset + self.columns)
+    }
+
+    /// What was written, after checking that all around it is untouched.
+    #[track_caller]
+    pub fn values(&self) -> Vec<f32> {
+        let (all, width) = (download(&self.whole), self.columns + 24);
+        let inside = |i: usize| {
+            i / width < self.rows && (self.offset..self.offset + self.columns).contains(&(i % width))
+        };
+        for (i, value) in all.iter().enumerate() {
+            assert!(inside(i) || value.is_nan(), "row {} column {} was overwritten", i / width, i % width);
+        }
+        (0..all.len()).filter(|&i| inside(i)).map(|i| all[i]).collect()
+    }
+}

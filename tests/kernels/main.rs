@@ -3,3 +3,10 @@
 //! else is in the pass.
 #[path = "../common/mod.rs"]
 mod common;
+
+mod embedding;
+mod gather_rows;
+mod linear;
+mod rmsnorm;
+mod rope;
+mod swiglu;

@@ -1,0 +1,265 @@
+use smart_run::Error;
+use smart_run::device::{DType, Device, Tensor};
+use smart_run::kernels::linear::{LinearArgs, linear, workspace_len};
+use smart_run::reference;
+
+use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
+use crate::common::device::{Mode, TestDevice, device, set_host_option};
+use crate::common::inputs::{Guarded, MODEL_DTYPES, Rng, poisoned, rounded, upload};
+
+struct Case {
+    name: &'static str,
+    rows: usize,
+    n: usize,
+    k: usize,
+    bias: bool,
+    f32_out: bool,
+}
+
+const fn case(name: &'static str, rows: usize, n: usize, k: usize, bias: bool, f32_out: bool) -> Case {
+    Case { name, rows, n, k, bias, f32_out }
+}
+
+const CASES: [Case; 17] = [
+    case("one_row", 1, 64, 64, false, false),
+    case("one_output", 3, 1, 64, true, false),
+    case("k_of_one_chunk", 4, 16, 8, false, false),
+    case("k_not_multiple_of_tile", 8, 64, 200, false, false),
+    case("k_shorter_than_the_pipeline", 8, 64, 128, false, true),
+    case("n_not_multiple_of_tile", 5, 70, 128, true, false),
+    case("n_odd", 6, 131, 72, false, false),
+    case("ragged_token_tile_16", 9, 72, 72, false, false),
+    case("full_token_tile_16", 16, 64, 64, false, false),
+    case("ragged_token_tile_32", 29, 40, 136, true, true),
+    case("ragged_token_tile_64", 33, 72, 72, false, false),
+    case("two_warps_of_tokens", 64, 80, 64, true, false),
+    case("ragged_token_tile_128", 65, 136, 72, false, false),
+    case("two_token_tiles", 200, 40, 40, true, false),
+    case("splits_of_k", 7, 24, 1024, true, false),
+    case("last_split_of_one_chunk", 9, 72, 1032, true, true),
+    case("rows_beyond_one_workspace", 260, 8, 1024, true, false),
+];
+
+/// Weights, bias and a workspace on the device.
+struct Layer {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    workspace: Tensor,
+    n: usize,
+    k: usize,
+}
+
+impl Layer {
+    fn new(device: &Device, dtype: DType, weight: &[f32], bias: Option<&[f32]>, k: usize) -> Self {
+        let n = weight.len() / k;
+        Self {
+            weight: upload(device, dtype, weight, &[n, k]),
+            bias: bias.map(|bias| upload(device, dtype, bias, &[n])),
+            workspace: poisoned(device, DType::F32, &[workspace_len(260, n, k)]),
+            n,
+            k,
+        }
+    }
+
+    /// `x` as a column view of a wider matrix, the output as a guarded one.
+    fn run(&self, device: &Device, x: &[f32], out_dtype: DType) -> Vec<f32> {
+        let rows = x.len() / self.k;
+        let wide: Vec<f32> =
+            x.chunks(self.k).flat_map(|row| [&[f32::NAN; 8], row, &[f32::NAN; 16]].concat()).collect();
+        let x = upload(device, self.weight.dtype(), &wide, &[rows, self.k + 24]).columns(8..8 + self.k);
+        let out = Guarded::new(device, out_dtype, rows, self.n, 3);
+        let args = LinearArgs {
+            x: &x,
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            out: &out.view(),
+            workspace: &self.workspace,
+        };
+        linear(device, args).unwrap();
+        out.values()
+    }
+}
+
+/// Inputs that are exact in `dtype`: x with outliers, weights, bias.
+fn inputs(dtype: DType, seed: u64, rows: usize, n: usize, k: usize) -> [Vec<f32>; 3] {
+    let mut rng = Rng::new(seed);
+    [rng.with_outliers(rows * k), rng.normals(n * k), rng.normals(n)].map(|values| rounded(dtype, values))
+}
+
+/// f32 accumulation errs by less than 2^-20 of the sum of the products' magnitudes, however it is ordered.
+fn tolerance(out_dtype: DType, x: &[f32], weight: &[f32], k: usize) -> Tol {
+    let magnitudes = |values: &[f32]| values.iter().map(|v| v.abs()).collect::<Vec<f32>>();
+    let sums = reference::linear::linear(&magnitudes(x), &magnitudes(weight), None, k);
+    Tol::rounding(out_dtype, sums.into_iter().fold(0.0, f32::max) / (1 << 20) as f32)
+}
+
+#[test]
+fn every_case_matches_the_oracle() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        for (seed, case) in CASES.iter().enumerate() {
+            let [x, weight, bias] = inputs(dtype, seed as u64, case.rows, case.n, case.k);
+            let bias = case.bias.then_some(&bias[..]);
+            let want = reference::linear::linear(&x, &weight, bias, case.k);
+            let layer = Layer::new(&device, dtype, &weight, bias, case.k);
+            let out_dtype = if case.f32_out { DType::F32 } else { dtype };
+            let tol = tolerance(out_dtype, &x, &weight, case.k);
+            for mode in device.modes() {
+                device.enter(mode);
+                let name = format!("{} {} {mode:?}", case.name, dtype.name());
+                close(&name, &layer.run(&device, &x, out_dtype), &want, tol);
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_takes_any_k() {
+    let device = device();
+    for (rows, n, k) in [(1, 5, 1), (9, 18, 131), (3, 4, 126)] {
+        let [x, weight, bias] = inputs(DType::F32, k as u64, rows, n, k);
+        let want = reference::linear::linear(&x, &weight, Some(&bias), k);
+        let layer = Layer::new(&device, DType::F32, &weight, Some(&bias), k);
+        for mode in device.modes() {
+            device.enter(mode);
+            let tol = tolerance(DType::F32, &x, &weight, k);
+            close(&format!("k={k} {mode:?}"), &layer.run(&device, &x, DType::F32), &want, tol);
+        }
+    }
+}
+
+/// The shapes of the invariance tests: with and without splits, ragged in N and K.
+const INVARIANT_SHAPES: [(usize, usize); 2] = [(72, 72), (24, 1032)];
+
+#[test]
+fn a_row_has_the_same_bits_in_any_pass() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        for (n, k) in INVARIANT_SHAPES {
+            let [x, weight, bias] = inputs(dtype, 7, 200, n, k);
+            let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
+            for mode in device.modes() {
+                device.enter(mode);
+                rows_are_independent(&format!("{n}x{k} {} {mode:?}", dtype.name()), n, |rows| {
+                    layer.run(&device, &x[rows.start * k..rows.end * k], DType::F32)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_nan_spoils_no_other_row() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        let (rows, n, k) = (11, 24, 72);
+        let [mut x, weight, _] = inputs(dtype, 8, rows, n, k);
+        let layer = Layer::new(&device, dtype, &weight, None, k);
+        for mode in device.modes() {
+            device.enter(mode);
+            let clean = layer.run(&device, &x, dtype);
+            let kept = std::mem::replace(&mut x[4 * k + 70], f32::NAN);
+            let spoiled = layer.run(&device, &x, dtype);
+            x[4 * k + 70] = kept;
+            let name = format!("{} {mode:?}", dtype.name());
+            same_bits(&name, &spoiled[..4 * n], &clean[..4 * n]);
+            same_bits(&name, &spoiled[5 * n..], &clean[5 * n..]);
+            assert!(spoiled[4 * n..5 * n].iter().all(|v| v.is_nan()), "{name}: NaN times a weight is NaN");
+        }
+    }
+}
+
+#[test]
+fn infinities_arrive() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        let (n, k) = (8, 16);
+        let [mut x, weight, _] = inputs(dtype, 9, 2, n, k);
+        (x[3], x[16]) = (f32::INFINITY, f32::NEG_INFINITY);
+        let want = reference::linear::linear(&x, &weight, None, k);
+        let layer = Layer::new(&device, dtype, &weight, None, k);
+        for mode in device.modes() {
+            device.enter(mode);
+            close(
+                &format!("{} {mode:?}", dtype.name()),
+                &layer.run(&device, &x, dtype),
+                &want,
+                Tol { abs: 0.0, rel: 0.0 },
+            );
+        }
+    }
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        for (rows, n, k) in [(9, 24, 328), (3, 8, 1032)] {
+            let [x, weight, bias] = inputs(dtype, 10, rows, n, k);
+            let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
+            device.enter(device.modes()[0]);
+            let want = layer.run(&device, &x, dtype);
+            for mode in device.schedules() {
+                device.enter(mode);
+                same_bits(
+                    &format!("{n}x{k} {} {mode:?}", dtype.name()),
+                    &layer.run(&device, &x, dtype),
+                    &want,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_of_the_twin_do_not_change_a_bit() {
+    let device = device();
+    if !device.is_host() {
+        return;
+    }
+    device.enter(Mode::Twin);
+    for dtype in MODEL_DTYPES {
+        let [x, weight, _] = inputs(dtype, 11, 33, 200, 1032);
+        let layer = Layer::new(&device, dtype, &weight, None, 1032);
+        let [one, many] = [1, 4].map(|threads| {
+            set_host_option(c"threads", threads);
+            layer.run(&device, &x, dtype)
+        });
+        set_host_option(c"threads", 0);
+        same_bits(dtype.name(), &one, &many);
+    }
+}
+
+/// Runs `[rows, k] x [n, weight_k]` with an output of `out_columns` and returns the error's text.
+fn refusal(device: &TestDevice, dtype: DType, shape: [usize; 4]) -> String {
+    let [rows, k, n, weight_k] = shape;
+    let tensor = |shape: &[usize]| Tensor::zeros(device, dtype, shape).unwrap();
+    let (x, weight, out) = (tensor(&[rows, k]), tensor(&[n, weight_k]), tensor(&[rows, n]));
+    let workspace = Tensor::zeros(device, DType::F32, &[1]).unwrap();
+    match linear(device, LinearArgs { x: &x, weight: &weight, bias: None, out: &out, workspace: &workspace })
+    {
+        Err(error @ Error::Shape { .. }) => error.to_string(),
+        other => panic!("{shape:?} gave {other:?}"),
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let device = device();
+    assert!(
+        refusal(&device, DType::Bf16, [2, 64, 8, 72]).contains("linear: weight: expected bf16[N=8, K=64]")
+    );
+    assert!(refusal(&device, DType::F16, [2, 60, 8, 60]).contains("K and the row stride multiples of 8"));
+    assert!(refusal(&device, DType::Bf16, [2, 1024, 8, 1024]).contains("workspace"));
+    assert!(refusal(&device, DType::I32, [2, 64, 8, 64]).contains("bf16, f16 or f32"));
+}
+
+#[test]
+fn no_rows_are_no_work() {
+    let device = device();
+    let [x, weight, out] =
+        [[0, 64], [8, 64], [0, 8]].map(|shape| Tensor::zeros(&device, DType::Bf16, &shape).unwrap());
+    let workspace = Tensor::zeros(&device, DType::F32, &[0]).unwrap();
+    linear(&device, LinearArgs { x: &x, weight: &weight, bias: None, out: &out, workspace: &workspace })
+        .unwrap();
+}
