@@ -103,7 +103,7 @@ impl Eagle3Config {
     /// Whether the drafter was made for a target of this geometry. [`Eagle3Config::from_hf`] has asked already.
     pub fn fits_target(&self, target: &ModelConfig) -> Result<()> {
         let sizes = [
-            ("a vocabulary", self.vocab_size, target.vocab_size),
+            ("a vocabulary of", self.vocab_size, target.vocab_size),
             ("features of width", self.target_hidden_size, target.hidden_size),
         ];
         for (what, ours, theirs) in sizes {
