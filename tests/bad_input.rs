@@ -99,10 +99,11 @@ const FOLDER_CASES: &[FolderCase] = &[
     ("tensor_in_two_shards", |f| { f.shard(); f.write("model-00002-of-00002.safetensors", &tiny_model::safetensors(&tiny_model::tensors(), "F32", 4)) },
         &["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors as well"]),
 
-    ("tokenizer_cut", |f| f.write("tokenizer.json", b"{\"version\":"), &["tokenizer.json", "not usable"]),
+    ("tokenizer_cut", |f| f.write("tokenizer.json", b"{\"version\":"), &["tokenizer.json", "not valid JSON"]),
     ("tokenizer_without_model", |f| f.write("tokenizer.json", b"{\"version\":\"1.0\"}"), &["tokenizer.json", "not usable"]),
     ("tokenizer_merge_leaves_the_vocabulary", |f| spoil_tokenizer(f, |t| t["model"]["merges"] = json!([["a", "c"]])), &["tokenizer.json", r#""a" + "c""#]),
     ("tokenizer_merge_longer_than_any_token", |f| spoil_tokenizer(f, |t| t["model"]["merges"] = json!([["abc", "abc"]])), &["tokenizer.json", r#""abc" + "abc""#]),
+    ("tokenizer_template_names_no_token", |f| spoil_tokenizer(f, |t| t["post_processor"]["special_tokens"] = json!({})), &["tokenizer.json", "not usable"]),
     ("tokenizer_bad_pattern", |f| spoil_tokenizer(f, |t| t["pre_tokenizer"]["pretokenizers"][0]["pattern"] = json!({"Regex": "("})), &["tokenizer.json", "not usable"]),
 ];
 

@@ -1,4 +1,4 @@
-//! A check of BPE merge tables, ahead of the crate `tokenizers`.
+//! A check of a tokenizer file, its BPE merge table above all, ahead of the crate `tokenizers`.
 //!
 //! The crate joins the two halves of a merge in a buffer as long as the longest token and looks the result up afterwards:
 //! a table whose merges lead outside the vocabulary, the likeliest fault of an edited file, makes it index out of bounds.
@@ -35,10 +35,14 @@ enum Merge<'a> {
     Line(#[serde(borrow)] Cow<'a, str>),
 }
 
-/// Fails if a merge of this `tokenizer.json` yields a token that the vocabulary lacks. What is not a BPE tokenizer at all
-/// passes: the crate's own parser reports it.
+/// Fails if this `tokenizer.json` is not JSON, or if one of its merges yields a token that the vocabulary lacks. What is no
+/// BPE tokenizer passes: the crate's own parser reports on it.
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
-    let Ok(File { model }) = serde_json::from_slice::<File>(json) else { return Ok(()) };
+    let model = match serde_json::from_slice::<File>(json) {
+        Ok(file) => file.model,
+        Err(error) if error.is_data() => return Ok(()),
+        Err(error) => return Err(format!("this is not valid JSON: {error}")),
+    };
     let prefix = model.continuing_subword_prefix.as_deref().unwrap_or("");
     let mut merged = String::new();
     for merge in &model.merges {
@@ -93,6 +97,11 @@ mod tests {
     #[test]
     fn other_models_are_left_to_the_crate() {
         assert_eq!(check_model(r#"{"type":"Unigram","vocab":[["a",-1.0]]}"#), Ok(()));
-        assert_eq!(check(b"not json"), Ok(()));
+        assert_eq!(check(b"{}"), Ok(()));
+    }
+
+    #[test]
+    fn what_is_not_json_is_called_so() {
+        assert!(check(b"{\"model\": {").unwrap_err().contains("not valid JSON"));
     }
 }

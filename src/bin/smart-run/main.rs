@@ -14,6 +14,7 @@ const RUN_FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
+    smart_run::text::silence_fenced_panics();
     let command = match args::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(Stop::Answer(text)) => {

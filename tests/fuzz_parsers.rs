@@ -1,0 +1,357 @@
+//! Fuzzing of everything that reads a file: random damage to sound files never panics, never hangs, and what is accepted
+//! keeps its promises.
+//!
+//! Bounded: [`CASES`] per parser, or `PROPTEST_CASES`.
+
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::{Value, json};
+use smart_run::config::{Eagle3Config, FloatType, HEAD_DIMS, ModelConfig};
+use smart_run::text::Tokenizer;
+use smart_run::weights::Checkpoint;
+
+#[allow(dead_code)]
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
+
+use tiny_model::Folder;
+
+/// Damaged files per parser.
+const CASES: u32 = 512;
+/// A damaged file must be accepted or refused within this; it takes some 100 us.
+const NO_HANG: Duration = Duration::from_secs(2);
+
+/// Damage to bytes.
+#[derive(Debug, Clone)]
+enum ByteDamage {
+    Set(Index, u8),
+    Flip(Index, u8),
+    Insert(Index, Vec<u8>),
+    Remove(Index, usize),
+    Truncate(Index),
+    Repeat(Index, usize),
+}
+
+fn byte_damage() -> impl Strategy<Value = Vec<ByteDamage>> {
+    let bytes = || {
+        prop_oneof![any::<u8>(), prop::sample::select(b"0123456789-+.eE\"\\{}[],: \0\xFFnulltrue".to_vec())]
+    };
+    let damage = prop_oneof![
+        (any::<Index>(), bytes()).prop_map(|(at, byte)| ByteDamage::Set(at, byte)),
+        (any::<Index>(), 0..8u8).prop_map(|(at, bit)| ByteDamage::Flip(at, bit)),
+        (any::<Index>(), prop::collection::vec(bytes(), 1..9))
+            .prop_map(|(at, bytes)| ByteDamage::Insert(at, bytes)),
+        (any::<Index>(), 1..64usize).prop_map(|(at, len)| ByteDamage::Remove(at, len)),
+        any::<Index>().prop_map(ByteDamage::Truncate),
+        (any::<Index>(), 1..64usize).prop_map(|(at, len)| ByteDamage::Repeat(at, len)),
+    ];
+    prop::collection::vec(damage, 1..5)
+}
+
+fn damage_bytes(mut file: Vec<u8>, damage: &[ByteDamage]) -> Vec<u8> {
+    for one in damage {
+        if file.is_empty() {
+            return file;
+        }
+        let len = file.len();
+        let span = |at: &Index, length: usize| at.index(len)..(at.index(len) + length).min(len);
+        match one {
+            ByteDamage::Set(at, byte) => file[at.index(len)] = *byte,
+            ByteDamage::Flip(at, bit) => file[at.index(len)] ^= 1 << bit,
+            ByteDamage::Insert(at, bytes) => drop(file.splice(span(at, 0), bytes.iter().copied())),
+            ByteDamage::Remove(at, length) => drop(file.drain(span(at, *length))),
+            ByteDamage::Truncate(at) => file.truncate(at.index(len)),
+            ByteDamage::Repeat(at, length) => {
+                let repeated = file[span(at, *length)].to_vec();
+                file.splice(span(at, 0), repeated);
+            }
+        }
+    }
+    file
+}
+
+/// Damage to a JSON document that leaves it JSON: a node is replaced, removed, or overwritten by another one.
+#[derive(Debug, Clone)]
+enum NodeDamage {
+    Replace(Index, Value),
+    Remove(Index),
+    Copy(Index, Index),
+}
+
+fn node_damage() -> impl Strategy<Value = Vec<NodeDamage>> {
+    let value = prop::sample::select(vec![
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(3),
+        json!(1_000_000_000_000u64),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(4_294_967_295u64),
+        json!(4_294_967_296u64),
+        json!(0.5),
+        json!(1e300),
+        json!(""),
+        json!("a"),
+        json!("ab"),
+        json!("é"),
+        json!("Ġ"),
+        json!("▁"),
+        json!("##"),
+        json!("BPE"),
+        json!("Unigram"),
+        json!("WordPiece"),
+        json!("WordLevel"),
+        json!("ByteLevel"),
+        json!("Metaspace"),
+        json!("Sequence"),
+        json!("Left"),
+        json!("F32"),
+        json!("F4"),
+        json!("(?:"),
+        json!("(a*)*$"),
+        json!("linear"),
+        json!([]),
+        json!({}),
+        json!([0, 0]),
+        json!([[]]),
+        json!({"a": 1}),
+    ]);
+    let damage = prop_oneof![
+        4 => (any::<Index>(), value).prop_map(|(at, value)| NodeDamage::Replace(at, value)),
+        2 => any::<Index>().prop_map(NodeDamage::Remove),
+        2 => (any::<Index>(), any::<Index>()).prop_map(|(from, to)| NodeDamage::Copy(from, to)),
+    ];
+    prop::collection::vec(damage, 1..5)
+}
+
+/// JSON pointers of all nodes below the root.
+fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(object) => {
+            let escape = |name: &String| name.replace('~', "~0").replace('/', "~1");
+            object.iter().map(|(name, child)| (escape(name), child)).collect()
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().map(|(index, child)| (index.to_string(), child)).collect()
+        }
+        _ => Vec::new(),
+    };
+    for (name, child) in children {
+        let pointer = format!("{at}/{name}");
+        pointers(child, &pointer, found);
+        found.push(pointer);
+    }
+}
+
+fn damage_nodes(mut document: Value, damage: &[NodeDamage]) -> Value {
+    for one in damage {
+        let mut nodes = Vec::new();
+        pointers(&document, "", &mut nodes);
+        if nodes.is_empty() {
+            return document;
+        }
+        let pointer = |at: &Index| at.get(&nodes).clone();
+        match one {
+            NodeDamage::Replace(at, value) => *document.pointer_mut(&pointer(at)).unwrap() = value.clone(),
+            NodeDamage::Copy(from, to) => {
+                let copy = document.pointer(&pointer(from)).unwrap().clone();
+                *document.pointer_mut(&pointer(to)).unwrap() = copy;
+            }
+            NodeDamage::Remove(at) => {
+                let pointer = pointer(at);
+                let (parent, name) = pointer.rsplit_once('/').unwrap();
+                match document.pointer_mut(parent).unwrap() {
+                    Value::Object(object) => drop(object.remove(&name.replace("~1", "/").replace("~0", "~"))),
+                    Value::Array(items) => drop(items.remove(name.parse().unwrap())),
+                    _ => unreachable!("only objects and arrays have children"),
+                }
+            }
+        }
+    }
+    document
+}
+
+fn within_time<T>(work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = work();
+    assert!(start.elapsed() < NO_HANG, "took {:?}", start.elapsed());
+    result
+}
+
+/// Reads `config` as a target's; what is accepted must hold what the types promise.
+fn check_config(folder: &Folder, config: &[u8]) {
+    folder.write("config.json", config);
+    if let Ok(config) = within_time(|| ModelConfig::from_hf(&folder.source())) {
+        assert_eq!(config.num_q_heads % config.num_kv_heads, 0);
+        assert!(HEAD_DIMS.contains(&config.head_dim));
+        assert!(config.num_layers > 0 && config.vocab_size > 0 && config.rms_norm_eps > 0.0);
+        let special = config.eos_token_ids.iter().chain(&config.bos_token_id);
+        special.for_each(|&id| assert!((0..config.vocab_size as i32).contains(&id)));
+        let table = config.rope.cos_sin_table(3, config.head_dim);
+        assert!(table.iter().all(|value| (-1.0..=1.0).contains(value)), "{:?}", config.rope);
+    }
+}
+
+/// Opens the checkpoint in `folder` and reads all of it.
+fn check_checkpoint(folder: &Folder) {
+    let Ok(checkpoint) = within_time(|| Checkpoint::open(&folder.source())) else { return };
+    for name in checkpoint.names() {
+        let view = checkpoint.get(name).unwrap();
+        let mut converted = vec![0; view.num_elements() * 4];
+        if view.float_type().is_ok() {
+            view.copy_converted(FloatType::F32, &mut converted).unwrap();
+        }
+        let _ = view.to_i64_vec();
+    }
+    let _ = checkpoint.float_type();
+    checkpoint.finish().unwrap();
+}
+
+/// Uses the tokenizer that `json` describes, if it is accepted.
+fn check_tokenizer(json: &[u8]) {
+    within_time(|| {
+        let Ok(tokenizer) = Tokenizer::from_json("tokenizer.json", json) else { return };
+        let _ = tokenizer.num_ids();
+        let mut ids: Vec<i32> = (0..40).chain([i32::MAX, -1]).collect();
+        for text in ["", "abc ab", "  a é\u{1F600}\n", "aaaaaaaaaaaaaaaaaaaaaaaaaaaa!", "<s>a<s>"] {
+            ids.extend(tokenizer.encode(text, true).unwrap_or_default());
+            let _ = tokenizer.encode(text, false);
+        }
+        let _ = tokenizer.decode(&ids);
+        let mut stream = tokenizer.stream();
+        for id in ids {
+            let _ = stream.push(id);
+        }
+        let _ = stream.finish();
+    });
+}
+
+/// A small checkpoint with several dtypes.
+fn small_header() -> Value {
+    json!({
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+        "c": {"dtype": "I64", "shape": [], "data_offsets": [32, 40]},
+        "d": {"dtype": "F4", "shape": [16], "data_offsets": [40, 48]},
+        "e": {"dtype": "BOOL", "shape": [0, 7], "data_offsets": [48, 48]},
+    })
+}
+
+fn small_file(header: &Value) -> Vec<u8> {
+    [tiny_model::with_header(header.to_string().as_bytes()), vec![0; 48]].concat()
+}
+
+/// A tokenizer as SentencePiece models are converted to.
+fn sentence_piece() -> Value {
+    let mut tokenizer = tiny_model::tokenizer();
+    tokenizer["normalizer"] = json!({"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]});
+    tokenizer["pre_tokenizer"] =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true});
+    tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 1}]});
+    tokenizer["model"] = json!({"type": "Unigram", "unk_id": 0, "byte_fallback": true,
+        "vocab": [["<s>", 0.0], ["a", -1.0], ["ab", -2.0], ["▁a", -1.5], ["<0xC3>", -9.0]]});
+    tokenizer
+}
+
+/// Runs `check` on [`CASES`] random values of `strategy`.
+fn fuzz<S: Strategy>(strategy: S, check: impl Fn(S::Value)) {
+    smart_run::text::silence_fenced_panics();
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let outcome = TestRunner::new(config).run(&strategy, |damage| {
+        check(damage);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn config_bytes() {
+    let folder = Folder::target();
+    let config = tiny_model::config().to_string();
+    fuzz(byte_damage(), |damage| check_config(&folder, &damage_bytes(config.clone().into(), &damage)));
+}
+
+#[test]
+fn config_fields() {
+    let folder = Folder::target();
+    let mut config = tiny_model::config();
+    config["rope_parameters"] = json!({"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
+    fuzz(node_damage(), |damage| {
+        check_config(&folder, damage_nodes(config.clone(), &damage).to_string().as_bytes())
+    });
+}
+
+#[test]
+fn drafter_fields() {
+    let folder = Folder::drafter();
+    let target = ModelConfig::from_hf(&Folder::target().source()).unwrap();
+    let mut config = tiny_model::drafter_config();
+    config["eagle_config"] = json!({"eagle_aux_hidden_state_layer_ids": [0, 1, 2]});
+    config["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
+    fuzz(node_damage(), |damage| {
+        folder.write_json("config.json", &damage_nodes(config.clone(), &damage));
+        if let Ok(drafter) = within_time(|| Eagle3Config::from_hf(&folder.source(), &target)) {
+            assert!(drafter.tap_layers.iter().all(|&layer| layer < target.num_layers));
+            assert!(drafter.draft_vocab_size <= target.vocab_size);
+            drafter.fits_target(&target).unwrap();
+        }
+    });
+}
+
+#[test]
+fn index_bytes() {
+    let folder = Folder::target();
+    folder.shard();
+    let index = folder.read("model.safetensors.index.json");
+    fuzz(byte_damage(), |damage| {
+        folder.write("model.safetensors.index.json", &damage_bytes(index.clone(), &damage));
+        check_checkpoint(&folder);
+    });
+}
+
+#[test]
+fn safetensors_bytes() {
+    let folder = Folder::target();
+    fuzz(byte_damage(), |damage| {
+        folder.write("model.safetensors", &damage_bytes(small_file(&small_header()), &damage));
+        check_checkpoint(&folder);
+    });
+}
+
+#[test]
+fn safetensors_header() {
+    let folder = Folder::target();
+    fuzz(node_damage(), |damage| {
+        folder.write("model.safetensors", &small_file(&damage_nodes(small_header(), &damage)));
+        check_checkpoint(&folder);
+    });
+}
+
+#[test]
+fn tokenizer_bytes() {
+    fuzz(byte_damage(), |damage| {
+        check_tokenizer(&damage_bytes(tiny_model::tokenizer().to_string().into(), &damage))
+    });
+}
+
+#[test]
+fn tokenizer_nodes() {
+    for tokenizer in [tiny_model::tokenizer(), sentence_piece()] {
+        assert!(Tokenizer::from_json("tokenizer.json", tokenizer.to_string().as_bytes()).is_ok());
+        fuzz(node_damage(), |damage| {
+            check_tokenizer(damage_nodes(tokenizer.clone(), &damage).to_string().as_bytes())
+        });
+    }
+}
