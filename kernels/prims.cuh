@@ -46,8 +46,7 @@ PRIMITIVE uint32_t shared_address(const void* p) {
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
-// ---- conversions, templated over the element type
-// ----------------------------------------------------------------
+// ---- conversions, templated over the element type ---------------------------------------------------------
 
 PRIMITIVE float to_float(float v) {
   return v;
@@ -163,8 +162,7 @@ PRIMITIVE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
               simt::ldmatrix<true>(r, row));
 }
 
-// ---- asynchronous copies, global to shared
-// -----------------------------------------------------------------------
+// ---- asynchronous copies, global to shared ----------------------------------------------------------------
 
 // 16 bytes, both addresses 16-byte aligned. With `valid` false nothing is read and the destination becomes
 // zero.
@@ -184,8 +182,7 @@ PRIMITIVE void cp_async_wait() {
   PTX_OR_HOST(asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"), simt::async_copy_wait(N));
 }
 
-// ---- barriers between some warps of a block
-// ----------------------------------------------------------------------
+// ---- barriers between some warps of a block ---------------------------------------------------------------
 
 // `id` 1..15; `threads` is a multiple of 32. Barrier 0 is __syncthreads.
 PRIMITIVE void named_barrier_sync(int id, int threads) {

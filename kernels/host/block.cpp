@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include <bit>
+
 #include "sanitizer.hpp"
 
 namespace simt {
@@ -152,7 +154,7 @@ void Block::yield() {
   Fiber* self = current_fiber();
   Fiber* next = pick();
   if (next == self) return;
-  if (!next) die(describe_deadlock());
+  if (!next) die(describe_deadlock(), false);
   current = next;
   self->stack.hand_over(next->stack);
 }
@@ -161,10 +163,10 @@ void Block::maybe_preempt() {
   if (random() && (next_random() & 1)) yield();
 }
 
-void Block::die(std::string text) {
+void Block::die(std::string text, bool name_thread) {
   error = std::move(text);
   Fiber* self = current_fiber();
-  failing_thread = ", thread " + std::to_string(self->warp * 32 + self->lane);
+  if (name_thread) failing_thread = ", thread " + std::to_string(self->warp * 32 + self->lane);
   self->stack.suspend(home_, true);
   __builtin_unreachable();
 }
@@ -188,8 +190,7 @@ void fail(const char* what) {
   current_block()->die(what);
 }
 
-// ---- barriers
-// ----------------------------------------------------------------------------------------------------
+// ---- barriers ---------------------------------------------------------------------------------------------
 
 static const char* const barrier_names[16] = {
     "__syncthreads",    "named barrier 1",  "named barrier 2",  "named barrier 3",

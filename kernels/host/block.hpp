@@ -80,7 +80,7 @@ class Block : public BlockView {
 
   void yield();          // to any ready fiber, perhaps this one
   void maybe_preempt();  // in a random schedule
-  [[noreturn]] void die(std::string text);
+  [[noreturn]] void die(std::string text, bool name_thread = true);
   bool random() const { return seed_ != 0; }
 
   void exit_barriers();  // a thread has exited: barriers that waited only for it open

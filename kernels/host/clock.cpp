@@ -62,8 +62,7 @@ double look_up(const Rule& rule, double x) {
   return std::max(0.0, y0 + (y1 - y0) * (x - x0) / (x1 - x0));
 }
 
-// ---- reading the table: every problem is an error that names the place
-// ----------------------------------------------
+// ---- reading the table: every problem is an error that names the place ------------------------------------
 
 struct Reader {
   std::string problem;

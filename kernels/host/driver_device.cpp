@@ -144,8 +144,7 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, int) {
   return CUDA_SUCCESS;
 }
 
-// ---- contexts
-// ----------------------------------------------------------------------------------------------------
+// ---- contexts ---------------------------------------------------------------------------------------------
 
 DRIVER_API cuDevicePrimaryCtxRetain(void** context, int) {
   *context = &the_context;
@@ -187,8 +186,7 @@ DRIVER_API cuCtxSynchronize() {
   return synchronize(nullptr);
 }
 
-// ---- symbols
-// -----------------------------------------------------------------------------------------------------
+// ---- symbols ----------------------------------------------------------------------------------------------
 
 DRIVER_API cuGetProcAddress_v2(const char* symbol, void** address, int, uint64_t, int* status) {
   Dl_info own;

@@ -114,8 +114,7 @@ Result submit_fill(const char* call, DevicePointer to, uint32_t value, int value
 
 }  // namespace
 
-// ---- allocation
-// --------------------------------------------------------------------------------------------------
+// ---- allocation -------------------------------------------------------------------------------------------
 
 DRIVER_API cuMemAlloc_v2(DevicePointer* pointer, size_t bytes) {
   ENTER_DRIVER();
@@ -204,8 +203,7 @@ DRIVER_API cuPointerGetAttribute(void* value, int attribute, DevicePointer point
   return CUDA_SUCCESS;
 }
 
-// ---- copies and fills
-// --------------------------------------------------------------------------------------------
+// ---- copies and fills -------------------------------------------------------------------------------------
 
 DRIVER_API cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, size_t bytes, void* stream) {
   return submit_copy("cuMemcpyHtoDAsync", linear(Direction::to_device, at(to), from, bytes), stream, false);

@@ -6,8 +6,9 @@
 
 #include "clock.hpp"
 #include "driver.hpp"
+#include "dump.hpp"
 #include "launch.hpp"
-#include "native.hpp"
+#include "options.hpp"
 
 using namespace simt;
 
@@ -34,6 +35,7 @@ struct Launch : Operation {
 
   Result run(uint64_t& now) override {
     RETURN_IF_ERROR(check_arguments(kernel, parameters.data()));
+    if (options().dump_folder) dump_launch(kernel, geometry, parameters.data());
     RETURN_IF_ERROR(execute(kernel, geometry, parameters.data()));
     now += modelled_kernel_ns(kernel, parameters.data());
     return CUDA_SUCCESS;
@@ -42,8 +44,7 @@ struct Launch : Operation {
 
 }  // namespace
 
-// ---- modules and functions
-// ---------------------------------------------------------------------------------------
+// ---- modules and functions --------------------------------------------------------------------------------
 
 DRIVER_API cuModuleLoadData(void** module, const void*) {
   ENTER_DRIVER();
@@ -131,8 +132,7 @@ DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, con
   return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
 }
 
-// ---- launches
-// ----------------------------------------------------------------------------------------------------
+// ---- launches ---------------------------------------------------------------------------------------------
 
 DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                           unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,

@@ -13,8 +13,7 @@ using GraphHandle = std::shared_ptr<Graph>*;
   Stream* stream = stream_from_handle(handle); \
   if (!stream) return CUDA_ERROR_INVALID_HANDLE
 
-// ---- streams
-// -----------------------------------------------------------------------------------------------------
+// ---- streams ----------------------------------------------------------------------------------------------
 
 DRIVER_API cuStreamCreate(void** stream, unsigned flags) {
   ENTER_DRIVER();
@@ -68,8 +67,7 @@ DRIVER_API cuLaunchHostFunc(void* handle, void (*function)(void*), void* argumen
   return submit(stream, std::make_shared<HostFunction>(function, argument));
 }
 
-// ---- events
-// ------------------------------------------------------------------------------------------------------
+// ---- events -----------------------------------------------------------------------------------------------
 
 DRIVER_API cuEventCreate(EventHandle* event, unsigned flags) {
   ENTER_DRIVER();
@@ -111,8 +109,7 @@ DRIVER_API cuEventElapsedTime_v2(float* ms, EventHandle start, EventHandle end) 
   return cuEventElapsedTime(ms, start, end);
 }
 
-// ---- capture and graphs
-// ------------------------------------------------------------------------------------------
+// ---- capture and graphs -----------------------------------------------------------------------------------
 
 DRIVER_API cuStreamBeginCapture_v2(void* handle, int mode) {
   ENTER_WITH_STREAM(handle);
@@ -175,8 +172,7 @@ DRIVER_API cuGraphGetNodes(GraphHandle graph, void** nodes, size_t* count) {
   return CUDA_SUCCESS;
 }
 
-// ---- time
-// --------------------------------------------------------------------------------------------------------
+// ---- time -------------------------------------------------------------------------------------------------
 
 // What the host's clock would show: modelled time under SIMT_CLOCK, else the machine's.
 SIMT_EXPORT uint64_t simt_virtual_now_ns() {

@@ -117,7 +117,7 @@ Signature<Args...> signature_of(void (*)(Args...));
 }  // namespace simt
 
 #define EXPORT_KERNEL(kernel)                                                                               \
-  static simt::Kernel kernel##_entry{                                                                       \
+  static simt::Kernel simt_kernel_##kernel{                                                                 \
       #kernel,                                                                                              \
       [](void** parameters) {                                                                               \
         using S = decltype(simt::signature_of(&kernel));                                                    \

@@ -6,7 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <bit>
 #include <type_traits>
 
 #define __global__
@@ -23,8 +22,7 @@
 // `__shared__` is deliberately not defined: kernels use SHARED and DYN_SMEM, which the host can poison and
 // fence.
 
-// ---- dimensions and vectors
-// ------------------------------------------------------------------------------------
+// ---- dimensions and vectors -------------------------------------------------------------------------------
 
 struct uint3 {
   unsigned x, y, z;
@@ -60,8 +58,7 @@ SIMT_VECTOR(long long, longlong)
 SIMT_VECTOR(unsigned long long, ulonglong)
 #undef SIMT_VECTOR
 
-// ---- 16-bit floats: storage types, converted explicitly
-// --------------------------------------------------------
+// ---- 16-bit floats: storage types, converted explicitly ---------------------------------------------------
 
 struct __nv_bfloat16 {
   uint16_t x;
@@ -76,37 +73,38 @@ struct alignas(4) __half2 {
   __half x, y;
 };
 
-inline float __bfloat162float(__nv_bfloat16 v) {
-  return std::bit_cast<float>(uint32_t(v.x) << 16);
+__forceinline__ float __bfloat162float(__nv_bfloat16 v) {
+  return __builtin_bit_cast(float, uint32_t(v.x) << 16);
 }
 
 // Round to nearest even; NaN becomes the canonical one, as on the device.
-inline __nv_bfloat16 __float2bfloat16(float v) {
-  uint32_t bits = std::bit_cast<uint32_t>(v);
+__forceinline__ __nv_bfloat16 __float2bfloat16(float v) {
+  uint32_t bits = __builtin_bit_cast(uint32_t, v);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return {uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : rounded)};
 }
 
 // Multiplying by 2^112 moves the half's exponent bias to the float's and normalises subnormals on the way.
-inline float __half2float(__half v) {
+__forceinline__ float __half2float(__half v) {
   uint32_t magnitude = uint32_t(v.x & 0x7fff) << 13;
-  float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
-  uint32_t bits = std::bit_cast<uint32_t>(scaled);
+  float scaled = __builtin_bit_cast(float, magnitude) * 0x1p112f;
+  uint32_t bits = __builtin_bit_cast(uint32_t, scaled);
   if (magnitude >= 0x7c00u << 13) bits = magnitude | 0x7f800000;  // infinity and NaN keep their mantissa
-  return std::bit_cast<float>(bits | uint32_t(v.x & 0x8000) << 16);
+  return __builtin_bit_cast(float, bits | uint32_t(v.x & 0x8000) << 16);
 }
 
 // Round to nearest even, by bits: the exponent is rebased, subnormals are rounded by a float addition.
-inline __half __float2half(float v) {
-  uint32_t bits = std::bit_cast<uint32_t>(v), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+__forceinline__ __half __float2half(float v) {
+  uint32_t bits = __builtin_bit_cast(uint32_t, v), sign = (bits >> 16) & 0x8000,
+           magnitude = bits & 0x7fffffff;
   uint32_t result;
   if (magnitude > 0x7f800000) {
     return {0x7fff};
   } else if (magnitude >= 0x47800000) {  // 2^16 and above
     result = 0x7c00;
   } else if (magnitude < 0x38800000) {  // below the smallest normal half, 2^-14
-    float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    result = std::bit_cast<uint32_t>(shifted) - 0x3f000000;
+    float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+    result = __builtin_bit_cast(uint32_t, shifted) - 0x3f000000;
   } else {
     result = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   }
@@ -132,8 +130,7 @@ inline float2 __half22float2(__half2 v) {
   return {__half2float(v.x), __half2float(v.y)};
 }
 
-// ---- arithmetic intrinsics
-// -------------------------------------------------------------------------------------
+// ---- arithmetic intrinsics --------------------------------------------------------------------------------
 
 // Macros, because glibc declares functions of the same names.
 #define __expf expf
@@ -143,7 +140,7 @@ inline float2 __half22float2(__half2 v) {
 #define __sinf sinf
 #define __cosf cosf
 #define __powf powf
-inline float rsqrtf(float v) {
+__forceinline__ float rsqrtf(float v) {
   return 1.0f / sqrtf(v);
 }
 inline float __fdividef(float a, float b) {
@@ -164,16 +161,16 @@ inline float __fadd_rn(float a, float b) {
 }
 
 inline int __float_as_int(float v) {
-  return std::bit_cast<int>(v);
+  return __builtin_bit_cast(int, v);
 }
 inline unsigned __float_as_uint(float v) {
-  return std::bit_cast<unsigned>(v);
+  return __builtin_bit_cast(unsigned, v);
 }
 inline float __int_as_float(int v) {
-  return std::bit_cast<float>(v);
+  return __builtin_bit_cast(float, v);
 }
 inline float __uint_as_float(unsigned v) {
-  return std::bit_cast<float>(v);
+  return __builtin_bit_cast(float, v);
 }
 
 inline int __popc(unsigned v) {

@@ -11,8 +11,7 @@
 
 namespace simt {
 
-// ---- registry: filled by static constructors of the kernel and twin files
-// ----------------------------------------
+// ---- registry: filled by static constructors of the kernel and twin files ---------------------------------
 
 static Kernel* first_kernel = nullptr;
 static NativeTwin* first_twin = nullptr;
@@ -63,8 +62,7 @@ Kernel* find_kernel(const char* name) {
   return kernel;
 }
 
-// ---- checks
-// ------------------------------------------------------------------------------------------------------
+// ---- checks -----------------------------------------------------------------------------------------------
 
 Result check_geometry(const Kernel& kernel, const Geometry& g) {
   auto refuse = [&](const std::string& what) {
@@ -83,8 +81,7 @@ Result check_geometry(const Kernel& kernel, const Geometry& g) {
   return CUDA_SUCCESS;
 }
 
-// ---- emulation
-// ---------------------------------------------------------------------------------------------------
+// ---- emulation --------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -100,7 +97,7 @@ struct Emulation {
   std::atomic<bool> failed{false};
   std::mutex mutex{};
   std::string what{};
-  char end = 0;  // its address stands for the end of the launch
+  char finish = 0;  // its address stands for the end of the launch
 
   void run_blocks(uint32_t begin, uint32_t end) {
     // One executor per OS thread, kept with its fibers and stacks for the next launch.
@@ -109,7 +106,7 @@ struct Emulation {
     if (prepared_for != number) {
       catch_faults_on_this_thread();
       tsan::acquire(this);
-      executor.prepare(kernel, geometry, seed, &end);
+      executor.prepare(kernel, geometry, seed, &finish);
       prepared_for = number;
     }
     for (uint32_t i = begin; i < end && !failed.load(std::memory_order_relaxed); i++) {
@@ -150,7 +147,7 @@ Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters
     };
     parallel_ranges(uint32_t(num_blocks), 1, range, &emulation);
   }
-  tsan::acquire(&emulation.end);
+  tsan::acquire(&emulation.finish);
   if (emulation.failed) return sticky_error(CUDA_ERROR_LAUNCH_FAILED, emulation.what);
   return CUDA_SUCCESS;
 }

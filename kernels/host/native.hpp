@@ -43,23 +43,23 @@ struct NativeTwin {
 template <class... Args>
 Signature<Args...> twin_signature_of(void (*)(const NativeLaunch&, Args...));
 
-inline float widen(float v) {
+__forceinline__ float widen(float v) {
   return v;
 }
-inline float widen(__nv_bfloat16 v) {
+__forceinline__ float widen(__nv_bfloat16 v) {
   return __bfloat162float(v);
 }
-inline float widen(__half v) {
+__forceinline__ float widen(__half v) {
   return __half2float(v);
 }
 
 }  // namespace simt
 
-#define NATIVE_TWIN(kernel, function)                                                                        \
-  static simt::NativeTwin kernel##_twin{#kernel,                                                             \
-                                        [](const simt::NativeLaunch& launch, void** parameters) {            \
-                                          using S = decltype(simt::twin_signature_of(&function));            \
-                                          S::call(&function, parameters,                                     \
-                                                  std::make_index_sequence<S::parameters.size()>{}, launch); \
-                                        },                                                                   \
-                                        decltype(simt::twin_signature_of(&function))::parameters};
+#define NATIVE_TWIN(kernel, function)                                                             \
+  static simt::NativeTwin simt_twin_##kernel{                                                     \
+      #kernel,                                                                                    \
+      [](const simt::NativeLaunch& launch, void** parameters) {                                   \
+        using S = decltype(simt::twin_signature_of(&function));                                   \
+        S::call(&function, parameters, std::make_index_sequence<S::parameters.size()>{}, launch); \
+      },                                                                                          \
+      decltype(simt::twin_signature_of(&function))::parameters};

@@ -94,8 +94,7 @@ void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
   return current_block()->shared_variable(key, bytes, alignment);
 }
 
-// ---- cp.async
-// ----------------------------------------------------------------------------------------------------
+// ---- cp.async ---------------------------------------------------------------------------------------------
 
 void async_copy(void* shared, const void* global, int bytes, int valid_bytes) {
   if (reinterpret_cast<uintptr_t>(shared) % bytes ||

@@ -32,8 +32,7 @@ extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 // Ends the block with an error; the text gets kernel, block and thread appended.
 [[noreturn]] void fail(const char* what);
 
-// ---- warp
-// --------------------------------------------------------------------------------------------------------
+// ---- warp -------------------------------------------------------------------------------------------------
 
 enum class WarpOp { none, syncwarp, shuffle, vote, match, mma, ldmatrix };
 
@@ -44,8 +43,7 @@ using Slot = unsigned char[slot_bytes];
 // 32 slots. Returns the slots, which stay valid until the warp has met twice more.
 Slot* rendezvous(uint32_t mask, WarpOp op, const void* operand, int bytes, void (*combine)(Slot*));
 
-// ---- block
-// -------------------------------------------------------------------------------------------------------
+// ---- block ------------------------------------------------------------------------------------------------
 
 struct BarrierResult {
   int any, all, count;
@@ -53,8 +51,7 @@ struct BarrierResult {
 // `threads` = 0: every thread of the block that has not exited.
 BarrierResult barrier(int id, int threads, int predicate);
 
-// ---- shared memory
-// -----------------------------------------------------------------------------------------------
+// ---- shared memory ----------------------------------------------------------------------------------------
 
 // Identity of a SHARED variable: the address of its key; the name is for error texts.
 struct SharedKey {
@@ -80,8 +77,8 @@ template <class T>
 using simt_type = T;
 
 #define SHARED(T, name)                                                   \
-  static constexpr simt::SharedKey name##_key{#name};                     \
+  static constexpr simt::SharedKey simt_key_##name{#name};                \
   simt_type<T>& name = *static_cast<simt_type<T>*>(simt::shared_variable( \
-      &name##_key, sizeof(simt_type<T>), alignof(simt_type<T>) > 16 ? alignof(simt_type<T>) : 16))
+      &simt_key_##name, sizeof(simt_type<T>), alignof(simt_type<T>) > 16 ? alignof(simt_type<T>) : 16))
 
 #define DYN_SMEM(T, name) T* name = reinterpret_cast<T*>(simt::current->block->dynamic_shared)
