@@ -1,4 +1,4 @@
-"""What the demo pair is trained on: the standard library of the Python that runs this (3.11 for the shipped pair), and a tokenizer for it."""
+"""What the demo pair is trained on: Python's standard library (3.11's for the shipped pair), tokenized."""
 
 import os
 import random
@@ -13,15 +13,28 @@ SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>"]
 VOCAB_SIZE = 4096
 SPLIT_SEED = 0  # which files are held out; prompts.jsonl quotes these
 MIN_CHARS = 200
-LEFT_OUT = ("site-packages", "/test/", "/tests/", "/idle_test/", "/encodings/", "/lib2to3/pgen2/", "__phello__", "pydoc_data")
-# Words and operators keep one space before them; digits stand alone; line breaks and indentation are words of their own.
+LEFT_OUT = (
+    "site-packages",
+    "/test/",
+    "/tests/",
+    "/idle_test/",
+    "/encodings/",
+    "/lib2to3/pgen2/",
+    "__phello__",
+    "pydoc_data",
+)
+# Words and operators keep one space before them; digits stand alone; line breaks and indentation are words.
 WORDS = r" ?[A-Za-z_]+|[0-9]| ?[^\sA-Za-z0-9_]+|\n+|[ \t]+(?=\S)|\s+"
 
 
 def standard_library() -> tuple[list[str], list[str]]:
     """The texts to train on and the held-out ones: one file in forty."""
     library = Path(os.__file__).parent
-    files = sorted(path for path in library.rglob("*.py") if not any(part in f"/{path.relative_to(library)}" for part in LEFT_OUT))
+    files = sorted(
+        path
+        for path in library.rglob("*.py")
+        if not any(part in f"/{path.relative_to(library)}" for part in LEFT_OUT)
+    )
     random.Random(SPLIT_SEED).shuffle(files)
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
     texts = [text for text in texts if len(text) > MIN_CHARS]
@@ -33,13 +46,20 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     """Byte-level BPE that puts the begin-of-text token before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL_TOKENS[BOS]} $A", special_tokens=[(SPECIAL_TOKENS[BOS], BOS)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL_TOKENS[BOS]} $A", special_tokens=[(SPECIAL_TOKENS[BOS], BOS)]
+    )
     return tokenizer
 
 

@@ -1,7 +1,8 @@
-"""EAGLE-3 drafters in plain PyTorch: the checkpoint format and the layer, shared by training and by the reference.
+"""EAGLE-3 drafters in plain PyTorch: checkpoint format and layer, shared by training and the reference.
 
-A drafter sees pairs (feature of token t, token t + 1) and predicts token t + 2; the RoPE position of that pair is t. The feature of a committed token
-is taken from the target (`target_features`, then `fc`); the feature of a drafted token is the drafter's own output one step earlier.
+A drafter sees pairs (feature of token t, token t + 1) and predicts token t + 2; the RoPE position of that
+pair is t. The feature of a committed token is taken from the target (`target_features`, then `fc`); the
+feature of a drafted token is the drafter's own output one step earlier.
 """
 
 import json
@@ -21,7 +22,7 @@ def tapped_layers(num_layers: int) -> tuple[int, int, int]:
 
 
 def target_features(hidden_states: tuple[Tensor, ...]) -> Tensor:
-    """[.., tokens, 3 * hidden] from the `hidden_states` of a transformers model, whose item i is the input of layer i."""
+    """[.., tokens, 3 * hidden], from transformers' `hidden_states`, whose item i is the input of layer i."""
     num_layers = len(hidden_states) - 1
     return torch.cat([hidden_states[i] for i in tapped_layers(num_layers)], dim=-1)
 
@@ -42,7 +43,7 @@ class DrafterConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> "DrafterConfig":
-        """Absent fields mean what they mean in the authors' code; in particular the RoPE base is 10000 whatever the target's is."""
+        """Absent fields mean what they mean to the authors: the RoPE base is 10000, not the target's."""
         heads = config["num_attention_heads"]
         return cls(
             vocab_size=config["vocab_size"],
@@ -96,7 +97,7 @@ class MLP(nn.Module):
 
 
 class DrafterLayer(nn.Module):
-    """A Llama layer whose attention reads [norm(embedding) ; norm(feature)] and whose residual is the feature."""
+    """A Llama layer whose attention reads [norm(embedding) ; norm(feature)]; its residual is the feature."""
 
     def __init__(self, config: DrafterConfig):
         super().__init__()
@@ -108,7 +109,7 @@ class DrafterLayer(nn.Module):
         self.mlp = MLP(config)
 
     def project(self, feature: Tensor, embedding: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys and values, each [.., query heads, tokens, head_dim]: K/V heads are repeated for their group."""
+        """Queries, keys (rotated) and values, [.., query heads, tokens, head_dim] each: K/V heads repeat."""
         z = torch.cat([self.input_layernorm(embedding), self.hidden_norm(feature)], dim=-1)
         query = rotate(self.heads(self.self_attn.q_proj(z)), positions, self.config.rope_theta)
         key = rotate(self.heads(self.self_attn.k_proj(z)), positions, self.config.rope_theta)
@@ -141,7 +142,7 @@ class Drafter(nn.Module):
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
 
     def set_draft_vocabulary(self, kept: Tensor) -> None:
-        """Draft token i stands for target token kept[i]; `kept` ascends. `d2t` holds offsets: kept[i] = i + d2t[i]."""
+        """Draft token i is target token kept[i], ascending. `d2t` holds the offsets: kept[i] = i + d2t[i]."""
         self.d2t.copy_(kept - torch.arange(len(kept)))
         self.t2d.zero_()[kept] = True
 
@@ -179,8 +180,10 @@ def load_drafter(folder: Path) -> Drafter:
     return drafter
 
 
-def save_drafter(folder: Path, drafter: Drafter, dtype: torch.dtype, rename: dict[str, str] | None = None, **extra: object) -> None:
-    """Checkpoint folder in the authors' layout. `rename` maps name prefixes to others; `extra` goes to config.json."""
+def save_drafter(
+    folder: Path, drafter: Drafter, dtype: torch.dtype, rename: dict[str, str] | None = None, **extra: object
+) -> None:
+    """A folder in the authors' layout. `rename` maps name prefixes; `extra` adds to config.json, None drops."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in drafter.state_dict().items():

@@ -1,11 +1,13 @@
-"""EAGLE-3 with the EAGLE-2 dynamic tree, as its authors published it, in plain PyTorch: the oracle behind tests/golden/eagle3_*.
+"""EAGLE-3 with the EAGLE-2 dynamic tree as its authors published it, the oracle behind tests/golden/eagle3_*.
 
-Written for reading, for one sequence and greedy decoding. Nothing is cached between rounds, and the target never runs a tree: each round drafts from
-the features of the committed text and is verified against the target's own greedy continuation, which a lossless runtime must reproduce.
+Written for reading, for one sequence and greedy decoding. Nothing is cached between rounds, and the target
+never runs a tree: each round drafts from the features of the committed text and is verified against the
+target's own greedy continuation, which a lossless runtime must reproduce.
 
-Positions. Let x[0..n) be the committed text with the round's root x[n-1], which the target has not processed yet. The drafter's pairs are
-(feature of x[t], x[t+1]) at RoPE position t = 0..n-2; the output of the last one scores the children of the root, level 0. The pass over the nodes
-of level d = 0, 1, .. pairs each node's token with its parent's output, for all nodes of the level alike at position n - 1 + d.
+Positions. Let x[0..n) be the committed text with the round's root x[n-1], which the target has not processed
+yet. The drafter's pairs are (feature of x[t], x[t+1]) at RoPE position t = 0..n-2; the output of the last one
+scores the children of the root, level 0. The pass over the nodes of level d = 0, 1, .. pairs each node's
+token with its parent's output, for all nodes of the level alike at position n - 1 + d.
 """
 
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ class Level:
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The tree to verify, and what it was chosen from. Node 0 is the root; parents come before their children."""
+    """The tree to verify, and what it was chosen from. Node 0 is the root; parents come before children."""
 
     tokens: list[int]
     parents: list[int]  # index in the tree; -1 for the root
@@ -57,18 +59,22 @@ class DraftTree:
 
 
 @torch.no_grad()
-def draft_tree(drafter: Drafter, embeddings: Tensor, features: Tensor, text: list[int], shape: TreeShape) -> DraftTree:
-    """Draft after `text`, whose last token is the root. `features` [len(text) - 1, 3 * hidden] are those of all tokens but the root."""
+def draft_tree(
+    drafter: Drafter, embeddings: Tensor, features: Tensor, text: list[int], shape: TreeShape
+) -> DraftTree:
+    """Draft after `text`, whose last token is the root; `features` [len(text) - 1, ..] are the others'."""
     layer, top_k, num_pairs = drafter.midlayer, shape.top_k, len(text) - 1
 
     # The committed text, from true features.
     feature = drafter.fc(features)
-    query, key, value = layer.project(feature, embedding(torch.tensor(text[1:]), embeddings), torch.arange(num_pairs))
+    query, key, value = layer.project(
+        feature, embedding(torch.tensor(text[1:]), embeddings), torch.arange(num_pairs)
+    )
     output = layer.finish(feature, attend(query, key, value, torch.ones(num_pairs, num_pairs).tril().bool()))
     text_logits = drafter.logits(output)
     pool = children(drafter, text_logits[-1:], [-1], torch.zeros(1), top_k)
 
-    # Level by level: `beam` are the nodes to expand, `ancestry` says which of the drafted keys each of them may look at.
+    # Level by level: `beam` are the nodes to expand, `ancestry` the drafted keys each of them may look at.
     beam, levels = list(range(top_k)), []
     feature = output[-1:].expand(top_k, -1)
     ancestry = torch.zeros(top_k, 0, dtype=torch.bool)
@@ -89,7 +95,7 @@ def draft_tree(drafter: Drafter, embeddings: Tensor, features: Tensor, text: lis
         parent_slots = torch.tensor([(node - block) // top_k for node in beam])
         feature, ancestry = output[parent_slots], ancestry[parent_slots]
 
-    # The likeliest nodes of all levels. A path's score falls with every step, so a chosen node's parent is chosen too.
+    # The likeliest nodes of all levels. Scores fall along a path, so a chosen node's parent is chosen too.
     chosen = sorted(best(pool, range(len(pool)), shape.num_nodes - 1))
     index_in_tree = {-1: 0} | {node: i for i, node in enumerate(chosen, start=1)}
     return DraftTree(
@@ -102,7 +108,9 @@ def draft_tree(drafter: Drafter, embeddings: Tensor, features: Tensor, text: lis
     )
 
 
-def children(drafter: Drafter, logits: Tensor, parents: list[int], path_logprobs: Tensor, top_k: int) -> list[PoolNode]:
+def children(
+    drafter: Drafter, logits: Tensor, parents: list[int], path_logprobs: Tensor, top_k: int
+) -> list[PoolNode]:
     """The top-k children of each parent, parent by parent, best first."""
     logprobs, draft_ids = logits.log_softmax(dim=-1).topk(top_k)
     path_logprobs = path_logprobs[:, None] + logprobs
@@ -123,7 +131,9 @@ def accepted_path(tree: DraftTree, continuation: list[int]) -> list[int]:
     """The nodes, root excluded, along which the tree agrees with what the target says after the root."""
     path, parent = [], 0
     for token in continuation:
-        matches = [i for i in range(1, len(tree.tokens)) if tree.parents[i] == parent and tree.tokens[i] == token]
+        matches = [
+            i for i in range(1, len(tree.tokens)) if tree.parents[i] == parent and tree.tokens[i] == token
+        ]
         if not matches:
             break
         parent = matches[0]  # siblings have different tokens: there is only one
@@ -140,11 +150,20 @@ class Round:
     accepted: list[int]  # nodes, root excluded
 
 
-def generate(drafter: Drafter, embeddings: Tensor, features: Tensor, text: list[int], num_prompt: int, num_new: int, shape: TreeShape) -> list[Round]:
+def generate(
+    drafter: Drafter,
+    embeddings: Tensor,
+    features: Tensor,
+    text: list[int],
+    num_prompt: int,
+    num_new: int,
+    shape: TreeShape,
+) -> list[Round]:
     """The rounds that emit `num_new` tokens after the first `num_prompt` of `text`.
 
-    `text` is the prompt with the target's greedy continuation, and longer than will be emitted by at least `depth + 2` tokens, as the last round
-    is not cut short. The first new token comes with the prompt's own pass; a round then emits the accepted nodes and one token more.
+    `text` is the prompt with the target's greedy continuation, and longer than will be emitted by at least
+    `depth + 2` tokens, as the last round is not cut short. The first new token comes with the prompt's own
+    pass; a round then emits the accepted nodes and one token more.
     """
     rounds, num_committed = [], num_prompt + 1
     while num_committed < num_prompt + num_new:

@@ -1,11 +1,12 @@
-"""Make tests/golden/eagle3_*/: what the published EAGLE-3 algorithm (tools/eagle3_reference.py) drafts, and how much of it is accepted.
+"""Make tests/golden/eagle3_*/: what the published EAGLE-3 algorithm drafts, and how much of it is accepted.
 
     python tools/make_eagle3_goldens.py [--out tests/golden]
 
-`eagle3_random`: a drafter distilled for some seconds on samples of the random target tests/golden/llama31_gqa, so that some drafts are right.
-`eagle3_demo`: the demo pair in assets/demo, weights widened to float32. Everything runs in float32 on the CPU, greedily.
-Prompts are redrawn until no decision, of the target or of the tree, is close: a correct runtime must give the same trees and accepted lengths.
-The file format is described in tests/golden/README.md.
+The algorithm is tools/eagle3_reference.py. `eagle3_random`: a drafter distilled for some seconds on samples
+of the random target tests/golden/llama31_gqa, so that some drafts are right. `eagle3_demo`: the demo pair in
+assets/demo, weights widened to float32. Everything runs in float32 on the CPU, greedily. Prompts are redrawn
+until no decision, of the target or of the tree, is close: a correct runtime must give the same trees and
+accepted lengths. The file format is described in tests/golden/README.md.
 """
 
 import argparse
@@ -80,7 +81,9 @@ def run(target: LlamaForCausalLM, drafter: Drafter, prompt_ids: list[int]) -> Ge
     prompt = torch.tensor([prompt_ids])
     num_greedy = NEW_TOKENS + SHAPE.depth + 2  # the last round is not cut short
     mask = torch.ones_like(prompt)
-    text = target.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=num_greedy, eos_token_id=None)
+    text = target.generate(
+        prompt, attention_mask=mask, do_sample=False, max_new_tokens=num_greedy, eos_token_id=None
+    )
     seen = target(text, output_hidden_states=True, use_cache=False)
     logits = seen.logits[0, len(prompt_ids) - 1 : -1]
     greedy_ids = text[0, len(prompt_ids) :].tolist()
@@ -94,7 +97,7 @@ def run(target: LlamaForCausalLM, drafter: Drafter, prompt_ids: list[int]) -> Ge
 
 
 def cut_gap(tree: DraftTree) -> float:
-    """By how much the nodes that were kept, at any cut, beat the best that was not: this decides which nodes the tree has."""
+    """By how much the nodes kept beat the best one left out, at any cut: decides which nodes the tree has."""
     top_k, gaps = SHAPE.top_k, []
     scores = sorted((node.path_logprob for node in tree.pool), reverse=True)
     gaps.append(scores[SHAPE.num_nodes - 2] - scores[SHAPE.num_nodes - 1])
@@ -110,7 +113,7 @@ def cut_gap(tree: DraftTree) -> float:
 
 
 def order_gap(tree: DraftTree) -> float:
-    """By how much neighbours in rank differ, among expanded nodes and among siblings of the tree: this decides the order of the nodes."""
+    """By how much neighbours in rank differ, among expanded nodes and among siblings: decides their order."""
     gaps = []
     for level in tree.levels:
         scores = [tree.pool[node].path_logprob for node in level.nodes]
@@ -127,7 +130,8 @@ def first_clear(target: LlamaForCausalLM, drafter: Drafter, prompts: Iterator[li
         generation = run(target, drafter, prompt_ids)
         problem = generation.problem(target.generation_config.eos_token_id)
         if problem is None:
-            print(f"  prompt of {len(prompt_ids)}: accepted {[len(turn.accepted) for turn in generation.rounds]}", flush=True)
+            accepted = [len(turn.accepted) for turn in generation.rounds]
+            print(f"  prompt of {len(prompt_ids)}: accepted {accepted}", flush=True)
             return generation
         print(f"  skipped a prompt of {len(prompt_ids)}: {problem}", flush=True)
     raise SystemExit("no prompt is left")
@@ -169,7 +173,10 @@ def write_expected(folder: Path, facts: dict, generations: list[Generation], nam
         tensors[f"level_logits.{i}"] = torch.stack([level.logits for level in tree.levels[:KEPT_LEVELS]])
     save_file(tensors, folder / "expected.safetensors")
     policy = f"eagle2:{SHAPE.top_k},{SHAPE.depth},{SHAPE.num_nodes}"
-    write_json(folder / "expected.json", dict(**facts, policy=policy, new_tokens=NEW_TOKENS, versions=versions(), prompts=prompts))
+    write_json(
+        folder / "expected.json",
+        dict(**facts, policy=policy, new_tokens=NEW_TOKENS, versions=versions(), prompts=prompts),
+    )
 
 
 def load_target(folder: Path) -> LlamaForCausalLM:
@@ -183,7 +190,9 @@ def distilled_drafter(target: LlamaForCausalLM) -> Drafter:
     torch.manual_seed(0)
     starts = torch.randint(RANDOM_DRAFTER.vocab_size, (256, 4))
     mask = torch.ones_like(starts)
-    texts = target.generate(starts, attention_mask=mask, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=92)
+    texts = target.generate(
+        starts, attention_mask=mask, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=92
+    )
 
     def next_windows() -> Tensor:
         rows = torch.randint(len(texts), (RANDOM_BATCH,))
@@ -196,20 +205,26 @@ def distilled_drafter(target: LlamaForCausalLM) -> Drafter:
 
 
 def make_random(goldens: Path) -> None:
-    """The random pair: the drafter in both namings of its layer, and without a RoPE base, which then is 10000."""
+    """The random pair: both namings of the drafter's layer, and no RoPE base, which then is 10000."""
     print("eagle3_random", flush=True)
     folder = goldens / "eagle3_random"
     target = load_target(goldens / "llama31_gqa")
     drafter = distilled_drafter(target)
     extra = dict(rope_theta=None, max_position_embeddings=512)
     save_drafter(folder / "drafter", drafter, torch.float32, **extra)
-    save_drafter(folder / "drafter_layers0", drafter, torch.float32, rename={"midlayer.": "layers.0."}, **extra)
+    save_drafter(
+        folder / "drafter_layers0", drafter, torch.float32, rename={"midlayer.": "layers.0."}, **extra
+    )
     assert torch.equal(load_drafter(folder / "drafter").fc.weight, drafter.fc.weight)
 
     generator = torch.Generator().manual_seed(0)
     vocab = RANDOM_DRAFTER.vocab_size
     generations = [
-        first_clear(target, drafter, (torch.randint(vocab, (length,), generator=generator).tolist() for _ in range(100)))
+        first_clear(
+            target,
+            drafter,
+            (torch.randint(vocab, (length,), generator=generator).tolist() for _ in range(100)),
+        )
         for length in RANDOM_PROMPT_LENGTHS
     ]
     facts = dict(target="../llama31_gqa", drafters=["drafter", "drafter_layers0"])
@@ -236,7 +251,9 @@ def make_demo(goldens: Path, demo: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder that receives a folder a case")
+    parser.add_argument(
+        "--out", type=Path, default=Path("tests/golden"), help="folder that receives a folder a case"
+    )
     parser.add_argument("--demo", type=Path, default=Path("assets/demo"), help="the demo pair")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,11 @@
-"""Make tests/golden/<case>/: tiny random Llamas with the logits and greedy tokens Hugging Face transformers computes for them.
+"""Make tests/golden/<case>/: tiny random Llamas, and the logits and greedy tokens of transformers for them.
 
     python tools/make_goldens.py [--out tests/golden] [--case NAME]...
 
-Everything is float32 on the CPU with eager attention and without a K/V cache, so the expected numbers depend on no kernel choice.
-A case is redrawn with the next seed until every greedy decision is clear (see `Expected.is_clear`): a correct runtime then
-must produce the same tokens whatever the order of its sums. The file format is described in tests/golden/README.md.
+Everything is float32 on the CPU with eager attention and without a K/V cache, so the expected numbers depend
+on no kernel choice. A case is redrawn with the next seed until every greedy decision is clear (see
+`Expected.is_clear`): a correct runtime then must produce the same tokens whatever the order of its sums. The
+file format is described in tests/golden/README.md.
 """
 
 import argparse
@@ -65,7 +66,7 @@ CASES = (
             num_key_value_heads=2,
             head_dim=32,
             rms_norm_eps=1e-5,
-            # Trained on 64 positions: at 200 positions all three bands of frequencies (kept, blended, divided) occur.
+            # "Trained" on 64 positions: all three bands of frequencies (kept, blended, divided) occur.
             rope_parameters=dict(
                 rope_type="llama3",
                 rope_theta=500000.0,
@@ -129,7 +130,7 @@ class Expected:
 
 
 def random_model(case: Case, seed: int) -> LlamaForCausalLM:
-    """A model whose logits spread and whose attention is selective, unlike with transformers' own small initial weights."""
+    """A model of spread logits and selective attention, unlike with transformers' small initial weights."""
     generator = torch.Generator().manual_seed(seed)
     config = LlamaConfig(**case.config, **COMMON, attn_implementation="eager", dtype=torch.float32)
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
@@ -149,7 +150,7 @@ def gain(name: str) -> float:
     if "lm_head" in name or "embed_tokens" in name:
         return LOGIT_SPREAD
     if "o_proj" in name or "down_proj" in name:
-        return 3.0  # layers outweigh the embedding in the residual, else a tied head repeats its last token for ever
+        return 3.0  # layers outweigh the embedding, else a tied head repeats its last token for ever
     if "q_proj" in name or "k_proj" in name:
         return 1.5  # selective attention
     return 1.0
@@ -169,7 +170,7 @@ def greedy(model: LlamaForCausalLM, prompt_ids: list[int]) -> Expected:
 
 
 def transformers4_config(config: dict) -> dict:
-    """The same configuration in the spelling of transformers 4, as the published Llama checkpoints have it."""
+    """The same configuration as transformers 4 spells it, and with it the published Llama checkpoints."""
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
     rope = dict(config["rope_parameters"])
     old["rope_theta"] = rope.pop("rope_theta")
@@ -185,14 +186,18 @@ def transformers4_config(config: dict) -> dict:
     return old
 
 
-def write_case(folder: Path, case: Case, seed: int, model: LlamaForCausalLM, expected: list[Expected]) -> None:
+def write_case(
+    folder: Path, case: Case, seed: int, model: LlamaForCausalLM, expected: list[Expected]
+) -> None:
     """Checkpoint, the configuration in both spellings, and the expected numbers."""
     shutil.rmtree(folder, ignore_errors=True)
     size = sum(weight.numel() * 4 for weight in model.parameters())
     model.save_pretrained(folder, max_shard_size=size // case.shards + 4096 if case.shards > 1 else "1GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.transformers4.json").write_text(json.dumps(transformers4_config(config), indent=2) + "\n")
+    (folder / "config.transformers4.json").write_text(
+        json.dumps(transformers4_config(config), indent=2) + "\n"
+    )
 
     tensors = {f"last_logits.{len(e.prompt_ids)}": e.prompt_logits[-1].clone() for e in expected}
     for e in expected:
@@ -201,11 +206,16 @@ def write_case(folder: Path, case: Case, seed: int, model: LlamaForCausalLM, exp
     save_file(tensors, folder / "expected.safetensors")
     prompts = [
         dict(
-            length=len(e.prompt_ids), min_margin=round(e.min_margin, 6), prompt_ids=e.prompt_ids, greedy_ids=e.greedy_ids
+            length=len(e.prompt_ids),
+            min_margin=round(e.min_margin, 6),
+            prompt_ids=e.prompt_ids,
+            greedy_ids=e.greedy_ids,
         )
         for e in expected
     ]
-    write_json(folder / "expected.json", dict(case=case.name, seed=seed, versions=versions(), prompts=prompts))
+    write_json(
+        folder / "expected.json", dict(case=case.name, seed=seed, versions=versions(), prompts=prompts)
+    )
 
 
 def check_reload(folder: Path, expected: Expected) -> None:
@@ -215,7 +225,9 @@ def check_reload(folder: Path, expected: Expected) -> None:
     try:
         for spelling in (new_spelling, (folder / "config.transformers4.json").read_text()):
             written.write_text(spelling)
-            model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+            model = LlamaForCausalLM.from_pretrained(
+                folder, attn_implementation="eager", dtype=torch.float32
+            ).eval()
             with torch.no_grad():
                 logits = model(torch.tensor([expected.prompt_ids]), use_cache=False).logits[0]
             assert torch.equal(logits, expected.prompt_logits), f"{folder}: reloading changed the logits"
@@ -242,8 +254,12 @@ def make_case(case: Case, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder that receives a folder a case")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only this case")
+    parser.add_argument(
+        "--out", type=Path, default=Path("tests/golden"), help="folder that receives a folder a case"
+    )
+    parser.add_argument(
+        "--case", action="append", choices=[case.name for case in CASES], help="only this case"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Muon (Keller Jordan, 2024): momentum steps whose update is made nearly orthogonal, for the hidden matrices of a network."""
+"""Muon (Keller Jordan, 2024): momentum whose update is made nearly orthogonal, for hidden matrices."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 4) -> Tensor:
-    """Pull all singular values of a matrix towards 1 by a quintic Newton-Schulz iteration (its published coefficients)."""
+    """Pull all singular values towards 1 by a quintic Newton-Schulz iteration (published coefficients)."""
     tall = matrix.size(0) > matrix.size(1)
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
@@ -20,7 +20,9 @@ def orthogonalised(matrix: Tensor, iterations: int = 4) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For 2-D parameters only; embeddings, heads and norms belong to AdamW."""
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05):
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
+    ):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
@@ -31,4 +33,6 @@ class Muon(torch.optim.Optimizer):
                 momentum.mul_(group["momentum"]).add_(weight.grad)
                 update = orthogonalised(weight.grad.add(momentum, alpha=group["momentum"]))
                 shape_scale = max(1.0, weight.size(0) / weight.size(1)) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * shape_scale)
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    update, alpha=-group["lr"] * shape_scale
+                )

@@ -2,8 +2,9 @@
 
     python tools/train_drafter.py --target out/target --out out/drafter
 
-The drafter learns the target's distribution over several unrolled steps, each fed with its own output of the step before, as when drafting
-(EAGLE-3's training-time test). 15 minutes on 2 CPU cores: its first choice is the target's 65 times in 100 on held-out files, at every step.
+The drafter learns the target's distribution over several unrolled steps, each fed with its own output of the
+step before, as when drafting (EAGLE-3's training-time test). 15 minutes on 2 CPU cores: its first choice is
+the target's 65 times in 100 on held-out files, at every step.
 """
 
 import argparse
@@ -39,11 +40,14 @@ def new_drafter(target: LlamaForCausalLM, config: DrafterConfig, stream: Tensor)
     return drafter
 
 
-def unrolled_steps(target: LlamaForCausalLM, drafter: Drafter, windows: Tensor, unroll: int) -> tuple[Tensor, Tensor]:
-    """Loss and agreement with the target's first choice, each [unroll], over windows [batch, length + unroll + 1].
+def unrolled_steps(
+    target: LlamaForCausalLM, drafter: Drafter, windows: Tensor, unroll: int
+) -> tuple[Tensor, Tensor]:
+    """Loss and agreement with the target's first choice, each [unroll]; windows [batch, length + unroll + 1].
 
-    At step s, row t of the layer stands for drafting s tokens beyond token t: its feature is its own output of step s - 1, its token t + 1 + s, its
-    position t + s; it looks at the true pairs up to t (the keys of step 0) and at its own keys of the later steps.
+    At step s, row t of the layer stands for drafting s tokens beyond token t: its feature is its own output
+    of step s - 1, its token t + 1 + s, its position t + s; it looks at the true pairs up to t (the keys of
+    step 0) and at its own keys of the later steps.
     """
     length = windows.size(1) - unroll - 1
     layer = drafter.midlayer
@@ -62,7 +66,9 @@ def unrolled_steps(target: LlamaForCausalLM, drafter: Drafter, windows: Tensor, 
         values.append(value)
         text_scores = (query @ keys[0].transpose(-1, -2)).masked_fill(is_future, -math.inf)
         own_scores = [(query * key).sum(-1, keepdim=True) for key in keys[1:]]
-        weights = torch.softmax(torch.cat([text_scores, *own_scores], dim=-1) / math.sqrt(query.size(-1)), dim=-1)
+        weights = torch.softmax(
+            torch.cat([text_scores, *own_scores], dim=-1) / math.sqrt(query.size(-1)), dim=-1
+        )
         attended = weights[..., :length] @ values[0]
         for i, value in enumerate(values[1:]):
             attended = attended + weights[..., length + i, None] * value
@@ -71,7 +77,9 @@ def unrolled_steps(target: LlamaForCausalLM, drafter: Drafter, windows: Tensor, 
         logits = drafter.logits(feature)
         wanted = seen.logits[:, 1 + step : 1 + step + length]
         first_choice = wanted.argmax(dim=-1)
-        can_draft = drafter.t2d[first_choice]  # rows whose first choice the drafter cannot even name teach it nothing useful
+        can_draft = drafter.t2d[
+            first_choice
+        ]  # rows whose first choice the drafter cannot even name teach it nothing useful
         cross_entropy = -(wanted[..., kept].softmax(dim=-1) * logits.log_softmax(dim=-1)).sum(dim=-1)
         losses.append((cross_entropy * can_draft).sum() / can_draft.sum())
         agreements.append((kept[logits.argmax(dim=-1)] == first_choice).float().mean())
@@ -146,8 +154,16 @@ def main() -> None:
     distil(target, drafter, lambda: windows(stream), budget, report=report)
     save()
     with torch.no_grad():
-        agreement = sum(unrolled_steps(target, drafter, windows(held_out), UNROLL)[1] for _ in range(HELD_OUT_BATCHES)) / HELD_OUT_BATCHES
-    print("held-out agreement with the target's first choice, by draft step:", [round(share, 3) for share in agreement.tolist()])
+        agreement = (
+            sum(
+                unrolled_steps(target, drafter, windows(held_out), UNROLL)[1] for _ in range(HELD_OUT_BATCHES)
+            )
+            / HELD_OUT_BATCHES
+        )
+    print(
+        "held-out agreement with the target's first choice, by draft step:",
+        [round(share, 3) for share in agreement.tolist()],
+    )
 
 
 if __name__ == "__main__":

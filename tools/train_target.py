@@ -1,8 +1,9 @@
-"""Train the demo target: a 9 M parameter Llama on the Python standard library, with its tokenizer, as a Hugging Face folder in bf16.
+"""Train the demo target: a 9 M parameter Llama on Python's standard library, and its tokenizer, in bf16.
 
     python tools/train_target.py --out out/target
 
-38 minutes on 2 CPU cores reach 2.64 nats a token on held-out files. The geometry is fixed: assets/demo/MODEL_CARD.md says why.
+38 minutes on 2 CPU cores reach 2.64 nats a token on held-out files. The geometry is fixed:
+assets/demo/MODEL_CARD.md says why.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def held_out_loss(model: LlamaForCausalLM, stream: Tensor, device: str) -> float
     """The loss on windows that are the same at every call."""
     generator = torch.Generator().manual_seed(1)
     losses = [
-        next_token_loss(model, demo_data.random_windows(stream, BATCH, LENGTH + 1, generator).to(device)).item()
+        next_token_loss(
+            model, demo_data.random_windows(stream, BATCH, LENGTH + 1, generator).to(device)
+        ).item()
         for _ in range(HELD_OUT_BATCHES)
     ]
     return sum(losses) / len(losses)
@@ -82,7 +85,11 @@ def held_out_loss(model: LlamaForCausalLM, stream: Tensor, device: str) -> float
 
 def save(folder: Path, model: LlamaForCausalLM) -> None:
     """bf16 weights (the tied head is stored once) and the configuration files."""
-    tensors = {name: t.to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    tensors = {
+        name: t.to("cpu", torch.bfloat16).contiguous()
+        for name, t in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     files = {
         "config.json": CONFIG,
@@ -103,15 +110,20 @@ def main() -> None:
     train_texts, held_out_texts = demo_data.standard_library()
     tokenizer = demo_data.train_tokenizer(train_texts)
     tokenizer.save(str(args.out / "tokenizer.json"))
-    stream, held_out = demo_data.token_stream(tokenizer, train_texts), demo_data.token_stream(tokenizer, held_out_texts)
-    print(f"{len(train_texts)} files, {len(stream)} tokens; held out: {len(held_out_texts)} files, {len(held_out)} tokens", flush=True)
+    stream, held_out = demo_data.token_stream(tokenizer, train_texts), demo_data.token_stream(
+        tokenizer, held_out_texts
+    )
+    print(f"{len(train_texts)} files, {len(stream)} tokens to train on", flush=True)
+    print(f"{len(held_out_texts)} files, {len(held_out)} tokens held out", flush=True)
 
     budget = training_loop.set_up(args)
     model = new_model().to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
 
     def next_loss() -> Tensor:
-        return next_token_loss(model, demo_data.random_windows(stream, BATCH, LENGTH + 1, generator).to(args.device))
+        return next_token_loss(
+            model, demo_data.random_windows(stream, BATCH, LENGTH + 1, generator).to(args.device)
+        )
 
     def report(step: int, loss: float) -> None:
         if step % 50 == 0:

@@ -1,4 +1,4 @@
-"""The loop both demo models are trained with: warm-up, a plateau, linear decay over the last 60 % of the budget."""
+"""The loop both demo models are trained with: warm-up, plateau, linear decay over the last 60 %."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ FINAL_RATE = 0.02  # of the plateau's
 
 @dataclass
 class Budget:
-    """How long to train: wall time, or a number of steps if that is given (the same numbers on every run of a machine)."""
+    """How long to train: wall time, or a number of steps if given (then a machine repeats itself)."""
 
     minutes: float
     steps: int | None = None
@@ -29,11 +29,16 @@ class Budget:
         return (time.monotonic() - self.started) / (60 * self.minutes)
 
 
-def optimizers(model: nn.Module, is_hidden: Callable[[str], bool], muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(
+    model: nn.Module, is_hidden: Callable[[str], bool], muon_rate: float, adam_rate: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices whose name `is_hidden`, AdamW for embeddings, heads and norms."""
     hidden = [weight for name, weight in model.named_parameters() if weight.dim() == 2 and is_hidden(name)]
     others = [weight for name, weight in model.named_parameters() if weight.dim() != 2 or not is_hidden(name)]
-    return [Muon(hidden, lr=muon_rate), torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [
+        Muon(hidden, lr=muon_rate),
+        torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def train(
@@ -44,7 +49,7 @@ def train(
     warmup: int,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Minimise `next_loss` (each call is a fresh batch) until the budget is spent; `report` hears of every step."""
+    """Minimise `next_loss` (a fresh batch each call) until the budget is spent; `report` hears of steps."""
     groups = [(group, group["lr"]) for stepper in steppers for group in stepper.param_groups]
     step = 0
     while (used := budget.used(step)) < 1.0:
@@ -63,8 +68,15 @@ def train(
 
 def add_arguments(parser: argparse.ArgumentParser, minutes: float) -> None:
     """The options of both training scripts."""
-    parser.add_argument("--minutes", type=float, default=minutes, help=f"length of the run (default {minutes:g}, enough on 2 CPU cores)")
-    parser.add_argument("--steps", type=int, help="length of the run in steps instead: repeatable to the bit on one machine")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=minutes,
+        help=f"length of the run (default {minutes:g}, enough on 2 CPU cores)",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="length of the run in steps instead: repeatable to the bit on one machine"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
