@@ -1,0 +1,99 @@
+//! Reader of tests/golden: what transformers and the EAGLE-3 reference computed. Format: tests/golden/README.md.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// The Llama cases.
+pub const LLAMA_CASES: [&str; 4] = ["llama2_mha", "llama31_gqa", "tied_head", "head_dim128"];
+/// The EAGLE-3 cases.
+pub const EAGLE3_CASES: [&str; 2] = ["eagle3_random", "eagle3_demo"];
+
+/// A prompt and the target's greedy continuation.
+#[derive(Debug, Deserialize)]
+pub struct LlamaPrompt {
+    pub length: usize,
+    pub prompt_ids: Vec<i32>,
+    pub greedy_ids: Vec<i32>,
+}
+
+/// `expected.json` of a Llama case.
+#[derive(Debug, Deserialize)]
+pub struct LlamaGolden {
+    pub prompts: Vec<LlamaPrompt>,
+}
+
+/// The tree of a first round. Node 0 is the root, whose parent is -1.
+#[derive(Debug, Deserialize)]
+pub struct GoldenTree {
+    pub tokens: Vec<i32>,
+    pub parents: Vec<i32>,
+    pub flat_ids: Vec<i32>,
+    pub logprobs: Vec<f32>,
+    pub path_logprobs: Vec<f32>,
+}
+
+/// The nodes that one drafter pass ran, best first.
+#[derive(Debug, Deserialize)]
+pub struct GoldenLevel {
+    pub tokens: Vec<i32>,
+    pub path_logprobs: Vec<f32>,
+}
+
+/// A prompt, its greedy continuation, the first round's tree and what every round accepted.
+#[derive(Debug, Deserialize)]
+pub struct Eagle3Prompt {
+    /// Line of assets/demo/prompts.jsonl.
+    pub prompt_id: Option<usize>,
+    pub prompt_ids: Vec<i32>,
+    pub greedy_ids: Vec<i32>,
+    pub accepted_lens: Vec<usize>,
+    pub tree: GoldenTree,
+    pub levels: Vec<GoldenLevel>,
+}
+
+/// `expected.json` of an EAGLE-3 case.
+#[derive(Debug, Deserialize)]
+pub struct Eagle3Golden {
+    pub target: PathBuf,
+    pub drafters: Vec<PathBuf>,
+    pub policy: String,
+    pub new_tokens: usize,
+    pub prompts: Vec<Eagle3Prompt>,
+}
+
+/// The folder of a case: for a Llama case a checkpoint, for an EAGLE-3 case what its paths start from.
+pub fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
+/// `expected.json` of a case.
+pub fn expected<T: DeserializeOwned>(case: &str) -> T {
+    let path = folder(case).join("expected.json");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A float32 tensor of a case's `expected.safetensors`, with its shape.
+pub fn tensor(case: &str, name: &str) -> (Vec<f32>, Vec<usize>) {
+    let path = folder(case).join("expected.safetensors");
+    let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let view = file.tensor(name).unwrap_or_else(|e| panic!("{}: {name}: {e}", path.display()));
+    assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    (values.collect(), view.shape().to_vec())
+}
+
+/// max |got - want| / max |want|, the error of the contracts.
+pub fn relative_error(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+    got.iter().zip(want).fold(0.0f32, |worst, (g, w)| {
+        let error = (g - w).abs();
+        if error.is_nan() { f32::INFINITY } else { worst.max(error) }
+    }) / largest
+}
