@@ -1,9 +1,12 @@
 //! Typed, shape-checked launch wrappers: one module per `kernels/*.cu`, the only code that launches.
 
+pub mod draft;
 pub mod embedding;
 pub mod gather_rows;
 pub mod linear;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sampler;
 mod shape;
 pub mod swiglu;
+pub mod verify;

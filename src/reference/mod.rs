@@ -2,9 +2,12 @@
 //! They know no dtype; where a kernel rounds in the middle, the rounding is an argument.
 #![forbid(unsafe_code)]
 
+pub mod draft;
 pub mod embedding;
 pub mod gather_rows;
 pub mod linear;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sampler;
 pub mod swiglu;
+pub mod verify;

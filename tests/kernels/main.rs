@@ -4,9 +4,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod draft;
 mod embedding;
 mod gather_rows;
 mod linear;
 mod rmsnorm;
 mod rope;
+mod sampler;
 mod swiglu;
+mod verify;

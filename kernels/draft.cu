@@ -1,0 +1,138 @@
+// WHAT      The drafter's steps between two passes: scores of the best children, choice of the next beam, and
+// the inputs
+//           of the next pass, all on the device.
+//
+// DATA      A *candidate* is a child that draft_topk proposed. Its flat index c = row * k + rank counts
+// through the rows of
+//           one draft_topk output, or of several written one behind the other (the pool): c / k is the row of
+//           its parent. A candidate that is put through the drafter itself becomes a *run* of its sequence:
+//           run j (0..255, in order) of the round has its K/V at drafter position prefix_len + j. Everything
+//           about a run that its children need is kept by (sequence, run): run_ancestors (which runs it sees)
+//           and run_feature_row (where its hidden output is). The root's own pair is the last of the prefix:
+//           it has no run; parent_run = -1 names it. The frontier is a list of candidates to run next, one
+//           FrontierRow each: written by draft_beam, or by the host.
+//
+// ---- draft_topk_f32
+// MATH      logp_i = (logit_i - max) - ln sum_j exp(logit_j - max);  the k greatest logits, ties to the
+// smaller draft id
+//           token = id + d2t[id];  path_logp = parent_logp + logp
+// SHAPES    logits       f32 [R, Vd]  in
+//           d2t          i32 [Vd]     in   offsets from draft to target ids; may be null: the ids are equal
+//           parent_logp  f32 [R]      in   path_logp of the row's own node (0 for the root)
+//           tokens       i32 [R, k]   out  target ids, best first
+//           logp         f32 [R, k]   out
+//           path_logp    f32 [R, k]   out
+// LAUNCH    grid R, block any multiple of 32 up to 512: one CTA a row, which it reads twice
+// REQUIRES  1 <= k <= 32, k <= Vd < 2^18
+// NUMERICS  f32; the sum is of integers (units of 2^-40 of the greatest term): the same bits for any block
+// size. NaN and
+//           -inf logits sort last and have logp = -inf; ids stay below Vd whatever the row holds.
+//
+// ---- draft_beam
+// MATH      frontier[b * width + w] = {b, c, run of row c / k, runs_used[b] + w}, c the w-th best candidate
+// of sequence b
+//           by (path_logp descending, c ascending)
+// SHAPES    path_logp  f32 [B * rows_per_sequence, k]  in   sequence b owns rows b * rows_per_sequence ..
+//           row_run    i32 [B * rows_per_sequence]     in   run of each row; -1: the root
+//           runs_used  i32 [B]                         inout  runs of the round so far; grows by width
+//           frontier   FrontierRow [B, width]          out
+// LAUNCH    grid B, block 32
+// REQUIRES  1 <= width <= min(32, rows_per_sequence * k)
+//
+// ---- draft_frontier
+// MATH      {b, c, parent, run} = frontier[r]
+//           above         = parent < 0 ? {} : run_ancestors[b][parent]
+//           ancestors[r]  = run_ancestors[b][run] = above + {run}
+//           tokens[r]     = pool_tokens[c];  parent_logp[r] = pool_path_logp[c]
+//           positions[r]  = first_position[b] + |above|
+//           slots[r]      = page_table[b][p / page_size] * page_size + p % page_size,  p = prefix_len[b] +
+//           run feature_row[r] = parent < 0 ? root_feature_row[b] : run_feature_row[b][parent]
+//           run_feature_row[b][run] = output_row + r;  row_run[r] = run
+// SHAPES    as in DraftFrontierParams
+// LAUNCH    grid ceil(R / block), block any: a thread a row
+// REQUIRES  the parents' runs belong to earlier passes; runs of a sequence ascend
+//
+// TWINS     src/kernels/draft.rs, src/reference/draft.rs, host/native/draft.cpp, tests/kernels/draft.rs
+// SOURCE    beam: Li, Wei, Zhang, Zhang: EAGLE-2 (2024)
+#include "draft.cuh"
+#include "ranking.cuh"
+
+constexpr int kMaxTopKBlock = 512;
+
+extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
+    draft_topk_f32(const float* __restrict__ logits, const int* __restrict__ d2t,
+                   const float* __restrict__ parent_logp, int* __restrict__ tokens, float* __restrict__ logp,
+                   float* __restrict__ path_logp, int vocab_size, int k) {
+  SHARED(u64[kMaxWarps], reduction);
+  SHARED(u64[kMaxTopKBlock], finalists);  // the best k of each warp
+  const int row_idx = blockIdx.x;
+  const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
+
+  // Every warp keeps its best k. Bounds are the same for all lanes: the offers are warp operations.
+  WarpTop top;
+  for (int first = warp_index() * kWarp; 4 * first < vocab_size; first += blockDim.x) {
+    const int quad = first + lane_index();
+    Quad four = {{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+    if (4 * quad < vocab_size) four = load_quad(row, quad, vocab_size);
+    for (int i = 0; i < 4; ++i) {
+      const int id = 4 * quad + i;
+      top.offer(id < vocab_size ? rank_of(four.logit[i], id) : 0, k);
+    }
+  }
+  const int num_finalists = num_warps() * k;
+  if (lane_index() < k) finalists[warp_index() * k + lane_index()] = top.held;
+  const u64 best = block_combine<Maximum>(top.held, reduction);  // its barriers publish the finalists
+
+  const float max_logit =
+      key_of(best) != 0 ? row[index_of(best)] : NAN;  // NaN: no possible token, all masses are 0
+  u64 mass = 0;
+  for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
+    const Quad four = load_quad(row, quad, vocab_size);
+    for (float logit : four.logit) mass += mass_of(portable_exp(relative_logit(logit, max_logit, 1.0f)));
+  }
+  mass = block_combine<Sum>(mass, reduction);
+
+  for (int i = threadIdx.x; i < num_finalists; i += blockDim.x) {
+    const u64 rank = finalists[i];
+    int place = 0;
+    for (int other = 0; other < num_finalists; ++other) place += finalists[other] > rank;
+    if (rank == 0 || place >= k) continue;
+    const int id = index_of(rank);
+    const float score = log_softmax(row[id], max_logit, mass);
+    const int64_t slot = static_cast<int64_t>(row_idx) * k + place;
+    tokens[slot] = d2t == nullptr ? id : id + d2t[id];
+    logp[slot] = score;
+    path_logp[slot] = parent_logp[row_idx] + score;
+  }
+}
+EXPORT_KERNEL(draft_topk_f32)
+
+extern "C" __global__ void __launch_bounds__(kWarp)
+    draft_beam(const float* __restrict__ path_logp, const int* __restrict__ row_run,
+               int* __restrict__ runs_used, FrontierRow* __restrict__ frontier, int rows_per_sequence, int k,
+               int width) {
+  const int sequence = blockIdx.x;
+  const int num_candidates = rows_per_sequence * k;
+  const int first_candidate = sequence * num_candidates;
+  WarpTop top;
+  for (int first = 0; first < num_candidates; first += kWarp) {
+    const int i = first + lane_index();
+    top.offer(i < num_candidates ? rank_of(path_logp[first_candidate + i], first_candidate + i) : 0, width);
+  }
+  const int first_run = runs_used[sequence];
+  if (lane_index() < width) {
+    const int candidate = index_of(top.held);
+    frontier[sequence * width + lane_index()] = {sequence, candidate, row_run[candidate / k],
+                                                 first_run + lane_index()};
+  }
+  __syncwarp();  // every lane has read the count
+  if (lane_index() == 0) runs_used[sequence] = first_run + width;
+}
+EXPORT_KERNEL(draft_beam)
+
+extern "C" __global__ void __launch_bounds__(256)
+    draft_frontier(const __grid_constant__ DraftFrontierParams params) {
+  const int row_idx = blockIdx.x * blockDim.x + threadIdx.x;
+  if (row_idx < params.num_rows) pack_frontier_row(params, row_idx);
+}
+EXPORT_KERNEL(draft_frontier)

@@ -1,0 +1,84 @@
+// WHAT  Data and arithmetic of the draft step that its kernels, their native twins and src/kernels/draft.rs
+// share.
+//       The words used here are explained at the head of draft.cu.
+#pragma once
+
+#include "portable_math.cuh"
+
+constexpr int kMaxRuns = 256;  // runs of a sequence in a round
+constexpr int kAncestorWords = kMaxRuns / 64;
+
+// One candidate to be run in the next drafter pass.
+struct FrontierRow {
+  int sequence;
+  int candidate;   // flat index into the pool
+  int parent_run;  // run of its parent; -1: the root
+  int run;         // its own run
+};
+static_assert(sizeof(FrontierRow) == 16, "layout shared with Rust");
+
+struct DraftFrontierParams {
+  const FrontierRow* frontier;  // [R]
+  const int* pool_tokens;       // [P] target ids
+  const float* pool_path_logp;  // [P]
+  const int* first_position;    // [B] logical position of a child of the root in the drafter
+  const int* prefix_len;        // [B] drafter K/V before the runs of this round
+  const int* page_table;        // [B, max_pages]
+  const int* root_feature_row;  // [B] row of the feature buffer with the root pair's hidden output
+  u64* run_ancestors;           // [B, 256, 4] inout
+  int* run_feature_row;         // [B, 256] inout
+  int* tokens;                  // [R] out
+  int* positions;               // [R] out
+  int* slots;                   // [R] out
+  u64* ancestors;               // [R, 4] out
+  float* parent_logp;           // [R] out
+  int* feature_row;             // [R] out
+  int* row_run;                 // [R] out
+  int num_rows;                 // R
+  int max_pages;
+  int page_size;
+  int output_row;  // row of the feature buffer that the pass writes for row 0 of the frontier
+};
+static_assert(sizeof(DraftFrontierParams) == 144, "layout shared with Rust");
+POINTER_FIELDS(DraftFrontierParams, &DraftFrontierParams::frontier, &DraftFrontierParams::pool_tokens,
+               &DraftFrontierParams::pool_path_logp, &DraftFrontierParams::first_position,
+               &DraftFrontierParams::prefix_len, &DraftFrontierParams::page_table,
+               &DraftFrontierParams::root_feature_row, &DraftFrontierParams::run_ancestors,
+               &DraftFrontierParams::run_feature_row, &DraftFrontierParams::tokens,
+               &DraftFrontierParams::positions, &DraftFrontierParams::slots, &DraftFrontierParams::ancestors,
+               &DraftFrontierParams::parent_logp, &DraftFrontierParams::feature_row,
+               &DraftFrontierParams::row_run)
+
+// logp of a logit, given the greatest logit and the row's mass. -inf for NaN, -inf, and any token of an
+// impossible row.
+__device__ __forceinline__ float log_softmax(float logit, float max_logit, u64 mass) {
+  constexpr float kMassStep = 9.094947017729282e-13f;  // 2^-40, one unit of mass
+  const float relative = relative_logit(logit, max_logit, 1.0f);
+  if (!(relative > -INFINITY)) return -INFINITY;
+  return relative - portable_ln(static_cast<float>(mass) * kMassStep);
+}
+
+// The inputs of one row of the next drafter pass: see draft_frontier in draft.cu.
+__device__ __forceinline__ void pack_frontier_row(const DraftFrontierParams& p, int row_idx) {
+  const FrontierRow row = p.frontier[row_idx];
+  const int own = row.sequence * kMaxRuns + row.run;
+  const int parent = row.sequence * kMaxRuns + row.parent_run;
+  const bool below_root = row.parent_run < 0;
+  int depth = 0;
+  for (int word = 0; word < kAncestorWords; ++word) {
+    u64 runs = below_root ? 0 : p.run_ancestors[parent * kAncestorWords + word];
+    depth += __popcll(runs);
+    if (row.run / 64 == word) runs |= 1ull << (row.run % 64);
+    p.run_ancestors[own * kAncestorWords + word] = runs;
+    p.ancestors[row_idx * kAncestorWords + word] = runs;
+  }
+  const int kv_position = p.prefix_len[row.sequence] + row.run;
+  const int page = p.page_table[row.sequence * p.max_pages + kv_position / p.page_size];
+  p.tokens[row_idx] = p.pool_tokens[row.candidate];
+  p.positions[row_idx] = p.first_position[row.sequence] + depth;
+  p.slots[row_idx] = page * p.page_size + kv_position % p.page_size;
+  p.parent_logp[row_idx] = p.pool_path_logp[row.candidate];
+  p.feature_row[row_idx] = below_root ? p.root_feature_row[row.sequence] : p.run_feature_row[parent];
+  p.run_feature_row[own] = p.output_row + row_idx;
+  p.row_run[row_idx] = row.run;
+}

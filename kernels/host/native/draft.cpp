@@ -1,0 +1,106 @@
+// Native twins of kernels/draft.cu.
+#include <algorithm>
+
+#include "draft.cuh"
+#include "exact.hpp"
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kMaxTopK = 32;
+
+// The best k candidates offered so far, best first. Indices must be offered in ascending order.
+struct TopList {
+  u64 held[kMaxTopK] = {};
+  int k;
+
+  // A logit that can enter is above this one, or any while the list has room.
+  float worst(const float* values) const {
+    return held[k - 1] != 0 && key_of(held[k - 1]) != 0 ? values[index_of(held[k - 1])] : -INFINITY;
+  }
+  void offer(u64 rank) {
+    if (rank <= held[k - 1]) return;
+    int place = k - 1;
+    for (; place > 0 && held[place - 1] < rank; --place) held[place] = held[place - 1];
+    held[place] = rank;
+  }
+};
+
+VECTORISED_EXACT bool any_above(const float* values, float limit) {
+  int found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found |= values[lane] > limit;
+  return found != 0;
+}
+
+TopList best_of(const float* values, int count, int k, int index_offset = 0) {
+  TopList top = {.k = k};
+  int i = 0;
+  for (; i < std::min(k, count); ++i) top.offer(rank_of(values[i], i));
+  while (i < count) {
+    const int chunk = std::min(kLanes, count - i);
+    if (chunk < kLanes || any_above(values + i, top.worst(values)))
+      for (int lane = 0; lane < chunk; ++lane) top.offer(rank_of(values[i + lane], i + lane));
+    i += chunk;
+  }
+  for (int place = 0; place < std::min(k, count); ++place) top.held[place] -= static_cast<u64>(index_offset);
+  return top;
+}
+
+// Masses of up to 16 logits at a time; integers, so the lanes may be added up in any order.
+VECTORISED_EXACT u64 mass_of_row(const float* row, int vocab_size, float max_logit) {
+  u64 mass = 0;
+  float weights[kLanes];
+  for (int first = 0; first < vocab_size; first += kLanes) {
+    const int count = vocab_size - first < kLanes ? vocab_size - first : kLanes;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float logit = row[first + (lane < count ? lane : 0)];
+      weights[lane] = lane < count ? portable_exp(relative_logit(logit, max_logit, 1.0f)) : 0.0f;
+    }
+    for (int lane = 0; lane < kLanes; ++lane)
+      mass += static_cast<u64>(static_cast<int64_t>(weights[lane] * kMassUnit));
+  }
+  return mass;
+}
+
+void topk(const simt::NativeLaunch& launch, const float* logits, const int* d2t, const float* parent_logp,
+          int* tokens, float* logp, float* path_logp, int vocab_size, int k) {
+  simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
+    const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
+    const TopList top = best_of(row, vocab_size, k);
+    const float max_logit = key_of(top.held[0]) != 0 ? row[index_of(top.held[0])] : NAN;
+    const u64 mass = mass_of_row(row, vocab_size, max_logit);
+    for (int place = 0; place < k; ++place) {
+      const int id = index_of(top.held[place]);
+      const float score = log_softmax(row[id], max_logit, mass);
+      const int64_t slot = static_cast<int64_t>(row_idx) * k + place;
+      tokens[slot] = d2t == nullptr ? id : id + d2t[id];
+      logp[slot] = score;
+      path_logp[slot] = parent_logp[row_idx] + score;
+    }
+  });
+}
+
+void beam(const simt::NativeLaunch& launch, const float* path_logp, const int* row_run, int* runs_used,
+          FrontierRow* frontier, int rows_per_sequence, int k, int width) {
+  const int num_candidates = rows_per_sequence * k;
+  for (int sequence = 0; sequence < static_cast<int>(launch.grid.x); ++sequence) {
+    const int first = sequence * num_candidates;
+    const TopList top = best_of(path_logp + first, num_candidates, width, first);
+    for (int place = 0; place < width; ++place) {
+      const int candidate = index_of(top.held[place]);
+      frontier[sequence * width + place] = {sequence, candidate, row_run[candidate / k],
+                                            runs_used[sequence] + place};
+    }
+    runs_used[sequence] += width;
+  }
+}
+
+void frontier(const simt::NativeLaunch&, DraftFrontierParams params) {
+  for (int row_idx = 0; row_idx < params.num_rows; ++row_idx) pack_frontier_row(params, row_idx);
+}
+
+}  // namespace
+
+NATIVE_TWIN(draft_topk_f32, topk)
+NATIVE_TWIN(draft_beam, beam)
+NATIVE_TWIN(draft_frontier, frontier)

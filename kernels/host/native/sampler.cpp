@@ -1,0 +1,190 @@
+// Native twin of kernels/sampler.cu: the same tokens, found with vectors instead of threads.
+//
+// Greedy is one vectorised maximum. A draw needs the noise of every token but its exact value (two
+// logarithms) of few: a token with the uniform v wins only if relative + gumbel >= best, and gumbel =
+// -ln(-ln(1 - v)) <= -ln v, so only if v <= exp(relative - best). The right side is bounded from above by the
+// chord of 2^x between integers, which costs one fused multiply-add and a conversion. What passes is computed
+// exactly, by the kernel's own functions.
+#include <vector>
+
+#include "exact.hpp"
+#include "philox.cuh"
+#include "sampler.cuh"
+
+namespace {
+
+constexpr int kLanes = 16;  // counters advanced together
+constexpr int kBlockTokens = 4 * kLanes;
+
+// First index of the greatest logit; -1 if none is a number above -inf.
+VECTORISED_EXACT int argmax(const float* row, int vocab_size) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = -INFINITY;
+  int i = 0;
+  for (; i + kLanes <= vocab_size; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane)
+      lanes[lane] = row[i + lane] > lanes[lane] ? row[i + lane] : lanes[lane];
+  for (; i < vocab_size; ++i) lanes[0] = row[i] > lanes[0] ? row[i] : lanes[0];
+  float greatest = -INFINITY;
+  for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
+  if (greatest == -INFINITY) return -1;
+  for (i = 0; i + kLanes <= vocab_size; i += kLanes) {
+    int found = 0;
+    for (int lane = 0; lane < kLanes; ++lane) found |= row[i + lane] == greatest;
+    if (found) break;
+  }
+  while (row[i] != greatest) ++i;
+  return i;
+}
+
+struct Row {
+  const float* logits;
+  int vocab_size;
+  float max_logit;
+  float temperature;
+};
+
+// Marks the tokens of the block that may score at least `best_score`. Conservative; see the head of the file.
+VECTORISED_EXACT void find_possible_winners(const float (&logits)[kBlockTokens],
+                                            const uint32_t (&noise)[kBlockTokens], float max_logit,
+                                            float temperature, float best_score,
+                                            uint8_t (&possible)[kBlockTokens]) {
+  constexpr float kMargin = 1e-3f;                  // far above all roundings of scores of at most 110
+  constexpr float kChordScale = 12102203.1615614f;  // 2^23 / ln 2
+  constexpr float kChordOffset = 1065353216.0f;     // 127 * 2^23: as bits, 1.0
+  for (int i = 0; i < kBlockTokens; ++i) {
+    const float headroom = (logits[i] - max_logit) / temperature - best_score + kMargin;
+    const float clamped = headroom < 1.0f ? (headroom > -60.0f ? headroom : -60.0f) : 1.0f;
+    const int chord_bits = static_cast<int>(fmaf(clamped, kChordScale, kChordOffset));
+    const float v = static_cast<float>(static_cast<int>(noise[i] >> 1)) * 0x1p-31f;
+    // NaN fails the first comparison of `clamped` and is let through: the exact step sorts it out.
+    possible[i] = v <= std::bit_cast<float>(chord_bits);
+  }
+}
+
+// The noise words of kBlockTokens tokens from `first_quad` on: noise_words(), kLanes counters side by side.
+VECTORISED_EXACT void noise_block(uint64_t seed, int position, int first_quad,
+                                  uint32_t (&words)[kBlockTokens]) {
+  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    c0[lane] = static_cast<uint32_t>(first_quad + lane);
+    c1[lane] = static_cast<uint32_t>(position);
+    c2[lane] = c3[lane] = 0;
+  }
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint64_t product0 = static_cast<uint64_t>(0xd2511f53u) * c0[lane];
+      const uint64_t product1 = static_cast<uint64_t>(0xcd9e8d57u) * c2[lane];
+      c0[lane] = static_cast<uint32_t>(product1 >> 32) ^ c1[lane] ^ key0;
+      c2[lane] = static_cast<uint32_t>(product0 >> 32) ^ c3[lane] ^ key1;
+      c1[lane] = static_cast<uint32_t>(product1);
+      c3[lane] = static_cast<uint32_t>(product0);
+    }
+    key0 += 0x9e3779b9u;
+    key1 += 0xbb67ae85u;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    words[4 * lane] = c0[lane];
+    words[4 * lane + 1] = c1[lane];
+    words[4 * lane + 2] = c2[lane];
+    words[4 * lane + 3] = c3[lane];
+  }
+}
+
+// Gumbel-max over the tokens with weights of at least `bound`; `likeliest` has the greatest logit.
+int draw(const Row& row, int likeliest, uint32_t bound, uint64_t seed, int position) {
+  u64 best = 0;
+  float best_score = -INFINITY;
+  const auto offer = [&](int token, float logit, uint32_t word) {
+    const float relative = relative_logit(logit, row.max_logit, row.temperature);
+    if (!(relative >= kLowestExponent)) return;
+    if (bound != 0 && __float_as_uint(portable_exp(relative)) < bound) return;
+    const float score = relative + gumbel_of(word);
+    const u64 rank = rank_of(score, token);
+    if (rank <= best) return;
+    best = rank;
+    best_score = score;
+  };
+  // The likeliest token first: a good score early leaves little to compute.
+  offer(likeliest, row.max_logit, noise_words(seed, position, likeliest / 4).word[likeliest % 4]);
+  float logits[kBlockTokens];
+  uint32_t noise[kBlockTokens];
+  uint8_t possible[kBlockTokens];
+  for (int first = 0; first < row.vocab_size; first += kBlockTokens) {
+    const int count = std::min(kBlockTokens, row.vocab_size - first);
+    for (int i = 0; i < kBlockTokens; ++i) logits[i] = i < count ? row.logits[first + i] : -INFINITY;
+    noise_block(seed, position, first / 4, noise);
+    find_possible_winners(logits, noise, row.max_logit, row.temperature, best_score, possible);
+    for (int group = 0; group < kBlockTokens; group += 8) {
+      uint64_t marks;  // one byte a token; most groups have none
+      memcpy(&marks, possible + group, 8);
+      for (; marks != 0; marks &= marks - 1) {
+        const int i = group + __builtin_ctzll(marks) / 8;
+        offer(first + i, logits[i], noise[i]);
+      }
+    }
+  }
+  return index_of(best);
+}
+
+VECTORISED_EXACT void weigh(const Row& row, float* weights) {
+  for (int i = 0; i < row.vocab_size; ++i)
+    weights[i] = portable_exp(relative_logit(row.logits[i], row.max_logit, row.temperature));
+}
+
+// The kernel's radix search, on weights computed once.
+template <typename Filter>
+uint32_t search_bound(const std::vector<float>& weights, uint32_t bound, const Filter& filter) {
+  u64 bins[kDigits];
+  u64 above = 0, wanted = 0;
+  uint32_t prefix = 0;
+  for (int shift = kKeyBits - kDigitBits; shift >= 0; shift -= kDigitBits) {
+    const bool is_first = shift == kKeyBits - kDigitBits;
+    std::fill(std::begin(bins), std::end(bins), 0);
+    for (float weight : weights) {
+      const uint32_t key = __float_as_uint(weight);
+      if (key == 0 || key < bound || (!is_first && key >> (shift + kDigitBits) != prefix)) continue;
+      bins[key >> shift & (kDigits - 1)] += filter.measure(weight);
+    }
+    if (is_first) {
+      u64 total = 0;
+      for (u64 bin : bins) total += bin;
+      wanted = filter.wanted(total);
+    }
+    int digit = kDigits - 1;
+    while (digit > 0 && above + bins[digit] < wanted) above += bins[digit--];
+    prefix = prefix << kDigitBits | static_cast<uint32_t>(digit);
+  }
+  return std::max(prefix, bound);
+}
+
+uint32_t kept_bound(const Row& row, const SamplerParams& p) {
+  uint32_t bound = 0;
+  if ((p.top_k > 0 && p.top_k < row.vocab_size) || p.top_p < 1.0f) {
+    thread_local std::vector<float> weights;
+    weights.resize(row.vocab_size);
+    weigh(row, weights.data());
+    if (p.top_k > 0 && p.top_k < row.vocab_size) bound = search_bound(weights, bound, TopK{p.top_k});
+    if (p.top_p < 1.0f) bound = search_bound(weights, bound, TopP{p.top_p});
+  }
+  return p.min_p > 0.0f ? std::max(bound, __float_as_uint(p.min_p)) : bound;
+}
+
+void sample(const simt::NativeLaunch& launch, const float* logits, const int* row_sequence,
+            const SamplerParams* params, const int* positions, int* out, int vocab_size) {
+  simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
+    const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
+    const SamplerParams& p = params[row_sequence[row_idx]];
+    int token = argmax(row, vocab_size);
+    if (token >= 0 && p.temperature > 0.0f) {
+      const Row scaled = {row, vocab_size, row[token], p.temperature};
+      token = draw(scaled, token, kept_bound(scaled, p), p.seed, positions[row_idx]);
+    }
+    out[row_idx] = token;
+  });
+}
+
+}  // namespace
+
+NATIVE_TWIN(sample_f32, sample)

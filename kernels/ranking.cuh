@@ -1,0 +1,81 @@
+// WHAT      Block and warp searches over candidates ranked by rank_of(): the best, the best k, and integer
+// totals. MATH      Every combination is a maximum or an integer sum: no result depends on the block size or
+// on any order. REQUIRES  Every thread of the block (or warp) calls; block size a multiple of 32, at most
+// 1024.
+#pragma once
+
+#include "portable_math.cuh"
+
+constexpr int kWarp = 32;
+constexpr int kMaxWarps = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+__device__ __forceinline__ int lane_index() {
+  return threadIdx.x % kWarp;
+}
+__device__ __forceinline__ int warp_index() {
+  return threadIdx.x / kWarp;
+}
+__device__ __forceinline__ int num_warps() {
+  return blockDim.x / kWarp;
+}
+
+struct Maximum {
+  __device__ static u64 combine(u64 a, u64 b) { return a > b ? a : b; }
+};
+struct Sum {
+  __device__ static u64 combine(u64 a, u64 b) { return a + b; }
+};
+
+// Four consecutive logits of a row; places beyond its end read as impossible.
+struct Quad {
+  float logit[4];
+};
+
+// REQUIRES  `row` starts on 16 bytes if row_len % 4 == 0, as every row of a packed array then does.
+__device__ __forceinline__ Quad load_quad(const float* __restrict__ row, int quad, int row_len) {
+  const int first = 4 * quad;
+  if (row_len % 4 == 0) {
+    const float4 four = reinterpret_cast<const float4*>(row)[quad];
+    return {{four.x, four.y, four.z, four.w}};
+  }
+  Quad result;
+  for (int i = 0; i < 4; ++i) result.logit[i] = first + i < row_len ? row[first + i] : -INFINITY;
+  return result;
+}
+
+// Combines a number of every thread; all threads get the result. `scratch` may be reused after the next
+// barrier.
+template <typename Operation>
+__device__ __forceinline__ u64 block_combine(u64 value, u64 (&scratch)[kMaxWarps]) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value = Operation::combine(value, __shfl_xor_sync(kWholeWarp, value, distance));
+  __syncthreads();  // the scratch of an earlier call has been read
+  if (lane_index() == 0) scratch[warp_index()] = value;
+  __syncthreads();
+  value = scratch[0];
+  for (int warp = 1; warp < num_warps(); ++warp) value = Operation::combine(value, scratch[warp]);
+  return value;
+}
+
+// The best k <= 32 candidates that a warp has seen, best first: lane i holds the i-th. Empty places hold 0.
+struct WarpTop {
+  u64 held = 0;
+  u64 worst = 0;  // of the k held: the rank to beat, the same in all lanes
+
+  // Offers one candidate a lane (0: none).
+  __device__ __forceinline__ void offer(u64 candidate, int k) {
+    unsigned better = __ballot_sync(kWholeWarp, candidate > worst);
+    while (better != 0) {
+      const u64 best = __shfl_sync(kWholeWarp, candidate, __ffs(static_cast<int>(better)) - 1);
+      const int place = __popc(__ballot_sync(kWholeWarp, held > best));
+      const u64 left = __shfl_up_sync(kWholeWarp, held, 1);
+      if (lane_index() == place) held = best;
+      if (lane_index() > place) held = left;
+      worst = __shfl_sync(kWholeWarp, held, k - 1);
+      // The offer just placed is done with; others may have fallen behind the new worst.
+      better &= better - 1;
+      better &= __ballot_sync(kWholeWarp, candidate > worst);
+    }
+  }
+};

@@ -1,0 +1,60 @@
+// WHAT      Verification walk: which path of every draft tree the target's own draws accept, and the bonus
+// token. MATH      node = root; loop: token = drawn[node]; if a child of node holds token, accept it and
+// descend (the
+//           smallest index among duplicates); else token is the bonus token and the walk ends.
+//           Greedy and sampled decoding alike: the draws decide, the candidates are only looked up
+//           (DESIGN.md, P3).
+// SHAPES    seq_start     i32 [B + 1]    in   sequence b owns rows seq_start[b] .. seq_start[b + 1]; its
+// first is the root
+//           tokens        i32 [T]        in   token of the node
+//           parents       i32 [T]        in   parent's index within the sequence; -1 for the root
+//           drawn         i32 [T]        in   the token that the target draws after the node
+//           accepted      i32 [B, 256]   out  indices within the sequence of the accepted nodes, root
+//           excluded, ascending;
+//                                             entries from accepted_len[b] on are left as they were
+//           accepted_len  i32 [B]        out
+//           bonus         i32 [B]        out
+// LAUNCH    grid B, block 32: one warp a sequence; a lane looks at every 32nd node.
+// REQUIRES  parents before children; tokens >= 0; 1..256 rows a sequence
+// NUMERICS  integers. A draw of -1 (no possible token) matches no child and becomes the bonus.
+// TWINS     src/kernels/verify.rs, src/reference/verify.rs, host/native/verify.cpp, tests/kernels/verify.rs
+#include "prims.cuh"
+
+constexpr int kWarp = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int kMaxNodes = 256;
+
+extern "C" __global__ void __launch_bounds__(kWarp)
+    verify_walk(const int* __restrict__ seq_start, const int* __restrict__ tokens,
+                const int* __restrict__ parents, const int* __restrict__ drawn, int* __restrict__ accepted,
+                int* __restrict__ accepted_len, int* __restrict__ bonus) {
+  const int sequence = blockIdx.x;
+  const int lane_idx = threadIdx.x;
+  const int root = seq_start[sequence];
+  const int num_nodes = seq_start[sequence + 1] - root;
+
+  int node = 0;
+  int path_len = 0;
+  int token = drawn[root];
+  // A child lies behind its parent, so the search goes on from where it found the node.
+  int first = 0;
+  while (first < num_nodes) {
+    const int candidate = first + lane_idx;
+    const bool is_match = candidate > node && candidate < num_nodes && parents[root + candidate] == node &&
+                          tokens[root + candidate] == token;
+    const unsigned matches = __ballot_sync(kWholeWarp, is_match);
+    if (matches == 0) {
+      first += kWarp;
+      continue;
+    }
+    node = first + __ffs(static_cast<int>(matches)) - 1;
+    if (lane_idx == 0) accepted[sequence * kMaxNodes + path_len] = node;
+    ++path_len;
+    token = drawn[root + node];
+  }
+  if (lane_idx == 0) {
+    accepted_len[sequence] = path_len;
+    bonus[sequence] = token;
+  }
+}
+EXPORT_KERNEL(verify_walk)

@@ -1,0 +1,250 @@
+use smart_run::device::{DType, Device, Tensor};
+use smart_run::kernels::draft::{
+    DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, FrontierRow, RunTables, draft_beam, draft_frontier,
+    draft_topk,
+};
+use smart_run::reference::draft as oracle;
+
+use crate::common::device::device;
+use crate::common::inputs::Rng;
+
+fn normals(random: &mut Rng, len: usize, scale: f32) -> Vec<f32> {
+    random.normals(len).into_iter().map(|value| value * scale).collect()
+}
+
+/// Offsets that keep ids ascending, as real drafters have them.
+fn offsets(vocab_size: usize) -> Vec<i32> {
+    (0..vocab_size as i32).map(|id| id / 3).collect()
+}
+
+fn check_topk(device: &Device, name: &str, rows: &[Vec<f32>], k: usize, has_offsets: bool) {
+    let (num_rows, vocab_size) = (rows.len(), rows[0].len());
+    let parent_logp: Vec<f32> = (0..num_rows).map(|row| -0.37 * row as f32).collect();
+    let d2t = offsets(vocab_size);
+    let d2t_device = Tensor::from_slice(device, &d2t, &[vocab_size]).unwrap();
+    let tokens = Tensor::uninit(device, DType::I32, &[num_rows, k]).unwrap();
+    let logp = Tensor::uninit(device, DType::F32, &[num_rows, k]).unwrap();
+    let path_logp = Tensor::uninit(device, DType::F32, &[num_rows, k]).unwrap();
+    let args = DraftTopkArgs {
+        logits: &Tensor::from_slice(device, &rows.concat(), &[num_rows, vocab_size]).unwrap(),
+        d2t: has_offsets.then_some(&d2t_device),
+        parent_logp: &Tensor::from_slice(device, &parent_logp, &[num_rows]).unwrap(),
+        k,
+        tokens: &tokens,
+        logp: &logp,
+        path_logp: &path_logp,
+    };
+    draft_topk(device, args).unwrap();
+    let (tokens, logp, path_logp) =
+        (tokens.to_vec::<i32>().unwrap(), logp.to_vec::<f32>().unwrap(), path_logp.to_vec::<f32>().unwrap());
+    for (row, logits) in rows.iter().enumerate() {
+        let want = oracle::topk(logits, has_offsets.then_some(&d2t), parent_logp[row], k);
+        for (place, want) in want.into_iter().enumerate() {
+            let i = row * k + place;
+            let got = oracle::Child { token: tokens[i], logp: logp[i], path_logp: path_logp[i] };
+            assert_eq!(got, want, "{name}, row {row}, place {place}");
+        }
+    }
+}
+
+fn risky_rows(vocab_size: usize) -> Vec<Vec<f32>> {
+    let mut random = Rng::new(vocab_size as u64 + 1);
+    let normal = normals(&mut random, vocab_size, 3.0);
+    let mut mostly_nan = vec![f32::NAN; vocab_size];
+    mostly_nan[vocab_size - 1] = 2.0;
+    let mut infinite = normal.clone();
+    infinite[vocab_size / 2] = f32::INFINITY;
+    vec![
+        normal.iter().map(|x| (x * 2.0).round()).collect(), // many ties
+        normal,
+        vec![1.5; vocab_size],
+        vec![f32::NAN; vocab_size],
+        vec![f32::NEG_INFINITY; vocab_size],
+        mostly_nan,
+        infinite,
+        (0..vocab_size).map(|i| i as f32 * 0.02).collect(), // every token displaces an earlier one
+        (0..vocab_size).map(|i| i as f32 * -100.0).collect(), // one token has all the mass
+    ]
+}
+
+#[test]
+fn topk_of_risky_rows_agrees_with_the_oracle() {
+    let held = device();
+    let device: &Device = &held;
+    for (vocab_size, k) in [(1, 1), (3, 3), (130, 10), (1024, 8), (1027, 32), (64, 32)] {
+        for mode in held.modes() {
+            held.enter(mode);
+            for has_offsets in [false, true] {
+                let name = format!("{mode:?}, vocabulary {vocab_size}, k {k}");
+                check_topk(device, &name, &risky_rows(vocab_size), k, has_offsets);
+            }
+        }
+    }
+}
+
+#[test]
+fn topk_does_not_depend_on_the_schedule() {
+    let held = device();
+    let device: &Device = &held;
+    let rows = risky_rows(301);
+    for mode in held.modes().into_iter().chain(held.schedules()) {
+        held.enter(mode);
+        check_topk(device, &format!("{mode:?}"), &rows[..3], 10, true);
+    }
+}
+
+#[test]
+fn topk_of_a_large_vocabulary_agrees_with_the_oracle() {
+    let held = device();
+    let device: &Device = &held;
+    let row = normals(&mut Rng::new(3), 152_064, 2.0);
+    for mode in held.modes() {
+        held.enter(mode);
+        check_topk(device, &format!("{mode:?}"), std::slice::from_ref(&row), 10, false);
+    }
+}
+
+#[test]
+fn beam_takes_the_likeliest_candidates_of_each_sequence() {
+    let held = device();
+    let device: &Device = &held;
+    let (num_sequences, rows_per_sequence, k) = (3, 5, 7);
+    let candidates = rows_per_sequence * k;
+    let mut random = Rng::new(40);
+    let mut path_logp: Vec<f32> =
+        (0..num_sequences * candidates).map(|_| (random.normal() * 4.0).round() * 0.5).collect();
+    path_logp[candidates + 3] = f32::NAN;
+    path_logp[2 * candidates..].fill(f32::NEG_INFINITY);
+    let row_run: Vec<i32> = (0..(num_sequences * rows_per_sequence) as i32).map(|row| row * 3 - 1).collect();
+    for width in [1, 10, 32] {
+        for mode in held.modes().into_iter().chain(held.schedules()) {
+            held.enter(mode);
+            let runs_used = Tensor::from_slice(device, &[0, 10, 20], &[num_sequences]).unwrap();
+            let frontier = Tensor::uninit(device, DType::I32, &[num_sequences * width, 4]).unwrap();
+            let args = DraftBeamArgs {
+                path_logp: &Tensor::from_slice(device, &path_logp, &[num_sequences * rows_per_sequence, k])
+                    .unwrap(),
+                row_run: &Tensor::from_slice(device, &row_run, &[row_run.len()]).unwrap(),
+                runs_used: &runs_used,
+                frontier: &frontier,
+                width,
+            };
+            draft_beam(device, args).unwrap();
+            let got = frontier.to_vec::<i32>().unwrap();
+            for sequence in 0..num_sequences {
+                let first = sequence * candidates;
+                let order = oracle::descending(&path_logp[first..first + candidates]);
+                for (place, &candidate) in order[..width].iter().enumerate() {
+                    let candidate = first + candidate;
+                    let run = sequence * 10 + place;
+                    let want = [sequence as i32, candidate as i32, row_run[candidate / k], run as i32];
+                    let at = 4 * (sequence * width + place);
+                    assert_eq!(
+                        got[at..at + 4],
+                        want,
+                        "{mode:?}, width {width}, sequence {sequence}, place {place}"
+                    );
+                }
+            }
+            let used: Vec<i32> = runs_used.to_vec().unwrap();
+            assert_eq!(used, [0, 10, 20].map(|used| used + width as i32), "{mode:?}");
+        }
+    }
+}
+
+/// Levels of a round, each packed from the tables that the earlier ones wrote.
+#[test]
+fn frontier_packs_level_after_level() {
+    let held = device();
+    let device: &Device = &held;
+    let (batch, page_size, max_pages, pool_len) = (2, 16, 24, 400);
+    let first_position = [100, 40];
+    let prefix_len = [90, 33];
+    let page_table: Vec<i32> = (0..(batch * max_pages) as i32).map(|i| (i * 29 + 5) % 97).collect();
+    let pool_tokens: Vec<i32> = (0..pool_len).map(|i| i * 7 + 1).collect();
+    let pool_path_logp: Vec<f32> = (0..pool_len).map(|i| i as f32 * -0.25).collect();
+    let root_feature_row = [3, 4];
+    for mode in held.modes().into_iter().chain(held.schedules()) {
+        held.enter(mode);
+        let ints = |data: &[i32]| Tensor::from_slice(device, data, &[data.len()]).unwrap();
+        let ancestors_table = Tensor::uninit(device, DType::U64, &[batch, 256, 4]).unwrap();
+        let feature_table = Tensor::uninit(device, DType::I32, &[batch, 256]).unwrap();
+        let mut random = Rng::new(8);
+        // What each run of each sequence sees, and where its hidden output is.
+        let mut sees: Vec<Vec<[u64; 4]>> = vec![Vec::new(); batch];
+        let mut output_rows: Vec<Vec<i32>> = vec![Vec::new(); batch];
+        let mut output_row = 10;
+        for level_width in [3usize, 40, 1, 70, 80] {
+            let mut frontier = Vec::new();
+            for (sequence, runs) in sees.iter().enumerate() {
+                let known = runs.len();
+                for i in 0..level_width {
+                    let parent_run = random.below(known + 1) as i32 - 1;
+                    let candidate = random.below(pool_len as usize) as i32;
+                    let run = (known + i) as i32;
+                    frontier.push(FrontierRow { sequence: sequence as i32, candidate, parent_run, run });
+                }
+            }
+            let num_rows = frontier.len();
+            let out_ints: [Tensor; 5] =
+                std::array::from_fn(|_| Tensor::uninit(device, DType::I32, &[num_rows]).unwrap());
+            let [tokens, positions, slots, feature_row, row_run] = &out_ints;
+            let ancestors = Tensor::uninit(device, DType::U64, &[num_rows, 4]).unwrap();
+            let parent_logp = Tensor::uninit(device, DType::F32, &[num_rows]).unwrap();
+            let args = DraftFrontierArgs {
+                frontier: &Tensor::from_slice::<i32>(device, bytemuck::cast_slice(&frontier), &[num_rows, 4])
+                    .unwrap(),
+                pool_tokens: &ints(&pool_tokens),
+                pool_path_logp: &Tensor::from_slice(device, &pool_path_logp, &[pool_len as usize]).unwrap(),
+                first_position: &ints(&first_position),
+                prefix_len: &ints(&prefix_len),
+                page_table: &Tensor::from_slice(device, &page_table, &[batch, max_pages]).unwrap(),
+                page_size,
+                root_feature_row: &ints(&root_feature_row),
+                runs: RunTables { ancestors: &ancestors_table, feature_row: &feature_table },
+                output_row,
+                tokens,
+                positions,
+                slots,
+                ancestors: &ancestors,
+                parent_logp: &parent_logp,
+                feature_row,
+                row_run,
+            };
+            draft_frontier(device, args).unwrap();
+            let [tokens, positions, slots, feature_row, row_run] =
+                out_ints.map(|tensor| tensor.to_vec::<i32>().unwrap());
+            let ancestors = ancestors.to_vec::<u64>().unwrap();
+            let parent_logp = parent_logp.to_vec::<f32>().unwrap();
+            for (row, chosen) in frontier.iter().enumerate() {
+                let b = chosen.sequence as usize;
+                let parent = usize::try_from(chosen.parent_run).ok();
+                let above = parent.map_or([0; 4], |run| sees[b][run]);
+                let pages = &page_table[b * max_pages..(b + 1) * max_pages];
+                let run = chosen.run as usize;
+                let want = oracle::place(above, run, first_position[b], prefix_len[b], pages, page_size);
+                let words = ancestors[4 * row..4 * row + 4].try_into().unwrap();
+                let got = oracle::Placement { position: positions[row], slot: slots[row], ancestors: words };
+                assert_eq!(got, want, "{mode:?}, {chosen:?}");
+                let candidate = chosen.candidate as usize;
+                assert_eq!(
+                    (tokens[row], parent_logp[row]),
+                    (pool_tokens[candidate], pool_path_logp[candidate]),
+                    "{mode:?}"
+                );
+                assert_eq!(
+                    feature_row[row],
+                    parent.map_or(root_feature_row[b], |run| output_rows[b][run]),
+                    "{mode:?}"
+                );
+                assert_eq!(row_run[row], chosen.run, "{mode:?}");
+            }
+            for (row, chosen) in frontier.iter().enumerate() {
+                let b = chosen.sequence as usize;
+                sees[b].push(ancestors[4 * row..4 * row + 4].try_into().unwrap());
+                output_rows[b].push((output_row + row) as i32);
+            }
+            output_row += num_rows;
+        }
+    }
+}

@@ -1,0 +1,275 @@
+use smart_run::device::{DType, Device, Tensor};
+use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample};
+use smart_run::reference::sampler as oracle;
+use smart_run::sampling::SamplingParams;
+
+use crate::common::device::device;
+use crate::common::inputs::Rng;
+
+fn normals(random: &mut Rng, len: usize, scale: f32) -> Vec<f32> {
+    random.normals(len).into_iter().map(|value| value * scale).collect()
+}
+
+const HOT: SamplingParams = SamplingParams { temperature: 0.7, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 11 };
+
+/// A batch: every row has its own parameters and position.
+struct Batch {
+    vocab_size: usize,
+    logits: Vec<f32>,
+    params: Vec<SamplingParams>,
+    positions: Vec<i32>,
+}
+
+impl Batch {
+    fn new(rows: &[Vec<f32>], params: &[SamplingParams]) -> Self {
+        assert_eq!(rows.len(), params.len());
+        let positions = (0..rows.len() as i32).map(|row| 100 + 7 * row).collect();
+        Self { vocab_size: rows[0].len(), logits: rows.concat(), params: params.to_vec(), positions }
+    }
+
+    fn run(&self, device: &Device) -> Vec<i32> {
+        let rows = self.params.len();
+        // Parameters in reverse order, so that row_sequence is not the identity.
+        let params: Vec<SamplerParams> = self.params.iter().rev().map(SamplerParams::from).collect();
+        let row_sequence: Vec<i32> = (0..rows as i32).rev().collect();
+        let out = Tensor::from_slice(device, &vec![-7; rows + 1], &[rows + 1]).unwrap();
+        let args = SampleArgs {
+            logits: &Tensor::from_slice(device, &self.logits, &[rows, self.vocab_size]).unwrap(),
+            row_sequence: &Tensor::from_slice(device, &row_sequence, &[rows]).unwrap(),
+            params: &SamplerParams::upload(device, &params).unwrap(),
+            positions: &Tensor::from_slice(device, &self.positions, &[rows]).unwrap(),
+            out: &out.rows(0..rows),
+        };
+        sample(device, args).unwrap();
+        let mut tokens: Vec<i32> = out.to_vec().unwrap();
+        assert_eq!(tokens.pop(), Some(-7), "wrote behind the output");
+        tokens
+    }
+
+    fn oracle(&self) -> Vec<i32> {
+        let rows = self.logits.chunks(self.vocab_size).zip(&self.params).zip(&self.positions);
+        rows.map(|((logits, params), &position)| oracle::sample(logits, params, position)).collect()
+    }
+
+    fn check(&self, device: &Device, name: &str) {
+        assert_eq!(self.run(device), self.oracle(), "{name}");
+    }
+}
+
+/// Rows of `vocab_size` named by what they could break.
+fn risky_rows(vocab_size: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut random = Rng::new(vocab_size as u64);
+    let normal = normals(&mut random, vocab_size, 3.0);
+    let last = vocab_size - 1;
+    let changed = |places: &[(usize, f32)]| {
+        let mut row = normal.clone();
+        places.iter().for_each(|&(place, value)| row[place] = value);
+        row
+    };
+    let mut only_last = vec![f32::NEG_INFINITY; vocab_size];
+    only_last[last] = -3.0;
+    let mut signed_zeros = vec![-1.0; vocab_size];
+    (signed_zeros[last / 2], signed_zeros[last]) = (-0.0, 0.0);
+    vec![
+        ("normal", normal.clone()),
+        ("all_equal", vec![0.25; vocab_size]),
+        ("all_impossible_but_the_last", only_last),
+        ("all_impossible", vec![f32::NEG_INFINITY; vocab_size]),
+        ("all_nan", vec![f32::NAN; vocab_size]),
+        ("nan_first", changed(&[(0, f32::NAN)])),
+        ("greatest_is_last", changed(&[(last, 60.0)])),
+        ("two_greatest", changed(&[(last / 3, 60.0), (last, 60.0)])),
+        ("infinite_logit", changed(&[(last / 2, f32::INFINITY)])),
+        ("signed_zeros_tie", signed_zeros),
+        ("huge_logits", normal.iter().map(|x| x * 1e30).collect()),
+        ("ascending", (0..vocab_size).map(|i| i as f32 * 0.01).collect()),
+    ]
+}
+
+fn risky_params() -> Vec<(&'static str, SamplingParams)> {
+    vec![
+        ("greedy", SamplingParams::default()),
+        (
+            "greedy_ignores_filters",
+            SamplingParams { top_p: 0.1, top_k: 2, min_p: 0.5, ..SamplingParams::default() },
+        ),
+        ("plain", HOT),
+        ("large_seed", SamplingParams { seed: u64::MAX - 5, ..HOT }),
+        ("tiny_temperature", SamplingParams { temperature: 1e-30, ..HOT }),
+        ("huge_temperature", SamplingParams { temperature: 1e30, ..HOT }),
+        ("top_k_1", SamplingParams { top_k: 1, ..HOT }),
+        ("top_k_7", SamplingParams { top_k: 7, ..HOT }),
+        ("top_k_beyond_the_vocabulary", SamplingParams { top_k: 1 << 30, ..HOT }),
+        ("top_p_tiny", SamplingParams { top_p: 1e-30, ..HOT }),
+        ("top_p_half", SamplingParams { top_p: 0.5, ..HOT }),
+        ("top_p_just_below_1", SamplingParams { top_p: 0.999_999_94, ..HOT }),
+        ("min_p_1", SamplingParams { min_p: 1.0, ..HOT }),
+        ("min_p_small", SamplingParams { min_p: 0.02, ..HOT }),
+        ("all_filters", SamplingParams { temperature: 1.3, top_p: 0.9, top_k: 20, min_p: 0.05, seed: 3 }),
+    ]
+}
+
+#[test]
+fn every_risky_row_under_every_risky_setting_agrees_with_the_oracle() {
+    let held = device();
+    let device: &Device = &held;
+    // One token; less than a quad; not a multiple of four; a multiple of four but not of the block; several quads a thread.
+    for vocab_size in [1, 3, 130, 1000, 1031] {
+        let (mut rows, mut params) = (Vec::new(), Vec::new());
+        for (_, row) in risky_rows(vocab_size) {
+            for (_, setting) in risky_params() {
+                rows.push(row.clone());
+                params.push(setting);
+            }
+        }
+        let batch = Batch::new(&rows, &params);
+        let want = batch.oracle();
+        for mode in held.modes() {
+            held.enter(mode);
+            for (i, (got, want)) in batch.run(device).iter().zip(&want).enumerate() {
+                let (row, setting) = (i / risky_params().len(), i % risky_params().len());
+                let names = (risky_rows(vocab_size)[row].0, risky_params()[setting].0);
+                assert_eq!(got, want, "{mode:?}, vocabulary {vocab_size}, {names:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn schedules_change_nothing() {
+    let held = device();
+    let device: &Device = &held;
+    let mut random = Rng::new(5);
+    let rows: Vec<Vec<f32>> = (0..4).map(|_| normals(&mut random, 517, 4.0)).collect();
+    let filtered = SamplingParams { top_p: 0.9, top_k: 40, min_p: 0.01, ..HOT };
+    let batch = Batch::new(
+        &rows,
+        &[SamplingParams::default(), HOT, filtered, SamplingParams { top_k: 0, ..filtered }],
+    );
+    for mode in held.modes().into_iter().chain(held.schedules()) {
+        held.enter(mode);
+        batch.check(device, &format!("{mode:?}"));
+    }
+}
+
+#[test]
+fn large_vocabularies_agree_with_the_oracle() {
+    let held = device();
+    let device: &Device = &held;
+    for vocab_size in [128_256, 152_064] {
+        let mut random = Rng::new(vocab_size as u64);
+        let rows = vec![normals(&mut random, vocab_size, 2.5); 2];
+        let settings = [HOT, SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 50, ..HOT }];
+        let batch = Batch::new(&rows, &settings);
+        for mode in held.modes() {
+            held.enter(mode);
+            batch.check(device, &format!("{mode:?}"));
+        }
+    }
+}
+
+/// The twin leaves most noise uncomputed; the oracle computes all of it. Flat rows leave the most winners to consider.
+#[test]
+fn pruned_draws_equal_exhaustive_ones() {
+    let held = device();
+    let device: &Device = &held;
+    let mut random = Rng::new(9);
+    for scale in [0.0, 0.1, 1.0, 5.0, 20.0] {
+        let rows: Vec<Vec<f32>> = (0..64).map(|_| normals(&mut random, 4096, scale)).collect();
+        let params: Vec<_> = (0..64).map(|seed| SamplingParams { seed, ..HOT }).collect();
+        Batch::new(&rows, &params).check(device, &format!("scale {scale}"));
+    }
+}
+
+#[test]
+fn a_row_draws_the_same_token_in_any_company() {
+    let held = device();
+    let device: &Device = &held;
+    let mut random = Rng::new(21);
+    let rows: Vec<Vec<f32>> = (0..8).map(|_| normals(&mut random, 400, 2.0)).collect();
+    let params: Vec<_> = (0..8).map(|seed| SamplingParams { seed, top_p: 0.8, ..HOT }).collect();
+    for mode in held.modes() {
+        held.enter(mode);
+        let batch = Batch::new(&rows, &params);
+        let together = batch.run(device);
+        for row in 0..rows.len() {
+            let mut alone = Batch::new(&rows[row..=row], &params[row..=row]);
+            alone.positions = vec![batch.positions[row]];
+            assert_eq!(alone.run(device), together[row..=row], "{mode:?}, row {row}");
+        }
+    }
+}
+
+/// The sampler alone against its law: many seeds and positions, one chi-square for each setting. The exact-law side is
+/// f64; tokens expected less than five times are counted together.
+#[test]
+fn draws_follow_the_processed_distribution() {
+    let held = device();
+    let device: &Device = &held;
+    let vocab_size = 40;
+    let logits = normals(&mut Rng::new(77), vocab_size, 1.5);
+    let (num_seeds, num_positions) = (250, 16);
+    for (name, setting) in [
+        ("temperature", SamplingParams { temperature: 1.0, ..HOT }),
+        ("cool", SamplingParams { temperature: 0.4, ..HOT }),
+        ("top_k", SamplingParams { temperature: 1.2, top_k: 9, ..HOT }),
+        ("top_p", SamplingParams { temperature: 1.2, top_p: 0.8, ..HOT }),
+        ("min_p", SamplingParams { temperature: 1.2, min_p: 0.15, ..HOT }),
+        ("all", SamplingParams { temperature: 1.5, top_k: 25, top_p: 0.9, min_p: 0.1, ..HOT }),
+    ] {
+        let law = oracle::law(&logits, &setting);
+        let mut counts = vec![0usize; vocab_size];
+        for seed in 0..num_seeds {
+            let params = vec![SamplingParams { seed, ..setting }; num_positions];
+            let mut batch = Batch::new(&vec![logits.clone(); num_positions], &params);
+            batch.positions = (0..num_positions as i32).collect();
+            batch.run(device).iter().for_each(|&token| counts[token as usize] += 1);
+        }
+        let draws = (num_seeds as usize * num_positions) as f64;
+        let (mut statistic, mut cells) = (0.0, 0usize);
+        let (mut rare_expected, mut rare_seen) = (0.0, 0.0);
+        for (token, &probability) in law.iter().enumerate() {
+            let (expected, seen) = (probability * draws, counts[token] as f64);
+            assert!(
+                probability > 0.0 || counts[token] == 0,
+                "{name}: token {token} was filtered out and drawn"
+            );
+            if expected < 5.0 {
+                rare_expected += expected;
+                rare_seen += seen;
+            } else {
+                statistic += (seen - expected).powi(2) / expected;
+                cells += 1;
+            }
+        }
+        if rare_expected >= 5.0 {
+            statistic += (rare_seen - rare_expected) * (rare_seen - rare_expected) / rare_expected;
+            cells += 1;
+        }
+        // Wilson-Hilferty: (chi2 / d)^(1/3) is nearly normal. Noise is fixed, so a bound of 3.3 (p = 0.0005) never flickers;
+        // a value far below would mean draws that are too even.
+        let freedom = cells as f64 - 1.0;
+        let spread = 2.0 / (9.0 * freedom);
+        let deviation = ((statistic / freedom).cbrt() - (1.0 - spread)) / spread.sqrt();
+        assert!(
+            deviation.abs() < 3.3,
+            "{name}: chi-square {statistic:.1} of {freedom} is {deviation:.2} sigma off"
+        );
+    }
+}
+
+#[test]
+fn shapes_are_checked() {
+    let held = device();
+    let device: &Device = &held;
+    let ints = Tensor::zeros(device, DType::I32, &[2]).unwrap();
+    let args = SampleArgs {
+        logits: &Tensor::zeros(device, DType::F32, &[3, 8]).unwrap(),
+        row_sequence: &ints,
+        params: &SamplerParams::upload(device, &[SamplerParams::from(&HOT)]).unwrap(),
+        positions: &ints,
+        out: &ints,
+    };
+    let message = sample(device, args).unwrap_err().to_string();
+    assert!(message.contains("sample: row_sequence") && message.contains("T=3"), "{message}");
+}
