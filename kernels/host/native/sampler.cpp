@@ -5,6 +5,7 @@
 // -ln(-ln(1 - v)) <= -ln v, so only if v <= exp(relative - best). The right side is bounded from above by the
 // chord of 2^x between integers, which costs one fused multiply-add and a conversion. What passes is computed
 // exactly, by the kernel's own functions.
+#include <algorithm>
 #include <vector>
 
 #include "exact.hpp"
@@ -58,7 +59,7 @@ VECTORISED_EXACT void find_possible_winners(const float (&logits)[kBlockTokens],
     const int chord_bits = static_cast<int>(fmaf(clamped, kChordScale, kChordOffset));
     const float v = static_cast<float>(static_cast<int>(noise[i] >> 1)) * 0x1p-31f;
     // NaN fails the first comparison of `clamped` and is let through: the exact step sorts it out.
-    possible[i] = v <= std::bit_cast<float>(chord_bits);
+    possible[i] = v <= __int_as_float(chord_bits);
   }
 }
 
