@@ -1,10 +1,12 @@
 //! Configs and checkpoints as Hugging Face writes them, read into our words.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use smart_run::config::{
-    Architecture, Eagle3Config, FloatType, ModelConfig, ModelSource, RopeConfig, RopeScaling,
+    Architecture, Eagle3Config, EmbeddedModel, FloatType, ModelConfig, ModelSource, RopeConfig, RopeScaling,
 };
+use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
 
 #[allow(dead_code)]
@@ -168,6 +170,26 @@ fn a_checkpoint_gives_the_same_tensors_from_one_file_and_from_shards() {
         );
     }
     sharded.finish().unwrap();
+}
+
+#[test]
+fn an_embedded_model_reads_as_its_folder_does() {
+    static EMBEDDED: LazyLock<EmbeddedModel> = LazyLock::new(|| EmbeddedModel {
+        name: "tiny",
+        config: tiny_model::config().to_string().leak(),
+        generation_config: Some(r#"{"eos_token_id": 3}"#),
+        tokenizer: Some(tiny_model::tokenizer().to_string().leak().as_bytes()),
+        weights: tiny_model::safetensors(&tiny_model::tensors(), "BF16", 2).leak(),
+    });
+    let source = ModelSource::Embedded(&EMBEDDED);
+    assert_eq!(ModelConfig::from_hf(&source).unwrap().eos_token_ids, [3]);
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    assert_eq!(checkpoint.names().count(), tiny_model::tensors().len());
+    assert!(
+        checkpoint.get("lm_head.weight").unwrap_err().to_string().starts_with("tiny/model.safetensors: ")
+    );
+    let tokenizer = Tokenizer::open(&source).unwrap().unwrap();
+    assert_eq!(tokenizer.decode(&tokenizer.encode("abc", true).unwrap()).unwrap(), "abc");
 }
 
 #[test]

@@ -211,6 +211,24 @@ mod tests {
         assert_eq!((kept, blended, divided), (29, 6, 29));
     }
 
+    /// Pairs that are kept, blended and divided, as `LlamaRotaryEmbedding` of transformers 5 computes them, to the bit.
+    #[test]
+    fn llama3_frequencies_are_those_of_transformers() {
+        let expected = [
+            (1, 0.8146172),
+            (28, 0.003211446),
+            (29, 0.0021665706),
+            (32, 0.000524846),
+            (34, 0.00017850779),
+            (35, 9.556212e-05),
+            (63, 3.068926e-07),
+        ];
+        let frequencies = LLAMA_31.inv_freq(128);
+        for (pair, frequency) in expected {
+            assert_eq!(frequencies[pair], frequency, "pair {pair}");
+        }
+    }
+
     #[test]
     fn table_holds_cosines_then_sines() {
         let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::None };

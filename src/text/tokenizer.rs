@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokenizers::ModelWrapper;
+
 use super::fence::fenced;
 use super::{TokenStream, merges};
 use crate::config::ModelSource;
@@ -30,7 +32,8 @@ impl Tokenizer {
 
     /// A tokenizer from the content of a `tokenizer.json`; `path` stands for it in messages.
     ///
-    /// Truncation and padding that the file asks for are switched off: a prompt is taken whole and as it is.
+    /// Truncation, padding and random merges (dropout) that the file asks for are switched off: a prompt is taken whole, as
+    /// it is, and always becomes the same ids.
     pub fn from_json(path: impl Into<PathBuf>, json: &[u8]) -> Result<Self> {
         let path = path.into();
         merges::check(json).map_err(|reason| Error::format(&path, reason))?;
@@ -38,6 +41,13 @@ impl Tokenizer {
             let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
             tokenizer.with_padding(None);
             tokenizer.with_truncation(None)?;
+            if let ModelWrapper::BPE(model) = tokenizer.get_model()
+                && model.dropout.is_some()
+            {
+                let mut model = model.clone();
+                model.dropout = None;
+                tokenizer.with_model(model);
+            }
             // A trial: parts that contradict each other show at load, not after minutes of it.
             let ids = tokenizer.encode("a", true)?;
             tokenizer.decode(ids.get_ids(), true)?;
@@ -73,5 +83,24 @@ impl Tokenizer {
     /// One more than the largest token id, added tokens included.
     pub fn num_ids(&self) -> usize {
         self.shared.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_is_taken_whole_and_always_becomes_the_same_ids() {
+        let json = serde_json::json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 8}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 0,
+                        "pad_type_id": 0, "pad_token": "a"},
+            "model": {"type": "BPE", "dropout": 1.0, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
+        });
+        let tokenizer = Tokenizer::from_json("tokenizer.json", json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("ababa", true).unwrap(), [2, 2, 0]);
+        assert_eq!(tokenizer.num_ids(), 3);
     }
 }
