@@ -13,7 +13,7 @@ __thread Thread* current __attribute__((tls_model("initial-exec"))) = nullptr;
 
 void fiber_main();
 
-Fiber::Fiber(unsigned index) : stack(index, fiber_main) {}
+Fiber::Fiber(unsigned number) : stack(number, fiber_main) {}
 
 Block::~Block() {
   for (Warp& warp : warps)

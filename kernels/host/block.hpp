@@ -30,7 +30,7 @@ struct Fiber : Thread {
   bool exited = false;
   std::vector<AsyncCopy> copies;     // issued, oldest first
   std::vector<uint32_t> group_ends;  // committed groups, as ends into `copies`
-  explicit Fiber(unsigned index);
+  explicit Fiber(unsigned number);
 };
 
 // Where the lanes of one mask meet. Two sets of slots, used in turn: a lane may still read the last meeting's
