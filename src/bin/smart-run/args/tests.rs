@@ -1,0 +1,151 @@
+//! Command lines and what they mean.
+
+use super::*;
+
+/// Parses `line`, split at spaces, as typed after the program's name.
+fn typed(line: &str) -> Result<Command, Stop> {
+    parse(["smart-run"].into_iter().chain(line.split_whitespace()).map(OsString::from))
+}
+
+fn generate_args(line: &str) -> GenerateArgs {
+    match typed(line) {
+        Ok(Command::Generate(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn nothing_typed_is_the_demo() {
+    assert_eq!(typed(""), Ok(Command::Demo));
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    for (line, expected) in
+        [("--help", "generate"), ("generate --help", "--max-new-tokens"), ("--version", "0.")]
+    {
+        match typed(line) {
+            Err(Stop::Answer(text)) => assert!(text.contains(expected), "{line}: {text}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_design() {
+    assert_eq!(
+        generate_args("generate --prompt x"),
+        GenerateArgs {
+            model: None,
+            draft: None,
+            prompt: Prompt::Text("x".into()),
+            max_new_tokens: 256,
+            sampling: SamplingArgs { temperature: 0.0, top_p: 1.0, top_k: None, min_p: 0.0, seed: 0 },
+            ignore_eos: false,
+            policy: None,
+            dtype: None,
+            device: DeviceChoice::Auto,
+            format: OutputFormat::Text,
+            trace: None,
+        }
+    );
+}
+
+#[test]
+fn every_flag_reaches_its_field() {
+    let line = "generate --model m --draft d --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
+                --top-p 0.9 --top-k 40 --min-p 0.05 --seed 18446744073709551615 --ignore-eos --policy chain:4 \
+                --dtype f16 --device cuda:2 --format json --trace t.jsonl";
+    assert_eq!(
+        generate_args(line),
+        GenerateArgs {
+            model: Some("m".into()),
+            draft: Some("d".into()),
+            prompt: Prompt::Ids(vec![3, 0, i32::MAX]),
+            max_new_tokens: 7,
+            sampling: SamplingArgs {
+                temperature: 0.5,
+                top_p: 0.9,
+                top_k: Some(40),
+                min_p: 0.05,
+                seed: u64::MAX,
+            },
+            ignore_eos: true,
+            policy: Some(Policy::Chain(4)),
+            dtype: Some(FloatType::F16),
+            device: DeviceChoice::Cuda(2),
+            format: OutputFormat::Json,
+            trace: Some("t.jsonl".into()),
+        }
+    );
+    assert_eq!(generate_args("generate --prompt-file p").prompt, Prompt::File("p".into()));
+    assert_eq!(generate_args("generate --prompt=-x").prompt, Prompt::Text("-x".into()));
+    assert_eq!(generate_args("generate --prompt --x").prompt, Prompt::Text("--x".into()));
+}
+
+#[test]
+fn a_wrong_command_line_is_one_sentence_that_names_the_flag() {
+    let cases = [
+        ("generat", "generat"),
+        ("--nonsense", "--nonsense"),
+        ("generate", "--prompt"),
+        ("generate --prompt", "--prompt"),
+        ("generate --prompt x --prompt-ids 1", "several prompts"),
+        ("generate --prompt-file f --prompt-ids 1", "several prompts"),
+        ("generate --prompt x --prompt y", "--prompt"),
+        ("generate --prompt x stray", "stray"),
+        ("generate --prompt x --nonsense", "--nonsense"),
+        ("generate --prompt-ids ,", "--prompt-ids"),
+        ("generate --prompt-ids 1,,2", "--prompt-ids"),
+        ("generate --prompt-ids 1,-2", "--prompt-ids"),
+        ("generate --prompt-ids -1", "--prompt-ids"),
+        ("generate --prompt-ids +1", "--prompt-ids"),
+        ("generate --prompt-ids 2147483648", "--prompt-ids"),
+        ("generate --prompt-ids 1.0", "--prompt-ids"),
+        ("generate --prompt x --max-new-tokens 0", "--max-new-tokens"),
+        ("generate --prompt x --max-new-tokens -1", "--max-new-tokens"),
+        ("generate --prompt x --max-new-tokens 1e3", "--max-new-tokens"),
+        ("generate --prompt x --temperature -0.1", "--temperature"),
+        ("generate --prompt x --temperature nan", "--temperature"),
+        ("generate --prompt x --temperature inf", "--temperature"),
+        ("generate --prompt x --temperature 1e39", "--temperature"),
+        ("generate --prompt x --temperature hot", "--temperature"),
+        ("generate --prompt x --top-p 0", "--top-p"),
+        ("generate --prompt x --top-p 1.1", "--top-p"),
+        ("generate --prompt x --top-p nan", "--top-p"),
+        ("generate --prompt x --min-p -0.1", "--min-p"),
+        ("generate --prompt x --min-p 2", "--min-p"),
+        ("generate --prompt x --top-k 0", "--top-k"),
+        ("generate --prompt x --top-k 4294967296", "--top-k"),
+        ("generate --prompt x --seed -1", "--seed"),
+        ("generate --prompt x --seed 18446744073709551616", "--seed"),
+        ("generate --prompt x --dtype fp8", "--dtype"),
+        ("generate --prompt x --device gpu", "--device"),
+        ("generate --prompt x --device cuda:-1", "--device"),
+        ("generate --prompt x --format yaml", "--format"),
+        ("generate --prompt x --image cat.png", "--image"),
+        ("generate --prompt x --policy clever", "--policy"),
+        ("generate --prompt x --policy chain", "--policy"),
+        ("generate --prompt x --policy eagle2:10,5", "--policy"),
+        ("generate --prompt x --model m --policy smart", "--policy smart needs a drafter"),
+    ];
+    for (line, expected) in cases {
+        match typed(line) {
+            Err(Stop::Usage(sentence)) => {
+                assert!(sentence.contains(expected), "{line}: {sentence}");
+                assert!(!sentence.contains('\n') && !sentence.starts_with("error"), "{line}: {sentence}");
+            }
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+    let empty = ["smart-run", "generate", "--prompt", ""].map(OsString::from);
+    assert_eq!(parse(empty), Err(Stop::Usage("--prompt is empty: give some text to complete".into())));
+}
+
+#[test]
+fn without_a_drafter_only_plain_may_be_asked_for() {
+    assert!(typed("generate --prompt x --model m --policy plain").is_ok());
+    assert!(typed("generate --prompt x --model m --draft d --policy smart").is_ok());
+    assert!(generate_args("generate --prompt x --policy smart").has_drafter());
+    assert!(!generate_args("generate --prompt x --model m").has_drafter());
+}
