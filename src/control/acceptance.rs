@@ -23,12 +23,18 @@ const NUM_DEPTHS: usize = 6;
 /// Labels that the drafter's own probability is worth, and those that the curve of all depths is worth to one depth.
 const PRIOR_LABELS: f64 = 4.0;
 const POOLED_LABELS: f64 = 12.0;
-/// Labels of one depth and knot that are remembered.
+/// Labels of one depth and knot that are remembered, and what a round leaves of older ones: depths that are no longer reached must
+/// not speak for those that are.
 const MEMORY_LABELS: f64 = 200.0;
-/// Per-sequence shift: prior precision, what a round leaves of older evidence, and its bound.
-const SHIFT_PRECISION: f64 = 4.0;
-const SHIFT_MEMORY: f64 = 0.88;
+const ROUND_MEMORY: f64 = 0.98;
+/// Per-sequence shift: prior precision, what a round leaves of older evidence, its pull to zero, and its bound.
+const SHIFT_PRECISION: f64 = 3.0;
+const SHIFT_MEMORY: f64 = 0.85;
+const SHIFT_PULL: f64 = 0.02;
 const MAX_SHIFT: f64 = 5.0;
+/// Weight of the newest round in the measure of surprise, and the measure from which on older evidence is dropped faster.
+const SURPRISE_RATE: f64 = 0.3;
+const SURPRISE_LIMIT: f64 = 1.3;
 /// Sequences remembered; beyond it the stalest half is dropped.
 const MAX_SEQUENCES: usize = 4096;
 
@@ -66,6 +72,8 @@ struct Evidence {
     /// (labels, accepted) by depth and knot.
     counts: [[(f64, f64); NUM_KNOTS]; NUM_DEPTHS],
     calibration: Calibration,
+    /// Whether there are labels since the last refit.
+    fresh: bool,
 }
 
 /// Per-sequence log-odds shift, a decayed Newton estimate.
@@ -73,6 +81,8 @@ struct Evidence {
 struct Shift {
     log_odds: f64,
     information: f64,
+    /// Recent squared surprise over its variance.
+    surprise: f64,
     last_used: u64,
 }
 
@@ -101,8 +111,11 @@ impl Default for AcceptanceModel {
 impl AcceptanceModel {
     /// A model that believes the drafter.
     pub fn new() -> Self {
-        let evidence =
-            Evidence { counts: [[(0.0, 0.0); NUM_KNOTS]; NUM_DEPTHS], calibration: Calibration::prior() };
+        let evidence = Evidence {
+            counts: [[(0.0, 0.0); NUM_KNOTS]; NUM_DEPTHS],
+            calibration: Calibration::prior(),
+            fresh: false,
+        };
         Self { modes: [evidence.clone(), evidence], sequences: HashMap::new(), clock: 0 }
     }
 
@@ -120,6 +133,7 @@ impl AcceptanceModel {
     pub fn observe(&mut self, sequence: u64, sampled: bool, labels: &[Label]) {
         self.clock += 1;
         let evidence = &mut self.modes[usize::from(sampled)];
+        evidence.fresh = true;
         let (mut surprise, mut information) = (0.0, 0.0);
         for label in labels {
             let accepted = f64::from(u8::from(label.accepted));
@@ -128,12 +142,20 @@ impl AcceptanceModel {
             surprise += accepted - q;
             information += q * (1.0 - q);
         }
-        let shift =
-            self.sequences.entry(sequence).or_insert(Shift { log_odds: 0.0, information: 0.0, last_used: 0 });
+        let shift = self.sequences.entry(sequence).or_insert(Shift {
+            log_odds: 0.0,
+            information: 0.0,
+            surprise: 1.0,
+            last_used: 0,
+        });
         shift.last_used = self.clock;
-        shift.information = SHIFT_MEMORY * shift.information + information;
-        let step = (surprise - 0.1 * shift.log_odds) / (SHIFT_PRECISION + shift.information);
-        shift.log_odds = (shift.log_odds + step).clamp(-MAX_SHIFT, MAX_SHIFT);
+        // Squared surprise over its variance is 1 on average while the estimates hold.
+        let measure = (surprise * surprise / (information + 0.05)).min(10.0);
+        shift.surprise += SURPRISE_RATE * (measure - shift.surprise);
+        let trust = (SURPRISE_LIMIT / shift.surprise.max(SURPRISE_LIMIT)).powi(2);
+        shift.information = SHIFT_MEMORY * trust * shift.information + information;
+        let step = (surprise - SHIFT_PULL * shift.log_odds) / (SHIFT_PRECISION * trust + shift.information);
+        shift.log_odds = (shift.log_odds + step.clamp(-1.0, 1.0)).clamp(-MAX_SHIFT, MAX_SHIFT);
         self.forget_stale_sequences();
     }
 
@@ -166,6 +188,13 @@ impl Evidence {
     }
 
     fn refit(&mut self) {
+        if !std::mem::take(&mut self.fresh) {
+            return;
+        }
+        for (labels, accepted) in self.counts.as_flattened_mut() {
+            *labels *= ROUND_MEMORY;
+            *accepted *= ROUND_MEMORY;
+        }
         let mut pooled = [(0.0, 0.0); NUM_KNOTS];
         for row in &self.counts {
             for (sum, count) in pooled.iter_mut().zip(row) {

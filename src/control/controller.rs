@@ -200,7 +200,9 @@ impl Controller {
         self.learn_costs(&report.times);
         let predicted_ns = self.round.selection().ns as f64;
         let total_ns = report.times.total.map_or(predicted_ns, |us| f64::from(us) * 1000.0);
-        self.forecast.observe(&self.ids, &self.round, total_ns);
+        let complete = report.sequences.len() == self.views.len();
+        let emitted = report.sequences.iter().map(|outcome| outcome.accepted.len() + 1).sum();
+        self.forecast.observe(&self.ids, &self.round, total_ns, complete.then_some(emitted));
         if self.decision.drafting == 0 {
             return;
         }

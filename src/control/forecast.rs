@@ -3,7 +3,8 @@
 //! For each sequence it keeps what its recent drafted rounds were expected to bring (kept path probability, verified nodes), and
 //! for the batch how wide its levels were. From these it predicts the speed of drafting for the best `w` sequences and
 //! compares it with the plain round. Sequences left out are probed with exponential back-off, out of a budget that is a fixed
-//! share of all time served, so that a hopeless text costs no more than that.
+//! share of all time served. Predictions may be wrong, so an account of what drafted rounds really brought is kept too: once it
+//! is overdrawn, only probes draft. Together they bound what a hopeless text can cost.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -14,14 +15,21 @@ use super::scan::{self, Candidate, sort_candidates};
 
 /// Share of all time that probes may cost.
 const PROBE_SHARE: f64 = 0.005;
+/// What drafted rounds may have lost to plain ones: a share of all time, and so many plain rounds to begin with.
+const LOSS_SHARE: f64 = 0.003;
+const CREDIT_ROUNDS: f64 = 1.0;
+/// Plain rounds of gain that the account keeps; beyond it past luck is forgotten.
+const MAX_BALANCE_ROUNDS: f64 = 10.0;
 /// Rounds between probes of a sequence: at first, and at most.
 const FIRST_PROBE: u64 = 8;
 const LAST_PROBE: u64 = 1024;
 /// Weight of the newest round.
 const RATE: f64 = 0.25;
-/// What an unknown sequence is expected to bring when nothing is known at all.
+/// Rounds after which half of what is known of a sequence that does not draft has faded.
+const HALF_LIFE: f64 = 64.0;
+/// What an unknown sequence is expected to bring when nothing is known at all: hopeful, so that it gets a chance.
 const PRIOR_MASS: f64 = 2.0;
-const PRIOR_NODES: f64 = 8.0;
+const PRIOR_NODES: f64 = 2.0;
 /// Gain that drafting must promise over the plain round.
 const MARGIN: f64 = 1.003;
 const MAX_SEQUENCES: usize = 4096;
@@ -63,6 +71,8 @@ pub struct Forecast {
     round: u64,
     served_ns: f64,
     probed_ns: f64,
+    /// What drafted rounds gained on plain ones, in time; bounded above.
+    balance_ns: f64,
     order: Vec<Candidate>,
     scratch: Vec<Candidate>,
 }
@@ -76,9 +86,9 @@ impl Forecast {
         for (sequence, id) in ids.iter().enumerate() {
             let state = &mut round.sequences[sequence];
             state.drafts = false;
-            let record = self.record(*id);
+            let hoped = self.hoped_mass(*id);
             if state.max_depth > 0 {
-                order.push(Candidate::new(record.mass as f32, sequence, 0));
+                order.push(Candidate::new(hoped as f32, sequence, 0));
             }
         }
         sort_candidates(&mut order, &mut self.scratch);
@@ -90,7 +100,7 @@ impl Forecast {
         for (i, candidate) in order.iter().enumerate() {
             let sequence = candidate.sequence();
             let record = self.sequences[&ids[sequence]];
-            expected += record.mass;
+            expected += f64::from(candidate.value());
             tokens += record.nodes;
             rows += round.sequences[sequence].catch_up_rows.max(1);
             attention_ns += round.tables.draft_attention_ns[sequence]
@@ -100,6 +110,10 @@ impl Forecast {
             if rate > best.0 {
                 best = (rate, i + 1);
             }
+        }
+        let overdraft = CREDIT_ROUNDS * round.tables.plain_ns as f64 + LOSS_SHARE * self.served_ns;
+        if self.balance_ns < -overdraft {
+            best = (plain_rate, 0);
         }
         for candidate in &order[..best.1] {
             round.sequences[candidate.sequence()].drafts = true;
@@ -113,12 +127,18 @@ impl Forecast {
         Decision { drafting: best.1 + probing, probing, speedup }
     }
 
-    /// Learns from a selected round: expectations, not outcomes, which are far noisier and reach here through calibration.
-    pub(super) fn observe(&mut self, ids: &[u64], round: &DraftRound, total_ns: f64) {
+    /// Learns from a round that took `total_ns` and emitted `emitted` tokens. Its trees' expectations are what is learned of a
+    /// sequence: outcomes are far noisier, and reach them through calibration. Outcomes alone move the account.
+    pub(super) fn observe(&mut self, ids: &[u64], round: &DraftRound, total_ns: f64, emitted: Option<usize>) {
         self.served_ns += total_ns;
         let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();
         if drafting == 0 {
             return;
+        }
+        if let Some(emitted) = emitted {
+            let plain_ns = round.tables.plain_ns as f64;
+            let gain = emitted as f64 / ids.len() as f64 * plain_ns - total_ns;
+            self.balance_ns = (self.balance_ns + gain).min(MAX_BALANCE_ROUNDS * plain_ns);
         }
         let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);
         for (sequence, id) in ids.iter().enumerate().filter(|&(sequence, _)| round.sequences[sequence].drafts)
@@ -138,17 +158,18 @@ impl Forecast {
             record.last_drafted = now;
         }
         let mean = (mass_sum / drafting as f64, nodes_sum / drafting as f64);
+        let first = self.typical.is_none();
         self.typical = Some(match self.typical {
             None => mean,
             Some(old) => (old.0 + 0.1 * (mean.0 - old.0), old.1 + 0.1 * (mean.1 - old.1)),
         });
         let levels = round.levels();
-        if self.level_rows.len() + 1 < levels.len() {
-            self.level_rows.resize(levels.len() - 1, 0.0);
-        }
+        let num_levels = levels.len().saturating_sub(1).max(self.level_rows.len());
+        self.level_rows.resize(num_levels, 0.0);
+        let rate = if first { 1.0 } else { RATE };
         for (i, rows) in self.level_rows.iter_mut().enumerate() {
             let run = levels.get(i + 1).map_or(0.0, |level| level.rows as f64 / drafting as f64);
-            *rows += RATE * (run - *rows);
+            *rows += rate * (run - *rows);
         }
     }
 
@@ -194,6 +215,14 @@ impl Forecast {
             }
         }
         due
+    }
+
+    /// Expected accepted tokens if the sequence drafted now: what is known of it fades towards the typical once it is left out.
+    fn hoped_mass(&mut self, id: u64) -> f64 {
+        let record = *self.record(id);
+        let known = 0.5f64.powf(self.round.saturating_sub(record.last_drafted) as f64 / HALF_LIFE);
+        let typical = self.typical.map_or(record.mass, |typical| typical.0);
+        typical + known * (record.mass - typical)
     }
 
     fn record(&mut self, id: u64) -> &mut Record {

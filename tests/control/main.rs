@@ -1,6 +1,10 @@
 //! The controller from outside: executor, scans, models, and whole simulated runs.
 
+mod acceptance;
 mod common;
+mod cost;
+mod eagle2;
 mod executor;
 mod process;
+mod scan;
 mod simulation;

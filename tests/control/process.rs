@@ -103,6 +103,8 @@ pub struct Outcome {
     pub nodes: f64,
     /// Drafter passes per round.
     pub levels: f64,
+    /// Sequences drafting.
+    pub drafting: f64,
     pub probe_share: f64,
 }
 
@@ -137,7 +139,7 @@ impl Simulation {
 
     /// Runs `rounds` rounds and sums them up.
     pub fn run(&mut self, rounds: usize) -> Outcome {
-        let (mut tokens, mut us, mut nodes, mut levels) = (0.0, 0.0, 0.0, 0.0);
+        let (mut tokens, mut us, mut nodes, mut levels, mut drafting) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for _ in 0..rounds {
             let (round_tokens, round_us) = self.round();
             tokens += round_tokens;
@@ -145,6 +147,7 @@ impl Simulation {
             let round = self.controller.round();
             nodes += round.selection().tokens as f64 / self.batch as f64;
             levels += round.levels().len() as f64;
+            drafting += (0..self.batch).filter(|&s| round.pool(s).nodes()[0].is_expanded()).count() as f64;
         }
         let plain_us =
             self.roofline.plain_round_us(std::iter::repeat_n(self.context, self.batch)) / self.batch as f64;
@@ -153,6 +156,7 @@ impl Simulation {
             speedup: tokens / us * plain_us,
             nodes: nodes / rounds as f64,
             levels: levels / rounds as f64,
+            drafting: drafting / rounds as f64,
             probe_share: self.controller.probe_share(),
         }
     }

@@ -65,3 +65,93 @@ fn smart_beats_the_best_fixed_policy_at_batch_1() {
         }
     }
 }
+
+#[test]
+#[ignore]
+fn explore() {
+    for (name, ease) in [
+        ("uniform .6", Ease::Uniform(0.6)),
+        ("mixed .95/.2", Ease::Mixed(0.95, 0.2)),
+        ("random", Ease::Random),
+    ] {
+        for batch in [1, 8, 32, 64] {
+            let process = Process::calibrated(1, ease);
+            let rounds = (400 / batch).max(60);
+            let mut sim = Simulation::new(Policy::Smart, process, batch);
+            for _ in 0..3 {
+                let o = sim.run(rounds / 3);
+                print!(" {:.3} ({:.1} draft, {:.1} lv, {:.1} n)", o.speedup, o.drafting, o.levels, o.nodes);
+            }
+            println!("  {name} {batch} p95 {:?}", sim.controller.cost().prediction_error_p95());
+        }
+    }
+}
+#[test]
+#[ignore]
+fn hopeless() {
+    for quality in [0.02, 0.05, 0.1, 0.2, 0.4] {
+        for batch in [1, 8, 64] {
+            let process = Process { quality, ..Process::calibrated(1, Ease::Uniform(0.6)) };
+            let mut sim = Simulation::new(Policy::Smart, process, batch);
+            for _ in 0..4 {
+                let o = sim.run(250.min(8000 / batch));
+                print!(
+                    " {:.4} ({:.1} draft, {:.1} lv, {:.1} n, {:.4})",
+                    o.speedup, o.drafting, o.levels, o.nodes, o.probe_share
+                );
+            }
+            println!("  {quality} {batch}");
+        }
+    }
+}
+#[test]
+#[ignore]
+fn collapse() {
+    for batch in [1, 8, 64] {
+        let process = Process::calibrated(1, Ease::Uniform(0.95));
+        let mut sim = Simulation::new(Policy::Smart, process, batch);
+        let o = sim.run(100);
+        print!("{:.3} ({:.2} t)", o.speedup, o.tokens_per_round);
+        sim.process.quality = 0.02;
+        for _ in 0..8 {
+            let o = sim.run(10);
+            print!(
+                " {:.4} ({:.1} draft, {:.1} lv, {:.1} n, {:.4})",
+                o.speedup, o.drafting, o.levels, o.nodes, o.probe_share
+            );
+        }
+        println!();
+        sim.process.quality = 1.0;
+        for _ in 0..8 {
+            let o = sim.run(30);
+            print!(
+                " {:.4} ({:.1} draft, {:.1} lv, {:.1} n, {:.4})",
+                o.speedup, o.drafting, o.levels, o.nodes, o.probe_share
+            );
+        }
+        println!("  {batch}");
+    }
+}
+#[test]
+#[ignore]
+fn debug64() {
+    let process = Process::calibrated(1, Ease::Uniform(0.95));
+    let mut sim = Simulation::new(Policy::Smart, process, 1);
+    sim.run(100);
+    sim.process.quality = 0.02;
+    for _ in 0..16 {
+        let o = sim.run(4);
+        let c = sim.controller.acceptance().calibration(false);
+        println!(
+            "{:.4} S {:.3} q(-.05) {:.3} q(-.5) {:.3} q(-2) {:.3} odds {:.3} sel {:?} price",
+            o.speedup,
+            sim.controller.round().speedup(),
+            c.q(1, -0.05, 1.0),
+            c.q(1, -0.5, 1.0),
+            c.q(2, -0.5, 1.0),
+            sim.controller.acceptance().odds(0),
+            sim.controller.round().selection()
+        );
+        println!("{:?}", sim.controller.round().levels());
+    }
+}

@@ -6,8 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Largest step of one correction, as a factor: a single stalled round must not rewrite the table.
+/// Largest error that one correction heeds, as a factor.
 const MAX_STEP: f64 = 3.0;
+/// Rate of correction of a count that is well known, and the log error that is believed at first sight.
+const RATE: f64 = 0.15;
+const ACCIDENT: f64 = 0.1;
 /// Weight that one direct measurement adds to its knots, and what is left of old weights after it.
 const WEIGHT: f64 = 1.0;
 const FORGETTING: f64 = 0.98;
@@ -24,6 +27,8 @@ struct Knot {
     us: f64,
     /// Direct measurements behind `us`, fading.
     weight: f64,
+    /// Log error of the latest direct measurement.
+    last_error: f64,
     /// The monotone fit that is read.
     fitted: f64,
 }
@@ -35,8 +40,6 @@ pub struct Staircase {
     tread: usize,
     /// Ascending in `rows`; never empty.
     knots: Vec<Knot>,
-    /// Log errors of the latest observations, to tell a trend from an outlier.
-    recent: [f64; 3],
 }
 
 impl Staircase {
@@ -50,10 +53,10 @@ impl Staircase {
             .chunk_by(|a, b| a.0 == b.0)
             .map(|group| {
                 let us = group[group.len() / 2].1;
-                Knot { rows: group[0].0, us, weight: WEIGHT, fitted: us }
+                Knot { rows: group[0].0, us, weight: WEIGHT, last_error: 0.0, fitted: us }
             })
             .collect();
-        let mut stairs = Self { tread, knots, recent: [0.0; 3] };
+        let mut stairs = Self { tread, knots };
         stairs.refit();
         stairs
     }
@@ -71,7 +74,7 @@ impl Staircase {
             (None, Some(first)) => first.fitted,
             (Some(low), Some(high)) => {
                 let share = (rows - low.rows) as f64 / (high.rows - low.rows) as f64;
-                low.fitted + share * (high.fitted - low.fitted)
+                (low.fitted + share * (high.fitted - low.fitted)).min(high.fitted)
             }
             (Some(last), None) => last.fitted + self.tail_slope() * (rows - last.rows) as f64,
             (None, None) => unreachable!("a staircase has at least one knot"),
@@ -86,19 +89,17 @@ impl Staircase {
         let rows = round_up(rows, self.tread);
         self.ensure_knot(rows);
         let error = (us / self.at(rows)).ln().clamp(-MAX_STEP.ln(), MAX_STEP.ln());
-        self.recent.rotate_left(1);
-        self.recent[2] = error;
-        // The middle of the last three errors is the trend; one round's excess over it is taken for an accident.
-        let mut sorted = self.recent;
-        sorted.sort_by(f64::total_cmp);
-        let error = error.clamp(sorted[1] - 0.1, sorted[1] + 0.1);
-        let rate = 0.1 + 0.4 * error.abs().min(1.0);
+        // An error that this count did not show the last time it was measured is taken for an accident, all but a little.
+        let nearest = self.nearest(rows);
+        let before = std::mem::replace(&mut self.knots[nearest].last_error, error);
+        let error = error.clamp(before.min(0.0) - ACCIDENT, before.max(0.0) + ACCIDENT);
 
         for knot in &mut self.knots {
             let distance = (knot.rows as f64 / rows as f64).ln().abs();
             let nearness = (-1.5 * distance).exp();
             let direct = nearness > 1.0 / KNOT_SPACING;
-            let share = if direct { nearness } else { nearness / (1.0 + knot.weight) };
+            let rate = (RATE + 0.6 * error.abs().min(1.0)).max(1.0 / (1.0 + knot.weight));
+            let share = if direct { nearness } else { nearness / (1.0 + knot.weight * (1.0 - nearness)) };
             knot.us *= (rate * share * error).exp();
             knot.weight = knot.weight * FORGETTING + if direct { WEIGHT * nearness } else { 0.0 };
         }
@@ -119,11 +120,13 @@ impl Staircase {
         self.tread >= 1
             && !self.knots.is_empty()
             && self.knots.iter().all(|knot| {
-                positive(knot.us) && positive(knot.fitted) && knot.weight.is_finite() && knot.weight >= 0.0
+                positive(knot.us)
+                    && positive(knot.fitted)
+                    && knot.weight >= 0.0
+                    && knot.last_error.is_finite()
             })
             && self.knots.is_sorted_by(|a, b| a.rows < b.rows && a.fitted <= b.fitted)
             && self.knots[0].rows >= 1
-            && self.recent.iter().all(|x| x.is_finite())
     }
 
     /// Extrapolation beyond the last knot: the mean slope since half its rows.
@@ -134,6 +137,14 @@ impl Staircase {
         let base =
             if middle.rows < last.rows { middle } else { self.knots[self.knots.len().saturating_sub(2)] };
         if base.rows < last.rows { (last.fitted - base.fitted) / (last.rows - base.rows) as f64 } else { 0.0 }
+    }
+
+    /// The knot closest to `rows`, by ratio.
+    fn nearest(&self, rows: usize) -> usize {
+        let after = self.knots.partition_point(|knot| knot.rows < rows).min(self.knots.len() - 1);
+        let before = after.saturating_sub(1);
+        // rows / before < after / rows, in whole numbers.
+        if rows * rows < self.knots[before].rows * self.knots[after].rows { before } else { after }
     }
 
     fn ensure_knot(&mut self, rows: usize) {
@@ -148,7 +159,7 @@ impl Staircase {
             near(self.knots.get(at)) || near(at.checked_sub(1).and_then(|i| self.knots.get(i)));
         if !neighbour_is_near && self.knots.len() < MAX_KNOTS {
             let us = self.at(rows);
-            self.knots.insert(at, Knot { rows, us, weight: 0.0, fitted: us });
+            self.knots.insert(at, Knot { rows, us, weight: 0.0, last_error: 0.0, fitted: us });
         }
     }
 

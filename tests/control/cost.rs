@@ -1,0 +1,185 @@
+//! The cost model: treads, attention, healing, and its file.
+
+use std::fs;
+
+use proptest::prelude::*;
+use smart_run::control::cost::Staircase;
+use smart_run::control::roofline::Roofline;
+use smart_run::control::{CostModel, SweepKind, SweepPoint, Treads};
+
+use crate::common::Random;
+
+fn verify(tokens: usize, context: usize, us: f64) -> SweepPoint {
+    SweepPoint { kind: SweepKind::Verify, tokens, sequences: 1, context, us }
+}
+
+#[test]
+fn time_is_flat_over_a_tread_and_extrapolates_by_its_slope() {
+    let stairs = Staircase::new(8, &[(8, 100.0), (16, 120.0), (32, 160.0), (64, 240.0)]);
+    for (rows, us) in [
+        (1, 100.0),
+        (8, 100.0),
+        (9, 120.0),
+        (16, 120.0),
+        (17, 140.0),
+        (24, 140.0),
+        (25, 160.0),
+        (64, 240.0),
+        (128, 400.0),
+    ] {
+        assert_eq!(stairs.at(rows), us, "{rows} rows");
+    }
+}
+
+#[test]
+fn a_measured_dip_is_read_as_flat() {
+    let stairs = Staircase::new(1, &[(1, 100.0), (2, 130.0), (3, 110.0), (4, 150.0)]);
+    assert_eq!([1, 2, 3, 4].map(|rows| stairs.at(rows).round()), [100.0, 120.0, 120.0, 150.0]);
+}
+
+#[test]
+fn attention_is_told_from_the_rest_by_context() {
+    let points: Vec<_> = [(4, 0), (4, 1000), (16, 0), (16, 1000)]
+        .map(|(tokens, context)| {
+            verify(tokens, context, 500.0 + tokens as f64 + context as f64 * 0.01 * (tokens / 4) as f64)
+        })
+        .to_vec();
+    let cost = CostModel::from_sweep(&points, Treads { tokens: 4, nodes: 4 }).unwrap();
+    assert!((cost.verify_us(4, [(4, 5000)]) - (504.0 + 50.0)).abs() < 0.1);
+    assert!((cost.verify_us(16, [(16, 5000)]) - (516.0 + 200.0)).abs() < 0.1);
+    assert!((cost.verify_us(8, [(4, 5000), (4, 0)]) - (508.0 + 50.0)).abs() < 0.1);
+}
+
+#[test]
+fn unusable_sweeps_are_refused_in_one_sentence() {
+    for us in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = CostModel::from_sweep(&[verify(8, 0, us)], Treads::default()).unwrap_err().to_string();
+        assert!(error.contains("times must be positive and finite"), "{error}");
+    }
+    let draft = SweepPoint { kind: SweepKind::Draft, ..verify(8, 0, 1.0) };
+    assert!(CostModel::from_sweep(&[draft], Treads::default()).is_err());
+    assert!(CostModel::from_sweep(&[], Treads::default()).is_err());
+    assert!(CostModel::from_sweep(&[verify(0, 0, 1.0)], Treads::default()).is_err());
+}
+
+/// Rounds of random widths on a machine whose true times are `factor` times the table's.
+fn heal(factor: f64, rounds: usize) -> (f64, CostModel) {
+    let roofline = Roofline::H200_LLAMA_8B;
+    let mut cost = roofline.cost_model(512);
+    let mut random = Random(9);
+    for _ in 0..rounds {
+        let nodes = 2 + random.below(60);
+        let noise = 0.98 + 0.04 * random.unit();
+        let us = factor * roofline.verify_us([(nodes, 1024)].into_iter()) * noise;
+        cost.observe_prediction(cost.verify_us(nodes, [(nodes, 1024)]), us);
+        cost.observe_verify(nodes, [(nodes, 1024)].into_iter(), us);
+        cost.observe_draft(nodes, 1024, factor * roofline.draft_us(nodes, 1024) * noise);
+    }
+    let errors = (2..60).map(|nodes| {
+        let verify = cost.verify_us(nodes, [(nodes, 1024)])
+            / (factor * roofline.verify_us([(nodes, 1024)].into_iter()));
+        let draft = cost.draft_us(nodes, 1024) / (factor * roofline.draft_us(nodes, 1024));
+        (verify - 1.0).abs().max((draft - 1.0).abs())
+    });
+    (errors.fold(0.0, f64::max), cost)
+}
+
+#[test]
+fn a_table_off_by_three_heals_within_fifty_rounds() {
+    for factor in [3.0, 1.0 / 3.0] {
+        let (error, _) = heal(factor, 50);
+        assert!(error < 0.05, "off by {factor:.2}: {error:.3} after 50 rounds");
+    }
+    let (error, cost) = heal(1.0, 300);
+    assert!(error < 0.03, "a right table stays right: {error:.3}");
+    assert!(cost.prediction_error_p95().unwrap() < 0.03);
+}
+
+#[test]
+fn one_stalled_round_does_not_rewrite_the_table() {
+    let mut stairs = Staircase::new(8, &[(8, 100.0), (64, 200.0), (256, 800.0)]);
+    for _ in 0..20 {
+        stairs.observe(64, 200.0);
+    }
+    stairs.observe(64, 20_000.0);
+    assert!(stairs.at(64) < 205.0, "{}", stairs.at(64));
+    assert!((stairs.at(8) - 100.0).abs() < 3.0 && (stairs.at(256) - 800.0).abs() < 20.0);
+}
+
+#[test]
+fn widths_never_swept_are_learned() {
+    let mut cost = CostModel::unmeasured();
+    for _ in 0..60 {
+        for (tokens, us) in [(1, 3000.0), (40, 3600.0), (300, 9000.0)] {
+            cost.observe_verify(tokens, [(tokens, 0)].into_iter(), us);
+        }
+    }
+    for (tokens, us) in [(1, 3000.0), (40, 3600.0), (300, 9000.0)] {
+        let got = cost.verify_us(tokens, [(tokens, 0)]);
+        assert!((got / us - 1.0).abs() < 0.1, "{tokens} tokens: {got:.0} against {us}");
+    }
+}
+
+#[test]
+fn the_file_is_read_back_only_if_it_is_ours_and_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/cost.json");
+    let cost = Roofline::H200_LLAMA_8B.cost_model(256);
+    assert!(CostModel::load(&path, "gpu").is_none(), "no file yet");
+    assert!(cost.save(&path, "gpu"));
+    let read = CostModel::load(&path, "gpu").expect("just written");
+    for nodes in [1, 60, 200] {
+        let (a, b) = (cost.verify_us(nodes, [(nodes, 900)]), read.verify_us(nodes, [(nodes, 900)]));
+        assert!((a - b).abs() < 1e-6 * a);
+    }
+    assert!(CostModel::load(&path, "another gpu").is_none(), "another machine's numbers");
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no partial file is left");
+
+    let text = fs::read_to_string(&path).unwrap();
+    for (what, damaged) in [
+        ("cut off", text[..text.len() / 2].to_string()),
+        ("empty", String::new()),
+        ("not ours", "{\"hello\": 1}".to_string()),
+        ("negative", text.replacen("\"us\":", "\"us\":-", 1)),
+        ("null", text.replacen("\"overhead_us\":", "\"overhead_us\":null,\"was\":", 1)),
+        ("no knots", {
+            let (head, tail) = text.split_once("\"knots\":[").unwrap();
+            format!("{head}\"knots\":[{}", &tail[tail.find(']').unwrap()..])
+        }),
+        ("another version", text.replacen("\"version\":1", "\"version\":999", 1)),
+    ] {
+        assert_ne!(damaged, text, "{what}: the damage missed");
+        fs::write(&path, damaged).unwrap();
+        assert!(CostModel::load(&path, "gpu").is_none(), "{what}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocker = folder.path().join("file");
+    fs::write(&blocker, "x").unwrap();
+    assert!(!CostModel::unmeasured().save(&blocker.join("cost.json"), "gpu"));
+    assert!(!CostModel::unmeasured().save(folder.path(), "gpu"), "a folder is in the way");
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_measured_the_staircase_is_finite_positive_and_monotone(
+        tread in prop::sample::select(vec![1usize, 8]),
+        sweep in prop::collection::vec((1usize..600, 1e-3f64..1e7), 1..12),
+        rounds in prop::collection::vec((0usize..5000, prop_oneof![Just(f64::NAN), Just(0.0), Just(-5.0), Just(f64::INFINITY), 1e-6f64..1e12]), 0..80),
+    ) {
+        let mut stairs = Staircase::new(tread, &sweep);
+        for (rows, us) in rounds {
+            stairs.observe(rows, us);
+        }
+        prop_assert!(stairs.is_sound());
+        let mut last = 0.0;
+        for rows in 0..700 {
+            let us = stairs.at(rows);
+            prop_assert!(us.is_finite() && us > 0.0 && us >= last);
+            last = us;
+        }
+    }
+}
