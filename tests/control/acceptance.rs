@@ -123,6 +123,8 @@ fn children_that_were_not_verified_teach_too() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn curves_are_monotone_probabilities(
         labels in prop::collection::vec((1usize..12, -20.0f32..0.5, 0.0f32..1.0, any::<bool>()), 0..300),

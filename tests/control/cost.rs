@@ -164,6 +164,8 @@ fn a_file_that_cannot_be_written_is_no_failure() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn whatever_is_measured_the_staircase_is_finite_positive_and_monotone(
         tread in prop::sample::select(vec![1usize, 8]),

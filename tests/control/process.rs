@@ -7,8 +7,8 @@
 
 use smart_run::control::roofline::Roofline;
 use smart_run::control::{
-    Controller, ControllerConfig, FrontierRow, PhaseTimes, Policy, RoundReport, SelectedTree,
-    SequenceOutcome, SequenceView,
+    Controller, ControllerConfig, CostModel, FrontierRow, PhaseTimes, Policy, RoundReport, SelectedTree,
+    SequenceOutcome, SequenceView, SweepKind,
 };
 
 use crate::common::Random;
@@ -93,7 +93,7 @@ fn token(path: u64, rank: usize) -> i32 {
 }
 
 /// What a run came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Expected tokens per round and sequence.
     pub tokens_per_round: f64,
@@ -103,8 +103,6 @@ pub struct Outcome {
     pub nodes: f64,
     /// Drafter passes per round.
     pub levels: f64,
-    /// Sequences drafting.
-    pub drafting: f64,
     pub probe_share: f64,
 }
 
@@ -122,15 +120,29 @@ pub struct Simulation {
 
 impl Simulation {
     pub fn new(policy: Policy, process: Process, batch: usize) -> Self {
+        Self::with_costs_off(policy, process, batch, SweepKind::Verify, 1.0)
+    }
+
+    /// The start-up sweep of the passes of one kind was off by `factor`.
+    pub fn with_costs_off(
+        policy: Policy,
+        process: Process,
+        batch: usize,
+        kind: SweepKind,
+        factor: f64,
+    ) -> Self {
         let roofline = Roofline::H200_LLAMA_8B;
-        let controller =
-            Controller::new(policy, ControllerConfig::default(), roofline.cost_model(batch * 61 + 256));
+        let mut sweep = roofline.sweep(batch * 61 + 256);
+        for point in sweep.iter_mut().filter(|point| point.kind == kind) {
+            point.us *= factor;
+        }
+        let cost = CostModel::from_sweep(&sweep, roofline.shape.treads()).expect("a roofline is sound");
         Self {
             process,
             roofline,
             batch,
             context: 1024,
-            controller,
+            controller: Controller::new(policy, ControllerConfig::default(), cost),
             round: 0,
             draws: Random(process.seed ^ 5),
             backlogs: vec![0; batch],
@@ -139,7 +151,7 @@ impl Simulation {
 
     /// Runs `rounds` rounds and sums them up.
     pub fn run(&mut self, rounds: usize) -> Outcome {
-        let (mut tokens, mut us, mut nodes, mut levels, mut drafting) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        let (mut tokens, mut us, mut nodes, mut levels) = (0.0, 0.0, 0.0, 0.0);
         for _ in 0..rounds {
             let (round_tokens, round_us) = self.round();
             tokens += round_tokens;
@@ -147,7 +159,6 @@ impl Simulation {
             let round = self.controller.round();
             nodes += round.selection().tokens as f64 / self.batch as f64;
             levels += round.levels().len() as f64;
-            drafting += (0..self.batch).filter(|&s| round.pool(s).nodes()[0].is_expanded()).count() as f64;
         }
         let plain_us =
             self.roofline.plain_round_us(std::iter::repeat_n(self.context, self.batch)) / self.batch as f64;
@@ -156,7 +167,6 @@ impl Simulation {
             speedup: tokens / us * plain_us,
             nodes: nodes / rounds as f64,
             levels: levels / rounds as f64,
-            drafting: drafting / rounds as f64,
             probe_share: self.controller.probe_share(),
         }
     }

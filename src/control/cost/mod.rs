@@ -13,6 +13,7 @@ mod tables;
 use serde::{Deserialize, Serialize};
 
 pub use staircase::Staircase;
+use staircase::{SCALE_RATE, is_large_again, log_error};
 pub use sweep::{SweepKind, SweepPoint};
 pub use tables::CostTables;
 
@@ -46,6 +47,8 @@ pub struct CostModel {
     overhead_us: f64,
     /// Time of a plain round outside its target pass.
     plain_overhead_us: f64,
+    /// Log error of the latest target pass.
+    last_error: f64,
     errors: PredictionErrors,
 }
 
@@ -109,11 +112,13 @@ impl CostModel {
         self.verify.observe(tokens, us * share);
     }
 
-    /// Corrects the plain pass by a measured one.
+    /// Corrects the plain pass by a measured one, and the verification pass of as many rows: the same kernels run both, and while
+    /// drafting is off there is nothing else to learn from.
     pub fn observe_plain(&mut self, batch: usize, context: usize, us: f64) {
         let attention = self.attention_us(1, context);
         let share = self.correct_attention(self.plain.at(batch), attention, us);
         self.plain.observe(batch, us * share);
+        self.verify.observe(batch, us * share);
     }
 
     /// Corrects the drafter pass by a measured one.
@@ -158,12 +163,16 @@ impl CostModel {
         self.attention.as_ref().map_or(0.0, |rate| context as f64 * rate.at(nodes))
     }
 
-    /// Moves the attention rates by their share of the error; returns the linear part's share of the pass.
+    /// Moves the attention rates by their share of the error, or as a whole if the error is large again; returns the linear part's
+    /// share of the pass.
     fn correct_attention(&mut self, linear: f64, attention: f64, us: f64) -> f64 {
         let predicted = linear + attention;
         if let Some(rate) = self.attention.as_mut().filter(|_| us.is_finite() && us > 0.0) {
-            let error = (us / predicted).ln().clamp(-1.0, 1.0);
-            rate.scale((0.1 * attention / predicted * error).exp());
+            let error = log_error(us, predicted);
+            let share =
+                if is_large_again(error, self.last_error) { SCALE_RATE } else { 0.1 * attention / predicted };
+            rate.scale((share * error).exp());
+            self.last_error = error;
         }
         linear / predicted
     }
@@ -172,6 +181,7 @@ impl CostModel {
         let rates = [self.draft_attention, self.overhead_us, self.plain_overhead_us];
         let stairs = [&self.verify, &self.draft, &self.plain];
         stairs.into_iter().chain(&self.attention).all(Staircase::is_sound)
+            && self.last_error.is_finite()
             && rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0)
             && self.treads.tokens >= 1
             && self.treads.nodes >= 1

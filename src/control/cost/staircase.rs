@@ -11,6 +11,9 @@ const MAX_STEP: f64 = 3.0;
 /// Rate of correction of a count that is well known, and the log error that is believed at first sight.
 const RATE: f64 = 0.15;
 const ACCIDENT: f64 = 0.1;
+/// Log errors from this on are large; share of a repeated large error by which the whole table is scaled.
+const LARGE: f64 = 0.2;
+pub(super) const SCALE_RATE: f64 = 0.7;
 /// Weight that one direct measurement adds to its knots, and what is left of old weights after it.
 const WEIGHT: f64 = 1.0;
 const FORGETTING: f64 = 0.98;
@@ -40,6 +43,8 @@ pub struct Staircase {
     tread: usize,
     /// Ascending in `rows`; never empty.
     knots: Vec<Knot>,
+    /// Log error of the latest observation, at whatever count.
+    last_error: f64,
 }
 
 impl Staircase {
@@ -56,7 +61,7 @@ impl Staircase {
                 Knot { rows: group[0].0, us, weight: WEIGHT, last_error: 0.0, fitted: us }
             })
             .collect();
-        let mut stairs = Self { tread, knots };
+        let mut stairs = Self { tread, knots, last_error: 0.0 };
         stairs.refit();
         stairs
     }
@@ -81,19 +86,26 @@ impl Staircase {
         }
     }
 
-    /// Corrects the staircase by a measured pass; near counts move along, less so the better they are known themselves.
+    /// Corrects the staircase by a measured pass. Two large errors of the same sign in a row mean that the table is wrong as a whole
+    /// (other clocks, another driver): all of it is scaled. Smaller ones move this count and, the less they are known themselves,
+    /// those near it.
     pub fn observe(&mut self, rows: usize, us: f64) {
         if !(us.is_finite() && us > 0.0) {
             return;
         }
         let rows = round_up(rows, self.tread);
         self.ensure_knot(rows);
-        let error = (us / self.at(rows)).ln().clamp(-MAX_STEP.ln(), MAX_STEP.ln());
+        let error = log_error(us, self.at(rows));
+        let as_a_whole = is_large_again(error, self.last_error);
+        self.last_error = error;
+        if as_a_whole {
+            self.scale((SCALE_RATE * error).exp());
+            return;
+        }
         // An error that this count did not show the last time it was measured is taken for an accident, all but a little.
         let nearest = self.nearest(rows);
         let before = std::mem::replace(&mut self.knots[nearest].last_error, error);
         let error = error.clamp(before.min(0.0) - ACCIDENT, before.max(0.0) + ACCIDENT);
-
         for knot in &mut self.knots {
             let distance = (knot.rows as f64 / rows as f64).ln().abs();
             let nearness = (-1.5 * distance).exp();
@@ -125,6 +137,7 @@ impl Staircase {
                     && knot.weight >= 0.0
                     && knot.last_error.is_finite()
             })
+            && self.last_error.is_finite()
             && self.knots.is_sorted_by(|a, b| a.rows < b.rows && a.fitted <= b.fitted)
             && self.knots[0].rows >= 1
     }
@@ -183,6 +196,16 @@ impl Staircase {
             knot.fitted = value;
         }
     }
+}
+
+/// Log of measured over predicted, bounded.
+pub(super) fn log_error(us: f64, predicted: f64) -> f64 {
+    (us / predicted).ln().clamp(-MAX_STEP.ln(), MAX_STEP.ln())
+}
+
+/// Whether two errors in a row are large and of the same sign.
+pub(super) fn is_large_again(error: f64, before: f64) -> bool {
+    error.abs() > LARGE && before.abs() > LARGE && error * before > 0.0
 }
 
 fn round_up(rows: usize, tread: usize) -> usize {

@@ -77,6 +77,7 @@ impl CostModel {
             draft_attention,
             overhead_us: 0.0,
             plain_overhead_us: 0.0,
+            last_error: 0.0,
             errors: PredictionErrors::default(),
         })
     }
