@@ -105,13 +105,17 @@ pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
     }
 
     let stride = args.x.row_stride();
-    let misaligned = args.x.ptr() % 16 != 0 || args.weight.ptr() % 16 != 0 || (stride % 8 != 0 && rows > 1);
-    dims.require(k % 8 == 0 && !misaligned, "x and weight", || {
-        (
-            "16-byte aligned rows (K and the row stride multiples of 8)".into(),
-            format!("K={k}, row stride {stride}"),
-        )
-    })?;
+    let aligned = [args.x, args.weight].iter().all(|view| view.ptr().is_multiple_of(16));
+    dims.require(
+        aligned && k.is_multiple_of(8) && (stride.is_multiple_of(8) || rows == 1),
+        "x and weight",
+        || {
+            (
+                "16-byte aligned rows (K and the row stride multiples of 8)".into(),
+                format!("K={k}, row stride {stride}"),
+            )
+        },
+    )?;
     let splits = splits(n, k);
     let workspace = args.workspace;
     let needed = workspace_len(rows, n, k);

@@ -18,6 +18,8 @@ constexpr int kBlockTokens = 32;   // 8 KiB of sums on the stack
 constexpr int kTileK = 64;         // the kernel's k tile, the unit of splits
 constexpr int kPadding = 32;       // token rows are padded to the widest step
 constexpr int kMaxStrip = 8;       // tokens of the widest strip
+constexpr int kGroupWeights = 16;  // weight rows that stay in the first-level cache between strips
+constexpr int kPrefetchRows = 32;  // measured: the hardware's prefetchers stop at the end of a short row
 
 // A block of dot products: result[token * result_stride + row] = dot(weight row, token row).
 template <class T>
@@ -34,28 +36,31 @@ struct DotBlock {
 };
 
 #define LEVEL avx512_bf16
-#define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+#define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
 #define LEVEL_LANES 16
-#define LEVEL_FMA(a, b, c) (Floats) _mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c)
+#define LEVEL_FMA(a, b, c) (Floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#define LEVEL_WIDEN_F16(halves) (Floats)_mm512_cvtph_ps((__m256i)(halves))
 #define LEVEL_BF16_DOT
 #include "dot_products.inc"
 
 #define LEVEL avx512
-#define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
+#define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 #define LEVEL_LANES 16
-#define LEVEL_FMA(a, b, c) (Floats) _mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c)
+#define LEVEL_FMA(a, b, c) (Floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#define LEVEL_WIDEN_F16(halves) (Floats)_mm512_cvtph_ps((__m256i)(halves))
 #include "dot_products.inc"
 
 #define LEVEL avx2
-#define LEVEL_TARGET __attribute__((target("avx2,fma")))
+#define LEVEL_TARGET __attribute__((target("avx2,fma,f16c")))
 #define LEVEL_LANES 8
-#define LEVEL_FMA(a, b, c) (Floats) _mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c)
+#define LEVEL_FMA(a, b, c) (Floats)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
+#define LEVEL_WIDEN_F16(halves) (Floats)_mm256_cvtph_ps((__m128i)(halves))
 #include "dot_products.inc"
 
 #define LEVEL baseline
 #define LEVEL_TARGET
 #define LEVEL_LANES 4
-#define LEVEL_FMA(a, b, c) a * b + c
+#define LEVEL_FMA(a, b, c) (a) * (b) + (c)
 #include "dot_products.inc"
 
 template <class T>
@@ -69,7 +74,8 @@ template <class T>
 const Routines<T>& routines() {
   static const Routines<T> chosen = [] {
     __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                             __builtin_cpu_supports("avx512dq");
