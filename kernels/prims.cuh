@@ -114,6 +114,13 @@ PRIMITIVE float2 unpack<f16>(uint32_t bits) {
   return __half22float2(v);
 }
 
+// 2^x within 2 ulp; exactly 1 at 0 and 0 at -infinity. On the device results below 2^-126 become 0.
+PRIMITIVE float exp2_approx(float x) {
+  float y;
+  PTX_OR_HOST(asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)), y = exp2f(x));
+  return y;
+}
+
 // ---- tensor cores
 // ------------------------------------------------------------------------------------------------ c[4] +=
 // A[16x16] * B[16x8], f32 accumulation; the whole warp calls it together. Lane l holds, with g = l/4 and t =

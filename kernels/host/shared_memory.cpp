@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "block.hpp"
+#include "launch.hpp"
 #include "sanitizer.hpp"
 
 namespace simt {
@@ -41,8 +41,10 @@ void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignmen
     die("shared variable `" + std::string(key->name) + "` makes " + limit);
   };
   if (static_bytes_ > 48 << 10) refuse("static shared memory exceed 48 KB");
-  if (static_bytes_ + shared_bytes_ > std::max(kernel->max_dynamic_shared, 48u << 10))
-    refuse("static and dynamic shared memory exceed the limit that is set for the function");
+  // The attribute speaks of dynamic shared memory alone; static and dynamic together are limited by the GPU.
+  bool raised = kernel->max_dynamic_shared > 48u << 10;
+  if (static_bytes_ + shared_bytes_ > (raised ? max_shared_per_block : 48u << 10))
+    refuse("static and dynamic shared memory exceed what a block can have");
   if (offset + size + fence_bytes > arena_bytes) refuse("too many shared variables for the host driver");
   variables_.push_back({key, offset, size});
   asan::unpoison(arena_ + offset, size);

@@ -5,9 +5,11 @@
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;
+pub mod kv_compact;
 pub mod linear;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
 pub mod swiglu;
+pub mod tree_attention;
 pub mod verify;

@@ -1,0 +1,267 @@
+// WHAT      Attention of packed tree rows over a paged K/V cache: the prefix is visible to every row of a
+// sequence,
+//           the rows behind it by ancestor words. Serves prefill, plain decoding, verification and the
+//           drafter.
+// MATH      out[t,h] = sum_i p_i v_i / sum_i p_i,  p_i = exp(sm_scale * q[t,h].k_i), i over the keys t sees
+// SHAPES    see TreeAttentionParams (tree_attention.cuh); all in, except out (out) and workspace (scratch)
+// LAUNCH    grid (row tile, unit of keys, sequence * kv head), block 128. CTAs without work exit.
+//           mma narrow: 16 packed rows (node, q head of the kv group) a CTA; mma wide: 64; f32: 4.
+//           Dynamic shared memory: the K/V ring of the mma kernels, 2 * stages * 64 * head_dim elements.
+//           combine: grid (row of the sequence, q head, sequence), block head_dim.
+// REQUIRES  page_size a multiple of 16; tensors 16-byte aligned; K/V finite in every row that some row sees;
+// at most
+//           256 rows a sequence, each with its own bit set. K/V behind the highest set bit is never read.
+// ORDER     The bits of a row depend on its query and its keys in logical order, on nothing else: not on the
+// slots
+//           its ancestors occupy, the rows beside it, or how keys are divided into prefix and tree. Key i
+//           means the key at logical position i. Keys are cut at absolute positions and merged left to right
+//           on every level:
+//             tile (64 keys; f32 kernel 32) -> split (256): online softmax, P*V in steps of 16 keys (f32: 1)
+//             split -> span (2048) -> row: Fold (softmax_state.cuh)
+//           A CTA handles a unit: one split, one span, or all keys, as the launch finds best. Units that are
+//           not all keys leave partial states to the combining kernel, which goes on in the same order; a row
+//           of one unit is finished by its CTA. Masked keys weigh exactly 0 and add exact zeros wherever they
+//           are not skipped. On tensor cores it is assumed that an output element depends only on its row of
+//           A, its column of B along k and its element of C, and that products with a zero weight add
+//           nothing.
+// NUMERICS  f32 scores and sums; base-2 exponentials; weights rounded to T before P*V and summed as rounded.
+// A row
+//           that sees nothing gives zeros.
+// TWINS     src/kernels/tree_attention.rs, src/reference/tree_attention.rs, tests/kernels/tree_attention.rs,
+//           kernels/host/native/tree_attention.cpp
+// SOURCE    FlashAttention-2 and Flash-Decoding (online softmax, key splits); the path-wise tail is ours
+#include "tree_attention_mma.cuh"
+
+// ---- f32: a warp per packed row, a lane per key, then a lane per output column
+// ---------------------------------------
+
+constexpr int kF32Warps = 4;
+constexpr int kF32TileKeys = 32;
+
+template <int kHeadDim>
+struct F32State {
+  float acc[kHeadDim / 32], sum, max;
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 32; ++n) acc[n] = 0.0f;
+    sum = 0.0f;
+    max = kNoScore;
+  }
+
+  __device__ __forceinline__ void fold(F32State& newer) {
+    const Fold fold(max, newer.max);
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 32; ++n) acc[n] = fold(acc[n], newer.acc[n]);
+    sum = fold(sum, newer.sum);
+    max = fold.max;
+    newer.clear();
+  }
+};
+
+template <int kHeadDim>
+__device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p) {
+  constexpr int kColumns = kHeadDim / 32;  // of a lane
+  SHARED(float[kF32Warps][kHeadDim], queries);
+  SHARED(float[kF32Warps][kF32TileKeys], all_weights);
+  SHARED(int[kF32Warps][kF32TileKeys], all_positions);
+  SHARED(int64_t[kF32Warps][kF32TileKeys], all_cache_rows);
+  const int lane_idx = threadIdx.x % 32, warp_idx = threadIdx.x / 32;
+  float* query = queries[warp_idx];
+  float* weights = all_weights[warp_idx];
+  int* positions = all_positions[warp_idx];  // KV position of the tile's keys
+  int64_t* cache_rows = all_cache_rows[warp_idx];
+
+  const Sequence seq(p, blockIdx.z / p.num_kv_heads);
+  const int kv_head_idx = blockIdx.z % p.num_kv_heads;
+  const int group = p.num_q_heads / p.num_kv_heads;
+  const int packed = blockIdx.x * kF32Warps + warp_idx;
+  if (packed >= seq.num_rows * group) return;
+  const int row = seq.first_row + packed / group;
+  const int q_head_idx = kv_head_idx * group + packed % group;
+
+  TreeMask mask;
+  seq.load_ancestors(mask, packed / group);
+  const LaneBits path = spread(mask);
+  const int kv_len = seq.prefix_len + count_bits(mask);
+  const int unit_keys = p.splits_per_unit * kSplitKeys;
+  const int key_begin = blockIdx.y * unit_keys;
+  const int key_end = min(key_begin + unit_keys, kv_len);
+  if (key_end <= key_begin) return;
+
+  const float* k_cache = static_cast<const float*>(p.k_cache);
+  const float* v_cache = static_cast<const float*>(p.v_cache);
+  const int64_t out_offset = (static_cast<int64_t>(row) * p.num_q_heads + q_head_idx) * kHeadDim;
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+    query[n * 32 + lane_idx] = static_cast<const float*>(p.q)[out_offset + n * 32 + lane_idx];
+  }
+
+  F32State<kHeadDim> split, span, whole;
+  split.clear();
+  span.clear();
+  whole.clear();
+  for (int first_key = key_begin; first_key < key_end; first_key += kF32TileKeys) {
+    // where the tile's keys are
+    const int num_keys = min(key_end - first_key, kF32TileKeys);
+    __syncwarp();
+    if (first_key + lane_idx < seq.prefix_len) positions[lane_idx] = first_key + lane_idx;
+    if (first_key + kF32TileKeys > seq.prefix_len) {
+      for_each_member(path, [&](int bit, int rank) {
+        const int i = seq.prefix_len + rank - first_key;
+        if (i >= 0 && i < kF32TileKeys) positions[i] = seq.prefix_len + bit;
+      });
+    }
+    __syncwarp();
+
+    // a score per lane
+    float score = kNoScore;
+    if (lane_idx < num_keys) {
+      const int64_t cache_row = seq.cache_row(kv_head_idx, positions[lane_idx]);
+      cache_rows[lane_idx] = cache_row;
+      const float4* key = reinterpret_cast<const float4*>(k_cache + cache_row * kHeadDim);
+      float dot = 0.0f;
+#pragma unroll 8
+      for (int i = 0; i < kHeadDim / 4; ++i) {
+        const float4 k = key[i];
+        const float4 q = reinterpret_cast<const float4*>(query)[i];
+        dot = fmaf(q.x, k.x, dot);
+        dot = fmaf(q.y, k.y, dot);
+        dot = fmaf(q.z, k.z, dot);
+        dot = fmaf(q.w, k.w, dot);
+      }
+      score = dot;
+    }
+    float tile_max = score;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      tile_max = fmaxf(tile_max, __shfl_xor_sync(kAllLanes, tile_max, distance));
+    }
+    const float new_max = fmaxf(split.max, tile_max * p.scale_log2);
+    const float base = softmax_base(new_max);
+    const float rescale = exp2_approx(split.max - base);
+    const float weight = lane_idx < num_keys ? exp2_approx(fmaf(score, p.scale_log2, -base)) : 0.0f;
+    split.max = new_max;
+    weights[lane_idx] = weight;
+    float tile_sum = weight;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      tile_sum += __shfl_xor_sync(kAllLanes, tile_sum, distance);
+    }
+    split.sum = fmaf(split.sum, rescale, tile_sum);
+    __syncwarp();
+
+    // P*V, keys in order
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) split.acc[n] *= rescale;
+    for (int i = 0; i < num_keys; ++i) {
+      const float* value = v_cache + cache_rows[i] * kHeadDim + lane_idx;
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) split.acc[n] = fmaf(weights[i], value[n * 32], split.acc[n]);
+    }
+
+    const int tile_end = first_key + kF32TileKeys;
+    if (tile_end % kSplitKeys == 0) span.fold(split);
+    if (tile_end % kSpanKeys == 0) whole.fold(span);
+  }
+  span.fold(split);
+  whole.fold(span);
+
+  if (kv_len <= unit_keys) {
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      static_cast<float*>(p.out)[out_offset + n * 32 + lane_idx] = softmax_output(whole.acc[n], whole.sum);
+    }
+    return;
+  }
+  float* state = p.workspace + partial_offset(p, kHeadDim, blockIdx.y, row, q_head_idx);
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) state[n * 32 + lane_idx] = whole.acc[n];
+  if (lane_idx == 0) *reinterpret_cast<float2*>(state + kHeadDim) = make_float2(whole.max, whole.sum);
+}
+
+// ---- combine: the states of a row's units, in order; a thread per output column
+// --------------------------------------
+
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams& p) {
+  const Sequence seq(p, blockIdx.z);
+  const int node = blockIdx.x, q_head_idx = blockIdx.y, column = threadIdx.x;
+  if (node >= seq.num_rows) return;
+  const int unit_keys = p.splits_per_unit * kSplitKeys;
+  const int num_units = (seq.kv_len(node) + unit_keys - 1) / unit_keys;
+  if (num_units <= 1) return;  // finished by its CTA
+
+  float span_acc = 0.0f, span_sum = 0.0f, span_max = kNoScore;
+  float acc = 0.0f, sum = 0.0f, max = kNoScore;
+  for (int unit = 0; unit < num_units; ++unit) {
+    const float* state = p.workspace + partial_offset(p, kHeadDim, unit, seq.first_row + node, q_head_idx);
+    const Fold split(span_max, state[kHeadDim]);
+    span_acc = split(span_acc, state[column]);
+    span_sum = split(span_sum, state[kHeadDim + 1]);
+    span_max = split.max;
+    if ((unit + 1) * unit_keys % kSpanKeys == 0 || unit + 1 == num_units) {
+      const Fold span(max, span_max);
+      acc = span(acc, span_acc);
+      sum = span(sum, span_sum);
+      max = span.max;
+      span_acc = span_sum = 0.0f;
+      span_max = kNoScore;
+    }
+  }
+  const int64_t row = seq.first_row + node;
+  T* out = static_cast<T*>(p.out) + (row * p.num_q_heads + q_head_idx) * kHeadDim;
+  out[column] = from_float<T>(softmax_output(acc, sum));
+}
+
+// ---- entry points
+// ----------------------------------------------------------------------------------------------------
+
+template <typename T, int kHeadDim, int kParts>
+__device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p) {
+  using Kernel = MmaAttention<T, kHeadDim, kParts>;
+  constexpr bool kNarrow = kParts > 1;
+  DYN_SMEM(T, ring);
+  SHARED(typename Kernel::Batch, batch);
+  SHARED(uint8_t[4][kTileKeys], path_rows);
+  SHARED(float[kNarrow ? 64 : 4], part_max);
+  SHARED(T[kNarrow ? 16 * kTileKeys : 8], weights);
+  Kernel kernel(p, ring, batch, path_rows[threadIdx.x / 32], part_max, weights);
+  kernel.run();
+}
+
+#define TREE_ATTENTION_MMA(dtype, D, layout, parts)                                              \
+  extern "C" __global__ void __launch_bounds__(kMmaThreads, 2)                                   \
+      tree_attention_##dtype##_hd##D##_##layout(const __grid_constant__ TreeAttentionParams p) { \
+    tree_attention_mma<dtype, D, parts>(p);                                                      \
+  }                                                                                              \
+  EXPORT_KERNEL(tree_attention_##dtype##_hd##D##_##layout)
+
+#define TREE_ATTENTION_F32(D)                                                   \
+  extern "C" __global__ void __launch_bounds__(kF32Warps * 32)                  \
+      tree_attention_f32_hd##D(const __grid_constant__ TreeAttentionParams p) { \
+    tree_attention_f32<D>(p);                                                   \
+  }                                                                             \
+  EXPORT_KERNEL(tree_attention_f32_hd##D)
+
+#define TREE_ATTENTION_COMBINE(dtype, T, D)                                                   \
+  extern "C" __global__ void __launch_bounds__(D)                                             \
+      tree_attention_combine_##dtype##_hd##D(const __grid_constant__ TreeAttentionParams p) { \
+    tree_attention_combine<T, D>(p);                                                          \
+  }                                                                                           \
+  EXPORT_KERNEL(tree_attention_combine_##dtype##_hd##D)
+
+#define TREE_ATTENTION(D)                \
+  TREE_ATTENTION_MMA(bf16, D, narrow, 4) \
+  TREE_ATTENTION_MMA(bf16, D, wide, 1)   \
+  TREE_ATTENTION_MMA(f16, D, narrow, 4)  \
+  TREE_ATTENTION_MMA(f16, D, wide, 1)    \
+  TREE_ATTENTION_F32(D)                  \
+  TREE_ATTENTION_COMBINE(bf16, bf16, D)  \
+  TREE_ATTENTION_COMBINE(f16, f16, D)    \
+  TREE_ATTENTION_COMBINE(f32, float, D)
+
+TREE_ATTENTION(32)
+TREE_ATTENTION(64)
+TREE_ATTENTION(96)
+TREE_ATTENTION(128)

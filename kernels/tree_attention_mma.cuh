@@ -1,0 +1,605 @@
+// Tree attention on tensor cores (bf16, f16): the body of tree_attention_<dtype>_hd<D>_{narrow,wide}.
+// MATH, ORDER and the contract are in tree_attention.cu.
+//
+// A CTA is four warps over row tiles of 16 packed rows (node, q head of the kv group), one (sequence, kv
+// head) and one unit of keys. kParts = 1 (wide): each warp has a row tile of its own. kParts = 4 (narrow):
+// the warps share one row tile; each scores a quarter of a key tile and accumulates a quarter of the head
+// dimension, which moves no sum.
+//
+// Keys arrive through a ring of kStages tiles in shared memory (cp.async). Tiles that end inside the prefix
+// are the same for all rows. Behind them lies the tail: the rest of the prefix and the tree. Its rows are
+// staged once, as the union of what the rows of this CTA see, in the same ring, and then taken path by path:
+// for one leaf, every row on the leaf's path sees the same keys at the same logical positions, so one step
+// serves them all, each with its own limit; rows of other paths are masked out and pass through unchanged.
+// ldmatrix takes an address per lane, so gathering the keys of a path into logical order costs one look-up. A
+// causal chunk is one path.
+#pragma once
+#include "tree_attention.cuh"
+
+constexpr int kTileKeys = 64;     // keys per softmax step: four k16 steps of P*V
+constexpr int kMmaThreads = 128;  // four warps
+
+template <typename T, int kHeadDim, int kParts>
+struct MmaAttention {
+  // Ring and (wide) span acc take at most 96 KB of dynamic shared memory, so that every sm_80+ GPU can hold
+  // them.
+  static constexpr int kStages = kParts == 1       ? (kHeadDim == 128  ? 2
+                                                      : kHeadDim == 96 ? 3
+                                                                       : 4)
+                                 : kHeadDim == 128 ? 3
+                                                   : 4;
+  static constexpr int kRingRows = kStages * kTileKeys;
+  static constexpr int kRowTiles = 4 / kParts;  // of the CTA
+  static constexpr int kChunks = kHeadDim / 8;  // 16-byte pieces of a K or V row
+  static constexpr int kQueryFragments = kHeadDim / 16;
+  static constexpr int kScoreBlocks = 4 / kParts;  // 16-key blocks of a tile that a warp scores
+  static constexpr int kOutBlocks =
+      kHeadDim / 8 / kParts;  // 8-wide blocks of the head dimension it accumulates
+  static constexpr uint32_t kOnes =
+      sizeof(T) == 2 && std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
+  static_assert(kHeadDim % 32 == 0 && kHeadDim <= 128, "head_dim 32, 64, 96 or 128");
+  static_assert(kRingRows <= 256, "ring rows are kept in bytes");
+
+  // Part of the tail: key tiles [tile_begin, tile_end) for CTA nodes [node_begin, node_end), and the ring
+  // rows that hold what these nodes see there: first the prefix, then the tree rows of `members` in ascending
+  // order. In shared memory: it is needed rarely, and registers are scarce.
+  struct Batch {
+    int tile_begin, tile_end, node_begin, node_end;
+    int ring_begin, num_prefix_rows, num_rows;
+    uint8_t staged_bits[kRingRows];  // tree rows in order: which bit
+    TreeMask members;
+  };
+
+  const TreeAttentionParams& p;
+  const Sequence seq;
+  const int kv_head_idx, group;
+  const int lane_idx, warp_idx, row_tile, part;
+  T* const k_ring;
+  T* const v_ring;
+  Batch& batch;
+  uint8_t* const path_rows;  // [kTileKeys] of this warp: ring row of each key of the current tile and path
+  float* const part_max;     // [4][16] narrow: row maxima of the warps' score blocks
+  T* const weights;          // [16][kTileKeys] narrow: P, for all warps
+  int first_packed, num_packed;  // packed rows of the CTA
+  int first_node, num_nodes;     // rows of the sequence that these belong to
+  uint32_t query[kQueryFragments][4];
+  // Softmax states of this lane's two rows: the current split, the splits before it in the span, the spans
+  // before.
+  float split_acc[kOutBlocks][4], split_sum[4], split_max[2];  // the sum is P times a matrix of ones
+  float2 span_registers[kParts == 1 ? 1 : kOutBlocks][2];      // narrow: span acc; wide: in span_shared
+  float2* const span_shared;                                   // [kOutBlocks * 2][kMmaThreads]
+  float span_sum[2], span_max[2];
+  float whole_sum[2], whole_max[2];  // the whole's acc is in the workspace
+  bool has_whole;
+
+  __device__ __forceinline__ MmaAttention(const TreeAttentionParams& params, T* ring, Batch& tail,
+                                          uint8_t* path, float* maxima, T* exchange)
+      : p(params),
+        seq(params, blockIdx.z / params.num_kv_heads),
+        kv_head_idx(blockIdx.z % params.num_kv_heads),
+        group(params.num_q_heads / params.num_kv_heads),
+        lane_idx(threadIdx.x % 32),
+        warp_idx(threadIdx.x / 32),
+        row_tile(kParts == 1 ? warp_idx : 0),
+        part(kParts == 1 ? 0 : warp_idx),
+        k_ring(ring),
+        v_ring(ring + kRingRows * kHeadDim),
+        span_shared(reinterpret_cast<float2*>(ring + 2 * kRingRows * kHeadDim)),
+        batch(tail),
+        path_rows(path),
+        part_max(maxima),
+        weights(exchange) {}
+
+  // ---- shared memory
+  // -------------------------------------------------------------------------------------------
+
+  // A ring row is cut into 16-byte pieces, permuted within groups so that ldmatrix meets no bank conflict.
+  // Piece 0 of a row lies at row_offset (in elements), piece `chunk` at piece_offset: one xor and one
+  // addition of constants.
+  static constexpr int kPermuted = kHeadDim % 64 == 0 ? 7 : 3;
+  static __device__ __forceinline__ int row_offset(int row) {
+    return row * kHeadDim + (kHeadDim % 64 == 0 ? row & 7 : row >> 1 & 3) * 8;
+  }
+  static __device__ __forceinline__ int piece_offset(int row_offset, int chunk) {
+    return (row_offset ^ (chunk & kPermuted) * 8) + (chunk & ~kPermuted) * 8;
+  }
+
+  // Starts the copy of up to 64 K and V rows; row i holds KV position kv_pos_of(i).
+  template <typename KvPosOf>
+  __device__ __forceinline__ void load_rows(int ring_row, int count, KvPosOf kv_pos_of) const {
+    const T* k_cache = static_cast<const T*>(p.k_cache);
+    const T* v_cache = static_cast<const T*>(p.v_cache);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < kTileKeys * kChunks; i += kMmaThreads) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      if (row < count) {
+        const int64_t source = seq.cache_row(kv_head_idx, kv_pos_of(row)) * kHeadDim + chunk * 8;
+        const int target = piece_offset(row_offset(ring_row + row), chunk);
+        cp_async16(k_ring + target, k_cache + source);
+        cp_async16(v_ring + target, v_cache + source);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load_prefix_tile(int tile, int stage) const {
+    load_rows(stage * kTileKeys, kTileKeys, [&](int row) { return tile * kTileKeys + row; });
+  }
+
+  // Rows [64 * chunk, ...) of the batch; the ring wraps.
+  __device__ __forceinline__ void load_batch_rows(int chunk) const {
+    const int begin = chunk * kTileKeys;
+    if (begin >= batch.num_rows) return;
+    const int ring_row = (batch.ring_begin + begin) % kRingRows;
+    load_rows(ring_row, batch.num_rows - begin, [&](int row) {
+      const int idx = begin + row - batch.num_prefix_rows;
+      return idx < 0 ? seq.prefix_len + idx : seq.prefix_len + batch.staged_bits[idx];
+    });
+  }
+
+  // ---- one softmax step
+  // ----------------------------------------------------------------------------------------
+
+  // Adds the keys of a tile to the split state. ring_row_of(i) is the ring row of the key at position i of
+  // the tile; limit[r] is how many of them this lane's row r sees, visible the most that any row sees. With
+  // kAllVisible every row sees all 64 and the limits are not looked at.
+  template <bool kAllVisible, typename RingRowOf>
+  __device__ __forceinline__ void step(const int (&limit)[2], int visible, RingRowOf ring_row_of) {
+    const int pair = lane_idx % 4 * 2;
+    float score[2 * kScoreBlocks][4];
+    float tile_max[2] = {kNoScore, kNoScore};
+
+    // scores, 16 keys at a time
+#pragma unroll
+    for (int b = 0; b < kScoreBlocks; ++b) {
+      const int first_key = (part * kScoreBlocks + b) * 16;
+      float (&even)[4] = score[2 * b];
+      float (&odd)[4] = score[2 * b + 1];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) even[j] = odd[j] = 0.0f;
+      if (!kAllVisible && first_key >= visible) continue;
+      const int key_row =
+          row_offset(ring_row_of(first_key + lane_idx % 8 + lane_idx / 16 * 8)) ^ lane_idx / 8 % 2 * 8;
+#pragma unroll
+      for (int k = 0; k < kQueryFragments; ++k) {
+        uint32_t keys[4];
+        ldmatrix_x4(keys, k_ring + piece_offset(key_row, 2 * k));
+        mma<T>(even, query[k], {keys[0], keys[1]});
+        mma<T>(odd, query[k], {keys[2], keys[3]});
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int key = first_key + pair + j % 2;
+        if (kAllVisible || key < limit[j / 2]) tile_max[j / 2] = fmaxf(tile_max[j / 2], even[j]);
+        if (kAllVisible || key + 8 < limit[j / 2]) tile_max[j / 2] = fmaxf(tile_max[j / 2], odd[j]);
+      }
+    }
+
+    // running maximum, over the visible keys only
+    float base[2], rescale[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kAllLanes, tile_max[r], 1));
+      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kAllLanes, tile_max[r], 2));
+    }
+    if (kParts > 1) {
+      if (lane_idx % 4 == 0) {
+        part_max[part * 16 + lane_idx / 4] = tile_max[0];
+        part_max[part * 16 + lane_idx / 4 + 8] = tile_max[1];
+      }
+      __syncthreads();
+#pragma unroll
+      for (int other = 0; other < kParts; ++other) {
+        tile_max[0] = fmaxf(tile_max[0], part_max[other * 16 + lane_idx / 4]);
+        tile_max[1] = fmaxf(tile_max[1], part_max[other * 16 + lane_idx / 4 + 8]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float new_max = fmaxf(split_max[r], tile_max[r] * p.scale_log2);
+      base[r] = softmax_base(new_max);
+      rescale[r] = exp2_approx(split_max[r] - base[r]);
+      split_max[r] = new_max;
+    }
+
+    // weights P, rounded to T, as A fragments
+    uint32_t fragment[4][4];
+#pragma unroll
+    for (int b = 0; b < kScoreBlocks; ++b) {
+      const int first_key = (part * kScoreBlocks + b) * 16;
+      float weight[2][4];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const bool seen = kAllVisible || first_key + 8 * h + pair + j % 2 < limit[j / 2];
+          weight[h][j] = seen ? exp2_approx(fmaf(score[2 * b + h][j], p.scale_log2, -base[j / 2])) : 0.0f;
+        }
+      }
+      fragment[b][0] = pack<T>(weight[0][0], weight[0][1]);
+      fragment[b][1] = pack<T>(weight[0][2], weight[0][3]);
+      fragment[b][2] = pack<T>(weight[1][0], weight[1][1]);
+      fragment[b][3] = pack<T>(weight[1][2], weight[1][3]);
+    }
+    if (kParts > 1) exchange_weights(fragment);
+
+    // acc and sum, 16 keys at a time in logical order
+#pragma unroll
+    for (int j = 0; j < 4; ++j) split_sum[j] *= rescale[j / 2];
+#pragma unroll
+    for (int n = 0; n < kOutBlocks; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) split_acc[n][j] *= rescale[j / 2];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (kAllVisible || half * 32 < visible) {
+        const bool both =
+            kAllVisible || half * 32 + 16 < visible;  // a block that no row sees adds zeros: skipped
+        const int value_row = row_offset(ring_row_of(half * 32 + lane_idx));
+        mma<T>(split_sum, fragment[2 * half], {kOnes, kOnes});
+        if (both) mma<T>(split_sum, fragment[2 * half + 1], {kOnes, kOnes});
+#pragma unroll
+        for (int n = 0; n < kOutBlocks; ++n) {
+          uint32_t values[4];
+          ldmatrix_x4_trans(values, v_ring + piece_offset(value_row, part * kOutBlocks + n));
+          mma<T>(split_acc[n], fragment[2 * half], {values[0], values[1]});
+          if (both) mma<T>(split_acc[n], fragment[2 * half + 1], {values[2], values[3]});
+        }
+      }
+    }
+  }
+
+  // Narrow: each warp has P for its 16 keys; all need it for all 64.
+  __device__ __forceinline__ void exchange_weights(uint32_t (&fragment)[4][4]) const {
+    const int row = lane_idx / 4, pair = lane_idx % 4 * 2;
+    auto piece = [&](int r, int chunk) { return weights + r * kTileKeys + (chunk ^ (r & 7)) * 8; };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      memcpy(piece(row + i % 2 * 8, part * 2 + i / 2) + pair, &fragment[0][i], 4);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int b = 0; b < 4; ++b) ldmatrix_x4(fragment[b], piece(lane_idx % 16, 2 * b + lane_idx / 16));
+  }
+
+  // ---- split, span, whole
+  // --------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ float2 span_acc(int n, int r) const {
+    if constexpr (kParts == 1)
+      return span_shared[(2 * n + r) * kMmaThreads + threadIdx.x];
+    else
+      return span_registers[n][r];
+  }
+  __device__ __forceinline__ void set_span_acc(int n, int r, float2 acc) {
+    if constexpr (kParts == 1)
+      span_shared[(2 * n + r) * kMmaThreads + threadIdx.x] = acc;
+    else
+      span_registers[n][r] = acc;
+  }
+
+  __device__ __forceinline__ void clear_split() {
+#pragma unroll
+    for (int n = 0; n < kOutBlocks; ++n)
+      split_acc[n][0] = split_acc[n][1] = split_acc[n][2] = split_acc[n][3] = 0.0f;
+    split_sum[0] = split_sum[1] = split_sum[2] = split_sum[3] = 0.0f;
+    split_max[0] = split_max[1] = kNoScore;
+  }
+
+  __device__ __forceinline__ void clear_span() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int n = 0; n < kOutBlocks; ++n) set_span_acc(n, r, make_float2(0.0f, 0.0f));
+      span_sum[r] = 0.0f;
+      span_max[r] = kNoScore;
+    }
+  }
+
+  __device__ __forceinline__ void fold_split() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Fold fold(span_max[r], split_max[r]);
+      span_max[r] = fold.max;
+      span_sum[r] = fold(span_sum[r], split_sum[2 * r]);
+#pragma unroll
+      for (int n = 0; n < kOutBlocks; ++n) {
+        const float2 older = span_acc(n, r);
+        set_span_acc(n, r,
+                     make_float2(fold(older.x, split_acc[n][2 * r]), fold(older.y, split_acc[n][2 * r + 1])));
+      }
+    }
+    clear_split();
+  }
+
+  // Calls visit(r, packed row, row of the pass, q head) for this lane's two rows, as far as they exist.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each_row(Visit visit) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int idx = row_tile * 16 + lane_idx / 4 + 8 * r;
+      if (idx < num_packed) {
+        const int packed = first_packed + idx;
+        visit(r, seq.first_row + packed / group, kv_head_idx * group + packed % group);
+      }
+    }
+  }
+
+  __device__ __forceinline__ int out_column(int n) const {
+    return (part * kOutBlocks + n) * 8 + lane_idx % 4 * 2;
+  }
+
+  // Folds the whole so far with the span; the result takes the span's place. The acc of the whole lies in the
+  // workspace, where only this thread touches it.
+  __device__ __forceinline__ void fold_span() {
+    if (!has_whole) return;
+    for_each_row([&](int r, int row, int q_head_idx) {
+      const Fold fold(whole_max[r], span_max[r]);
+      span_max[r] = fold.max;
+      span_sum[r] = fold(whole_sum[r], span_sum[r]);
+      const float* acc = p.workspace + partial_offset(p, kHeadDim, 0, row, q_head_idx);
+#pragma unroll
+      for (int n = 0; n < kOutBlocks; ++n) {
+        const float2 older = *reinterpret_cast<const float2*>(acc + out_column(n)), newer = span_acc(n, r);
+        set_span_acc(n, r, make_float2(fold(older.x, newer.x), fold(older.y, newer.y)));
+      }
+    });
+  }
+
+  __device__ __forceinline__ void store_acc(int unit_idx, int r, int row, int q_head_idx) const {
+    float* acc = p.workspace + partial_offset(p, kHeadDim, unit_idx, row, q_head_idx);
+#pragma unroll
+    for (int n = 0; n < kOutBlocks; ++n) *reinterpret_cast<float2*>(acc + out_column(n)) = span_acc(n, r);
+  }
+
+  // After tile `tile` of every row.
+  __device__ __forceinline__ void end_tile(int tile, int last_tile) {
+    const int key_end = (tile + 1) * kTileKeys;
+    if (key_end % kSplitKeys != 0 && tile != last_tile) return;
+    fold_split();
+    if (key_end % kSpanKeys != 0 && tile != last_tile) return;
+    fold_span();
+    if (tile == last_tile) return;
+    has_whole = true;
+    for_each_row([&](int r, int row, int q_head_idx) {
+      whole_max[r] = span_max[r];
+      whole_sum[r] = span_sum[r];
+      store_acc(0, r, row, q_head_idx);
+    });
+    clear_span();
+  }
+
+  // The result of a row if this unit holds all its keys, else the unit's state for the combining kernel.
+  __device__ __forceinline__ void emit(int unit_idx, int unit_keys) const {
+    for_each_row([&](int r, int row, int q_head_idx) {
+      const int kv_len = seq.kv_len(row - seq.first_row);
+      if (unit_idx == 0 && kv_len <= unit_keys) {
+        T* out = static_cast<T*>(p.out) + (static_cast<int64_t>(row) * p.num_q_heads + q_head_idx) * kHeadDim;
+#pragma unroll
+        for (int n = 0; n < kOutBlocks; ++n) {
+          const float2 acc = span_acc(n, r);
+          const uint32_t bits =
+              pack<T>(softmax_output(acc.x, span_sum[r]), softmax_output(acc.y, span_sum[r]));
+          memcpy(out + out_column(n), &bits, 4);
+        }
+      } else if (kv_len > unit_idx * unit_keys) {
+        store_acc(unit_idx, r, row, q_head_idx);
+        if (part == 0 && lane_idx % 4 == 0) {
+          float* state = p.workspace + partial_offset(p, kHeadDim, unit_idx, row, q_head_idx) + kHeadDim;
+          *reinterpret_cast<float2*>(state) = make_float2(span_max[r], span_sum[r]);
+        }
+      }
+    });
+  }
+
+  // ---- the tail
+  // ------------------------------------------------------------------------------------------------
+
+  // Plans the next part of the tail, from (tile, node) on: all that is left if the ring can hold it, else one
+  // tile, else one tile of fewer nodes. A single path needs at most the 64 rows of a tile.
+  __device__ __forceinline__ void plan_batch(int tile, int tile_end, int node, int ring_begin) const {
+    if (warp_idx == 0) {
+      const int num_prefix_rows = max(seq.prefix_len - tile * kTileKeys, 0);
+      int node_end = num_nodes, num_rows;
+      if (node != 0) tile_end = tile + 1;
+      TreeMask members;
+      for (;;) {
+        collect_members(members, node, node_end, tile * kTileKeys - seq.prefix_len,
+                        tile_end * kTileKeys - seq.prefix_len);
+        num_rows = num_prefix_rows + count_bits(members);
+        if (num_rows <= kRingRows) break;
+        if (tile_end > tile + 1)
+          tile_end = tile + 1;
+        else
+          node_end = node + (node_end - node + 1) / 2;
+      }
+      for_each_member(spread(members),
+                      [&](int bit, int rank) { batch.staged_bits[rank] = static_cast<uint8_t>(bit); });
+      if (lane_idx == 0) {
+        batch.tile_begin = tile;
+        batch.tile_end = tile_end;
+        batch.node_begin = node;
+        batch.node_end = node_end;
+        batch.ring_begin = ring_begin;
+        batch.num_prefix_rows = num_prefix_rows;
+        batch.num_rows = num_rows;
+#pragma unroll
+        for (int w = 0; w < kMaskWords; ++w) batch.members[w] = members[w];
+      }
+    }
+    __syncthreads();
+  }
+
+  // What CTA nodes [node, node_end) see of the ranks [first_rank, end_rank), in every lane.
+  __device__ __forceinline__ void collect_members(TreeMask& members, int node, int node_end, int first_rank,
+                                                  int end_rank) const {
+#pragma unroll
+    for (int w = 0; w < kMaskWords; ++w) members[w] = 0;
+    for (int i = node + lane_idx; i < node_end; i += 32) {
+      TreeMask mask;
+      seq.load_ancestors(mask, first_node + i);
+      keep_ranks(mask, first_rank, end_rank);
+#pragma unroll
+      for (int w = 0; w < kMaskWords; ++w) members[w] |= mask[w];
+    }
+#pragma unroll
+    for (int w = 0; w < kMaskWords; ++w) members[w] = __reduce_or_sync(kAllLanes, members[w]);
+  }
+
+  // Ring rows of the 64 keys of `tile` as the path `leaf` sees them. Positions behind its end get a row that
+  // holds numbers: their weight is zero.
+  __device__ __forceinline__ void find_path_rows(int tile, const TreeMask& leaf, int leaf_len) const {
+    const int first_key = tile * kTileKeys;
+    auto ring_row = [&](int idx) {
+      const int row = batch.ring_begin + idx;
+      return static_cast<uint8_t>(row < kRingRows ? row : row - kRingRows);
+    };
+    __syncwarp();  // the lanes have read the rows of the path before
+#pragma unroll
+    for (int i = lane_idx; i < kTileKeys; i += 32) {
+      const int key = first_key + i;
+      if (key < seq.prefix_len) path_rows[i] = ring_row(key - batch.tile_begin * kTileKeys);
+      if (key >= leaf_len) path_rows[i] = ring_row(0);
+    }
+    const LaneBits path = spread(leaf), members = spread(batch.members);
+    int rank = path.below;
+    for (uint32_t left = path.bits; left != 0; left &= left - 1, ++rank) {
+      const int i = seq.prefix_len + rank - first_key;
+      if (i >= 0 && i < kTileKeys) {
+        const uint32_t lower_bits = (left & -left) - 1;
+        path_rows[i] = ring_row(batch.num_prefix_rows + members.below + __popc(members.bits & lower_bits));
+      }
+    }
+    __syncwarp();
+  }
+
+  // One tile of the tail for the rows of this warp that belong to the batch: a step per path.
+  __device__ __forceinline__ void walk_paths(int tile) {
+    // lane i stands for the i-th node of the row tile
+    const int tile_packed = first_packed + row_tile * 16;
+    const int tile_node = tile_packed / group;
+    const int last_node = (min(tile_packed + 16, first_packed + num_packed) - 1) / group;
+    const int node = tile_node + lane_idx - first_node;
+    const bool exists = tile_node + lane_idx <= last_node;
+    const int len = exists ? seq.kv_len(first_node + node) : 0;
+    uint32_t pending = __ballot_sync(
+        kAllLanes, exists && node >= batch.node_begin && node < batch.node_end && len > tile * kTileKeys);
+    while (pending != 0) {
+      const int leaf_lane = 31 - __clz(static_cast<int>(pending));
+      const int leaf_len = __shfl_sync(kAllLanes, len, leaf_lane);
+      const bool is_pending = (pending >> lane_idx & 1) != 0;
+      TreeMask leaf, own = {};
+      seq.load_ancestors(leaf, tile_node + leaf_lane);
+      if (is_pending) seq.load_ancestors(own, tile_node + lane_idx);
+      const uint32_t on_path = __ballot_sync(kAllLanes, is_pending && is_upper_part(own, leaf));
+      pending &= ~on_path;
+
+      int limit[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int idx = row_tile * 16 + lane_idx / 4 + 8 * r;
+        const int row_lane = idx < num_packed ? (first_packed + idx) / group - tile_node : 31;
+        const int row_len = __shfl_sync(kAllLanes, len, row_lane);
+        limit[r] = (on_path >> row_lane & 1) != 0 ? row_len - tile * kTileKeys : 0;
+      }
+      find_path_rows(tile, leaf, leaf_len);
+      step<false>(limit, leaf_len - tile * kTileKeys, [&](int i) { return static_cast<int>(path_rows[i]); });
+    }
+  }
+
+  // ---- the whole unit
+  // ------------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void load_query() {
+#pragma unroll
+    for (int k = 0; k < kQueryFragments; ++k) query[k][0] = query[k][1] = query[k][2] = query[k][3] = 0;
+    for_each_row([&](int r, int row, int q_head_idx) {
+      const T* q =
+          static_cast<const T*>(p.q) + (static_cast<int64_t>(row) * p.num_q_heads + q_head_idx) * kHeadDim;
+#pragma unroll
+      for (int k = 0; k < kQueryFragments; ++k) {
+        memcpy(&query[k][r], q + k * 16 + lane_idx % 4 * 2, 4);
+        memcpy(&query[k][r + 2], q + k * 16 + 8 + lane_idx % 4 * 2, 4);
+      }
+    });
+  }
+
+  __device__ __forceinline__ int longest_row() const {
+    int longest = 0;
+    for (int i = lane_idx; i < num_nodes; i += 32) longest = max(longest, seq.kv_len(first_node + i));
+    return static_cast<int>(__reduce_max_sync(kAllLanes, static_cast<unsigned>(longest)));
+  }
+
+  __device__ __forceinline__ void run() {
+    first_packed = static_cast<int>(blockIdx.x) * kRowTiles * 16;
+    num_packed = min(kRowTiles * 16, seq.num_rows * group - first_packed);
+    if (num_packed <= 0) return;
+    first_node = first_packed / group;
+    num_nodes = (first_packed + num_packed - 1) / group - first_node + 1;
+    const bool has_rows = row_tile * 16 < num_packed;
+
+    const int unit_idx = blockIdx.y;
+    const int unit_keys = p.splits_per_unit * kSplitKeys;
+    const int key_begin = unit_idx * unit_keys;
+    const int first_tile = key_begin / kTileKeys;
+    const int num_prefix_tiles = max(min(key_begin + unit_keys, seq.prefix_len) / kTileKeys - first_tile, 0);
+    int issued = 0;  // loads: prefix tiles, then 64-row pieces of the tail's first batch
+    for (; issued < min(num_prefix_tiles, kStages - 1); ++issued) {
+      load_prefix_tile(first_tile + issued, issued);
+      cp_async_commit();
+    }
+
+    const int unit_end = key_begin + unit_keys;
+    const int key_end = seq.prefix_len >= unit_end ? unit_end : min(unit_end, longest_row());
+    if (key_end <= key_begin) return;
+    const int tile_end = (key_end + kTileKeys - 1) / kTileKeys;
+    const int tail_tile = first_tile + num_prefix_tiles;
+    const bool has_tail = tail_tile < tile_end;
+    if (has_tail) plan_batch(tail_tile, tile_end, 0, num_prefix_tiles % kStages * kTileKeys);
+    for (; issued < kStages - 1; ++issued) {
+      if (has_tail) load_batch_rows(issued - num_prefix_tiles);
+      cp_async_commit();
+    }
+    load_query();
+    clear_split();
+    clear_span();
+    has_whole = false;
+
+    for (int i = 0, stage = 0; i < num_prefix_tiles;
+         ++i, ++issued, stage = stage + 1 == kStages ? 0 : stage + 1) {
+      cp_async_wait<kStages - 2>();
+      __syncthreads();  // tile i has come for all threads, and tile i - 1 is done with: its place is free
+      if (issued < num_prefix_tiles) {
+        load_prefix_tile(first_tile + issued, stage == 0 ? kStages - 1 : stage - 1);
+      } else if (has_tail) {
+        load_batch_rows(issued - num_prefix_tiles);
+      }
+      cp_async_commit();
+      const int all[2] = {kTileKeys, kTileKeys};
+      if (has_rows) step<true>(all, kTileKeys, [&](int key) { return stage * kTileKeys + key; });
+      end_tile(first_tile + i, tile_end - 1);
+    }
+
+    if (has_tail) {
+      __syncthreads();  // the last prefix tile is done with
+      load_batch_rows(kStages - 1);
+      for (;;) {
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncthreads();
+        const bool all_nodes = batch.node_end == num_nodes;
+        for (int tile = batch.tile_begin; tile < batch.tile_end; ++tile) {
+          if (has_rows) walk_paths(tile);
+          if (all_nodes) end_tile(tile, tile_end - 1);
+        }
+        const int next_tile = all_nodes ? batch.tile_end : batch.tile_begin;
+        const int next_node = all_nodes ? 0 : batch.node_end;
+        if (next_tile == tile_end) break;
+        __syncthreads();  // the batch and the ring are free
+        plan_batch(next_tile, tile_end, next_node, 0);
+        for (int chunk = 0; chunk < kStages; ++chunk) load_batch_rows(chunk);
+      }
+    }
+    if (has_rows) emit(unit_idx, unit_keys);
+  }
+};

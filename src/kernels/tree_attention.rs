@@ -1,0 +1,325 @@
+//! Attention of packed tree rows over the paged K/V cache. See `kernels/tree_attention.cu`.
+
+use super::shape::Dims;
+use crate::device::{DType, Device, LaunchArgs, Tensor};
+use crate::error::Result;
+
+/// Operands of [`tree_attention`]; tensors without a dtype below are of the model's. `T` rows of `B` sequences.
+pub struct TreeAttentionArgs<'a> {
+    /// `[T, num_q_heads * head_dim]`, after the rotary embedding.
+    pub q: &'a Tensor,
+    /// `[pages, num_kv_heads, page_size, head_dim]` of one layer; the pass's own rows are already written.
+    pub k_cache: &'a Tensor,
+    /// Like `k_cache`.
+    pub v_cache: &'a Tensor,
+    /// i32 `[B, max_pages]`: the page that holds KV positions `i * page_size..`.
+    pub page_table: &'a Tensor,
+    /// i32 `[B + 1]`: rows `seq_start[b]..seq_start[b + 1]` belong to sequence b.
+    pub seq_start: &'a Tensor,
+    /// i32 `[B]`: KV positions that every row of the sequence sees.
+    pub prefix_len: &'a Tensor,
+    /// u64 `[T, 4]`: bit j set means that the row sees KV position `prefix_len + j`. Its own bit is set.
+    pub ancestors: &'a Tensor,
+    /// Output `[T, num_q_heads * head_dim]`.
+    pub out: &'a Tensor,
+    /// f32 scratch of at least [`workspace_len`] elements; its content does not matter.
+    pub workspace: &'a Tensor,
+    /// Factor of the scores before the softmax, usually `head_dim^-0.5`; positive.
+    pub sm_scale: f32,
+    /// Query heads, a multiple of `num_kv_heads`.
+    pub num_q_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Elements of a head: 32, 64, 96 or 128.
+    pub head_dim: usize,
+    /// The most keys that a row of the pass sees (a bound is enough).
+    pub max_kv_len: usize,
+    /// The most rows that a sequence has in the pass, at most 256 (a bound is enough).
+    pub max_rows: usize,
+}
+
+/// Keys of a split; `kSplitKeys` of the kernel.
+const SPLIT_KEYS: usize = 256;
+/// Splits of a span; `kSplitsPerSpan` of the kernel.
+const SPLITS_PER_SPAN: usize = 8;
+/// Threads of the attention kernels: four warps.
+const THREADS: u32 = 128;
+/// Units are splits while (row, head, span) triples are fewer than this: some 256 CTAs of the wide kernel, about two a
+/// multiprocessor of a large GPU, are then not to be had from whole spans.
+const SPLIT_UNITS_BELOW: usize = 6144;
+/// Units are spans below this many triples; beyond, rows alone fill the GPU and a CTA takes all keys.
+const SPAN_UNITS_BELOW: usize = 65536;
+
+/// The kernels' `TreeAttentionParams`, field by field.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    q: u64,
+    k_cache: u64,
+    v_cache: u64,
+    page_table: u64,
+    seq_start: u64,
+    prefix_len: u64,
+    ancestors: u64,
+    out: u64,
+    workspace: u64,
+    scale_log2: f32,
+    num_rows: i32,
+    num_q_heads: i32,
+    num_kv_heads: i32,
+    page_size: i32,
+    max_pages: i32,
+    splits_per_unit: i32,
+    num_units: i32,
+}
+
+/// How the key axis is dealt out to CTAs. It decides speed only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Units {
+    splits_each: usize,
+    count: usize,
+    /// Partial states of a (row, head) that pass through the workspace.
+    partials: usize,
+}
+
+impl Units {
+    fn new(splits_each: usize, max_kv_len: usize) -> Self {
+        let splits = max_kv_len.div_ceil(SPLIT_KEYS).max(1);
+        let count = splits.div_ceil(splits_each);
+        // A single unit of several spans keeps there what it has folded so far.
+        let partials = if splits > splits_each.min(SPLITS_PER_SPAN) { count } else { 0 };
+        Units { splits_each, count, partials }
+    }
+
+    fn choose(rows: usize, num_q_heads: usize, max_kv_len: usize) -> Self {
+        let splits = max_kv_len.div_ceil(SPLIT_KEYS).max(1);
+        let splits_each = match rows * num_q_heads * splits.div_ceil(SPLITS_PER_SPAN) {
+            triples if triples < SPLIT_UNITS_BELOW => 1,
+            triples if triples < SPAN_UNITS_BELOW => SPLITS_PER_SPAN,
+            _ => splits,
+        };
+        Units::new(splits_each, max_kv_len)
+    }
+}
+
+/// Elements of the workspace that passes of up to `max_rows` rows in all and `max_kv_len` keys a row need.
+pub fn workspace_len(max_rows: usize, num_q_heads: usize, head_dim: usize, max_kv_len: usize) -> usize {
+    let splits = max_kv_len.div_ceil(SPLIT_KEYS);
+    if splits <= 1 {
+        return 0;
+    }
+    // The most partial states of any smaller pass, by the unit it would use.
+    let heads = max_rows * num_q_heads;
+    let of_splits = (heads * splits).min(SPLIT_UNITS_BELOW * SPLITS_PER_SPAN);
+    let of_spans = (heads * splits.div_ceil(SPLITS_PER_SPAN)).min(SPAN_UNITS_BELOW);
+    of_splits.max(of_spans).max(heads) * (head_dim + 2)
+}
+
+/// Which attention kernel, with how many packed rows (row, head of the group) a CTA and how much shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    suffix: &'static str,
+    packed_rows: usize,
+    shared_bytes: usize,
+}
+
+fn layout(dtype: DType, head_dim: usize, packed_rows: usize) -> Layout {
+    if dtype == DType::F32 {
+        return Layout { suffix: "", packed_rows: 4, shared_bytes: 0 };
+    }
+    // K and V of a 64-key stage in 16-bit elements; the wide kernel adds a span's accumulators of 64 rows in f32.
+    let stage_bytes = 2 * 64 * head_dim * 2;
+    if packed_rows <= 16 {
+        let stages = if head_dim == 128 { 3 } else { 4 };
+        Layout { suffix: "_narrow", packed_rows: 16, shared_bytes: stages * stage_bytes }
+    } else {
+        let stages =
+            [(128, 2), (96, 3)].iter().find(|(dim, _)| *dim == head_dim).map_or(4, |&(_, stages)| stages);
+        Layout { suffix: "_wide", packed_rows: 64, shared_bytes: stages * stage_bytes + 64 * head_dim * 4 }
+    }
+}
+
+/// `out[t, h] = sum_i p_i v_i` with `p = softmax(sm_scale * q[t, h] . k_i)` over the keys that row t sees: the prefix of its
+/// sequence, and the positions behind it whose ancestor bits are set.
+///
+/// A row's bits depend on its query and its keys in logical order alone: not on the other rows, the slots its ancestors
+/// occupy, or where the prefix ends.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
+pub fn tree_attention(device: &Device, args: TreeAttentionArgs) -> Result<()> {
+    let units = Units::choose(args.q.dim(0), args.num_q_heads, args.max_kv_len);
+    launch(device, args, units)
+}
+
+/// [`tree_attention`] with units of `splits_each` key splits (1, 8, or enough for `max_kv_len`) whatever the number of rows,
+/// for tests and benchmarks: the result is the same.
+#[doc(hidden)]
+pub fn tree_attention_in_units(device: &Device, args: TreeAttentionArgs, splits_each: usize) -> Result<()> {
+    let units = Units::new(splits_each.max(1), args.max_kv_len);
+    assert!(
+        units.count == 1 || splits_each == 1 || splits_each == SPLITS_PER_SPAN,
+        "units end where spans do"
+    );
+    launch(device, args, units)
+}
+
+fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> {
+    let dtype = args.q.dtype();
+    let TreeAttentionArgs { num_q_heads, num_kv_heads, head_dim, max_rows, max_kv_len, .. } = args;
+    let num_sequences = args.prefix_len.num_elements();
+    let mut dims = Dims::new("tree_attention")
+        .fix("num_kv_heads", num_kv_heads)
+        .fix("head_dim", head_dim)
+        .fix("q_width", num_q_heads * head_dim)
+        .fix("B", num_sequences)
+        .fix("B+1", num_sequences + 1)
+        .fix("4", 4);
+    dims.dense("q", args.q, dtype, &["T", "q_width"])?;
+    dims.dense("out", args.out, dtype, &["T", "q_width"])?;
+    for (name, cache) in [("k_cache", args.k_cache), ("v_cache", args.v_cache)] {
+        dims.dense(name, cache, dtype, &["pages", "num_kv_heads", "page_size", "head_dim"])?;
+    }
+    dims.dense("page_table", args.page_table, DType::I32, &["B", "max_pages"])?;
+    dims.dense("seq_start", args.seq_start, DType::I32, &["B+1"])?;
+    dims.dense("prefix_len", args.prefix_len, DType::I32, &["B"])?;
+    dims.dense("ancestors", args.ancestors, DType::U64, &["T", "4"])?;
+    let name = dims.variant("q", dtype, ["bf16", "f16", "f32"])?;
+    dims.require(matches!(head_dim, 32 | 64 | 96 | 128), "head_dim", || {
+        ("32, 64, 96 or 128".into(), format!("{head_dim}"))
+    })?;
+    dims.require(num_kv_heads > 0 && num_q_heads.is_multiple_of(num_kv_heads), "num_q_heads", || {
+        (format!("a multiple of {num_kv_heads} kv heads"), format!("{num_q_heads}"))
+    })?;
+    dims.require(dims.get("page_size").is_multiple_of(16), "page_size", || {
+        ("a multiple of 16".into(), format!("{}", dims.get("page_size")))
+    })?;
+    dims.require(args.sm_scale.is_finite() && args.sm_scale > 0.0, "sm_scale", || {
+        ("a positive number".into(), format!("{}", args.sm_scale))
+    })?;
+    dims.require(max_rows <= 256, "max_rows", || {
+        ("at most 256 rows a sequence".into(), format!("{max_rows}"))
+    })?;
+    dims.require(num_sequences * num_kv_heads <= MAX_GRID_YZ, "B * num_kv_heads", || {
+        (format!("at most {MAX_GRID_YZ}"), format!("{}", num_sequences * num_kv_heads))
+    })?;
+    let rows = dims.get("T");
+    if rows == 0 || max_rows == 0 || num_q_heads == 0 {
+        return Ok(());
+    }
+
+    let needed = units.partials * rows * num_q_heads * (head_dim + 2);
+    let workspace = args.workspace;
+    dims.require(
+        needed == 0
+            || (workspace.dtype() == DType::F32
+                && workspace.is_contiguous()
+                && workspace.num_elements() >= needed),
+        "workspace",
+        || (format!("at least {needed} f32 elements"), format!("{workspace:?}")),
+    )?;
+    dims.require(
+        units.count <= MAX_GRID_YZ && i32::try_from(units.count * units.splits_each * SPLIT_KEYS).is_ok(),
+        "max_kv_len",
+        || ("fewer keys".into(), format!("{max_kv_len}")),
+    )?;
+
+    let params = Params {
+        q: args.q.ptr(),
+        k_cache: args.k_cache.ptr(),
+        v_cache: args.v_cache.ptr(),
+        page_table: args.page_table.ptr(),
+        seq_start: args.seq_start.ptr(),
+        prefix_len: args.prefix_len.ptr(),
+        ancestors: args.ancestors.ptr(),
+        out: args.out.ptr(),
+        workspace: workspace.ptr(),
+        scale_log2: args.sm_scale * std::f32::consts::LOG2_E,
+        num_rows: rows as i32,
+        num_q_heads: num_q_heads as i32,
+        num_kv_heads: num_kv_heads as i32,
+        page_size: dims.get("page_size") as i32,
+        max_pages: dims.get("max_pages") as i32,
+        splits_per_unit: units.splits_each as i32,
+        num_units: units.count as i32,
+    };
+    let packed_rows = max_rows * (num_q_heads / num_kv_heads);
+    let layout = layout(dtype, head_dim, packed_rows);
+    let attention = Launch {
+        kernel: format!("tree_attention_{name}_hd{head_dim}{}", layout.suffix),
+        grid: [
+            packed_rows.div_ceil(layout.packed_rows) as u32,
+            units.count as u32,
+            (num_sequences * num_kv_heads) as u32,
+        ],
+        block: THREADS,
+        shared_bytes: layout.shared_bytes as u32,
+    };
+    let combine = Launch {
+        kernel: format!("tree_attention_combine_{name}_hd{head_dim}"),
+        grid: [max_rows as u32, num_q_heads as u32, num_sequences as u32],
+        block: head_dim as u32,
+        shared_bytes: 0,
+    };
+    let launches = if units.count > 1 { vec![attention, combine] } else { vec![attention] };
+    let launch_args = LaunchArgs::new().pod(&params);
+    for Launch { kernel, grid, block, shared_bytes } in launches {
+        // SAFETY: the one argument is laid out as the kernels' TreeAttentionParams; shapes, head sizes and the workspace
+        // are checked above. The caller's device arrays must keep to their contract: rows ascending and at most
+        // max_rows a sequence, pages inside the cache, at most max_kv_len keys a row. Written: out and workspace.
+        unsafe { device.launch(&kernel, grid, [block, 1, 1], shared_bytes, &launch_args)? };
+    }
+    Ok(())
+}
+
+/// Largest grid size in y and z.
+const MAX_GRID_YZ: usize = 65535;
+
+/// A kernel and its geometry.
+struct Launch {
+    kernel: String,
+    grid: [u32; 3],
+    block: u32,
+    shared_bytes: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_grow_with_the_rows() {
+        let units = |splits_each, count, partials| Units { splits_each, count, partials };
+        assert_eq!(Units::choose(1, 32, 256), units(1, 1, 0));
+        assert_eq!(Units::choose(1, 32, 4096), units(1, 16, 16));
+        assert_eq!(Units::choose(60, 32, 16384), units(8, 8, 8));
+        assert_eq!(Units::choose(256, 32, 2048), units(8, 1, 0));
+        assert_eq!(Units::choose(256, 32, 32768), units(128, 1, 1));
+    }
+
+    #[test]
+    fn the_workspace_fits_every_smaller_pass() {
+        for (max_rows, heads, max_kv_len) in [(1, 4, 700), (64, 32, 5000), (256, 32, 40_000), (512, 8, 2049)]
+        {
+            let len = workspace_len(max_rows, heads, 128, max_kv_len);
+            for rows in 1..=max_rows {
+                for kv_len in (0..=max_kv_len).step_by(97).chain([max_kv_len]) {
+                    let needed = Units::choose(rows, heads, kv_len).partials * rows * heads * 130;
+                    assert!(needed <= len, "{rows} rows, {kv_len} keys: {needed} > {len}");
+                }
+            }
+        }
+        assert_eq!(workspace_len(256, 32, 128, 256), 0);
+    }
+
+    #[test]
+    fn layouts_fit_the_smallest_shared_memory() {
+        for head_dim in [32, 64, 96, 128] {
+            for packed_rows in [1, 16, 17, 1024] {
+                let layout = layout(DType::Bf16, head_dim, packed_rows);
+                assert!(layout.shared_bytes + 3 * 1024 <= 99 * 1024);
+                assert_eq!(layout.packed_rows, if packed_rows <= 16 { 16 } else { 64 });
+            }
+        }
+    }
+}
