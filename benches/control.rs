@@ -1,46 +1,37 @@
-//! Time of the controller's decisions on one core: 64 sequences with 255 drafted nodes each.
+//! Time of the controller's decisions on one core, for 64 sequences with some 255 drafted nodes each. Goal: 300 us a decision.
 
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use smart_run::control::cost::CostTables;
+use smart_run::control::roofline::Roofline;
 use smart_run::control::scan::{Candidate, scan_verification, sort_candidates};
-use smart_run::control::{CostModel, SweepKind, SweepPoint, Treads};
+use smart_run::control::{Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceView};
 
 const SEQUENCES: usize = 64;
 const NODES: usize = 255;
+const TOP_K: usize = 10;
 
-/// Falling path probabilities with a spread, as drafted pools have them.
-fn pools() -> Vec<Candidate> {
-    let mut state = 1u64;
-    let mut candidates = Vec::new();
-    for sequence in 0..SEQUENCES {
-        for node in 1..=NODES {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let unit = (state >> 40) as f32 / (1u64 << 24) as f32;
-            candidates.push(Candidate::new(unit * unit * unit, sequence, node));
-        }
-    }
-    candidates
+/// SplitMix64 in [0, 1).
+fn unit(state: &mut u64) -> f32 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
 }
 
-fn tables() -> CostTables {
-    let point = |tokens: usize, context| {
-        let us = 3500.0f64.max(19.0 * tokens as f64) + context as f64 * 0.03;
-        SweepPoint { kind: SweepKind::Verify, tokens, sequences: 1, context, us }
-    };
-    let points: Vec<_> =
-        [8, 64, 128, 184, 256, 512].iter().flat_map(|&n| [point(n, 0), point(n, 1000)]).collect();
-    let cost = CostModel::from_sweep(&points, Treads::default()).unwrap();
+/// One verification decision: sort the union of all drafted nodes by path probability and scan it.
+fn union_scan(criterion: &mut Criterion) {
+    let mut state = 1;
+    let nodes = (0..SEQUENCES).flat_map(|sequence| (1..=NODES).map(move |node| (sequence, node)));
+    let pools: Vec<_> =
+        nodes.map(|(sequence, node)| Candidate::new(unit(&mut state).powi(3), sequence, node)).collect();
+    let cost = Roofline::H200_LLAMA_8B.cost_model(SEQUENCES * (NODES + 1));
     let mut tables = CostTables::default();
     tables.freeze(&cost, (0..SEQUENCES).map(|_| 1024), SEQUENCES * (NODES + 1), 640);
-    tables
-}
-
-fn decision(criterion: &mut Criterion) {
-    let (pools, tables) = (pools(), tables());
     let (mut scratch, mut counts) = (Vec::new(), Vec::new());
-    criterion.bench_function("union scan, 64 x 255 nodes", |bencher| {
+    criterion.bench_function("union scan of 64 x 255 nodes", |bencher| {
         bencher.iter_batched_ref(
             || pools.clone(),
             |candidates| {
@@ -52,5 +43,42 @@ fn decision(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, decision);
+/// All host work of a round: the decision to draft, up to six levels, selection, packing and learning. The outcome is withheld, so
+/// that the controller goes on hoping.
+fn whole_round(criterion: &mut Criterion) {
+    for sequences in [1, SEQUENCES] {
+        let config =
+            ControllerConfig { max_depth: 6, max_level_rows: 4 * SEQUENCES, ..ControllerConfig::default() };
+        let mut controller = Controller::new(Policy::Smart, config, CostModel::unmeasured());
+        let view = SequenceView {
+            id: 0,
+            root_token: 0,
+            context_len: 1024,
+            sampled: false,
+            backlog: 2,
+            max_depth: 100,
+        };
+        let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..view }).collect();
+        let mut state = 2;
+        let tokens: Vec<i32> = (0..(4 * SEQUENCES * TOP_K) as i32).collect();
+        let logps: Vec<f32> = tokens.iter().map(|_| unit(&mut state).max(1e-6).ln() - 1.5).collect();
+        let mut drafted = 0;
+        criterion.bench_function(&format!("whole round of {sequences} sequences"), |bencher| {
+            bencher.iter(|| {
+                controller.begin_round(&views);
+                let round = controller.round_mut();
+                while let Some(rows) = round.next_level() {
+                    let children = rows.len() * TOP_K;
+                    round.add_level(&tokens[..children], &logps[..children]);
+                }
+                black_box(round.select());
+                drafted = round.pool(0).nodes().len() - 1;
+                controller.observe(&RoundReport::default());
+            })
+        });
+        println!("nodes drafted for the first sequence: {drafted}");
+    }
+}
+
+criterion_group!(benches, union_scan, whole_round);
 criterion_main!(benches);

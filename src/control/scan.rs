@@ -128,34 +128,45 @@ pub fn scan_verification(
     let batch = tables.batch();
     nodes.clear();
     nodes.resize(batch, 1);
-    let mut tokens = batch;
-    let mut expected = batch as u64 * ONE;
     let mut attention_ns = sunk_ns + tables.attention_ns;
-    let mut best = Selection {
+    let mut present = Selection {
         prefix: 0,
-        expected,
-        tokens,
-        ns: attention_ns + tables.verify_linear_ns(tokens),
+        expected: batch as u64 * ONE,
+        tokens: batch,
+        ns: attention_ns + tables.verify_linear_ns(batch),
         price: 0.0,
     };
-    let mut best_rate = best.rate();
-    for (i, candidate) in candidates.iter().enumerate() {
-        let sequence = candidate.sequence();
-        let held = nodes[sequence];
-        if held as usize > cap {
-            continue;
-        }
-        nodes[sequence] = held + 1;
-        attention_ns += tables.attention_step_ns(sequence, held as usize);
-        tokens += 1;
-        expected += fixed(candidate.value());
-        let ns = attention_ns + tables.verify_linear_ns(tokens);
-        let rate = rate(expected, ns);
+    let mut best = present;
+    let mut best_rate = 0.0;
+    let mut keep_better = |present: &Selection| {
+        let rate = present.rate();
         if rate > best_rate {
             best_rate = rate;
-            best = Selection { prefix: i + 1, expected, tokens, ns, price: candidate.value() };
+            best = *present;
         }
+    };
+    for (i, candidate) in candidates.iter().enumerate() {
+        let value = fixed(candidate.value());
+        if value == 0 {
+            break;
+        }
+        let sequence = candidate.sequence();
+        let held = nodes[sequence] as usize;
+        if held > cap {
+            continue;
+        }
+        nodes[sequence] += 1;
+        attention_ns += tables.attention_step_ns(sequence, held);
+        let ns = attention_ns + tables.verify_linear_ns(present.tokens + 1);
+        if ns > present.ns {
+            // The present run ends here: along it A / t only rose.
+            keep_better(&present);
+        }
+        let expected = present.expected + value;
+        present =
+            Selection { prefix: i + 1, expected, tokens: present.tokens + 1, ns, price: candidate.value() };
     }
+    keep_better(&present);
     if best.prefix == candidates.len() {
         best.price = 0.0;
     }

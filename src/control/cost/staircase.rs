@@ -74,7 +74,11 @@ impl Staircase {
     /// Time of a pass of `rows` rows.
     pub fn at(&self, rows: usize) -> f64 {
         let rows = round_up(rows, self.tread);
-        let after = self.knots.partition_point(|knot| knot.rows < rows);
+        self.between(self.knots.partition_point(|knot| knot.rows < rows), rows)
+    }
+
+    /// Time of `rows` rows, a multiple of the tread, given the first knot that is not below.
+    fn between(&self, after: usize, rows: usize) -> f64 {
         match (after.checked_sub(1).map(|before| self.knots[before]), self.knots.get(after)) {
             (None, Some(first)) => first.fitted,
             (Some(low), Some(high)) => {
@@ -83,6 +87,19 @@ impl Staircase {
             }
             (Some(last), None) => last.fitted + self.tail_slope() * (rows - last.rows) as f64,
             (None, None) => unreachable!("a staircase has at least one knot"),
+        }
+    }
+
+    /// Times of `0..=treads` treads, in order, as whole nanoseconds; the first entry stands for no rows and is not meaningful.
+    pub fn tabulate(&self, treads: usize, ns: &mut Vec<u64>) {
+        ns.clear();
+        let mut after = 0;
+        for tread in 0..=treads {
+            let rows = tread.max(1) * self.tread;
+            while after < self.knots.len() && self.knots[after].rows < rows {
+                after += 1;
+            }
+            ns.push((1000.0 * self.between(after, rows)).round() as u64);
         }
     }
 

@@ -47,13 +47,8 @@ impl CostTables {
         self.tread = cost.verify.tread();
         self.draft_tread = cost.draft.tread();
         self.tile_nodes = cost.treads.nodes;
-        self.verify_ns.clear();
-        self.verify_ns
-            .extend((0..=max_tokens.div_ceil(self.tread)).map(|i| to_ns(cost.verify.at(i * self.tread))));
-        self.draft_ns.clear();
-        self.draft_ns.extend(
-            (0..=max_rows.div_ceil(self.draft_tread)).map(|i| to_ns(cost.draft.at(i * self.draft_tread))),
-        );
+        cost.verify.tabulate(max_tokens.div_ceil(self.tread), &mut self.verify_ns);
+        cost.draft.tabulate(max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
         let tiles = MAX_NODES.div_ceil(self.tile_nodes);
         let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
         self.attention_rate.clear();
