@@ -1,23 +1,22 @@
 // WHAT      The drafter's steps between two passes: scores of the best children, choice of the next beam, and
-// the inputs
-//           of the next pass, all on the device.
+//           the inputs of the next pass, all on the device.
 //
 // DATA      A *candidate* is a child that draft_topk proposed. Its flat index c = row * k + rank counts
-// through the rows of
-//           one draft_topk output, or of several written one behind the other (the pool): c / k is the row of
-//           its parent. A candidate that is put through the drafter itself becomes a *run* of its sequence:
-//           run j (0..255, in order) of the round has its K/V at drafter position prefix_len + j. Everything
-//           about a run that its children need is kept by (sequence, run): run_ancestors (which runs it sees)
-//           and run_feature_row (where its hidden output is). The root's own pair is the last of the prefix:
-//           it has no run; parent_run = -1 names it. The frontier is a list of candidates to run next, one
-//           FrontierRow each: written by draft_beam, or by the host.
+//           through the rows of one draft_topk output, or of several written one behind the other (the pool):
+//           c / k is the row of its parent.
+//           A candidate that is itself put through the drafter becomes a *run* of its sequence: run j (from 0
+//           to 255, in order) of the round has its K/V at drafter position prefix_len + j. What its children
+//           need of a run is kept by (sequence, run): run_ancestors (the runs it sees) and run_feature_row
+//           (where its hidden output is). The root's own pair is the last of the prefix, so it has no run:
+//           parent_run = -1 names it.
+//           The *frontier* lists the candidates to run next, one FrontierRow each. draft_beam writes it, or
+//           the host.
 //
 // ---- draft_topk_f32
-// MATH      logp_i = (logit_i - max) - ln sum_j exp(logit_j - max);  the k greatest logits, ties to the
-// smaller draft id
-//           token = id + d2t[id];  path_logp = parent_logp + logp
+// MATH      the k greatest logits, ties to the smaller draft id;  token = id + d2t[id]
+//           logp_i = (logit_i - max) - ln sum_j exp(logit_j - max);  path_logp = parent_logp + logp
 // SHAPES    logits       f32 [R, Vd]  in
-//           d2t          i32 [Vd]     in   offsets from draft to target ids; may be null: the ids are equal
+//           d2t          i32 [Vd]     in   offsets from draft to target ids; null: the ids are equal
 //           parent_logp  f32 [R]      in   path_logp of the row's own node (0 for the root)
 //           tokens       i32 [R, k]   out  target ids, best first
 //           logp         f32 [R, k]   out
@@ -25,13 +24,11 @@
 // LAUNCH    grid R, block any multiple of 32 up to 512: one CTA a row, which it reads twice
 // REQUIRES  1 <= k <= 32, k <= Vd < 2^18
 // NUMERICS  f32; the sum is of integers (units of 2^-40 of the greatest term): the same bits for any block
-// size. NaN and
-//           -inf logits sort last and have logp = -inf; ids stay below Vd whatever the row holds.
+//           size. NaN and -inf sort last, with logp = -inf; ids stay below Vd whatever the row holds.
 //
 // ---- draft_beam
-// MATH      frontier[b * width + w] = {b, c, run of row c / k, runs_used[b] + w}, c the w-th best candidate
-// of sequence b
-//           by (path_logp descending, c ascending)
+// MATH      frontier[b * width + w] = {b, c, row_run[c / k], runs_used[b] + w}, c the w-th best candidate of
+//           sequence b by (path_logp descending, c ascending)
 // SHAPES    path_logp  f32 [B * rows_per_sequence, k]  in   sequence b owns rows b * rows_per_sequence ..
 //           row_run    i32 [B * rows_per_sequence]     in   run of each row; -1: the root
 //           runs_used  i32 [B]                         inout  runs of the round so far; grows by width
@@ -40,13 +37,13 @@
 // REQUIRES  1 <= width <= min(32, rows_per_sequence * k)
 //
 // ---- draft_frontier
-// MATH      {b, c, parent, run} = frontier[r]
-//           above         = parent < 0 ? {} : run_ancestors[b][parent]
-//           ancestors[r]  = run_ancestors[b][run] = above + {run}
-//           tokens[r]     = pool_tokens[c];  parent_logp[r] = pool_path_logp[c]
-//           positions[r]  = first_position[b] + |above|
-//           slots[r]      = page_table[b][p / page_size] * page_size + p % page_size,  p = prefix_len[b] +
-//           run feature_row[r] = parent < 0 ? root_feature_row[b] : run_feature_row[b][parent]
+// MATH      {b, c, parent, run} = frontier[r];  p = prefix_len[b] + run
+//           above          = parent < 0 ? {} : run_ancestors[b][parent]
+//           ancestors[r]   = run_ancestors[b][run] = above + {run}
+//           tokens[r]      = pool_tokens[c];  parent_logp[r] = pool_path_logp[c]
+//           positions[r]   = first_position[b] + |above|
+//           slots[r]       = page_table[b][p / page_size] * page_size + p % page_size
+//           feature_row[r] = parent < 0 ? root_feature_row[b] : run_feature_row[b][parent]
 //           run_feature_row[b][run] = output_row + r;  row_run[r] = run
 // SHAPES    as in DraftFrontierParams
 // LAUNCH    grid ceil(R / block), block any: a thread a row
@@ -86,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
   const float max_logit =
       key_of(best) != 0 ? row[index_of(best)] : NAN;  // NaN: no possible token, all masses are 0
   u64 mass = 0;
+#pragma unroll 4  // loads in flight
   for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
     const Quad four = load_quad(row, quad, vocab_size);
     for (float logit : four.logit) mass += mass_of(portable_exp(relative_logit(logit, max_logit, 1.0f)));

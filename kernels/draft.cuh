@@ -1,6 +1,5 @@
 // WHAT  Data and arithmetic of the draft step that its kernels, their native twins and src/kernels/draft.rs
-// share.
-//       The words used here are explained at the head of draft.cu.
+//       share. The words used here are explained at the head of draft.cu.
 #pragma once
 
 #include "portable_math.cuh"

@@ -1,12 +1,10 @@
 // WHAT      The noise of a draw: a pure function of (seed, absolute position, token).
-// MATH      Philox4x32-10 with key = seed and counter = (token / 4, position, 0, 0); word token % 4, without
-// its lowest
-//           bit, is n in [0, 2^31).  v = (n + 1/2) / 2^31,  E = -ln(1 - v) ~ Exp(1),  gumbel = -ln E.
-// NUMERICS  1 - v is formed from the complement of n, never by subtraction, so that small v (which make a
-// token win) and
-//           small 1 - v keep full relative precision: -3.2 < gumbel < 22.2, and tokens down to 2^-32 keep
-//           their law.
-// TWINS     src/sampling.rs
+// MATH      Philox4x32-10 with key = seed and counter = (token / 4, position, 0, 0). Word token % 4 without
+//           its lowest bit is n in [0, 2^31);  v = (n + 1/2) / 2^31;  gumbel = -ln(-ln(1 - v)).
+// NUMERICS  1 - v comes from the complement of n, not from a subtraction, so that small v, which make a token
+//           win, and small 1 - v keep their relative precision. -3.2 < gumbel < 22.2: tokens keep their law
+//           down to probabilities of 2^-32.
+// TWINS     src/sampling.rs, host/native/philox_lanes.hpp
 // SOURCE    Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011)
 #pragma once
 

@@ -1,11 +1,9 @@
 // WHAT      Logarithm and exponential that give the same bits on every machine, and the integers built on
-// them:
-//           probability weights, their fixed-point mass, and ranks of floats.
-// MATH      Only additions, multiplications, explicit fused multiply-adds and integer operations, each
-// rounded once by
-//           IEEE rules: no library call, no approximate instruction, no product that a compiler could
-//           contract. So a draw made on a GPU, in the emulator, by a native twin or by the Rust oracle is the
-//           same draw.
+//           them: fixed-point mass of a probability weight, rank of a float.
+// MATH      Only additions, multiplications, divisions, explicit fused multiply-adds and integer operations,
+//           which IEEE rounds once each: no library call, no approximate instruction, no product that a
+//           compiler could contract with a sum. So a draw made on a GPU, in the emulator, by a native twin or
+//           by the Rust oracle is the same draw.
 // NUMERICS  ln: about 1 ulp for positive normal x. exp: about 1 ulp for -87 <= x <= 0, and 0 below.
 // TWINS     src/sampling.rs (the same functions, constant by constant)
 // SOURCE    minimax polynomials of the Cephes library's logf and expf

@@ -1,28 +1,27 @@
 // WHAT      The next token of every row of logits: argmax, or a seeded draw after temperature, top-k, top-p
-// and min-p. MATH      w_i = exp((logit_i - max) / T)              weight of token i: its probability over
-// the greatest one
-//           top-k  keep w_i >= the k-th greatest weight                                             (ties
-//           kept) top-p  keep w_i >= c, the greatest weight c with sum{w_j >= c} w_j >= p * (sum of what
-//           top-k kept) min-p  keep w_i >= min_p token = argmax over the kept of (logit_i - max) / T +
-//           gumbel(seed, position, i)  (ties: smaller id) Each filter is a lower bound on the weight, so the
-//           kept set is one number: the greatest of the bounds.
+//           and min-p.
+// MATH      w_i = exp((logit_i - max) / T)    weight of token i: its probability over the greatest one
+//           top-k  keeps w_i >= the k-th greatest weight (ties kept)
+//           top-p  keeps w_i >= c: the greatest weight c whose tokens {w_j >= c} have p of the mass that
+//                  top-k kept
+//           min-p  keeps w_i >= min_p
+//           token = argmax over the kept of (logit_i - max) / T + gumbel(seed, position, i), ties to the
+//           smaller id. A filter is a lower bound on the weight, so all of them are one: the greatest.
 // SHAPES    logits        f32 [T, V]         in
 //           row_sequence  i32 [T]            in   row of `params`
 //           params        SamplerParams [B]  in
 //           positions     i32 [T]            in   absolute position of the token being drawn
-//           out           i32 [T]            out  the token; -1 if no logit of the row is a number above -inf
+//           out           i32 [T]            out  the token; -1 if no logit is a number above -inf
 // LAUNCH    grid T, block any multiple of 32 up to 1024: one CTA a row. It reads the row once for the
-// maximum,
-//           three times for each of top-k and top-p (a radix search, 10 bits a time), once for the draw.
+//           maximum, three times for each of top-k and top-p (digits of a radix search), once for the draw.
 // REQUIRES  1 <= V < 2^18
-// NUMERICS  f32; masses are integers (units of 2^-40 of the greatest weight), so totals do not depend on
-// order,
-//           block size or neighbours: the token is a function of the row, its params, seed and position
-//           alone, and the same on every machine. NaN and -inf are never drawn. Temperature 0 ignores the
-//           filters.
+// NUMERICS  f32; masses are integers (units of 2^-40 of the greatest weight), so that no total depends on
+//           order, block size or neighbours: the token is a function of the row, its params, seed and
+//           position alone, the same on every machine. NaN and -inf are never drawn. Temperature 0 is the
+//           plain argmax, whatever the filters.
 // TWINS     src/kernels/sampler.rs, src/reference/sampler.rs, host/native/sampler.cpp,
-// tests/kernels/sampler.rs SOURCE    Gumbel-max as in Maddison, Tarlow, Minka: A* sampling (2014); noise
-// keyed by position: DESIGN.md, P3
+//           tests/kernels/sampler.rs
+// SOURCE    Gumbel-max: Maddison, Tarlow, Minka: A* sampling (2014); noise by position: DESIGN.md, P3
 #include "philox.cuh"
 #include "ranking.cuh"
 #include "sampler.cuh"
@@ -139,6 +138,7 @@ extern "C" __global__ void __launch_bounds__(1024)
   const SamplerParams p = params[row_sequence[row_idx]];
 
   u64 best = 0;
+#pragma unroll 4  // loads in flight
   for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
     const Quad four = load_quad(row, quad, vocab_size);
     for (int i = 0; i < 4; ++i) best = Maximum::combine(best, rank_of(four.logit[i], 4 * quad + i));

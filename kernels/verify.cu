@@ -1,20 +1,19 @@
 // WHAT      Verification walk: which path of every draft tree the target's own draws accept, and the bonus
-// token. MATH      node = root; loop: token = drawn[node]; if a child of node holds token, accept it and
-// descend (the
-//           smallest index among duplicates); else token is the bonus token and the walk ends.
+//           token.
+// MATH      node = root; loop: token = drawn[node]; if a child of node holds token, accept it and descend
+//           (the smallest index among duplicates); else token is the bonus token and the walk ends.
 //           Greedy and sampled decoding alike: the draws decide, the candidates are only looked up
 //           (DESIGN.md, P3).
-// SHAPES    seq_start     i32 [B + 1]    in   sequence b owns rows seq_start[b] .. seq_start[b + 1]; its
-// first is the root
-//           tokens        i32 [T]        in   token of the node
-//           parents       i32 [T]        in   parent's index within the sequence; -1 for the root
-//           drawn         i32 [T]        in   the token that the target draws after the node
-//           accepted      i32 [B, 256]   out  indices within the sequence of the accepted nodes, root
-//           excluded, ascending;
-//                                             entries from accepted_len[b] on are left as they were
-//           accepted_len  i32 [B]        out
-//           bonus         i32 [B]        out
-// LAUNCH    grid B, block 32: one warp a sequence; a lane looks at every 32nd node.
+// SHAPES    seq_start     i32 [B + 1]   in   sequence b owns rows seq_start[b] .. seq_start[b + 1]; the first
+//                                            is the root
+//           tokens        i32 [T]       in   token of the node
+//           parents       i32 [T]       in   parent's index within the sequence; -1 for the root
+//           drawn         i32 [T]       in   the token that the target draws after the node
+//           accepted      i32 [B, 256]  out  indices within the sequence of the accepted nodes, ascending,
+//                                            root excluded; entries from accepted_len[b] on keep their value
+//           accepted_len  i32 [B]       out
+//           bonus         i32 [B]       out
+// LAUNCH    grid B, block 32: one warp a sequence; a lane looks at every 32nd node
 // REQUIRES  parents before children; tokens >= 0; 1..256 rows a sequence
 // NUMERICS  integers. A draw of -1 (no possible token) matches no child and becomes the bonus.
 // TWINS     src/kernels/verify.rs, src/reference/verify.rs, host/native/verify.cpp, tests/kernels/verify.rs

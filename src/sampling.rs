@@ -1,8 +1,9 @@
 //! How a request samples: the validated parameters, and the noise that makes a draw a pure function of
 //! (seed, absolute position, token).
 //!
-//! Knows no CUDA. The arithmetic is that of `kernels/portable_math.cuh` and `kernels/philox.cuh`, step by step: only
-//! operations that IEEE rounds once, so that a GPU, the host driver and this module agree in every bit.
+//! Knows no CUDA. The arithmetic is that of `kernels/portable_math.cuh` and `kernels/philox.cuh`, step by
+//! step: only operations that IEEE rounds once, so that a GPU, the host driver and this module agree in every
+//! bit.
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -60,12 +61,13 @@ impl SamplingParams {
     }
 }
 
-/// Standard Gumbel noise of `token` at `position`: the greatest `logit / temperature + gumbel` is a draw from the softmax.
+/// Standard Gumbel noise of `token` at `position`: the greatest `logit / temperature + gumbel` is a draw from
+/// the softmax.
 pub fn gumbel(seed: u64, position: i32, token: usize) -> f32 {
     let word = philox4x32([(token / 4) as u32, position as u32, 0, 0], [seed as u32, (seed >> 32) as u32])
         [token % 4];
-    // n is uniform in [0, 2^31); v = (n + 1/2) / 2^31. 1 - v comes from the complement of n, not from a subtraction, so
-    // that both ends keep their relative precision.
+    // n is uniform in [0, 2^31); v = (n + 1/2) / 2^31. 1 - v comes from the complement of n, not from a
+    // subtraction, so that both ends keep their relative precision.
     const UNIT: f32 = 1.0 / (1u32 << 31) as f32;
     let n = (word >> 1) as i32;
     let v = (n as f32 + 0.5) * UNIT;

@@ -160,26 +160,26 @@ inline float __fadd_rn(float a, float b) {
   return a + b;
 }
 
-inline int __float_as_int(float v) {
+__forceinline__ int __float_as_int(float v) {
   return __builtin_bit_cast(int, v);
 }
-inline unsigned __float_as_uint(float v) {
+__forceinline__ unsigned __float_as_uint(float v) {
   return __builtin_bit_cast(unsigned, v);
 }
-inline float __int_as_float(int v) {
+__forceinline__ float __int_as_float(int v) {
   return __builtin_bit_cast(float, v);
 }
-inline float __uint_as_float(unsigned v) {
+__forceinline__ float __uint_as_float(unsigned v) {
   return __builtin_bit_cast(float, v);
 }
 
-inline int __popc(unsigned v) {
+__forceinline__ int __popc(unsigned v) {
   return __builtin_popcount(v);
 }
-inline int __popcll(unsigned long long v) {
+__forceinline__ int __popcll(unsigned long long v) {
   return __builtin_popcountll(v);
 }
-inline int __ffs(int v) {
+__forceinline__ int __ffs(int v) {
   return __builtin_ffs(v);
 }
 inline int __ffsll(long long v) {

@@ -1,5 +1,5 @@
-//! Launch wrappers of `kernels/draft.cu`: children of drafted nodes, choice of the next beam, inputs of the next pass.
-//! The data model (candidates, runs, frontier) is explained at the head of the kernel file.
+//! Launch wrappers of `kernels/draft.cu`: children of drafted nodes, choice of the next beam, inputs of the
+//! next pass. The data model (candidates, runs, frontier) is explained at the head of the kernel file.
 
 use super::sampler::MAX_VOCAB_SIZE;
 use super::shape::Dims;
@@ -32,6 +32,9 @@ pub struct DraftTopkArgs<'a> {
 }
 
 /// The `k` likeliest children of every row: log-softmax, then top-k, ties to the smaller draft id.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn draft_topk(device: &Device, args: DraftTopkArgs) -> Result<()> {
     let mut dims = Dims::new("draft_topk").fix("k", args.k);
     dims.dense("logits", args.logits, DType::F32, &["R", "Vd"])?;
@@ -61,8 +64,8 @@ pub fn draft_topk(device: &Device, args: DraftTopkArgs) -> Result<()> {
         .i32(vocab_size)
         .i32(args.k);
     let block = topk_block_size(vocab_size);
-    // SAFETY: arguments in the order of draft_topk_f32; one block a row, so accesses to [R, Vd], [R] and [R, k] are in
-    // bounds by the checks above. Writes the three outputs only.
+    // SAFETY: arguments in the order of draft_topk_f32; one block a row, so accesses to [R, Vd], [R] and [R,
+    // k] are in bounds by the checks above. Writes the three outputs only.
     unsafe { device.launch("draft_topk_f32", [num_rows as u32, 1, 1], [block, 1, 1], 0, &launch_args) }
 }
 
@@ -103,7 +106,11 @@ pub struct DraftBeamArgs<'a> {
     pub width: usize,
 }
 
-/// Chooses each sequence's `width` likeliest candidates of the last level (ties: the smaller index) as the next frontier.
+/// Chooses each sequence's `width` likeliest candidates of the last level (ties: the smaller index) as the
+/// next frontier.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn draft_beam(device: &Device, args: DraftBeamArgs) -> Result<()> {
     let mut dims = Dims::new("draft_beam").fix("4", FRONTIER_FIELDS);
     dims.dense("path_logp", args.path_logp, DType::F32, &["rows", "k"])?;
@@ -133,8 +140,8 @@ pub fn draft_beam(device: &Device, args: DraftBeamArgs) -> Result<()> {
         .i32(rows_per_sequence)
         .i32(k)
         .i32(args.width);
-    // SAFETY: arguments in the order of draft_beam; one warp a sequence; bounds by the checks above. Writes `frontier` and
-    // `runs_used` only.
+    // SAFETY: arguments in the order of draft_beam; one warp a sequence; bounds by the checks above. Writes
+    // `frontier` and `runs_used` only.
     unsafe { device.launch("draft_beam", [num_sequences as u32, 1, 1], [32, 1, 1], 0, &launch_args) }
 }
 
@@ -196,6 +203,9 @@ struct DraftFrontierParams {
 }
 
 /// Packs the inputs of the next drafter pass from a list of chosen candidates.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
     let mut dims = Dims::new("draft_frontier").fix("4", FRONTIER_FIELDS).fix("256", MAX_RUNS);
     dims.dense("frontier", args.frontier, DType::I32, &["R", "4"])?;
@@ -246,9 +256,9 @@ pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
     };
     let block = 64;
     let grid = num_rows.div_ceil(block) as u32;
-    // SAFETY: the struct has the fields of DraftFrontierParams in order; rows are bounded by num_rows, the shapes were
-    // checked above. The caller owns that the frontier's entries lie below B, P and 256, and that the page table covers the
-    // runs. Writes the run tables and the seven outputs only.
+    // SAFETY: the struct has the fields of DraftFrontierParams in order; rows are bounded by num_rows, the
+    // shapes were checked above. The caller owns that the frontier's entries lie below B, P and 256, and that
+    // the page table covers the runs. Writes the run tables and the seven outputs only.
     unsafe {
         device.launch(
             "draft_frontier",

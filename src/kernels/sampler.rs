@@ -55,8 +55,11 @@ pub struct SampleArgs<'a> {
     pub out: &'a Tensor,
 }
 
-/// Draws (or, at temperature 0, finds) the next token of each row. The token of a row depends on the row, its parameters and
-/// its position alone.
+/// Draws (or, at temperature 0, finds) the next token of each row. The token of a row depends on the row, its
+/// parameters and its position alone.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn sample(device: &Device, args: SampleArgs) -> Result<()> {
     let mut dims = Dims::new("sample").fix("24", SamplerParams::BYTES);
     dims.dense("logits", args.logits, DType::F32, &["T", "V"])?;
@@ -78,15 +81,16 @@ pub fn sample(device: &Device, args: SampleArgs) -> Result<()> {
         .ptr(args.positions)
         .ptr(args.out)
         .i32(vocab_size);
-    // SAFETY: arguments in the order of sample_f32; one block a row, so every access to [T, V] and [T] is in bounds by the
-    // checks above; row_sequence must hold indices below B, which the caller owns. Writes `out` only.
+    // SAFETY: arguments in the order of sample_f32; one block a row, so every access to [T, V] and [T] is in
+    // bounds by the checks above; row_sequence must hold indices below B, which the caller owns. Writes `out`
+    // only.
     unsafe {
         device.launch("sample_f32", [num_rows as u32, 1, 1], [block_size(vocab_size), 1, 1], 0, &launch_args)
     }
 }
 
-/// Threads a row: enough to keep many loads in flight over a large vocabulary, few for a small one. The result does not
-/// depend on it.
+/// Threads a row: enough to keep many loads in flight over a large vocabulary, few for a small one. The
+/// result does not depend on it.
 fn block_size(vocab_size: usize) -> u32 {
     match vocab_size {
         0..1024 => 64,

@@ -9,7 +9,8 @@ pub const MAX_NODES: usize = 256;
 
 /// Arguments of [`verify_walk`].
 pub struct VerifyWalkArgs<'a> {
-    /// I32 `[B + 1]`: sequence b owns rows `seq_start[b]..seq_start[b + 1]`, 1 to 256 of them; the first is its root.
+    /// I32 `[B + 1]`: sequence b owns rows `seq_start[b]..seq_start[b + 1]`, 1 to 256 of them; the first is
+    /// its root.
     pub seq_start: &'a Tensor,
     /// I32 `[T]`: tokens of the nodes.
     pub tokens: &'a Tensor,
@@ -17,8 +18,8 @@ pub struct VerifyWalkArgs<'a> {
     pub parents: &'a Tensor,
     /// I32 `[T]`: the token the target draws after each node.
     pub drawn: &'a Tensor,
-    /// Out, I32 `[B, 256]`: indices within the sequence of the accepted nodes, ascending, root excluded. Entries from
-    /// `accepted_len` on keep what they held.
+    /// Out, I32 `[B, 256]`: indices within the sequence of the accepted nodes, ascending, root excluded.
+    /// Entries from `accepted_len` on keep what they held.
     pub accepted: &'a Tensor,
     /// Out, I32 `[B]`.
     pub accepted_len: &'a Tensor,
@@ -27,6 +28,9 @@ pub struct VerifyWalkArgs<'a> {
 }
 
 /// Walks every tree of the batch from its root along the drawn tokens.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn verify_walk(device: &Device, args: VerifyWalkArgs) -> Result<()> {
     let mut dims = Dims::new("verify_walk").fix("256", MAX_NODES);
     dims.dense("seq_start", args.seq_start, DType::I32, &["B+1"])?;
@@ -51,7 +55,8 @@ pub fn verify_walk(device: &Device, args: VerifyWalkArgs) -> Result<()> {
         .ptr(args.accepted)
         .ptr(args.accepted_len)
         .ptr(args.bonus);
-    // SAFETY: arguments in the order of verify_walk; one warp a sequence, so accesses to [B] and [B, 256] are in bounds by
-    // the checks above. The caller owns that seq_start ascends to T. Writes the three outputs only.
+    // SAFETY: arguments in the order of verify_walk; one warp a sequence, so accesses to [B] and [B, 256] are
+    // in bounds by the checks above. The caller owns that seq_start ascends to T. Writes the three outputs
+    // only.
     unsafe { device.launch("verify_walk", [num_sequences as u32, 1, 1], [32, 1, 1], 0, &launch_args) }
 }

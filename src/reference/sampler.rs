@@ -1,4 +1,5 @@
-//! Oracle of `kernels/sampler.cu`: the same token from a sort, one row at a time; and the law it should follow.
+//! Oracle of `kernels/sampler.cu`: the same token from a sort, one row at a time; and the law it should
+//! follow.
 #![forbid(unsafe_code)]
 
 use crate::sampling::{LOWEST_EXPONENT, SamplingParams, gumbel, portable_exp};

@@ -113,7 +113,8 @@ fn risky_params() -> Vec<(&'static str, SamplingParams)> {
 fn every_risky_row_under_every_risky_setting_agrees_with_the_oracle() {
     let held = device();
     let device: &Device = &held;
-    // One token; less than a quad; not a multiple of four; a multiple of four but not of the block; several quads a thread.
+    // One token; less than a quad; not a multiple of four; a multiple of four but not of the block; several
+    // quads a thread.
     for vocab_size in [1, 3, 130, 1000, 1031] {
         let (mut rows, mut params) = (Vec::new(), Vec::new());
         for (_, row) in risky_rows(vocab_size) {
@@ -168,7 +169,8 @@ fn large_vocabularies_agree_with_the_oracle() {
     }
 }
 
-/// The twin leaves most noise uncomputed; the oracle computes all of it. Flat rows leave the most winners to consider.
+/// The twin leaves most noise uncomputed; the oracle computes all of it. Flat rows leave the most winners to
+/// consider.
 #[test]
 fn pruned_draws_equal_exhaustive_ones() {
     let held = device();
@@ -176,7 +178,14 @@ fn pruned_draws_equal_exhaustive_ones() {
     let mut random = Rng::new(9);
     for scale in [0.0, 0.1, 1.0, 5.0, 20.0] {
         let rows: Vec<Vec<f32>> = (0..64).map(|_| normals(&mut random, 4096, scale)).collect();
-        let params: Vec<_> = (0..64).map(|seed| SamplingParams { seed, ..HOT }).collect();
+        let settings = [
+            HOT,
+            SamplingParams { top_k: 30, ..HOT },
+            SamplingParams { top_p: 0.9, ..HOT },
+            SamplingParams { min_p: 0.1, ..HOT },
+        ];
+        let params: Vec<_> =
+            (0..64).map(|seed| SamplingParams { seed, ..settings[seed as usize % 4] }).collect();
         Batch::new(&rows, &params).check(device, &format!("scale {scale}"));
     }
 }
@@ -200,8 +209,8 @@ fn a_row_draws_the_same_token_in_any_company() {
     }
 }
 
-/// The sampler alone against its law: many seeds and positions, one chi-square for each setting. The exact-law side is
-/// f64; tokens expected less than five times are counted together.
+/// The sampler alone against its law: many seeds and positions, one chi-square for each setting. The
+/// exact-law side is f64; tokens expected less than five times are counted together.
 #[test]
 fn draws_follow_the_processed_distribution() {
     let held = device();
@@ -246,8 +255,8 @@ fn draws_follow_the_processed_distribution() {
             statistic += (rare_seen - rare_expected) * (rare_seen - rare_expected) / rare_expected;
             cells += 1;
         }
-        // Wilson-Hilferty: (chi2 / d)^(1/3) is nearly normal. Noise is fixed, so a bound of 3.3 (p = 0.0005) never flickers;
-        // a value far below would mean draws that are too even.
+        // Wilson-Hilferty: (chi2 / d)^(1/3) is nearly normal. Noise is fixed, so a bound of 3.3 (p = 0.0005)
+        // never flickers; a value far below would mean draws that are too even.
         let freedom = cells as f64 - 1.0;
         let spread = 2.0 / (9.0 * freedom);
         let deviation = ((statistic / freedom).cbrt() - (1.0 - spread)) / spread.sqrt();

@@ -46,20 +46,19 @@ TopList best_of(const float* values, int count, int k, int index_offset = 0) {
   return top;
 }
 
-// Masses of up to 16 logits at a time; integers, so the lanes may be added up in any order.
+// The sum of mass_of() over the weights of the row, in two 20-bit digits: vectors convert floats to 32-bit
+// integers only.
 VECTORISED_EXACT u64 mass_of_row(const float* row, int vocab_size, float max_logit) {
-  u64 mass = 0;
-  float weights[kLanes];
-  for (int first = 0; first < vocab_size; first += kLanes) {
-    const int count = vocab_size - first < kLanes ? vocab_size - first : kLanes;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float logit = row[first + (lane < count ? lane : 0)];
-      weights[lane] = lane < count ? portable_exp(relative_logit(logit, max_logit, 1.0f)) : 0.0f;
-    }
-    for (int lane = 0; lane < kLanes; ++lane)
-      mass += static_cast<u64>(static_cast<int64_t>(weights[lane] * kMassUnit));
+  constexpr float kDigit = 1048576.0f;  // 2^20; kMassUnit is its square
+  u64 high_total = 0, low_total = 0;
+  for (int i = 0; i < vocab_size; ++i) {
+    const float scaled = portable_exp(relative_logit(row[i], max_logit, 1.0f)) * kDigit;
+    const int high = static_cast<int>(scaled);
+    const int low = static_cast<int>((scaled - static_cast<float>(high)) * kDigit);
+    high_total += static_cast<uint32_t>(high);
+    low_total += static_cast<uint32_t>(low);
   }
-  return mass;
+  return (high_total << 20) + low_total;
 }
 
 void topk(const simt::NativeLaunch& launch, const float* logits, const int* d2t, const float* parent_logp,

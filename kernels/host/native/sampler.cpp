@@ -6,16 +6,18 @@
 // chord of 2^x between integers, which costs one fused multiply-add and a conversion. What passes is computed
 // exactly, by the kernel's own functions.
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "exact.hpp"
-#include "philox.cuh"
+#include "philox_lanes.hpp"
 #include "sampler.cuh"
 
 namespace {
 
-constexpr int kLanes = 16;  // counters advanced together
-constexpr int kBlockTokens = 4 * kLanes;
+constexpr int kLanes = 16;
+constexpr int kBlockTokens = kNoiseTokens;  // looked at together
+constexpr float kMargin = 1e-3f;            // far above all roundings of scores, which are at most 110
 
 // First index of the greatest logit; -1 if none is a number above -inf.
 VECTORISED_EXACT int argmax(const float* row, int vocab_size) {
@@ -50,7 +52,6 @@ VECTORISED_EXACT void find_possible_winners(const float (&logits)[kBlockTokens],
                                             const uint32_t (&noise)[kBlockTokens], float max_logit,
                                             float temperature, float best_score,
                                             uint8_t (&possible)[kBlockTokens]) {
-  constexpr float kMargin = 1e-3f;                  // far above all roundings of scores of at most 110
   constexpr float kChordScale = 12102203.1615614f;  // 2^23 / ln 2
   constexpr float kChordOffset = 1065353216.0f;     // 127 * 2^23: as bits, 1.0
   for (int i = 0; i < kBlockTokens; ++i) {
@@ -63,34 +64,11 @@ VECTORISED_EXACT void find_possible_winners(const float (&logits)[kBlockTokens],
   }
 }
 
-// The noise words of kBlockTokens tokens from `first_quad` on: noise_words(), kLanes counters side by side.
-VECTORISED_EXACT void noise_block(uint64_t seed, int position, int first_quad,
-                                  uint32_t (&words)[kBlockTokens]) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    c0[lane] = static_cast<uint32_t>(first_quad + lane);
-    c1[lane] = static_cast<uint32_t>(position);
-    c2[lane] = c3[lane] = 0;
-  }
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint64_t product0 = static_cast<uint64_t>(0xd2511f53u) * c0[lane];
-      const uint64_t product1 = static_cast<uint64_t>(0xcd9e8d57u) * c2[lane];
-      c0[lane] = static_cast<uint32_t>(product1 >> 32) ^ c1[lane] ^ key0;
-      c2[lane] = static_cast<uint32_t>(product0 >> 32) ^ c3[lane] ^ key1;
-      c1[lane] = static_cast<uint32_t>(product1);
-      c3[lane] = static_cast<uint32_t>(product0);
-    }
-    key0 += 0x9e3779b9u;
-    key1 += 0xbb67ae85u;
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    words[4 * lane] = c0[lane];
-    words[4 * lane + 1] = c1[lane];
-    words[4 * lane + 2] = c2[lane];
-    words[4 * lane + 3] = c3[lane];
-  }
+// The greatest number of the block, -inf if there is none.
+VECTORISED_EXACT float greatest_of(const float (&logits)[kBlockTokens]) {
+  float greatest = -INFINITY;
+  for (float logit : logits) greatest = logit > greatest ? logit : greatest;
+  return greatest;
 }
 
 // Gumbel-max over the tokens with weights of at least `bound`; `likeliest` has the greatest logit.
@@ -109,13 +87,18 @@ int draw(const Row& row, int likeliest, uint32_t bound, uint64_t seed, int posit
   };
   // The likeliest token first: a good score early leaves little to compute.
   offer(likeliest, row.max_logit, noise_words(seed, position, likeliest / 4).word[likeliest % 4]);
+  const float kept = bound != 0 ? portable_ln(__uint_as_float(bound)) - kMargin : kLowestExponent;
   float logits[kBlockTokens];
   uint32_t noise[kBlockTokens];
   uint8_t possible[kBlockTokens];
   for (int first = 0; first < row.vocab_size; first += kBlockTokens) {
     const int count = std::min(kBlockTokens, row.vocab_size - first);
-    for (int i = 0; i < kBlockTokens; ++i) logits[i] = i < count ? row.logits[first + i] : -INFINITY;
-    noise_block(seed, position, first / 4, noise);
+    std::copy_n(row.logits + first, count, logits);
+    std::fill(logits + count, logits + kBlockTokens, -INFINITY);
+    // Without a token that is kept and can still win, the block needs no noise at all.
+    const float reach = relative_logit(greatest_of(logits), row.max_logit, row.temperature);
+    if (!(reach >= kept && reach + kGumbelBound >= best_score)) continue;
+    fill_noise(seed, position, first / 4, noise);
     find_possible_winners(logits, noise, row.max_logit, row.temperature, best_score, possible);
     for (int group = 0; group < kBlockTokens; group += 8) {
       uint64_t marks;  // one byte a token; most groups have none
@@ -129,45 +112,43 @@ int draw(const Row& row, int likeliest, uint32_t bound, uint64_t seed, int posit
   return index_of(best);
 }
 
-VECTORISED_EXACT void weigh(const Row& row, float* weights) {
+// The weights of all tokens, as bits.
+VECTORISED_EXACT void weigh(const Row& row, uint32_t* keys) {
   for (int i = 0; i < row.vocab_size; ++i)
-    weights[i] = portable_exp(relative_logit(row.logits[i], row.max_logit, row.temperature));
+    keys[i] = __float_as_uint(portable_exp(relative_logit(row.logits[i], row.max_logit, row.temperature)));
 }
 
-// The kernel's radix search, on weights computed once.
+// The kernel's radix search. `keys`, the weights as bits, shrinks to those that share the digits found.
 template <typename Filter>
-uint32_t search_bound(const std::vector<float>& weights, uint32_t bound, const Filter& filter) {
-  u64 bins[kDigits];
+uint32_t search_bound(std::vector<uint32_t> keys, uint32_t bound, const Filter& filter) {
   u64 above = 0, wanted = 0;
   uint32_t prefix = 0;
   for (int shift = kKeyBits - kDigitBits; shift >= 0; shift -= kDigitBits) {
-    const bool is_first = shift == kKeyBits - kDigitBits;
-    std::fill(std::begin(bins), std::end(bins), 0);
-    for (float weight : weights) {
-      const uint32_t key = __float_as_uint(weight);
-      if (key == 0 || key < bound || (!is_first && key >> (shift + kDigitBits) != prefix)) continue;
-      bins[key >> shift & (kDigits - 1)] += filter.measure(weight);
-    }
-    if (is_first) {
-      u64 total = 0;
-      for (u64 bin : bins) total += bin;
-      wanted = filter.wanted(total);
-    }
+    u64 bins[kDigits] = {};
+    const auto digit_of = [&](uint32_t key) { return static_cast<int>(key >> shift & (kDigits - 1)); };
+    for (uint32_t key : keys) bins[digit_of(key)] += filter.measure(__uint_as_float(key));
+    if (wanted == 0) wanted = filter.wanted(std::accumulate(bins, bins + kDigits, u64{0}));
     int digit = kDigits - 1;
     while (digit > 0 && above + bins[digit] < wanted) above += bins[digit--];
+    std::erase_if(keys, [&](uint32_t key) { return digit_of(key) != digit; });
     prefix = prefix << kDigitBits | static_cast<uint32_t>(digit);
   }
   return std::max(prefix, bound);
 }
 
+// The lowest weight, as bits, that all filters keep.
 uint32_t kept_bound(const Row& row, const SamplerParams& p) {
+  const bool has_top_k = p.top_k > 0 && p.top_k < row.vocab_size, has_top_p = p.top_p < 1.0f;
   uint32_t bound = 0;
-  if ((p.top_k > 0 && p.top_k < row.vocab_size) || p.top_p < 1.0f) {
-    thread_local std::vector<float> weights;
-    weights.resize(row.vocab_size);
-    weigh(row, weights.data());
-    if (p.top_k > 0 && p.top_k < row.vocab_size) bound = search_bound(weights, bound, TopK{p.top_k});
-    if (p.top_p < 1.0f) bound = search_bound(weights, bound, TopP{p.top_p});
+  if (has_top_k || has_top_p) {
+    std::vector<uint32_t> keys(row.vocab_size);
+    weigh(row, keys.data());
+    std::erase(keys, 0u);
+    if (has_top_k) bound = search_bound(keys, bound, TopK{p.top_k});
+    if (has_top_p) {
+      std::erase_if(keys, [&](uint32_t key) { return key < bound; });
+      bound = search_bound(std::move(keys), bound, TopP{p.top_p});
+    }
   }
   return p.min_p > 0.0f ? std::max(bound, __float_as_uint(p.min_p)) : bound;
 }
