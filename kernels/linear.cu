@@ -264,7 +264,7 @@ EXPORT_KERNEL(linear_f32)
   LINEAR(dtype, T, 8, 64, 1, 4)                                                                            \
   LINEAR(dtype, T, 16, 64, 1, 4)                                                                           \
   LINEAR(dtype, T, 32, 64, 1, 4)                                                                           \
-  LINEAR(dtype, T, 64, 64, 2, 4)                                                                           \
+  LINEAR(dtype, T, 64, 64, 2, 3)                                                                           \
   LINEAR(dtype, T, 128, 128, 2, 3)                                                                         \
   extern "C" __global__ void __launch_bounds__(kThreads) linear_combine_##dtype(                           \
       const float* __restrict__ partial, const T* __restrict__ bias, void* __restrict__ out, int num_rows, \

@@ -88,6 +88,7 @@ void FiberStack::rewind(void (*entry)()) {
     base_ = allocate_stack();
   }
   tsan_ = tsan::create_fiber();
+  asan::unpoison(base_, fiber_stack_bytes);  // of frames that were left without returning
   auto** top = reinterpret_cast<void**>(base_ + fiber_stack_bytes - (index_ * 5 % 61) * 64);
   *--top = nullptr;  // where a caller would be: keeps the alignment the ABI wants at entry
   *--top = reinterpret_cast<void*>(entry);

@@ -36,7 +36,7 @@ pub fn embedding(device: &Device, args: EmbeddingArgs) -> Result<()> {
         .i32(dims.get("V"))
         .i32(dims.get("H"))
         .i32(args.out.row_stride());
-    // SAFETY: arguments in the order of embedding.cu; shapes are checked above, and tokens outside the table are not
-    // looked up by the kernel. Written: out.
+    // SAFETY: arguments in the order of embedding.cu; shapes are checked above, and tokens outside the table
+    // are not looked up by the kernel. Written: out.
     unsafe { device.launch(kernel, [rows as u32, 1, 1], [128, 1, 1], 0, &launch_args) }
 }

@@ -47,7 +47,7 @@ pub fn gather_rows(device: &Device, args: GatherRowsArgs) -> Result<()> {
         .i32(dims.get("H"))
         .i32(args.src.row_stride())
         .i32(args.out.row_stride());
-    // SAFETY: arguments in the order of gather_rows.cu; shapes are checked above, and indices outside src are not looked
-    // up by the kernel. Written: out.
+    // SAFETY: arguments in the order of gather_rows.cu; shapes are checked above, and indices outside src are
+    // not looked up by the kernel. Written: out.
     unsafe { device.launch(kernel, [rows as u32, 1, 1], [128, 1, 1], 0, &launch_args) }
 }

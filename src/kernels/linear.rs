@@ -22,8 +22,8 @@ const THREADS: usize = 128;
 const TILE_K: usize = 64;
 /// Rows of an f32 launch's tile: tokens and weights of a CTA.
 const F32_TILE: (usize, usize) = (8, 16);
-/// CTAs that keep every SM of a large GPU busy with four. A constant: splits decide the order of additions, so they
-/// may not depend on the machine.
+/// CTAs that keep every SM of a large GPU busy with four. A constant: splits decide the order of additions,
+/// so they may not depend on the machine.
 const WANTED_CTAS: usize = 512;
 /// Shortest split worth its partial sums, in k tiles (512 elements).
 const MIN_SPLIT_TILES: usize = 8;
@@ -44,7 +44,7 @@ const TILES: [Tile; 5] = [
     Tile { tokens: 8, weights: 64, stages: 4, bf16: "linear_bf16_t8", f16: "linear_f16_t8" },
     Tile { tokens: 16, weights: 64, stages: 4, bf16: "linear_bf16_t16", f16: "linear_f16_t16" },
     Tile { tokens: 32, weights: 64, stages: 4, bf16: "linear_bf16_t32", f16: "linear_f16_t32" },
-    Tile { tokens: 64, weights: 64, stages: 4, bf16: "linear_bf16_t64", f16: "linear_f16_t64" },
+    Tile { tokens: 64, weights: 64, stages: 3, bf16: "linear_bf16_t64", f16: "linear_f16_t64" },
     Tile { tokens: 128, weights: 128, stages: 3, bf16: "linear_bf16_t128", f16: "linear_f16_t128" },
 ];
 
@@ -83,8 +83,8 @@ fn geometry(rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], 
 /// A row's bits depend on that row, the weight and the bias alone, not on the other rows of the pass.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] if sizes or dtypes do not fit, or if 16-bit rows are not 16-byte aligned (K or the row stride of
-/// `x` not a multiple of 8).
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit, or if 16-bit rows are not 16-byte aligned (K or the
+/// row stride of `x` not a multiple of 8).
 pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
     let dtype = args.x.dtype();
     let mut dims = Dims::new("linear");
@@ -161,9 +161,10 @@ fn launch(device: &Device, args: &LinearArgs, splits: Splits) -> Result<()> {
         .i32(args.out.row_stride())
         .i32(splits.tiles_each)
         .i32(out_is_f32);
-    // SAFETY: arguments in the order of linear.cu; x is [rows, k], weight [n, k], bias [n], out [rows, n] with the strides
-    // given, rows 16-byte aligned, all checked by `linear`; reads and writes outside are predicated by rows, n and k.
-    // Written: out, or the first splits * rows * n elements of the workspace, which has that many.
+    // SAFETY: arguments in the order of linear.cu; x is [rows, k], weight [n, k], bias [n], out [rows, n]
+    // with the strides given, rows 16-byte aligned, all checked by `linear`; reads and writes outside are
+    // predicated by rows, n and k. Written: out, or the first splits * rows * n elements of the workspace,
+    // which has that many.
     unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], shared_bytes, &product)? };
     let Some(partial) = partial else { return Ok(()) };
     let sum = LaunchArgs::new()
@@ -193,8 +194,8 @@ fn launch_f32(device: &Device, args: &LinearArgs, rows: usize, n: usize, k: usiz
         .i32(args.x.row_stride())
         .i32(args.out.row_stride());
     let grid = [rows.div_ceil(F32_TILE.0) as u32, n.div_ceil(F32_TILE.1) as u32, 1];
-    // SAFETY: arguments in the order of linear.cu; shapes and strides are checked by `linear`; rows past the end are
-    // clamped for reads and skipped for writes. Written: out.
+    // SAFETY: arguments in the order of linear.cu; shapes and strides are checked by `linear`; rows past the
+    // end are clamped for reads and skipped for writes. Written: out.
     unsafe { device.launch("linear_f32", grid, [THREADS as u32, 1, 1], 0, &launch_args) }
 }
 

@@ -25,7 +25,8 @@ fn threads(hidden_size: usize, dtype: DType) -> u32 {
     hidden_size.div_ceil(vector_len(dtype)).next_multiple_of(32).clamp(32, 512) as u32
 }
 
-/// Computes `residual += delta`, `tap = residual` and `out = residual * rsqrt(mean(residual^2) + eps) * weight`.
+/// Computes `residual += delta`, `tap = residual` and
+/// `out = residual * rsqrt(mean(residual^2) + eps) * weight`.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit.
@@ -58,8 +59,9 @@ pub fn rmsnorm(device: &Device, args: RmsNormArgs) -> Result<()> {
         .i32(stride(args.tap))
         .f32(args.eps);
     let block = [threads(hidden_size, dtype), 1, 1];
-    // SAFETY: arguments in the order of rmsnorm.cu; every matrix is [T, H] with the stride given, weight is [H], checked
-    // above; one CTA a row touches H elements of it. Written: out, tap, and residual if there is a delta.
+    // SAFETY: arguments in the order of rmsnorm.cu; every matrix is [T, H] with the stride given, weight is
+    // [H], checked above; one CTA a row touches H elements of it. Written: out, tap, and residual if there is
+    // a delta.
     unsafe { device.launch(kernel, [rows as u32, 1, 1], block, 0, &launch_args) }
 }
 

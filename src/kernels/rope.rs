@@ -1,4 +1,4 @@
-//! Rotary position embedding of q and k, and the write of k and v into the paged cache. See `kernels/rope.cu`.
+//! Rotary position embedding of q and k, and the write of k and v into the cache. See `kernels/rope.cu`.
 
 use super::shape::Dims;
 use crate::device::{DType, Device, LaunchArgs, Tensor};
@@ -81,7 +81,8 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
         .i32(page_size)
         .i32(num_slots)
         .i32(max_position);
-    // SAFETY: arguments in the order of rope.cu; all shapes are checked above; positions are clamped to the table and
-    // slots outside the cache are skipped by the kernel. Written: q_out, and rows `slots[..]` of both caches.
+    // SAFETY: arguments in the order of rope.cu; all shapes are checked above; positions are clamped to the
+    // table and slots outside the cache are skipped by the kernel. Written: q_out, and rows `slots[..]` of
+    // both caches.
     unsafe { device.launch(kernel, [rows as u32, 1, 1], [128, 1, 1], 0, &launch_args) }
 }

@@ -36,7 +36,7 @@ pub fn swiglu(device: &Device, args: SwigluArgs) -> Result<()> {
         .i32(args.gate_up.row_stride())
         .i32(args.out.row_stride());
     let grid = [rows as u32, intermediate_size.div_ceil(THREADS * vector_len(dtype)) as u32, 1];
-    // SAFETY: arguments in the order of swiglu.cu; gate_up is [T, 2 I] and out [T, I] with the strides given, checked
-    // above; threads past I leave. Written: out.
+    // SAFETY: arguments in the order of swiglu.cu; gate_up is [T, 2 I] and out [T, I] with the strides given,
+    // checked above; threads past I leave. Written: out.
     unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], 0, &launch_args) }
 }

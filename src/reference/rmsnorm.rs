@@ -1,7 +1,7 @@
 //! RMS normalisation with the residual add before it.
 
-/// Adds `delta` to `residual` with `round` to the model's dtype, and returns `residual * weight / rms(residual)` by
-/// rows of `weight.len()`.
+/// Adds `delta` to `residual` with `round` to the model's dtype, and returns
+/// `residual * weight / rms(residual)` by rows of `weight.len()`.
 pub fn rmsnorm(
     residual: &mut [f32],
     delta: Option<&[f32]>,

@@ -1,7 +1,7 @@
 //! Rotary position embedding, half-split as in Hugging Face's Llama.
 
-/// The table the kernel reads: for each position `head_dim / 2` cosines, then as many sines, of `position * theta^(-2 i /
-/// head_dim)`.
+/// The table the kernel reads: for each position `head_dim / 2` cosines, then as many sines, of
+/// `position * theta^(-2 i / head_dim)`.
 pub fn cos_sin_table(max_position: usize, head_dim: usize, theta: f64) -> Vec<f32> {
     let half = head_dim / 2;
     let angle = |position: usize, i: usize| position as f64 * theta.powf(-(2.0 * i as f64) / head_dim as f64);

@@ -12,7 +12,8 @@ pub struct Tol {
 }
 
 impl Tol {
-    /// Rounding once to `dtype` (half a unit in the last place) on top of f32 arithmetic whose error is at most `abs`.
+    /// Rounding once to `dtype` (half a unit in the last place) on top of f32 arithmetic whose error is at
+    /// most `abs`.
     pub fn rounding(dtype: DType, abs: f32) -> Self {
         let half_unit = match dtype {
             DType::Bf16 => 1.0 / 256.0,  // 8 significant bits
@@ -53,8 +54,8 @@ pub fn same_bits(name: &str, got: &[f32], want: &[f32]) {
     }
 }
 
-/// Panics unless a row of `width` has the same bits whichever rows share the pass: `run` gives the output for a range of 200
-/// input rows.
+/// Panics unless a row of `width` has the same bits whichever rows share the pass: `run` gives the output for
+/// a range of 200 input rows.
 #[track_caller]
 pub fn rows_are_independent(name: &str, width: usize, run: impl Fn(Range<usize>) -> Vec<f32>) {
     let whole = run(0..200);

@@ -82,7 +82,8 @@ impl Drop for TestDevice {
 
 /// Sets a switch of the loaded host driver (`kernels/host/options.hpp`).
 pub fn set_host_option(name: &CStr, value: u64) {
-    // SAFETY: the host driver is loaded with global symbols and exports `void simt_set_option(const char*, uint64_t)`.
+    // SAFETY: the host driver is loaded with global symbols; it exports
+    // `void simt_set_option(const char*, uint64_t)`.
     unsafe {
         let address = libc::dlsym(libc::RTLD_DEFAULT, c"simt_set_option".as_ptr());
         assert!(!address.is_null(), "the host driver is not loaded");

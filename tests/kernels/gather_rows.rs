@@ -9,7 +9,8 @@ use crate::common::inputs::{Guarded, Rng, poisoned, upload};
 
 const INDEX: [i32; 9] = [4, 0, 4, -1, 5, 3, i32::MAX, i32::MIN, 1];
 
-/// Gathers `INDEX` from columns `offset..` of a wider matrix into a dense one and compares bits with the oracle.
+/// Gathers `INDEX` from columns `offset..` of a wider matrix into a dense one and compares bits with the
+/// oracle.
 fn check<T: Element + Default + PartialEq + std::fmt::Debug>(
     device: &Device,
     name: &str,

@@ -1,6 +1,6 @@
-//! Kernel tests, one module a kernel: table of risky cases against the oracle in `smart_run::reference`, in every mode of the
-//! device (a GPU; or emulated and as native twin), under random schedules, and bit equality of a row whatever
-//! else is in the pass.
+//! Kernel tests, one module a kernel: table of risky cases against the oracle in `smart_run::reference`, in
+//! every mode of the device (a GPU; or emulated and as native twin), under random schedules, and bit equality
+//! of a row whatever else is in the pass.
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -94,7 +94,8 @@ fn every_case_matches_the_oracle() {
         ("half_head_not_a_vector", Heads { q: 2, kv: 1, dim: 20 }),
         ("half_head_unaligned", Heads { q: 1, kv: 1, dim: 6 }),
     ];
-    // Scattered slots over two pages, positions that repeat (siblings of a tree) and that lie outside the table.
+    // Scattered slots over two pages, positions that repeat (siblings of a tree) and that lie outside the
+    // table.
     let positions = [0, 1, 5, 5, 47, 48, -3, 9];
     let slots = [33, 3, 4, 40, 0, 15, 47, 16];
     for dtype in MODEL_DTYPES {

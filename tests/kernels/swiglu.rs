@@ -23,7 +23,8 @@ fn run(device: &Device, dtype: DType, gate_up: &[f32], intermediate_size: usize,
     out.values()
 }
 
-/// One rounding, f32 arithmetic with an exponential of a few units, and a product that may fall below f16's range.
+/// One rounding, f32 arithmetic with an exponential of a few units, and a product that may fall below f16's
+/// range.
 fn tolerance(dtype: DType) -> Tol {
     let rounding = Tol::rounding(dtype, 1.0 / (1 << 25) as f32);
     Tol { rel: rounding.rel + 1e-6, ..rounding }
