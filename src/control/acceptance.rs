@@ -255,6 +255,6 @@ fn position(logp: f32) -> (usize, f32) {
         low += 1;
     }
     let share = (logp - KNOTS[low]) / (KNOTS[low + 1] - KNOTS[low]);
-    // Not clamp(): NaN must become 0.
-    (low, share.max(0.0).min(1.0))
+    // Written so that NaN becomes 0.
+    (low, if share > 0.0 { share.min(1.0) } else { 0.0 })
 }

@@ -35,7 +35,7 @@ pub struct SequenceView {
     pub id: u64,
     /// The last committed token, root of the tree.
     pub root_token: i32,
-    /// Tokens in the target's cache.
+    /// Tokens in the target's cache: the position of the root.
     pub context_len: usize,
     /// Drawn at a temperature above 0.
     pub sampled: bool,
@@ -197,19 +197,21 @@ impl Controller {
 
     /// Learns from the round that `begin_round` started; call it once, before the next round begins.
     pub fn observe(&mut self, report: &RoundReport<'_>) {
+        let predicted_us = self.predicted().total;
+        // A stall says nothing about drafting, and a wrong cost table heals soon.
+        let measured = report.times.total.filter(|us| us.is_finite());
+        let total_us = measured.map_or(predicted_us, |us| us.clamp(0.5 * predicted_us, 2.0 * predicted_us));
         self.learn_costs(&report.times);
-        let predicted_ns = self.round.selection().ns as f64;
-        let total_ns = report.times.total.map_or(predicted_ns, |us| f64::from(us) * 1000.0);
-        let complete = report.sequences.len() == self.views.len();
-        let emitted = report.sequences.iter().map(|outcome| outcome.accepted.len() + 1).sum();
-        self.forecast.observe(&self.ids, &self.round, total_ns, complete.then_some(emitted));
-        if self.decision.drafting == 0 {
-            return;
+        if self.decision.drafting > 0 {
+            self.learn_acceptance(report);
         }
-        self.learn_acceptance(report);
-        let batch = self.round.batch();
-        self.gains.observe(self.round.pools(), self.round.levels(), self.round.selection());
-        debug_assert_eq!(batch, self.views.len());
+        if self.policy == Policy::Smart {
+            let complete = report.sequences.len() == self.views.len();
+            let emitted = report.sequences.iter().map(|outcome| outcome.accepted.len() + 1).sum();
+            let total_ns = f64::from(total_us) * 1000.0;
+            self.forecast.observe(&self.ids, &self.round, total_ns, complete.then_some(emitted));
+            self.gains.observe(self.round.pools(), self.round.levels(), self.round.selection());
+        }
     }
 
     /// The policy.
@@ -267,7 +269,7 @@ impl Controller {
                 self.cost.observe_plain(self.views.len(), total_context, us);
             }
             if let (Some(total), Some(verify)) = (times.total, verify) {
-                self.cost.observe_overhead(true, f64::from(total) - verify);
+                self.cost.observe_overhead(true, f64::from(total) - verify, f64::from(predicted.total));
             }
             return;
         }
@@ -289,7 +291,7 @@ impl Controller {
         let drafted_fully = times.draft_levels.len() == self.round.levels().len();
         if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
             let draft: f32 = times.draft_levels.iter().sum();
-            self.cost.observe_overhead(false, f64::from(total - draft) - verify);
+            self.cost.observe_overhead(false, f64::from(total - draft) - verify, f64::from(predicted.total));
         }
     }
 

@@ -66,6 +66,9 @@ impl GainModel {
     /// Learns from one round: its pools with their verified marks, its levels and its final selection.
     pub fn observe(&mut self, pools: &[CandidatePool], levels: &[LevelRecord], selection: &Selection) {
         let price = selection.price;
+        if levels.is_empty() {
+            return;
+        }
         let yields = level_yields(pools, levels, selection);
         for pool in pools {
             self.observe_pool(pool, levels, &yields, price);

@@ -4,6 +4,36 @@
 //! executed level by level; [`DraftRound::select`] yields one packed tree per sequence; [`Controller::observe`] learns from the
 //! outcome and the measured times.
 //!
+//! ```
+//! use smart_run::control::{Controller, ControllerConfig, Policy, RoundReport, SequenceOutcome, SequenceView};
+//! use smart_run::control::roofline::Roofline;
+//!
+//! let cost = Roofline::H200_LLAMA_8B.cost_model(256); // a real runtime measures: CostModel::from_sweep
+//! let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), cost);
+//! let view =
+//!     SequenceView { id: 0, root_token: 17, context_len: 300, sampled: false, backlog: 0, max_depth: 100 };
+//! let plan = controller.begin_round(&[view]);
+//! assert!(plan.drafts(), "nothing is known yet: worth a try");
+//!
+//! let round = controller.round_mut();
+//! while let Some(rows) = round.next_level() {
+//!     // Run `rows` through the drafter; here every row's likeliest child has probability 0.9.
+//!     let tokens: Vec<i32> = rows.iter().flat_map(|_| 0..plan.top_k as i32).collect();
+//!     let logps: Vec<f32> = tokens.iter().map(|&rank| if rank == 0 { -0.1 } else { -5.0 }).collect();
+//!     round.add_level(&tokens, &logps);
+//! }
+//! let tree = round.select()[0].tree.clone();
+//! assert!(tree.num_draft_tokens() > 3);
+//!
+//! // Verify `tree`; here the target draws token 0 after every node.
+//! let drawn = vec![0; tree.num_nodes()];
+//! let (accepted, bonus_token) = tree.walk(&drawn);
+//! assert!(!accepted.is_empty() && bonus_token == 0);
+//! let accepted: Vec<u32> = accepted.iter().map(|&node| node as u32).collect();
+//! let outcome = SequenceOutcome { accepted: &accepted, drawn: &drawn };
+//! controller.observe(&RoundReport { sequences: &[outcome], ..RoundReport::default() });
+//! ```
+//!
 //! | file | what it owns |
 //! |---|---|
 //! | `policy` | names of policies, and the plain-data [`Plan`] that each is |

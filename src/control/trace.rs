@@ -122,8 +122,8 @@ impl TreeTrace {
 }
 
 impl SequenceTrace {
-    /// The record of sequence number `index` of the controller's present round, once selected and verified.
-    /// A plain round has a tree of the root alone.
+    /// The record of sequence number `index` of the controller's present round, once selected and verified, and after
+    /// [`compute_ratios`](super::DraftRound::compute_ratios). A plain round has a tree of the root alone.
     pub fn new(controller: &Controller, round: u64, index: usize, outcome: &SequenceOutcome<'_>) -> Self {
         let view = &controller.views()[index];
         let drafted = controller.round();

@@ -1,9 +1,10 @@
 //! What the executor hands to the engine: rows and trees of every policy.
 
-use smart_run::control::{NONE, Policy};
-use smart_run::tree::DraftTree;
+use smart_run::control::roofline::Roofline;
+use smart_run::control::trace::{PhaseTrace, RoundTrace, SequenceTrace};
+use smart_run::control::{Controller, ControllerConfig, NONE, Policy, SequenceOutcome};
 
-use crate::common::{draft, first_round};
+use crate::common::{draft, first_round, view};
 
 fn policies() -> Vec<Policy> {
     ["plain", "chain:5", "eagle1", "eagle2:10,5,60", "eagle2:3,2,256", "auto-n", "smart-paper", "smart"]
@@ -55,16 +56,10 @@ fn likeliest_path_is_packed_first() {
     let (mut controller, _) = first_round("eagle2:4,3,30".parse().unwrap(), 1);
     let selected = draft(&mut controller, 3).remove(0);
     let pool = controller.round().pool(0).nodes();
-    let prob = |tree: &DraftTree, node: usize| {
-        let _ = tree;
-        pool[selected.pool_nodes[node] as usize].path_prob
-    };
+    let prob = |node: usize| pool[selected.pool_nodes[node] as usize].path_prob;
+    let likelier = |a: &usize, b: &usize| prob(*a).total_cmp(&prob(*b)).then(b.cmp(a));
     let mut node = 0;
-    while let Some(best) = selected
-        .tree
-        .children(node)
-        .max_by(|&a, &b| prob(&selected.tree, a).total_cmp(&prob(&selected.tree, b)).then(b.cmp(&a)))
-    {
+    while let Some(best) = selected.tree.children(node).max_by(likelier) {
         assert_eq!(best, node + 1);
         node = best;
     }
@@ -103,4 +98,73 @@ fn rows_carry_what_the_drafter_needs() {
             round.add_level(&tokens, &logps);
         }
     }
+}
+
+#[test]
+fn traces_have_the_documented_fields() {
+    let (mut controller, _) = first_round("smart".parse().unwrap(), 2);
+    let trees = draft(&mut controller, 4);
+    controller.round_mut().compute_ratios();
+    let tree = &trees[1].tree;
+    let accepted = [1];
+    let mut drawn = vec![-1; tree.num_nodes()];
+    drawn[1] = 77;
+    let outcome = SequenceOutcome { accepted: &accepted, drawn: &drawn };
+    let trace = SequenceTrace::new(&controller, 3, 1, &outcome);
+    assert_eq!(
+        (trace.round, trace.batch, trace.sequence, trace.position, trace.bonus_token),
+        (3, 2, 1, 100, 77)
+    );
+    assert_eq!(trace.accepted, [trees[1].pool_nodes[1]]);
+
+    let json = serde_json::to_value(&trace).unwrap();
+    let keys =
+        |value: &serde_json::Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(
+        keys(&json),
+        ["accepted", "batch", "bonus_token", "position", "round", "sequence", "speedup", "tree"]
+    );
+    let columns = ["expanded", "logprob", "parents", "path_prob", "q", "ratio", "tokens", "verified"];
+    assert_eq!(keys(&json["tree"]), columns);
+    let nodes = controller.round().pool(1).nodes().len();
+    assert!(columns.iter().all(|column| json["tree"][column].as_array().unwrap().len() == nodes));
+    let verified = trace.tree.verified.iter().filter(|&&verified| verified).count();
+    assert_eq!(verified, tree.num_nodes());
+    let round = RoundTrace {
+        round: 3,
+        predicted_us: controller.predicted().into(),
+        measured_us: PhaseTrace::default(),
+    };
+    let json = serde_json::to_value(round).unwrap();
+    assert_eq!(keys(&json), ["measured_us", "predicted_us", "round"]);
+    assert_eq!(keys(&json["predicted_us"]), ["draft", "total", "verify"]);
+}
+
+#[test]
+fn ratios_rank_runs_around_the_speedup() {
+    // On a roofline far from its ridge: places are free up to the ridge, then cost the same per tread, so ratios fall along the
+    // scan and cross the speedup where the selection ends.
+    let mut controller = Controller::new(
+        "smart".parse().unwrap(),
+        ControllerConfig::default(),
+        Roofline::H200_LLAMA_8B.cost_model(4096),
+    );
+    let views: Vec<_> = (0..32).map(view).collect();
+    controller.begin_round(&views);
+    draft(&mut controller, 6);
+    let round = controller.round_mut();
+    round.compute_ratios();
+    let speedup = round.speedup();
+    let nodes = || (0..32).flat_map(|sequence| &round.pool(sequence).nodes()[1..]);
+    assert!(nodes().any(|node| node.verified && node.ratio.is_infinite()));
+    assert!(nodes().any(|node| !node.verified && node.ratio < speedup));
+    let lowest_kept =
+        nodes().filter(|node| node.verified).map(|node| node.ratio).fold(f32::INFINITY, f32::min);
+    let left_out: Vec<f32> = nodes().filter(|node| !node.verified).map(|node| node.ratio).collect();
+    let below = left_out.iter().filter(|&&ratio| ratio < lowest_kept).count();
+    assert!(
+        below * 10 > left_out.len() * 9,
+        "{below} of {} left-out nodes rank below {lowest_kept}",
+        left_out.len()
+    );
 }

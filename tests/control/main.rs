@@ -6,5 +6,6 @@ mod cost;
 mod eagle2;
 mod executor;
 mod process;
+mod properties;
 mod scan;
 mod simulation;

@@ -8,7 +8,7 @@
 use smart_run::control::roofline::Roofline;
 use smart_run::control::{
     Controller, ControllerConfig, CostModel, FrontierRow, PhaseTimes, Policy, RoundReport, SelectedTree,
-    SequenceOutcome, SequenceView, SweepKind,
+    SequenceOutcome, SequenceView, SweepPoint,
 };
 
 use crate::common::Random;
@@ -114,28 +114,27 @@ pub struct Simulation {
     pub context: usize,
     pub controller: Controller,
     pub round: u64,
+    /// Spread of measured times; every fiftieth is ten times too long as well.
+    pub noise: f64,
     draws: Random,
     backlogs: Vec<usize>,
 }
 
 impl Simulation {
+    /// On an H200, its costs known from a sweep.
     pub fn new(policy: Policy, process: Process, batch: usize) -> Self {
-        Self::with_costs_off(policy, process, batch, SweepKind::Verify, 1.0)
+        let roofline = Roofline::H200_LLAMA_8B;
+        Self::on(roofline, roofline.sweep(batch * 61 + 256), policy, process, batch)
     }
 
-    /// The start-up sweep of the passes of one kind was off by `factor`.
-    pub fn with_costs_off(
+    /// On any card, with the costs that `sweep` claims.
+    pub fn on(
+        roofline: Roofline,
+        sweep: Vec<SweepPoint>,
         policy: Policy,
         process: Process,
         batch: usize,
-        kind: SweepKind,
-        factor: f64,
     ) -> Self {
-        let roofline = Roofline::H200_LLAMA_8B;
-        let mut sweep = roofline.sweep(batch * 61 + 256);
-        for point in sweep.iter_mut().filter(|point| point.kind == kind) {
-            point.us *= factor;
-        }
         let cost = CostModel::from_sweep(&sweep, roofline.shape.treads()).expect("a roofline is sound");
         Self {
             process,
@@ -144,6 +143,7 @@ impl Simulation {
             context: 1024,
             controller: Controller::new(policy, ControllerConfig::default(), cost),
             round: 0,
+            noise: 0.0,
             draws: Random(process.seed ^ 5),
             backlogs: vec![0; batch],
         }
@@ -232,10 +232,13 @@ impl Simulation {
         }
         let outcomes: Vec<_> =
             outcomes.iter().map(|(accepted, drawn)| SequenceOutcome { accepted, drawn }).collect();
+        let measured_draft: Vec<f32> = draft_us.iter().map(|&us| self.measured(us.into())).collect();
+        let measured_verify = self.measured(verify_us);
+        let measured_overhead = self.measured(self.roofline.overhead_us());
         let times = PhaseTimes {
-            draft_levels: &draft_us,
-            verify: Some(verify_us as f32),
-            total: Some(total_us as f32),
+            draft_levels: &measured_draft,
+            verify: Some(measured_verify),
+            total: Some(measured_draft.iter().sum::<f32>() + measured_verify + measured_overhead),
         };
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         (expected, total_us)
@@ -246,6 +249,15 @@ impl Simulation {
             rows.iter().filter(|row| row.node == 0).map(|row| self.backlogs[row.sequence as usize]).sum();
         let sequences = rows.chunk_by(|a, b| a.sequence == b.sequence).count();
         self.roofline.draft_us(rows.len() + catch_up, sequences * self.context)
+    }
+
+    /// `us` as a noisy clock shows it.
+    fn measured(&mut self, us: f64) -> f32 {
+        if self.noise == 0.0 {
+            return us as f32;
+        }
+        let stall = if self.draws.below(50) == 0 { 10.0 } else { 1.0 };
+        (us * stall * (1.0 + self.noise * (2.0 * self.draws.unit() - 1.0))) as f32
     }
 
     /// Expected tokens of a tree, and one draw of the target at every node.

@@ -1,5 +1,6 @@
 //! Whole simulated runs on an H200's roofline: SMART against fixed policies, against plain decoding, against bad luck.
 
+use smart_run::control::roofline::{Card, Roofline, Shape};
 use smart_run::control::{Policy, SweepKind};
 
 use crate::process::{Ease, Outcome, Process, Simulation};
@@ -108,7 +109,12 @@ fn wrong_cost_tables_heal_within_fifty_rounds() {
         (16, SweepKind::Verify, 0.33),
     ] {
         let mut right = Simulation::new(Policy::Smart, process, batch);
-        let mut wrong = Simulation::with_costs_off(Policy::Smart, process, batch, kind, factor);
+        let roofline = Roofline::H200_LLAMA_8B;
+        let mut sweep = roofline.sweep(batch * 61 + 256);
+        for point in sweep.iter_mut().filter(|point| point.kind == kind) {
+            point.us *= factor;
+        }
+        let mut wrong = Simulation::on(roofline, sweep, Policy::Smart, process, batch);
         right.run(50);
         wrong.run(50);
         let (right, wrong) = (right.run(50).speedup, wrong.run(50).speedup);
@@ -116,6 +122,42 @@ fn wrong_cost_tables_heal_within_fifty_rounds() {
             wrong > 0.97 * right,
             "batch {batch}, {kind:?} off by {factor}: {wrong:.3} against {right:.3}"
         );
+    }
+}
+
+#[test]
+fn a_noisy_clock_costs_little() {
+    let process = Process::calibrated(1, Ease::Uniform(0.6));
+    for batch in [1, 16] {
+        let quiet = run("smart", process, batch, 150).speedup;
+        let mut simulation = Simulation::new(Policy::Smart, process, batch);
+        simulation.noise = 0.15;
+        let noisy = simulation.run(150).speedup;
+        assert!(noisy > 0.95 * quiet, "batch {batch}: {noisy:.3} against {quiet:.3} by a quiet clock");
+    }
+}
+
+/// A processor without tensor cores: a tread of eight tokens costs half of what streaming the weights does.
+#[test]
+fn on_a_slow_machine_smart_is_at_least_the_best_fixed_policy() {
+    let shape = Shape { target_params: 10e6, drafter_params: 1.5e6, num_layers: 6, ..Shape::LLAMA_8B_EAGLE3 };
+    let card = Card { bandwidth: 10e9, matmul: 160e9, attention: 160e9 };
+    let roofline = Roofline { card, shape };
+    let process = Process::calibrated(1, Ease::Uniform(0.6));
+    let speed = |policy: &str| {
+        let sweep = roofline.sweep(256);
+        let mut simulation = Simulation::on(roofline, sweep, policy.parse().expect("a policy"), process, 1);
+        simulation.context = 64;
+        simulation.run(200)
+    };
+    let smart = speed("smart");
+    let chains = (1..=8).map(|length| format!("chain:{length}"));
+    let trees = [4, 8, 16, 24, 60]
+        .into_iter()
+        .flat_map(|total| [1, 3, 5].map(|depth| format!("eagle2:10,{depth},{total}")));
+    for rival in chains.chain(trees) {
+        let speedup = speed(&rival).speedup;
+        assert!(smart.speedup >= speedup, "smart {smart:?}, {rival} {speedup:.3}");
     }
 }
 

@@ -128,11 +128,13 @@ impl CostModel {
         self.draft.observe(rows, us * linear / (linear + attention));
     }
 
-    /// Learns the time of a round outside its passes.
-    pub fn observe_overhead(&mut self, plain: bool, us: f64) {
-        if us.is_finite() {
-            let overhead = if plain { &mut self.plain_overhead_us } else { &mut self.overhead_us };
-            *overhead += 0.1 * (us.max(0.0) - *overhead);
+    /// Learns the time of a round outside its passes; `round_us` is how long a round is thought to take. Stalls end up in what is
+    /// left over, so no single round says much.
+    pub fn observe_overhead(&mut self, plain: bool, us: f64, round_us: f64) {
+        let overhead = if plain { &mut self.plain_overhead_us } else { &mut self.overhead_us };
+        if us.is_finite() && round_us.is_finite() {
+            let believed = us.clamp(0.0, 2.0 * *overhead + 0.05 * round_us);
+            *overhead += 0.1 * (believed - *overhead);
         }
     }
 

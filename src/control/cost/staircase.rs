@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tables::MAX_NS;
+
 /// Largest error that one correction heeds, as a factor.
 const MAX_STEP: f64 = 3.0;
 /// Rate of correction of a count that is well known, and the log error that is believed at first sight.
@@ -99,7 +101,7 @@ impl Staircase {
             while after < self.knots.len() && self.knots[after].rows < rows {
                 after += 1;
             }
-            ns.push((1000.0 * self.between(after, rows)).round() as u64);
+            ns.push((1000.0 * self.between(after, rows)).round().clamp(1.0, MAX_NS) as u64);
         }
     }
 

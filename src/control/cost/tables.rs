@@ -7,6 +7,10 @@ use crate::tree::MAX_NODES;
 /// Binary digits behind the point of an attention rate.
 const RATE_BITS: u32 = 20;
 const RATE_ONE: f64 = (1u64 << RATE_BITS) as f64;
+/// Bounds that no sane measurement reaches, so that no sum or product overflows: 13 days a pass, 260 us a cached token.
+pub(super) const MAX_NS: f64 = (1u64 << 50) as f64;
+const MAX_RATE: f64 = (1u64 << 38) as f64;
+const MAX_CONTEXT: usize = 1 << 24;
 
 /// Costs of one round in whole nanoseconds: sums are exact whatever their order, so a parallel executor gets the same bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,9 +57,10 @@ impl CostTables {
         let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
         self.attention_rate.clear();
         self.attention_rate.push(0);
-        self.attention_rate.extend((1..=tiles).map(|tile| (rate(tile) * 1000.0 * RATE_ONE).round() as u64));
+        self.attention_rate
+            .extend((1..=tiles).map(|tile| (rate(tile) * 1000.0 * RATE_ONE).round().min(MAX_RATE) as u64));
         self.contexts.clear();
-        self.contexts.extend(contexts.clone().map(|context| context as u64));
+        self.contexts.extend(contexts.clone().map(|context| context.min(MAX_CONTEXT) as u64));
         self.draft_attention_ns.clear();
         self.draft_attention_ns
             .extend(contexts.clone().map(|context| to_ns(context as f64 * cost.draft_attention)));
@@ -100,5 +105,5 @@ impl CostTables {
 }
 
 fn to_ns(us: f64) -> u64 {
-    (us * 1000.0).round() as u64
+    (us * 1000.0).round().min(MAX_NS) as u64
 }

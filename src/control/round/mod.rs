@@ -249,8 +249,11 @@ impl DraftRound {
         &self.selection
     }
 
-    /// Tree-level speedup `S = (A / t) * (t_plain / B)` that the selection predicts.
+    /// Tree-level speedup `S = (A / t) * (t_plain / B)` that the selection predicts; 1 for a plain round.
     pub fn speedup(&self) -> f32 {
+        if self.levels.is_empty() {
+            return 1.0;
+        }
         let plain = scan::rate(self.sequences.len() as u64 * scan::ONE, self.tables.plain_ns);
         (self.selection.rate() / plain) as f32
     }
