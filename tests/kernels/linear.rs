@@ -230,6 +230,26 @@ fn threads_of_the_twin_do_not_change_a_bit() {
     }
 }
 
+/// The twin's other instruction sets, each in a process of its own: the choice is made once. A set that the
+/// machine lacks falls back to the next one, which is tested twice.
+#[test]
+fn older_instruction_sets_pass_the_same_tests() {
+    if !device().is_host() || std::env::var_os("SIMT_VECTORS").is_some() {
+        return;
+    }
+    for vectors in ["avx512", "avx2", "baseline"] {
+        let tests = ["every_case", "f32_takes", "a_row_has", "a_row_of", "infinities", "threads_of"];
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(tests.map(|start| format!("linear::{start}")))
+            .env("SIMT_VECTORS", vectors)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{vectors}: {text}");
+        assert!(text.contains("6 passed"), "{vectors}: {text}");
+    }
+}
+
 /// Runs `[rows, k] x [n, weight_k]` with an output of `out_columns` and returns the error's text.
 fn refusal(device: &TestDevice, dtype: DType, shape: [usize; 4]) -> String {
     let [rows, k, n, weight_k] = shape;

@@ -5,6 +5,8 @@
 // set, chosen at load. Bits of an output depend on its token row, its weight row and the instruction set,
 // nothing else.
 #include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <vector>
@@ -38,23 +40,23 @@ struct DotBlock {
 #define LEVEL avx512_bf16
 #define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
 #define LEVEL_LANES 16
-#define LEVEL_FMA(a, b, c) (Floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
-#define LEVEL_WIDEN_F16(halves) (Floats)_mm512_cvtph_ps((__m256i)(halves))
+#define LEVEL_FMA(a, b, c) (Floats) _mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#define LEVEL_WIDEN_F16(halves) (Floats) _mm512_cvtph_ps((__m256i)(halves))
 #define LEVEL_BF16_DOT
 #include "dot_products.inc"
 
 #define LEVEL avx512
 #define LEVEL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 #define LEVEL_LANES 16
-#define LEVEL_FMA(a, b, c) (Floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
-#define LEVEL_WIDEN_F16(halves) (Floats)_mm512_cvtph_ps((__m256i)(halves))
+#define LEVEL_FMA(a, b, c) (Floats) _mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#define LEVEL_WIDEN_F16(halves) (Floats) _mm512_cvtph_ps((__m256i)(halves))
 #include "dot_products.inc"
 
 #define LEVEL avx2
 #define LEVEL_TARGET __attribute__((target("avx2,fma,f16c")))
 #define LEVEL_LANES 8
-#define LEVEL_FMA(a, b, c) (Floats)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
-#define LEVEL_WIDEN_F16(halves) (Floats)_mm256_cvtph_ps((__m128i)(halves))
+#define LEVEL_FMA(a, b, c) (Floats) _mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
+#define LEVEL_WIDEN_F16(halves) (Floats) _mm256_cvtph_ps((__m128i)(halves))
 #include "dot_products.inc"
 
 #define LEVEL baseline
@@ -63,13 +65,17 @@ struct DotBlock {
 #define LEVEL_FMA(a, b, c) (a) * (b) + (c)
 #include "dot_products.inc"
 
+// The inner loops of one instruction set.
 template <class T>
 struct Routines {
+  const char* name;
+  bool supported;
   void (*pack_tokens)(const T* x, int64_t x_stride, int num_tokens, int length, int padded, void* packed);
   void (*dot_block)(const DotBlock<T>& block);
 };
 
-// The routines of the best instruction set of this machine: one choice for the life of the process.
+// The routines of the best instruction set that this machine has and SIMT_VECTORS allows, which names one of
+// those below: one choice for the life of the process.
 template <class T>
 const Routines<T>& routines() {
   static const Routines<T> chosen = [] {
@@ -79,12 +85,20 @@ const Routines<T>& routines() {
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                             __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) {
-      return Routines<T>{avx512_bf16::pack_tokens<T>, avx512_bf16::dot_block<T>};
+    const Routines<T> baseline{"baseline", true, baseline::pack_tokens<T>, baseline::dot_block<T>};
+    const Routines<T> best_first[] = {
+        {"avx512_bf16", has_avx512 && __builtin_cpu_supports("avx512bf16"), avx512_bf16::pack_tokens<T>,
+         avx512_bf16::dot_block<T>},
+        {"avx512", has_avx512, avx512::pack_tokens<T>, avx512::dot_block<T>},
+        {"avx2", has_avx2, avx2::pack_tokens<T>, avx2::dot_block<T>},
+    };
+    const char* const best_allowed = getenv("SIMT_VECTORS");
+    bool allowed = best_allowed == nullptr;
+    for (const Routines<T>& routine : best_first) {
+      allowed = allowed || strcmp(best_allowed, routine.name) == 0;
+      if (allowed && routine.supported) return routine;
     }
-    if (has_avx512) return Routines<T>{avx512::pack_tokens<T>, avx512::dot_block<T>};
-    if (has_avx2) return Routines<T>{avx2::pack_tokens<T>, avx2::dot_block<T>};
-    return Routines<T>{baseline::pack_tokens<T>, baseline::dot_block<T>};
+    return baseline;
   }();
   return chosen;
 }
