@@ -190,6 +190,25 @@ fn pruned_draws_equal_exhaustive_ones() {
     }
 }
 
+/// Weights one unit in the last place apart: a bound that is off by one keeps one token too many or too few,
+/// and enough draws meet it.
+#[test]
+fn top_k_is_exact_among_neighbouring_weights() {
+    let held = device();
+    let device: &Device = &held;
+    let logits: Vec<f32> = (0..100).map(|i| i as f32 * -(0.5f32.powi(24))).collect();
+    for top_k in [1, 2, 31, 32, 33, 64] {
+        let setting = SamplingParams { temperature: 1.0, top_k, ..HOT };
+        let batch = Batch::new(&vec![logits.clone(); 600], &[setting; 600]);
+        let want = batch.oracle();
+        assert_eq!(want.iter().max(), Some(&(top_k as i32 - 1)), "the draws never met the last token kept");
+        for mode in held.modes() {
+            held.enter(mode);
+            assert_eq!(batch.run(device), want, "{mode:?}, top-k {top_k}");
+        }
+    }
+}
+
 #[test]
 fn a_row_draws_the_same_token_in_any_company() {
     let held = device();
