@@ -4,7 +4,7 @@
 // MATH      kv[l, c, kv position prefix_len[b] + 1 + i] = kv[l, c, kv position prefix_len[b] + accepted[b,
 // i]],
 //           i < accepted_len[b]; the root at prefix_len[b] stays
-// SHAPES    see KvCompactParams; kv inout, all else in
+// SHAPES    see KvCompactParams (kv_compact.cuh); kv inout, all else in
 // LAUNCH    grid (16-byte columns of all heads / block, layer * {K, V}, sequence), block up to 128;
 //           one thread a column, which it moves down row by row
 // REQUIRES  accepted ascending, so that accepted[b, i] >= i + 1; rows of head_dim elements a multiple of 16
@@ -18,24 +18,7 @@
 // goes (accepted[j] = i + 1 implies j <= i), and a thread moves the rows of its column in list order, so
 // every row is read before it is overwritten. Columns are independent: no barrier. Rows are staged in
 // registers eight at a time, for memory latency only.
-#include "prims.cuh"
-
-struct KvCompactParams {
-  void* kv;               // T [num_layers, 2, num_pages, num_kv_heads, page_size, head_dim]
-  const int* page_table;  // [num_sequences, max_pages]
-  const int* prefix_len;  // [num_sequences]
-  const int* accepted;  // [num_sequences, accepted_stride] node indices of the accepted path without the root
-  const int* accepted_len;  // [num_sequences]
-  int num_pages;
-  int num_kv_heads;
-  int page_size;
-  int row_pieces;  // 16-byte pieces of head_dim elements
-  int max_pages;
-  int accepted_stride;
-  int max_accepted;  // bound of accepted_len
-};
-POINTER_FIELDS(KvCompactParams, &KvCompactParams::kv, &KvCompactParams::page_table,
-               &KvCompactParams::prefix_len, &KvCompactParams::accepted, &KvCompactParams::accepted_len)
+#include "kv_compact.cuh"
 
 constexpr int kStagedRows = 8;
 
