@@ -14,13 +14,15 @@ pub mod config;
 #[cfg(feature = "engine")]
 pub mod device;
 #[cfg(feature = "engine")]
-pub mod drafter;
+mod drafter;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
 pub mod kernels;
 #[cfg(feature = "engine")]
-pub mod model;
+mod kv_cache;
+#[cfg(feature = "engine")]
+mod model;
 #[cfg(feature = "engine")]
 #[doc(hidden)]
 pub mod reference;

@@ -106,6 +106,11 @@ impl Device {
         self.inner.kind == driver::DriverKind::Host
     }
 
+    /// Whether events advance by a cost table instead of by time (`SIMT_CLOCK` of the host driver).
+    pub fn has_modelled_time(&self) -> bool {
+        self.is_host() && std::env::var_os("SIMT_CLOCK").is_some()
+    }
+
     /// Free and total device memory in bytes.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.inner.context.mem_get_info().map_err(|e| driver_error("cuMemGetInfo", e))

@@ -1,1 +1,5 @@
-//! Placeholder: being written.
+//! Drafters: small networks that propose the tokens of a draft tree. One file a drafting method.
+
+mod eagle3;
+
+pub use eagle3::Eagle3;

@@ -1,1 +1,170 @@
-//! Placeholder: being written.
+//! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
+//!
+//! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
+//! target's side of a round), `drafting` (the drafter's side), `prefill`, `sweep` (start-up cost measurement), `builder`,
+//! `stats`, `generation`, `scoring`.
+//!
+//! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
+//! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
+#![forbid(unsafe_code)]
+
+mod builder;
+mod drafting;
+mod generation;
+mod prefill;
+mod round;
+mod scoring;
+mod sequence;
+mod stats;
+mod sweep;
+mod verifier;
+
+use std::io::Write;
+
+use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
+use crate::control::{Controller, SequenceOutcome};
+use crate::device::Device;
+use crate::engine::drafting::Drafting;
+use crate::engine::sequence::Sequence;
+use crate::engine::stats::RoundClock;
+use crate::engine::verifier::{Verified, Verifier};
+use crate::error::{Error, Result};
+
+pub use builder::EngineBuilder;
+pub use generation::Generation;
+pub use round::Emission;
+pub use sequence::{FinishReason, Request, SequenceId};
+pub use stats::{RoundTimes, Stats};
+
+/// Serves sequences with one target and one policy.
+pub struct Engine {
+    device: Device,
+    verifier: Verifier,
+    drafting: Option<Drafting>,
+    controller: Controller,
+    /// By slot; a slot is a row of the page tables.
+    sequences: Vec<Option<Sequence>>,
+    /// Emissions of prefill that the next `step` hands out.
+    pending: Vec<Emission>,
+    next_id: u64,
+    max_context: usize,
+    times: RoundClock,
+    trace: Option<Trace>,
+    dtype_name: &'static str,
+}
+
+struct Trace {
+    out: Box<dyn Write + Send>,
+    round: u64,
+}
+
+impl Engine {
+    /// Starts building an engine for the model at `model`: a Hugging Face folder, or an embedded model.
+    pub fn builder(model: impl Into<crate::config::ModelSource>) -> EngineBuilder<'static> {
+        EngineBuilder::new(model.into())
+    }
+
+    /// The device kernels run on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The target's configuration.
+    pub fn model_config(&self) -> &crate::config::ModelConfig {
+        self.verifier.target.config()
+    }
+
+    /// Longest context (prompt and emitted tokens) of a sequence.
+    pub fn max_context(&self) -> usize {
+        self.max_context
+    }
+
+    /// Type of weights and activations: `bf16`, `f16` or `f32`.
+    pub fn dtype(&self) -> &'static str {
+        self.dtype_name
+    }
+
+    /// The controller, to read its models.
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// Sums over all rounds so far.
+    pub fn stats(&self) -> &Stats {
+        &self.times.stats
+    }
+
+    /// Forgets the sums; what the controller has learned stays.
+    pub fn reset_stats(&mut self) {
+        self.times.stats = Stats::default();
+    }
+
+    /// Sequences that are running, in slot order.
+    pub fn running(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        self.sequences.iter().flatten().map(|sequence| sequence.id)
+    }
+
+    /// Ends a running sequence and frees its memory; false if there is none of that name.
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
+        let slot = self.sequences.iter().position(|s| s.as_ref().is_some_and(|s| s.id == id));
+        if let Some(slot) = slot {
+            self.release(slot);
+        }
+        self.pending.retain(|emission| emission.sequence != id);
+        slot.is_some()
+    }
+
+    /// Writes the header and from now on every round to `out` (see `control::trace`).
+    pub fn set_trace(&mut self, out: impl Write + Send + 'static, header: &TraceHeader) -> Result<()> {
+        let mut trace = Trace { out: Box::new(out), round: 0 };
+        write_line(&mut trace.out, header).map_err(trace_error)?;
+        self.trace = Some(trace);
+        Ok(())
+    }
+
+    /// Flushes and closes the trace.
+    pub fn finish_trace(&mut self) -> Result<()> {
+        self.trace.take().map_or(Ok(()), |mut trace| trace.out.flush()).map_err(trace_error)
+    }
+
+    fn sequence(&self, slot: usize) -> &Sequence {
+        self.sequences[slot].as_ref().expect("running slots hold sequences")
+    }
+
+    fn running_slots(&self) -> Vec<usize> {
+        (0..self.sequences.len()).filter(|&slot| self.sequences[slot].is_some()).collect()
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.sequences[slot] = None;
+        self.verifier.kv.release(slot);
+        if let Some(drafting) = &mut self.drafting {
+            drafting.kv.release(slot);
+        }
+    }
+
+    fn trace_round(&mut self, slots: &[usize], verified: &[Verified]) -> Result<()> {
+        let Some(trace) = &mut self.trace else { return Ok(()) };
+        for (index, outcome) in verified.iter().enumerate().take(slots.len()) {
+            let accepted: Vec<u32> = outcome.accepted.iter().map(|&node| node as u32).collect();
+            let outcome = SequenceOutcome { accepted: &accepted, drawn: &outcome.drawn };
+            write_line(&mut trace.out, &SequenceTrace::new(&self.controller, trace.round, index, &outcome)).map_err(trace_error)?;
+        }
+        let measured = &self.times.last;
+        let record = RoundTrace {
+            round: trace.round,
+            predicted_us: self.controller.predicted().into(),
+            measured_us: crate::control::trace::PhaseTrace {
+                draft: Some(measured.draft_us.iter().sum::<f64>() as f32),
+                verify: Some(measured.verify_us as f32),
+                total: Some(measured.total_us as f32),
+            },
+        };
+        trace.round += 1;
+        write_line(&mut trace.out, &record).map_err(trace_error)
+    }
+}
+
+fn trace_error(error: std::io::Error) -> Error {
+    Error::Device(format!("the trace cannot be written: {error}"))
+}

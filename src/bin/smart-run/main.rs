@@ -1,20 +1,30 @@
-//! `smart-run`: the command-line program.
+//! `smart-run`: tree speculative decoding from the command line.
+//!
+//! Exit codes are decided here: 0 done, 1 a failure at run time, 2 bad usage or bad input, 130 interrupted.
+#![forbid(unsafe_code)]
 
 mod args;
+mod demo;
+mod demo_model;
+mod generate;
+mod interrupt;
+mod loading;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use args::{Command, Stop};
-use smart_run::{Error, Result};
+use smart_run::Error;
 
-/// Exit code of a run that failed.
-const RUN_FAILED: u8 = 1;
-/// Exit code of bad usage or bad input.
-const BAD_INPUT: u8 = 2;
+use crate::args::{Command, Stop};
 
 fn main() -> ExitCode {
     smart_run::text::silence_fenced_panics();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .without_time()
+        .with_target(false)
+        .init();
     let command = match args::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(Stop::Answer(text)) => {
@@ -24,20 +34,21 @@ fn main() -> ExitCode {
         }
         Err(Stop::Usage(sentence)) => {
             eprintln!("smart-run: {sentence}");
-            return ExitCode::from(BAD_INPUT);
+            return ExitCode::from(2);
         }
     };
-    match run(&command) {
+    let outcome = match command {
+        Command::Demo => demo::run(),
+        Command::Generate(args) => generate::run(&args),
+    };
+    match outcome {
+        Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
+        // The reader has gone (`smart-run ... | head`): nobody is left to tell.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("smart-run: {error}");
-            ExitCode::from(if error.is_input() { BAD_INPUT } else { RUN_FAILED })
+            ExitCode::from(if error.is_input() { 2 } else { 1 })
         }
-    }
-}
-
-fn run(command: &Command) -> Result<()> {
-    match command {
-        Command::Demo | Command::Generate(_) => Err(Error::Device("no engine is built in yet".into())),
     }
 }

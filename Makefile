@@ -1,0 +1,55 @@
+# Everything people and CI run. Each target does its own set-up: Rust, a C++20 compiler and Python 3 with pip are enough.
+
+NVCC_FOUND := $(or $(NVCC),$(CUDA_HOME),$(CUDA_PATH),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
+CLANG_FORMAT := .toolchain/clang-format/clang-format
+KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
+
+.PHONY: run test lint bench sanitize soak gpu-check spills toolchain
+
+## run: the demo, on a GPU if there is one, else on the host driver
+run: $(TOOLCHAIN)
+	cargo run --release --quiet
+
+## test: all tests that end within minutes; no GPU, no network beyond the package registries
+test: $(TOOLCHAIN)
+	cargo test --quiet
+	cargo test --quiet --no-default-features --lib --test control
+
+## lint: formatting and warnings, as errors
+lint: $(TOOLCHAIN) $(CLANG_FORMAT)
+	cargo fmt --all --check
+	cargo clippy --all-targets --quiet -- -D warnings
+	cargo clippy --no-default-features --lib --quiet -- -D warnings
+	$(CLANG_FORMAT) --dry-run -Werror $(KERNEL_SOURCES)
+
+## bench: kernel and controller microbenchmarks on the device at hand
+bench: $(TOOLCHAIN)
+	cargo bench
+
+## sanitize: kernel tests replayed under ThreadSanitizer, then AddressSanitizer and UBSan
+sanitize: $(TOOLCHAIN)
+	tools/sanitize.sh thread
+	tools/sanitize.sh address
+
+## soak: what is too long for `test`: more prompts, full emulation, more schedules
+soak: $(TOOLCHAIN)
+	SMART_SOAK=1 cargo test --release
+
+## spills: registers and spills of every kernel on every architecture; any spill is an error
+spills: $(TOOLCHAIN)
+	tools/check_spills.sh
+
+## gpu-check: builds one executable with the kernels and their tests, and runs it on the GPU of this machine
+gpu-check: $(TOOLCHAIN)
+	tools/gpu_check.sh
+
+toolchain: .toolchain/cuda/bin/nvcc $(CLANG_FORMAT)
+
+.toolchain/cuda/bin/nvcc: tools/fetch_nvcc.sh tools/nvcc-requirements.txt
+	tools/fetch_nvcc.sh
+	@touch $@
+
+$(CLANG_FORMAT): tools/fetch_clang_format.sh
+	tools/fetch_clang_format.sh
+	@touch $@

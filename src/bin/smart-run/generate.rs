@@ -1,0 +1,171 @@
+//! `smart-run generate`: one prompt, completed.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+
+use serde_json::json;
+use smart_run::config::ModelConfig;
+use smart_run::control::trace::{TRACE_VERSION, TraceHeader};
+use smart_run::engine::{Engine, FinishReason, Request};
+use smart_run::sampling::SamplingParams;
+use smart_run::text::Tokenizer;
+use smart_run::{Error, Result};
+
+use crate::args::{GenerateArgs, OutputFormat, Prompt};
+use crate::{demo_model, interrupt, loading};
+
+/// Runs the command.
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let (model, drafter) = match &args.model {
+        Some(path) => (loading::source(path)?, args.draft.as_deref().map(loading::source).transpose()?),
+        None => {
+            let (target, drafter) = demo_model::pair()?;
+            (target, Some(args.draft.as_deref().map(loading::source).transpose()?.unwrap_or(drafter)))
+        }
+    };
+    let config = ModelConfig::from_hf(&model)?;
+    let tokenizer = Tokenizer::open(&model)?;
+    let prompt = prompt_ids(args, tokenizer.as_ref())?;
+    if prompt.len() >= config.max_position {
+        return Err(Error::Input(format!(
+            "the prompt has {} tokens, which leaves no room in the model's context of {}",
+            prompt.len(),
+            config.max_position
+        )));
+    }
+    let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|d| d.name()));
+    let mut builder =
+        Engine::builder(model).device(args.device).max_context(prompt.len().saturating_add(args.max_new_tokens));
+    if let Some(drafter) = drafter {
+        builder = builder.drafter(drafter);
+    }
+    if let Some(policy) = args.policy {
+        builder = builder.policy(policy);
+    }
+    if let Some(dtype) = args.dtype {
+        builder = builder.float_type(dtype);
+    }
+    interrupt::listen();
+    // The trace file is made before the model is loaded: a wrong path should not cost minutes.
+    let trace = args.trace.as_ref().map(|path| File::create(path).map_err(|e| Error::io(path, e))).transpose()?;
+    let mut engine = loading::build(builder)?;
+    let sampling = SamplingParams {
+        temperature: args.sampling.temperature,
+        top_p: args.sampling.top_p,
+        top_k: args.sampling.top_k.unwrap_or(0),
+        min_p: args.sampling.min_p,
+        seed: args.sampling.seed,
+    };
+    if let Some(file) = trace {
+        let header = TraceHeader {
+            version: TRACE_VERSION,
+            model: model_name,
+            drafter: drafter_name,
+            device: engine.device().name().to_owned(),
+            policy: engine.controller().policy().to_string(),
+            seed: sampling.seed,
+            temperature: sampling.temperature,
+        };
+        engine.set_trace(BufWriter::new(file), &header)?;
+    }
+    let request =
+        Request { prompt: prompt.clone(), max_new_tokens: args.max_new_tokens, sampling, ignore_eos: args.ignore_eos };
+    let streamed = tokenizer.as_ref().filter(|_| args.format == OutputFormat::Text);
+    let (tokens, finish) = complete(&mut engine, request, |text| print_now(text), streamed, args.format)?;
+    engine.finish_trace()?;
+    match args.format {
+        OutputFormat::Json => print_json(&engine, &prompt, &tokens, finish, tokenizer.as_ref()),
+        OutputFormat::Text => {
+            print_now("\n")?;
+            let stats = engine.stats();
+            eprintln!(
+                "{} tokens at {:.1} tokens/s ({}, {}, {}): {:.2} accepted and {:.1} nodes a round",
+                tokens.len(), stats.tokens_per_second(), engine.controller().policy(), engine.dtype(),
+                engine.device().name(), stats.mean_accepted_len(), stats.mean_nodes()
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Generates to the end (or Ctrl-C), handing text to `show` as it becomes whole.
+pub fn complete(
+    engine: &mut Engine,
+    request: Request,
+    mut show: impl FnMut(&str) -> Result<()>,
+    tokenizer: Option<&Tokenizer>,
+    format: OutputFormat,
+) -> Result<(Vec<i32>, Option<FinishReason>)> {
+    let mut stream = tokenizer.map(Tokenizer::stream);
+    let mut generation = engine.generate(request)?;
+    let mut tokens = Vec::new();
+    while let Some(batch) = generation.next() {
+        for token in batch? {
+            match &mut stream {
+                Some(stream) => {
+                    if let Some(text) = stream.push(token)? {
+                        show(&text)?;
+                    }
+                }
+                // No tokenizer: the ids are the text.
+                None if format == OutputFormat::Text => show(&format!("{token} "))?,
+                None => (),
+            }
+            tokens.push(token);
+        }
+        if interrupt::requested() {
+            break;
+        }
+    }
+    let finish = generation.finish_reason();
+    drop(generation);
+    if let Some(text) = stream.map(|stream| stream.finish()).transpose()?.flatten() {
+        show(&text)?;
+    }
+    Ok((tokens, finish))
+}
+
+/// Writes to stdout at once.
+pub fn print_now(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io("standard output", e))
+}
+
+fn prompt_ids(args: &GenerateArgs, tokenizer: Option<&Tokenizer>) -> Result<Vec<i32>> {
+    if let Prompt::Ids(ids) = &args.prompt {
+        return Ok(ids.clone());
+    }
+    let text = args.prompt.text()?.unwrap_or_default();
+    match tokenizer {
+        Some(tokenizer) => tokenizer.encode(&text, true),
+        None => Err(Error::Input("the model folder has no tokenizer.json; give the prompt as --prompt-ids".into())),
+    }
+}
+
+fn print_json(engine: &Engine, prompt: &[i32], tokens: &[i32], finish: Option<FinishReason>, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let stats = engine.stats();
+    let text = tokenizer.map(|tokenizer| tokenizer.decode(tokens)).transpose()?;
+    let object = json!({
+        "prompt_token_ids": prompt,
+        "token_ids": tokens,
+        "text": text,
+        // An interrupted generation has been stopped.
+        "finish_reason": finish.map_or("stop", FinishReason::name),
+        "stats": {
+            "rounds": stats.rounds,
+            "emitted_tokens": tokens.len(),
+            "mean_accepted_len": stats.mean_accepted_len(),
+            "mean_nodes": stats.mean_nodes(),
+            "tokens_per_second": stats.tokens_per_second(),
+            "prefill_ms": stats.prefill_ms,
+            "draft_ms": stats.draft_ms,
+            "verify_ms": stats.verify_ms,
+            "control_ms": stats.control_ms,
+            "total_ms": stats.prefill_ms + stats.decode_ms,
+            "device": engine.device().name(),
+            "policy": engine.controller().policy().to_string(),
+            "dtype": engine.dtype(),
+        },
+    });
+    print_now(&format!("{object}\n"))
+}

@@ -1,0 +1,41 @@
+//! Building an engine with a progress bar on the terminal.
+
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use smart_run::config::ModelSource;
+use smart_run::engine::{Engine, EngineBuilder};
+use smart_run::{Error, Result};
+
+/// Builds the engine, drawing a bar on stderr while weights load (none when stderr is no terminal).
+pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
+    let style = ProgressStyle::with_template("loading {msg} {bar:30} {bytes}/{total_bytes}");
+    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let shown = bar.clone();
+    let engine = builder
+        .cost_cache(cost_cache())
+        .progress(move |what, done, all| {
+            shown.set_length(all as u64);
+            shown.set_message(what.to_owned());
+            shown.set_position(done as u64);
+        })
+        .build();
+    bar.finish_and_clear();
+    engine
+}
+
+/// Where measured costs are kept: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary folder.
+fn cost_cache() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(std::env::temp_dir);
+    folder.join("smart-run").join("costs.json")
+}
+
+/// An error unless `path` is an existing folder that could hold a model.
+pub fn source(path: &std::path::Path) -> Result<ModelSource> {
+    match path.try_exists() {
+        Ok(true) => Ok(ModelSource::from(path)),
+        Ok(false) => Err(Error::format(path, "there is no such model folder")),
+        Err(error) => Err(Error::io(path, error)),
+    }
+}

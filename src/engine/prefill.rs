@@ -1,0 +1,93 @@
+//! From prompt to first token: the prompt's rows in chunks at absolute positions, so that the bits of the cache do not
+//! depend on who else is being served.
+
+use std::time::Instant;
+
+use crate::engine::round::Emission;
+use crate::engine::sequence::{Request, Sequence, SequenceId, check_request};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::model::{MAX_ROWS_PER_SEQUENCE, Taps};
+
+impl Engine {
+    /// Accepts a request, runs its prompt and draws its first token, which the next [`Engine::step`] returns.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a request that cannot be served (empty prompt, token outside the vocabulary, longer than the
+    /// context, no free place); driver failures.
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
+        check_request(&request, self.model_config().vocab_size, self.max_context)?;
+        let Some(slot) = self.sequences.iter().position(Option::is_none) else {
+            return Err(Error::Input(format!("all {} places are taken; wait for a sequence to end", self.sequences.len())));
+        };
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let eos = if request.ignore_eos { vec![] } else { self.model_config().eos_token_ids.clone() };
+        let longest = (request.prompt.len() + request.max_new_tokens).min(self.max_context) + MAX_ROWS_PER_SEQUENCE;
+        self.verifier.kv.reserve(slot, longest)?;
+        if let Some(drafting) = &mut self.drafting {
+            drafting.kv.reserve(slot, longest).inspect_err(|_| self.verifier.kv.release(slot))?;
+        }
+        let prompt_len = request.prompt.len();
+        self.sequences[slot] = Some(Sequence {
+            id,
+            committed: request.prompt,
+            prompt_len,
+            max_new_tokens: request.max_new_tokens,
+            sampling: request.sampling,
+            eos,
+            draft_len: 0,
+            finished: None,
+        });
+        let start = Instant::now();
+        let first = self.prefill(slot).inspect_err(|_| self.release(slot))?;
+        self.times.stats.prefill_ms += start.elapsed().as_secs_f64() * 1e3;
+        self.emit_first(slot, first);
+        Ok(id)
+    }
+
+    /// Runs the prompt of `slot` and returns the token drawn after it.
+    fn prefill(&mut self, slot: usize) -> Result<i32> {
+        let sampling = self.sequence(slot).sampling;
+        self.verifier.set_sampling(slot, &sampling)?;
+        let prompt_len = self.sequence(slot).committed.len();
+        for start in (0..prompt_len).step_by(MAX_ROWS_PER_SEQUENCE) {
+            let end = (start + MAX_ROWS_PER_SEQUENCE).min(prompt_len);
+            let tokens = &self.sequences[slot].as_ref().expect("the slot was just taken").committed;
+            self.verifier.fill_chunk(slot, start..end, tokens, |position| position + 1 == prompt_len);
+            let taps = self.drafting.as_ref().map(|d| (d.taps.rows(0..end - start), d.network.config().tap_layers.clone()));
+            self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+            self.feed_drafter(slot, start..end)?;
+        }
+        Ok(self.verifier.read(&[], false)?[0].bonus)
+    }
+
+    /// Gives the drafter the features of a prompt chunk and runs the pairs whose second token is known.
+    fn feed_drafter(&mut self, slot: usize, chunk: std::ops::Range<usize>) -> Result<()> {
+        let Some(drafting) = &mut self.drafting else { return self.device.synchronize() };
+        let rows: Vec<_> = chunk.clone().enumerate().map(|(row, position)| (slot, position, row)).collect();
+        drafting.remember(&rows)?;
+        self.device.synchronize()?;
+        while let Some(sequence) = &mut self.sequences[slot] {
+            let known = chunk.end.min(sequence.committed.len() - 1);
+            let count = (known - sequence.draft_len).min(MAX_ROWS_PER_SEQUENCE);
+            if count == 0 {
+                break;
+            }
+            drafting.catch_up(&[(slot, &*sequence)], |_| count, None)?;
+            sequence.draft_len += count;
+            self.device.synchronize()?;
+        }
+        Ok(())
+    }
+
+    fn emit_first(&mut self, slot: usize, token: i32) {
+        let Some(sequence) = &mut self.sequences[slot] else { return };
+        let count = sequence.commit(&[token]);
+        let emission = Emission { sequence: sequence.id, tokens: vec![token; count], finished: sequence.finished };
+        if emission.finished.is_some() {
+            self.release(slot);
+        }
+        self.pending.push(emission);
+    }
+}

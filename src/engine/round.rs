@@ -1,0 +1,225 @@
+//! One round: draft, select, verify, accept, commit, learn. Read [`Engine::step`] first.
+
+use std::time::Instant;
+
+use crate::control::{PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
+use crate::engine::verifier::Verified;
+use crate::engine::{Engine, FinishReason, SequenceId};
+use crate::error::{Error, Result};
+use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps};
+use crate::tree::DraftTree;
+
+/// What one round emitted for one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emission {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// Its new tokens.
+    pub tokens: Vec<i32>,
+    /// Set when the sequence ended with this round.
+    pub finished: Option<FinishReason>,
+}
+
+impl Engine {
+    /// Runs one round over all running sequences and returns what each emitted. After [`Engine::submit`] the first call
+    /// returns the tokens that prefill drew, without a round. Empty when nothing is running.
+    ///
+    /// # Errors
+    /// A driver failure, or logits that are not numbers. The engine's sequences are in no defined state then.
+    pub fn step(&mut self) -> Result<Vec<Emission>> {
+        let slots = self.running_slots();
+        if slots.is_empty() || !self.pending.is_empty() {
+            return Ok(std::mem::take(&mut self.pending));
+        }
+        self.times.begin()?;
+        let drafted = self.draft(&slots)?;
+        let trees: Vec<DraftTree> = if drafted {
+            self.controller.round().selected().iter().map(|selected| selected.tree.clone()).collect()
+        } else {
+            slots.iter().map(|&slot| DraftTree::new(self.sequence(slot).root_token())).collect()
+        };
+        let verified = self.verify(&slots, &trees)?;
+        self.times.collect()?;
+        self.learn(&verified);
+        self.trace_round(&slots, &verified)?;
+        let emissions = self.commit(&slots, &trees, &verified)?;
+        self.times.stats.count_round(&trees, &verified, &emissions);
+        self.times.end();
+        Ok(emissions)
+    }
+
+    /// Runs one round with the caller's trees, one for each running sequence in order of submission: for drafters outside
+    /// this crate, and for tests. Each tree's root is the last emitted (or prompt) token.
+    pub fn step_with(&mut self, trees: &[DraftTree]) -> Result<Vec<Emission>> {
+        let slots = self.running_slots();
+        let fits = trees.len() == slots.len()
+            && slots.iter().zip(trees).all(|(&slot, tree)| tree.token(0) == self.sequence(slot).root_token());
+        if !fits {
+            return Err(Error::Input("one tree per running sequence is needed, rooted at its last token".into()));
+        }
+        self.times.begin()?;
+        let verified = self.verify(&slots, trees)?;
+        self.times.collect()?;
+        let emissions = self.commit(&slots, trees, &verified)?;
+        self.times.stats.count_round(trees, &verified, &emissions);
+        self.times.end();
+        Ok(emissions)
+    }
+
+    /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
+    fn draft(&mut self, slots: &[usize]) -> Result<bool> {
+        let control = Instant::now();
+        let views: Vec<SequenceView> = slots
+            .iter()
+            .map(|&slot| {
+                let sequence = self.sequences[slot].as_ref().expect("running slots hold sequences");
+                let left = sequence.max_new_tokens - sequence.emitted().len();
+                SequenceView {
+                    id: sequence.id.0,
+                    root_token: sequence.root_token(),
+                    context_len: sequence.root(),
+                    sampled: sequence.sampling.temperature > 0.0,
+                    backlog: sequence.backlog().saturating_sub(1),
+                    max_depth: (left - 1).min(MAX_ROWS_PER_SEQUENCE - 1),
+                }
+            })
+            .collect();
+        let plan = self.controller.begin_round(&views);
+        self.times.control(control);
+        let Some(drafting) = self.drafting.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
+        let round = self.controller.round_mut();
+        loop {
+            let control = Instant::now();
+            let rows = match round.next_level() {
+                Some(rows) => rows.to_vec(),
+                None => {
+                    round.select();
+                    self.times.control(control);
+                    return Ok(true);
+                }
+            };
+            self.times.control(control);
+            if rows[0].node == 0 {
+                let batch: Vec<_> = rows
+                    .iter()
+                    .map(|row| (slots[row.sequence as usize], self.sequences[slots[row.sequence as usize]].as_ref()))
+                    .filter_map(|(slot, sequence)| Some((slot, sequence?)))
+                    .collect();
+                drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(plan.top_k))?;
+            } else {
+                let root_of = |sequence: usize| self.sequences[slots[sequence]].as_ref().map_or(0, |s| s.root());
+                drafting.level(&rows, |sequence| slots[sequence], root_of, plan.top_k)?;
+            }
+            self.times.mark_level()?;
+            let (tokens, logps) = drafting.read_children()?;
+            let count = rows.len() * plan.top_k;
+            let control = Instant::now();
+            round.add_level(&tokens[..count], &logps[..count]);
+            self.times.control(control);
+            if rows[0].node == 0 {
+                for row in &rows {
+                    if let Some(sequence) = &mut self.sequences[slots[row.sequence as usize]] {
+                        sequence.draft_len = sequence.root();
+                    }
+                }
+            }
+        }
+    }
+
+    /// One target pass over all trees, the draws, the walk and the compaction.
+    fn verify(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Vec<Verified>> {
+        self.verifier.pass.clear();
+        let (mut ranges, mut by_slot) = (Vec::new(), 0..0);
+        let mut next = slots.iter().zip(trees).peekable();
+        for slot in 0..=slots.last().copied().unwrap_or(0) {
+            by_slot = by_slot.end..by_slot.end;
+            let Some((_, tree)) = next.next_if(|&(&busy, _)| busy == slot) else {
+                self.verifier.pass.begin_sequence(0);
+                ranges.push(by_slot.clone());
+                continue;
+            };
+            let root = self.sequence(slot).root();
+            self.verifier.kv.reserve(slot, root + tree.num_nodes())?;
+            self.verifier.pass.begin_sequence(root);
+            for node in 0..tree.num_nodes() {
+                let row = Row {
+                    token: tree.token(node),
+                    position: root + tree.depth(node),
+                    slot: self.verifier.kv.slot(slot, root + node),
+                    ancestors: tree.ancestor_words(node),
+                    parent: tree.parents()[node],
+                };
+                self.verifier.pass.push(row, true);
+            }
+            by_slot.end += tree.num_nodes();
+            ranges.push(by_slot.clone());
+        }
+        let taps = self.drafting.as_ref().map(|d| (d.taps.rows(0..by_slot.end), d.network.config().tap_layers.clone()));
+        self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+        let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
+        self.verifier.walk(usize::from(deepest))?;
+        self.times.mark_verify()?;
+        let mut verified = self.verifier.read(&ranges, true)?;
+        Ok(slots.iter().map(|&slot| std::mem::take(&mut verified[slot])).collect())
+    }
+
+    /// Appends accepted and bonus tokens, hands the features of accepted nodes to the drafter, releases what has ended.
+    fn commit(&mut self, slots: &[usize], trees: &[DraftTree], verified: &[Verified]) -> Result<Vec<Emission>> {
+        let (mut emissions, mut features, mut first_row) = (Vec::new(), Vec::new(), 0);
+        for ((&slot, tree), outcome) in slots.iter().zip(trees).zip(verified) {
+            let sequence = self.sequences[slot].as_mut().expect("running slots hold sequences");
+            let root = sequence.root();
+            let mut tokens: Vec<i32> = outcome.accepted.iter().map(|&node| tree.token(node)).collect();
+            tokens.push(outcome.bonus);
+            let count = sequence.commit(&tokens);
+            tokens.truncate(count);
+            if sequence.finished.is_none() && sequence.committed.len() >= self.max_context {
+                sequence.finished = Some(FinishReason::Length);
+            }
+            let path = std::iter::once(0).chain(outcome.accepted.iter().copied()).enumerate();
+            features.extend(path.map(|(i, node)| (slot, root + i, first_row + node)));
+            first_row += tree.num_nodes();
+            emissions.push(Emission { sequence: sequence.id, tokens, finished: sequence.finished });
+        }
+        if self.drafting.is_some() {
+            self.remember(&features)?;
+        }
+        for (&slot, emission) in slots.iter().zip(&emissions) {
+            if emission.finished.is_some() {
+                self.release(slot);
+            }
+        }
+        Ok(emissions)
+    }
+
+    /// Stores features and keeps the backlog bounded: a drafter that has been off for long sees them now.
+    fn remember(&mut self, features: &[(usize, usize, usize)]) -> Result<()> {
+        let Some(drafting) = &mut self.drafting else { return Ok(()) };
+        drafting.remember(features)?;
+        let full = |s: &&crate::engine::sequence::Sequence| s.finished.is_none() && s.backlog() >= MAX_ROWS_PER_SEQUENCE;
+        let late: Vec<usize> = (0..self.sequences.len()).filter(|&i| self.sequences[i].as_ref().filter(full).is_some()).collect();
+        for slot in late {
+            if let Some(sequence) = &mut self.sequences[slot] {
+                drafting.catch_up(&[(slot, &*sequence)], |_| MAX_ROWS_PER_SEQUENCE, None)?;
+                sequence.draft_len += MAX_ROWS_PER_SEQUENCE;
+                self.device.synchronize()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Feeds times and outcomes to the controller.
+    fn learn(&mut self, verified: &[Verified]) {
+        let control = Instant::now();
+        let accepted: Vec<Vec<u32>> =
+            verified.iter().map(|v| v.accepted.iter().map(|&node| node as u32).collect()).collect();
+        let outcomes: Vec<SequenceOutcome> =
+            accepted.iter().zip(verified).map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn }).collect();
+        let times = &self.times.last;
+        let levels: Vec<f32> = times.draft_us.iter().map(|&us| us as f32).collect();
+        let times =
+            PhaseTimes { draft_levels: &levels, verify: Some(times.verify_us as f32), total: Some(times.total_us as f32) };
+        self.controller.observe(&RoundReport { sequences: &outcomes, times });
+        self.times.control(control);
+    }
+}

@@ -1,0 +1,148 @@
+//! One request being served: what is committed, what the drafter still has to see, when to stop.
+
+use crate::error::{Error, Result};
+use crate::sampling::SamplingParams;
+
+/// What a caller asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Prompt token ids; at least one.
+    pub prompt: Vec<i32>,
+    /// Tokens to emit at most.
+    pub max_new_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Keep going past end-of-sequence tokens.
+    pub ignore_eos: bool,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// `max_new_tokens` or the context length was reached.
+    Length,
+    /// The target drew an end-of-sequence token.
+    Eos,
+}
+
+impl FinishReason {
+    /// As in the JSON output.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Length => "length",
+            FinishReason::Eos => "eos",
+        }
+    }
+}
+
+/// Identifies a sequence of an engine; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// State of one sequence.
+///
+/// `committed` ends with the root: its token is known, but the target has not seen it. The target's cache holds positions
+/// `0..root()`. The target's features of positions `draft_len..root()` wait in the backlog; the drafter's cache holds the
+/// pairs of positions `0..draft_len`.
+pub(super) struct Sequence {
+    pub id: SequenceId,
+    pub committed: Vec<i32>,
+    pub prompt_len: usize,
+    pub max_new_tokens: usize,
+    pub sampling: SamplingParams,
+    pub eos: Vec<i32>,
+    pub draft_len: usize,
+    pub finished: Option<FinishReason>,
+}
+
+impl Sequence {
+    /// Position of the root, which is the number of positions in the target's cache.
+    pub fn root(&self) -> usize {
+        self.committed.len() - 1
+    }
+
+    /// The last committed token.
+    pub fn root_token(&self) -> i32 {
+        self.committed[self.root()]
+    }
+
+    /// Features that wait for the drafter.
+    pub fn backlog(&self) -> usize {
+        self.root() - self.draft_len
+    }
+
+    /// Tokens emitted so far.
+    pub fn emitted(&self) -> &[i32] {
+        &self.committed[self.prompt_len..]
+    }
+
+    /// Appends drawn tokens until an end-of-sequence token or the limit, and returns how many counted. The
+    /// end-of-sequence token itself is not emitted.
+    pub fn commit(&mut self, tokens: &[i32]) -> usize {
+        for (i, &token) in tokens.iter().enumerate() {
+            if self.eos.contains(&token) {
+                self.finished = Some(FinishReason::Eos);
+                return i;
+            }
+            self.committed.push(token);
+            if self.emitted().len() == self.max_new_tokens {
+                self.finished = Some(FinishReason::Length);
+                return i + 1;
+            }
+        }
+        tokens.len()
+    }
+}
+
+/// Checks a request against the model's vocabulary and the engine's context length.
+pub(super) fn check_request(request: &Request, vocab_size: usize, max_context: usize) -> Result<()> {
+    if request.prompt.is_empty() {
+        return Err(Error::Input("the prompt is empty: at least one token is needed".into()));
+    }
+    if let Some(id) = request.prompt.iter().find(|&&id| id < 0 || id as usize >= vocab_size) {
+        return Err(Error::Input(format!("prompt token {id} is outside the vocabulary of {vocab_size}")));
+    }
+    if request.prompt.len() >= max_context {
+        return Err(Error::Input(format!(
+            "the prompt has {} tokens, which leaves no room in the context of {max_context}",
+            request.prompt.len()
+        )));
+    }
+    if request.max_new_tokens == 0 {
+        return Err(Error::Input("max_new_tokens is 0: ask for at least one token".into()));
+    }
+    request.sampling.validate()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(max_new_tokens: usize, eos: &[i32]) -> Sequence {
+        Sequence {
+            id: SequenceId(0),
+            committed: vec![5, 6],
+            prompt_len: 2,
+            max_new_tokens,
+            sampling: SamplingParams::default(),
+            eos: eos.to_vec(),
+            draft_len: 0,
+            finished: None,
+        }
+    }
+
+    #[test]
+    fn the_limit_cuts_inside_an_accepted_path() {
+        let mut sequence = sequence(3, &[]);
+        assert_eq!(sequence.commit(&[1, 2]), 2);
+        assert_eq!(sequence.commit(&[3, 4, 5]), 1);
+        assert_eq!((sequence.emitted(), sequence.finished), (&[1, 2, 3][..], Some(FinishReason::Length)));
+    }
+
+    #[test]
+    fn eos_ends_the_sequence_and_is_not_emitted() {
+        let mut sequence = sequence(9, &[7]);
+        assert_eq!(sequence.commit(&[1, 7, 2]), 1);
+        assert_eq!((sequence.emitted(), sequence.finished), (&[1][..], Some(FinishReason::Eos)));
+    }
+}

@@ -1,0 +1,141 @@
+//! Times and counts of an engine's rounds.
+
+use std::time::Instant;
+
+use crate::device::{Device, Timeline};
+use crate::engine::round::Emission;
+use crate::engine::verifier::Verified;
+use crate::error::Result;
+use crate::tree::DraftTree;
+
+/// Sums over the rounds since the engine was built or [`Stats::default`] was assigned.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Rounds run, plain ones included.
+    pub rounds: u64,
+    /// Rounds times running sequences.
+    pub sequence_rounds: u64,
+    /// Tokens emitted by rounds (the token that prefill draws is not one of them).
+    pub emitted_tokens: u64,
+    /// Accepted draft tokens.
+    pub accepted_tokens: u64,
+    /// Nodes verified, roots included.
+    pub nodes: u64,
+    /// Device time of prefill, ms.
+    pub prefill_ms: f64,
+    /// Device time of drafting, ms.
+    pub draft_ms: f64,
+    /// Device time of target passes with draws, walk and compaction, ms.
+    pub verify_ms: f64,
+    /// Host time of the controller, ms.
+    pub control_ms: f64,
+    /// All rounds, host work included, ms.
+    pub decode_ms: f64,
+}
+
+impl Stats {
+    /// Accepted draft tokens per sequence and round; the bonus token is not one of them.
+    pub fn mean_accepted_len(&self) -> f64 {
+        self.accepted_tokens as f64 / (self.sequence_rounds as f64).max(1.0)
+    }
+
+    /// Verified nodes per sequence and round, root included.
+    pub fn mean_nodes(&self) -> f64 {
+        self.nodes as f64 / (self.sequence_rounds as f64).max(1.0)
+    }
+
+    /// Tokens per second of decoding, prefill excluded; 0 before the first round.
+    pub fn tokens_per_second(&self) -> f64 {
+        if self.decode_ms > 0.0 { self.emitted_tokens as f64 / self.decode_ms * 1e3 } else { 0.0 }
+    }
+
+    pub(super) fn count_round(&mut self, trees: &[DraftTree], verified: &[Verified], emissions: &[Emission]) {
+        self.rounds += 1;
+        self.sequence_rounds += trees.len() as u64;
+        self.nodes += trees.iter().map(|tree| tree.num_nodes() as u64).sum::<u64>();
+        self.accepted_tokens += verified.iter().map(|v| v.accepted.len() as u64).sum::<u64>();
+        self.emitted_tokens += emissions.iter().map(|emission| emission.tokens.len() as u64).sum::<u64>();
+    }
+}
+
+/// Measured times of one round, µs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoundTimes {
+    /// Each drafter pass, from the end of the one before it.
+    pub draft_us: Vec<f64>,
+    /// The target pass.
+    pub verify_us: f64,
+    /// The whole round, with the host work that followed the target pass of the round before it.
+    pub total_us: f64,
+}
+
+/// Marks the phases of rounds on the stream and sums them up.
+pub(super) struct RoundClock {
+    timeline: Timeline,
+    levels: usize,
+    /// When the host began to work on the results of the last target pass.
+    tail_start: Instant,
+    /// How long that took, µs. Zero where time is modelled: a host's real time has no place in it.
+    tail_us: f64,
+    modelled: bool,
+    pub stats: Stats,
+    pub last: RoundTimes,
+}
+
+impl RoundClock {
+    pub fn new(device: &Device) -> Self {
+        Self {
+            timeline: Timeline::new(device),
+            levels: 0,
+            tail_start: Instant::now(),
+            tail_us: 0.0,
+            modelled: device.has_modelled_time(),
+            stats: Stats::default(),
+            last: RoundTimes::default(),
+        }
+    }
+
+    /// Starts a round.
+    pub fn begin(&mut self) -> Result<()> {
+        self.timeline.restart();
+        self.levels = 0;
+        self.timeline.mark()
+    }
+
+    /// Ends a drafter pass.
+    pub fn mark_level(&mut self) -> Result<()> {
+        self.levels += 1;
+        self.timeline.mark()
+    }
+
+    /// Ends the target pass.
+    pub fn mark_verify(&mut self) -> Result<()> {
+        self.timeline.mark()
+    }
+
+    /// Adds host time of the controller since `start`.
+    pub fn control(&mut self, start: Instant) {
+        self.stats.control_ms += start.elapsed().as_secs_f64() * 1e3;
+    }
+
+    /// Reads the phases of the round, whose results have been waited for, and starts the host's tail.
+    pub fn collect(&mut self) -> Result<()> {
+        self.tail_start = Instant::now();
+        let phases = self.timeline.phases()?.unwrap_or_default();
+        let (draft, verify) = phases.split_at(self.levels.min(phases.len()));
+        self.last = RoundTimes {
+            draft_us: draft.to_vec(),
+            verify_us: verify.iter().sum(),
+            total_us: phases.iter().sum::<f64>() + self.tail_us,
+        };
+        self.stats.draft_ms += draft.iter().sum::<f64>() / 1e3;
+        self.stats.verify_ms += self.last.verify_us / 1e3;
+        self.stats.decode_ms += self.last.total_us / 1e3;
+        Ok(())
+    }
+
+    /// Ends the round.
+    pub fn end(&mut self) {
+        self.tail_us = if self.modelled { 0.0 } else { self.tail_start.elapsed().as_secs_f64() * 1e6 };
+    }
+}

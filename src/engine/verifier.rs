@@ -1,0 +1,181 @@
+//! The target's side of a round: one pass over packed rows, the draw at every node, the walk, and the compaction of the
+//! accepted keys and values. One path for greedy and sampled decoding, for trees and for plain rounds.
+
+use std::ops::Range;
+
+use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::error::{Error, Result};
+use crate::kernels::kv_compact::{KvCompactArgs, kv_compact};
+use crate::kernels::sampler::{SampleArgs, SamplerParams, sample};
+use crate::kernels::verify::{VerifyWalkArgs, verify_walk};
+use crate::kv_cache::KvCache;
+use crate::model::{Llama, MAX_ROWS_PER_SEQUENCE, Pass, Row, Taps, causal_words};
+use crate::sampling::SamplingParams;
+
+/// What the target said about one sequence's tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Accepted nodes of the tree, root excluded, ascending.
+    pub accepted: Vec<usize>,
+    /// The target's draw after the last accepted node.
+    pub bonus: i32,
+    /// The target's draw after every node of the tree.
+    pub drawn: Vec<i32>,
+}
+
+/// Target, its cache and the buffers of verification.
+pub(super) struct Verifier {
+    pub target: Llama,
+    pub kv: KvCache,
+    pub pass: Pass,
+    /// One `SamplerParams` a sequence slot.
+    params: Tensor,
+    drawn: Tensor,
+    accepted: Tensor,
+    accepted_len: Tensor,
+    bonus: Tensor,
+    /// Read-back: draws, then accepted lengths, bonus tokens and accepted nodes.
+    host_drawn: PinnedBuffer<i32>,
+    host_accepted: PinnedBuffer<i32>,
+    host_accepted_len: PinnedBuffer<i32>,
+    host_bonus: PinnedBuffer<i32>,
+}
+
+impl Verifier {
+    pub fn new(device: &Device, target: Llama, kv: KvCache, max_rows: usize, max_sequences: usize) -> Result<Self> {
+        let ints = |shape: &[usize]| Tensor::zeros(device, DType::I32, shape);
+        Ok(Self {
+            target,
+            kv,
+            pass: Pass::new(device, max_rows, max_sequences)?,
+            params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
+            drawn: ints(&[max_rows])?,
+            accepted: ints(&[max_sequences, MAX_ROWS_PER_SEQUENCE])?,
+            accepted_len: ints(&[max_sequences])?,
+            bonus: ints(&[max_sequences])?,
+            host_drawn: PinnedBuffer::new(device, max_rows)?,
+            host_accepted: PinnedBuffer::new(device, max_sequences * MAX_ROWS_PER_SEQUENCE)?,
+            host_accepted_len: PinnedBuffer::new(device, max_sequences)?,
+            host_bonus: PinnedBuffer::new(device, max_sequences)?,
+        })
+    }
+
+    /// Sets how tokens of sequence slot `slot` are drawn.
+    pub fn set_sampling(&self, slot: usize, sampling: &SamplingParams) -> Result<()> {
+        let params = SamplerParams::from(sampling);
+        self.params.rows(slot..slot + 1).write(bytemuck::bytes_of(&params))
+    }
+
+    /// Fills the pass with one chunk of a text: positions `chunk` of `tokens`, causal, in sequence slot `slot`.
+    pub fn fill_chunk(&mut self, slot: usize, chunk: Range<usize>, tokens: &[i32], wants_logits: impl Fn(usize) -> bool) {
+        self.pass.clear();
+        for _ in 0..slot {
+            self.pass.begin_sequence(0);
+        }
+        self.pass.begin_sequence(chunk.start);
+        for (index, position) in chunk.enumerate() {
+            let row = Row {
+                token: tokens[position],
+                position,
+                slot: self.kv.slot(slot, position),
+                ancestors: causal_words(index),
+                parent: index as i32 - 1,
+            };
+            self.pass.push(row, wants_logits(position));
+        }
+    }
+
+    /// Runs the rows of `self.pass`, which the caller has filled, and returns the logits of those that want them.
+    pub fn forward(&mut self, taps: Option<Taps>) -> Result<Tensor> {
+        self.pass.upload()?;
+        self.target.forward(&self.pass, &self.kv, taps)
+    }
+
+    /// Runs the rows of `self.pass` and draws at the rows that want logits.
+    pub fn run(&mut self, taps: Option<Taps>) -> Result<()> {
+        let logits = self.forward(taps)?;
+        let wanted = self.pass.num_logit_rows();
+        if wanted == 0 {
+            return Ok(());
+        }
+        sample(
+            self.pass.device(),
+            SampleArgs {
+                logits: &logits,
+                row_sequence: &self.pass.draw_sequences(),
+                params: &self.params,
+                positions: &self.pass.draw_positions(),
+                out: &self.drawn.rows(0..wanted),
+            },
+        )
+    }
+
+    /// Walks every sequence's tree along the draws of [`Verifier::run`] and compacts the accepted keys and values.
+    /// `max_accepted` bounds the accepted length: the depth of the deepest tree.
+    pub fn walk(&mut self, max_accepted: usize) -> Result<()> {
+        let (device, batch) = (self.pass.device(), self.pass.num_sequences());
+        let [accepted_len, bonus] = [&self.accepted_len, &self.bonus].map(|t| t.rows(0..batch));
+        let accepted = self.accepted.rows(0..batch);
+        verify_walk(
+            device,
+            VerifyWalkArgs {
+                seq_start: &self.pass.seq_start(),
+                tokens: &self.pass.tokens(),
+                parents: &self.pass.parents(),
+                drawn: &self.drawn.rows(0..self.pass.num_rows()),
+                accepted: &accepted,
+                accepted_len: &accepted_len,
+                bonus: &bonus,
+            },
+        )?;
+        if max_accepted > 0 {
+            kv_compact(
+                device,
+                KvCompactArgs {
+                    kv: self.kv.pages(),
+                    page_table: &self.kv.page_table(batch),
+                    prefix_len: &self.pass.prefix_len(),
+                    accepted: &accepted,
+                    accepted_len: &accepted_len,
+                    max_accepted,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the round and reads what was drawn and accepted, one entry per sequence of the pass; a sequence without
+    /// rows gets an empty entry. `rows` gives each sequence's rows.
+    pub fn read(&mut self, rows: &[Range<usize>], walked: bool) -> Result<Vec<Verified>> {
+        let wanted = self.pass.num_logit_rows();
+        self.host_drawn.read_from(&self.drawn, wanted)?;
+        if walked {
+            self.host_accepted.read_from(&self.accepted, rows.len() * MAX_ROWS_PER_SEQUENCE)?;
+            self.host_accepted_len.read_from(&self.accepted_len, rows.len())?;
+            self.host_bonus.read_from(&self.bonus, rows.len())?;
+        }
+        self.pass.device().synchronize()?;
+        let drawn = &self.host_drawn.as_slice()[..wanted];
+        if drawn.contains(&-1) {
+            return Err(Error::Device(
+                "the target's logits are not numbers: the weights are damaged or overflow in this dtype (try --dtype f32)".into(),
+            ));
+        }
+        let read_one = |(b, rows): (usize, &Range<usize>)| {
+            if rows.is_empty() {
+                return Verified::default();
+            }
+            let len = self.host_accepted_len.as_slice()[b] as usize;
+            let nodes = &self.host_accepted.as_slice()[b * MAX_ROWS_PER_SEQUENCE..][..len];
+            Verified {
+                accepted: nodes.iter().map(|&node| node as usize).collect(),
+                bonus: self.host_bonus.as_slice()[b],
+                drawn: drawn[rows.clone()].to_vec(),
+            }
+        };
+        if walked {
+            return Ok(rows.iter().enumerate().map(read_one).collect());
+        }
+        Ok(drawn.iter().map(|&token| Verified { accepted: vec![], bonus: token, drawn: vec![token] }).collect())
+    }
+}

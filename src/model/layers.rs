@@ -1,0 +1,190 @@
+//! The two halves of a decoder layer, shared by targets and drafters: attention over the paged cache, and the MLP.
+
+use crate::device::{DType, Device, Tensor};
+use crate::error::Result;
+use crate::kernels::linear::{self, LinearArgs, linear};
+use crate::kernels::rope::{RopeArgs, rope_kv_write};
+use crate::kernels::swiglu::{SwigluArgs, swiglu};
+use crate::kernels::tree_attention::{self, TreeAttentionArgs, tree_attention};
+use crate::kv_cache::KvCache;
+use crate::model::{Pass, WeightLoader};
+
+/// Head geometry of an attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub num_q_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    pub fn q_dim(&self) -> usize {
+        self.num_q_heads * self.head_dim
+    }
+
+    pub fn kv_dim(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    pub fn qkv_dim(&self) -> usize {
+        self.q_dim() + 2 * self.kv_dim()
+    }
+}
+
+/// Projections of one attention.
+pub(crate) struct AttentionWeights {
+    /// `[q_dim + 2 kv_dim, input]`: queries, keys, values.
+    qkv: Tensor,
+    qkv_bias: Option<Tensor>,
+    /// `[hidden, q_dim]`.
+    o: Tensor,
+    o_bias: Option<Tensor>,
+}
+
+impl AttentionWeights {
+    pub fn load(loader: &mut WeightLoader, prefix: &str, shape: AttentionShape, input: usize, hidden: usize, bias: bool) -> Result<Self> {
+        let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");
+        let (q, k, v) = (name("q", "weight"), name("k", "weight"), name("v", "weight"));
+        let rows = [shape.q_dim(), shape.kv_dim(), shape.kv_dim()];
+        let qkv = loader.stacked(&[&q, &k, &v], &rows, input)?;
+        let o = loader.matrix(&name("o", "weight"), hidden, shape.q_dim())?;
+        let (mut qkv_bias, mut o_bias) = (None, None);
+        if bias {
+            let (q, k, v) = (name("q", "bias"), name("k", "bias"), name("v", "bias"));
+            qkv_bias = Some(loader.vector(&[&q, &k, &v], &rows)?);
+            o_bias = Some(loader.vector(&[&name("o", "bias")], &[hidden])?);
+        }
+        Ok(Self { qkv, qkv_bias, o, o_bias })
+    }
+}
+
+/// Gated MLP: `down(silu(gate(x)) * up(x))`.
+pub(crate) struct Mlp {
+    /// `[2 intermediate, hidden]`: gate, then up.
+    gate_up: Tensor,
+    gate_up_bias: Option<Tensor>,
+    /// `[hidden, intermediate]`.
+    down: Tensor,
+    down_bias: Option<Tensor>,
+}
+
+impl Mlp {
+    pub fn load(loader: &mut WeightLoader, prefix: &str, hidden: usize, intermediate: usize, bias: bool) -> Result<Self> {
+        let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");
+        let rows = [intermediate, intermediate];
+        let gate_up = loader.stacked(&[&name("gate", "weight"), &name("up", "weight")], &rows, hidden)?;
+        let down = loader.matrix(&name("down", "weight"), hidden, intermediate)?;
+        let (mut gate_up_bias, mut down_bias) = (None, None);
+        if bias {
+            gate_up_bias = Some(loader.vector(&[&name("gate", "bias"), &name("up", "bias")], &rows)?);
+            down_bias = Some(loader.vector(&[&name("down", "bias")], &[hidden])?);
+        }
+        Ok(Self { gate_up, gate_up_bias, down, down_bias })
+    }
+
+    /// `out[T, hidden] = mlp(x[T, hidden])`.
+    pub fn forward(&self, device: &Device, x: &Tensor, scratch: &Scratch, out: &Tensor) -> Result<()> {
+        let num_rows = x.dim(0);
+        let (gate_up, act) = (scratch.gate_up.rows(0..num_rows), scratch.act.rows(0..num_rows));
+        let workspace = &scratch.workspace;
+        linear(device, LinearArgs { x, weight: &self.gate_up, bias: self.gate_up_bias.as_ref(), out: &gate_up, workspace })?;
+        swiglu(device, SwigluArgs { gate_up: &gate_up, out: &act })?;
+        linear(device, LinearArgs { x: &act, weight: &self.down, bias: self.down_bias.as_ref(), out, workspace })
+    }
+}
+
+/// Activations that live within one layer, and the kernels' workspace. Sized once, reused by every layer.
+pub(crate) struct Scratch {
+    qkv: Tensor,
+    q: Tensor,
+    attended: Tensor,
+    gate_up: Tensor,
+    act: Tensor,
+    /// f32 partial sums of split reductions.
+    pub workspace: Tensor,
+}
+
+/// What [`Scratch`] has to hold.
+pub(crate) struct ScratchSize {
+    pub max_rows: usize,
+    pub max_kv_len: usize,
+    pub shape: AttentionShape,
+    pub intermediate: usize,
+    /// `(outputs, inputs)` of every linear layer that runs on all rows.
+    pub linears: Vec<(usize, usize)>,
+    /// The same for the head, which runs on the rows whose logits are wanted.
+    pub head: (usize, usize),
+    pub dtype: DType,
+}
+
+impl Scratch {
+    pub fn new(device: &Device, size: &ScratchSize) -> Result<Self> {
+        let (rows, shape) = (size.max_rows, size.shape);
+        let linear_len = size.linears.iter().chain([&size.head]).map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
+        let attention_len = tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, size.max_kv_len);
+        let buffer = |cols: usize| Tensor::uninit(device, size.dtype, &[rows, cols]);
+        Ok(Self {
+            qkv: buffer(shape.qkv_dim())?,
+            q: buffer(shape.q_dim())?,
+            attended: buffer(shape.q_dim())?,
+            gate_up: buffer(2 * size.intermediate)?,
+            act: buffer(size.intermediate)?,
+            workspace: Tensor::uninit(device, DType::F32, &[linear_len.unwrap_or(0).max(attention_len).max(1)])?,
+        })
+    }
+}
+
+/// `out[T, hidden] = attention(x[T, input])` for the rows of `pass`, writing their keys and values to `layer` of `kv`.
+pub(crate) fn attend(
+    pass: &Pass,
+    x: &Tensor,
+    weights: &AttentionWeights,
+    shape: AttentionShape,
+    cos_sin: &Tensor,
+    (kv, layer): (&KvCache, usize),
+    scratch: &Scratch,
+    out: &Tensor,
+) -> Result<()> {
+    let (device, num_rows) = (pass.device(), pass.num_rows());
+    let AttentionShape { num_q_heads, num_kv_heads, head_dim } = shape;
+    let [qkv, q, attended] = [&scratch.qkv, &scratch.q, &scratch.attended].map(|buffer| buffer.rows(0..num_rows));
+    let (k_cache, v_cache) = kv.layer(layer);
+    let workspace = &scratch.workspace;
+    linear(device, LinearArgs { x, weight: &weights.qkv, bias: weights.qkv_bias.as_ref(), out: &qkv, workspace })?;
+    rope_kv_write(
+        device,
+        RopeArgs {
+            qkv: &qkv,
+            q_out: &q,
+            k_cache: &k_cache,
+            v_cache: &v_cache,
+            cos_sin,
+            positions: &pass.positions(),
+            slots: &pass.slots(),
+            num_q_heads,
+            num_kv_heads,
+            head_dim,
+        },
+    )?;
+    tree_attention(
+        device,
+        TreeAttentionArgs {
+            q: &q,
+            k_cache: &k_cache,
+            v_cache: &v_cache,
+            page_table: &kv.page_table(pass.num_sequences()),
+            seq_start: &pass.seq_start(),
+            prefix_len: &pass.prefix_len(),
+            ancestors: &pass.ancestors(),
+            out: &attended,
+            workspace,
+            sm_scale: (head_dim as f32).sqrt().recip(),
+            num_q_heads,
+            num_kv_heads,
+            head_dim,
+            max_kv_len: pass.max_kv_len(),
+            max_rows: pass.max_rows_per_sequence(),
+        },
+    )?;
+    linear(device, LinearArgs { x: &attended, weight: &weights.o, bias: weights.o_bias.as_ref(), out, workspace })
+}

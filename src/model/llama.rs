@@ -1,0 +1,199 @@
+//! The Llama architecture: pre-norm decoder layers with grouped-query attention, rotary positions and a gated MLP.
+
+use crate::config::{FloatType, ModelConfig};
+use crate::device::{DType, Device, Tensor};
+use crate::error::Result;
+use crate::kernels::embedding::{EmbeddingArgs, embedding};
+use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::linear::{LinearArgs, linear};
+use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
+use crate::kv_cache::{KvCache, KvShape};
+use crate::model::{AttentionShape, AttentionWeights, Mlp, Pass, Progress, Scratch, ScratchSize, WeightLoader, attend};
+use crate::weights::Checkpoint;
+
+/// A Llama target on a device.
+pub struct Llama {
+    config: ModelConfig,
+    device: Device,
+    dtype: DType,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    final_norm: Tensor,
+    /// `[vocab, hidden]`; the embedding itself when tied.
+    head: Tensor,
+    cos_sin: Tensor,
+    buffers: Option<Buffers>,
+}
+
+struct Layer {
+    input_norm: Tensor,
+    attention: AttentionWeights,
+    post_norm: Tensor,
+    mlp: Mlp,
+}
+
+/// Activations of a pass.
+struct Buffers {
+    /// The residual stream, `[rows, hidden]`.
+    residual: Tensor,
+    normed: Tensor,
+    /// What the last half-layer adds to the residual stream.
+    delta: Tensor,
+    /// Rows whose logits are wanted, residual then delta, `[rows, hidden]`.
+    head_in: Tensor,
+    head_delta: Tensor,
+    /// f32 `[rows, vocab]`.
+    logits: Tensor,
+    scratch: Scratch,
+}
+
+/// Which residual streams a drafter wants to see: `columns(i * hidden..)` of `out` receives the stream that enters layer
+/// `layers[i]`.
+pub struct Taps<'a> {
+    /// Layer indices.
+    pub layers: &'a [usize],
+    /// `[rows, layers.len() * hidden]`.
+    pub out: &'a Tensor,
+}
+
+impl Llama {
+    /// Loads the weights of `checkpoint` as `float_type`; every tensor of the checkpoint must have a use.
+    pub fn load(device: &Device, config: ModelConfig, checkpoint: &Checkpoint, float_type: FloatType, progress: Progress) -> Result<Self> {
+        let ModelConfig { hidden_size: hidden, vocab_size: vocab, intermediate_size: intermediate, .. } = config;
+        let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
+        let shape = attention_shape(&config);
+        let embedding = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
+        let mut layers = Vec::with_capacity(config.num_layers);
+        for i in 0..config.num_layers {
+            let prefix = format!("model.layers.{i}");
+            layers.push(Layer {
+                input_norm: loader.vector(&[&format!("{prefix}.input_layernorm.weight")], &[hidden])?,
+                attention: AttentionWeights::load(
+                    &mut loader, &format!("{prefix}.self_attn"), shape, hidden, hidden, config.attention_bias,
+                )?,
+                post_norm: loader.vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
+                mlp: Mlp::load(&mut loader, &format!("{prefix}.mlp"), hidden, intermediate, config.mlp_bias)?,
+            });
+        }
+        let final_norm = loader.vector(&["model.norm.weight"], &[hidden])?;
+        let head = if config.tie_word_embeddings {
+            checkpoint.ignore("lm_head.weight");
+            embedding.clone()
+        } else {
+            loader.matrix("lm_head.weight", vocab, hidden)?
+        };
+        checkpoint.finish()?;
+        Ok(Self {
+            device: device.clone(), dtype: float_type.into(), embedding, layers, final_norm, head,
+            // Sized with the buffers, when the longest context is known.
+            cos_sin: Tensor::uninit(device, DType::F32, &[0, config.head_dim])?,
+            buffers: None, config,
+        })
+    }
+
+    /// Sizes the activations for passes of `max_rows` rows, `max_logit_rows` of which want logits, over contexts of at
+    /// most `max_positions`.
+    pub fn prepare(&mut self, max_rows: usize, max_logit_rows: usize, max_positions: usize) -> Result<()> {
+        let config = &self.config;
+        let (hidden, shape) = (config.hidden_size, attention_shape(config));
+        let buffer = |rows: usize| Tensor::uninit(&self.device, self.dtype, &[rows, hidden]);
+        let size = ScratchSize {
+            max_rows,
+            max_kv_len: max_positions,
+            shape,
+            intermediate: config.intermediate_size,
+            linears: vec![
+                (shape.qkv_dim(), hidden), (hidden, shape.q_dim()),
+                (2 * config.intermediate_size, hidden), (hidden, config.intermediate_size),
+            ],
+            head: (config.vocab_size, hidden),
+            dtype: self.dtype,
+        };
+        self.buffers = Some(Buffers {
+            residual: buffer(max_rows)?,
+            normed: buffer(max_rows)?,
+            delta: buffer(max_rows)?,
+            head_in: buffer(max_logit_rows)?,
+            head_delta: buffer(max_logit_rows)?,
+            logits: Tensor::uninit(&self.device, DType::F32, &[max_logit_rows, config.vocab_size])?,
+            scratch: Scratch::new(&self.device, &size)?,
+        });
+        let table = config.rope.cos_sin_table(max_positions, config.head_dim);
+        self.cos_sin = Tensor::from_slice(&self.device, &table, &[max_positions, config.head_dim])?;
+        Ok(())
+    }
+
+    /// Runs the rows of `pass` through all layers, writing their keys and values to `kv`, and returns the f32 logits
+    /// `[logit rows, vocab]` of the rows that want them.
+    pub fn forward(&self, pass: &Pass, kv: &KvCache, taps: Option<Taps>) -> Result<Tensor> {
+        let buffers = self.buffers.as_ref().expect("prepare comes before forward");
+        let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.rms_norm_eps);
+        let [residual, normed, delta] = [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
+        let (shape, scratch, hidden) = (attention_shape(&self.config), &buffers.scratch, self.config.hidden_size);
+        embedding(device, EmbeddingArgs { tokens: &pass.tokens(), table: &self.embedding, out: &residual })?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            // A drafter may read one stream twice (small targets): the norm is repeated for the second copy.
+            let mut incoming = (i > 0).then_some(&delta);
+            let mut chunks = tapped_chunks(&taps, i, hidden).map(Some).collect::<Vec<_>>();
+            chunks.resize(chunks.len().max(1), None);
+            for chunk in &chunks {
+                let tap = chunk.as_ref().map(|chunk| chunk.rows(rows.clone()));
+                let (weight, delta) = (&layer.input_norm, incoming.take());
+                rmsnorm(device, RmsNormArgs { residual: &residual, delta, weight, out: &normed, tap: tap.as_ref(), eps })?;
+            }
+            attend(pass, &normed, &layer.attention, shape, &self.cos_sin, (kv, i), scratch, &delta)?;
+            rmsnorm(device, RmsNormArgs { residual: &residual, delta: Some(&delta), weight: &layer.post_norm, out: &normed, tap: None, eps })?;
+            layer.mlp.forward(device, &normed, scratch, &delta)?;
+        }
+        let wanted = pass.num_logit_rows();
+        let [head_in, head_delta] = [&buffers.head_in, &buffers.head_delta].map(|b| b.rows(0..wanted));
+        let logits = buffers.logits.rows(0..wanted);
+        if wanted > 0 {
+            let index = &pass.logit_rows();
+            gather_rows(device, GatherRowsArgs { src: &residual, index, out: &head_in })?;
+            gather_rows(device, GatherRowsArgs { src: &delta, index, out: &head_delta })?;
+            let normed = normed.rows(0..wanted);
+            rmsnorm(device, RmsNormArgs { residual: &head_in, delta: Some(&head_delta), weight: &self.final_norm, out: &normed, tap: None, eps })?;
+            linear(device, LinearArgs { x: &normed, weight: &self.head, bias: None, out: &logits, workspace: &scratch.workspace })?;
+        }
+        Ok(logits)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Token embeddings, `[vocab, hidden]`.
+    pub fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
+    /// The output head, `[vocab, hidden]`.
+    pub fn head(&self) -> &Tensor {
+        &self.head
+    }
+
+    /// The type weights and activations have.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Geometry of the key/value cache this model needs.
+    pub fn kv_shape(&self) -> KvShape {
+        let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = self.config;
+        KvShape { num_layers, num_kv_heads, head_dim, dtype: self.dtype }
+    }
+}
+
+/// Where the stream that enters `layer` goes: one chunk of columns for each time the drafter asks for it.
+fn tapped_chunks(taps: &Option<Taps>, layer: usize, hidden: usize) -> impl Iterator<Item = Tensor> {
+    let taps = taps.iter().flat_map(|taps| taps.layers.iter().enumerate().map(|(chunk, &tapped)| (chunk, tapped, taps.out)));
+    taps.filter(move |&(_, tapped, _)| tapped == layer)
+        .map(move |(chunk, _, out)| out.columns(chunk * hidden..(chunk + 1) * hidden))
+}
+
+fn attention_shape(config: &ModelConfig) -> AttentionShape {
+    let ModelConfig { num_q_heads, num_kv_heads, head_dim, .. } = *config;
+    AttentionShape { num_q_heads, num_kv_heads, head_dim }
+}

@@ -1,0 +1,73 @@
+//! From checkpoint to device memory: converts to the run type, concatenates what one launch multiplies.
+
+use crate::config::FloatType;
+use crate::device::{DType, Device, Tensor};
+use crate::error::Result;
+use crate::weights::Checkpoint;
+
+/// Rows converted at a time, bytes: bounds the host memory of loading.
+const BLOCK_BYTES: usize = 8 << 20;
+
+/// Called with the bytes loaded so far and the bytes in all.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// Loads tensors of one checkpoint to one device in one float type.
+pub(crate) struct WeightLoader<'a, 'p> {
+    pub device: &'a Device,
+    pub checkpoint: &'a Checkpoint,
+    pub float_type: FloatType,
+    pub progress: Progress<'p>,
+    pub loaded_bytes: usize,
+}
+
+impl WeightLoader<'_, '_> {
+    /// The tensors `names`, of shape `[rows_i, cols]`, stacked into `[sum rows_i, cols]`.
+    pub fn stacked(&mut self, names: &[&str], rows: &[usize], cols: usize) -> Result<Tensor> {
+        let total_rows = rows.iter().sum();
+        let shape = [total_rows, cols];
+        self.fill(names, |i| vec![rows[i], cols], &shape)
+    }
+
+    /// The matrix `name` of shape `[rows, cols]`.
+    pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {
+        self.stacked(&[name], &[rows], cols)
+    }
+
+    /// The vectors `names` one after the other.
+    pub fn vector(&mut self, names: &[&str], lens: &[usize]) -> Result<Tensor> {
+        let shape = [lens.iter().sum()];
+        self.fill(names, |i| vec![lens[i]], &shape)
+    }
+
+    fn fill(&mut self, names: &[&str], shape_of: impl Fn(usize) -> Vec<usize>, shape: &[usize]) -> Result<Tensor> {
+        let tensor = Tensor::uninit(self.device, self.float_type.into(), shape)?;
+        let (mut at, mut block) = (0, Vec::new());
+        for (i, name) in names.iter().enumerate() {
+            let view = self.checkpoint.get(name)?.with_shape(&shape_of(i))?;
+            let num_rows = view.shape.first().copied().unwrap_or(1);
+            let row_elements = view.num_elements() / num_rows.max(1);
+            let row_bytes = row_elements * self.float_type.size_in_bytes();
+            let step = (BLOCK_BYTES / row_bytes.max(1)).max(1);
+            for start in (0..num_rows).step_by(step) {
+                let rows = start..(start + step).min(num_rows);
+                block.resize(rows.len() * row_bytes, 0);
+                view.copy_rows_converted(rows, self.float_type, &mut block)?;
+                tensor.write_bytes(at, &block)?;
+                at += block.len();
+            }
+            self.loaded_bytes += view.bytes.len();
+            (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
+        }
+        Ok(tensor)
+    }
+}
+
+impl From<FloatType> for DType {
+    fn from(float_type: FloatType) -> Self {
+        match float_type {
+            FloatType::Bf16 => DType::Bf16,
+            FloatType::F16 => DType::F16,
+            FloatType::F32 => DType::F32,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! A packed ragged pass: the rows of several sequences that go through a network together.
+//!
+//! Rows of a sequence are consecutive. Keys before a sequence's `prefix_len` are visible to all its rows; of the
+//! positions from there on a row sees those whose bit is set in its ancestor words (see `tree_attention`).
+
+use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::error::Result;
+use crate::tree::AncestorWords;
+
+/// Most rows of one sequence in a pass: the bits of the ancestor words.
+pub const MAX_ROWS_PER_SEQUENCE: usize = 256;
+
+/// One row as the engine describes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Token id.
+    pub token: i32,
+    /// Logical position, which is also the rotary position.
+    pub position: usize,
+    /// Where the row's key and value are written.
+    pub slot: i32,
+    /// Visible positions from `prefix_len` on, the row's own included.
+    pub ancestors: AncestorWords,
+    /// Index of the parent within the sequence's rows, -1 for the first.
+    pub parent: i32,
+}
+
+/// Host description and device arrays of a pass. Reused from pass to pass.
+pub struct Pass {
+    device: Device,
+    // Host side, filled between `clear` and `upload`.
+    rows: Vec<Row>,
+    seq_start: Vec<i32>,
+    prefix_len: Vec<i32>,
+    logit_rows: Vec<i32>,
+    max_kv_len: usize,
+    // Device side: all i32 arrays in one buffer, so that one copy moves them.
+    ints: Tensor,
+    words: Tensor,
+    staged_ints: PinnedBuffer<i32>,
+    staged_words: PinnedBuffer<u64>,
+    arrays: [(usize, usize); NUM_ARRAYS],
+}
+
+const NUM_ARRAYS: usize = 9;
+const TOKENS: usize = 0;
+const POSITIONS: usize = 1;
+const SLOTS: usize = 2;
+const PARENTS: usize = 3;
+const SEQ_START: usize = 4;
+const PREFIX_LEN: usize = 5;
+const LOGIT_ROWS: usize = 6;
+const DRAW_POSITIONS: usize = 7;
+const DRAW_SEQUENCES: usize = 8;
+
+impl Pass {
+    /// A pass of at most `max_rows` rows of `max_sequences` sequences.
+    pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
+        // Seven arrays of rows, two of sequences, each rounded up to 4 elements so that it starts on 16 bytes.
+        let capacity = 7 * (max_rows + 4) + 2 * (max_sequences + 5);
+        Ok(Self {
+            device: device.clone(),
+            rows: Vec::with_capacity(max_rows),
+            seq_start: Vec::with_capacity(max_sequences + 1),
+            prefix_len: Vec::with_capacity(max_sequences),
+            logit_rows: Vec::with_capacity(max_rows),
+            max_kv_len: 0,
+            ints: Tensor::uninit(device, DType::I32, &[capacity])?,
+            words: Tensor::uninit(device, DType::U64, &[max_rows, 4])?,
+            staged_ints: PinnedBuffer::new(device, capacity)?,
+            staged_words: PinnedBuffer::new(device, max_rows * 4)?,
+            arrays: [(0, 0); NUM_ARRAYS],
+        })
+    }
+
+    /// Forgets the rows.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.seq_start.clear();
+        self.prefix_len.clear();
+        self.logit_rows.clear();
+        self.max_kv_len = 0;
+    }
+
+    /// Starts the rows of the next sequence. Sequences appear in the order of the cache's page tables, without gaps: one
+    /// that has nothing to do in this pass has no rows.
+    pub fn begin_sequence(&mut self, prefix_len: usize) {
+        self.seq_start.push(self.rows.len() as i32);
+        self.prefix_len.push(prefix_len as i32);
+    }
+
+    /// Appends a row to the current sequence.
+    pub fn push(&mut self, row: Row, wants_logits: bool) {
+        let prefix_len = *self.prefix_len.last().expect("begin_sequence comes first") as usize;
+        let highest = (0..4).rev().find(|&w| row.ancestors[w] != 0).map_or(0, |w| w * 64 + 64 - row.ancestors[w].leading_zeros() as usize);
+        self.max_kv_len = self.max_kv_len.max(prefix_len + highest);
+        if wants_logits {
+            self.logit_rows.push(self.rows.len() as i32);
+        }
+        self.rows.push(row);
+    }
+
+    /// Sends the description to the device, in two copies. The previous pass must have been waited for.
+    pub fn upload(&mut self) -> Result<()> {
+        let sequence_of = |row: i32| self.seq_start.partition_point(|&start| start <= row) as i32 - 1;
+        let mut end = vec![self.rows.len() as i32];
+        let starts = self.seq_start.iter().copied().chain(end.drain(..));
+        let mut at = 0;
+        let staged = self.staged_ints.as_mut_slice();
+        let mut stage = |array: usize, values: &mut dyn Iterator<Item = i32>| {
+            let start = at;
+            for value in values {
+                staged[at] = value;
+                at += 1;
+            }
+            self.arrays[array] = (start, at);
+            at = at.next_multiple_of(4);
+        };
+        stage(TOKENS, &mut self.rows.iter().map(|r| r.token));
+        stage(POSITIONS, &mut self.rows.iter().map(|r| r.position as i32));
+        stage(SLOTS, &mut self.rows.iter().map(|r| r.slot));
+        stage(PARENTS, &mut self.rows.iter().map(|r| r.parent));
+        stage(SEQ_START, &mut starts.into_iter());
+        stage(PREFIX_LEN, &mut self.prefix_len.iter().copied());
+        stage(LOGIT_ROWS, &mut self.logit_rows.iter().copied());
+        stage(DRAW_POSITIONS, &mut self.logit_rows.iter().map(|&r| self.rows[r as usize].position as i32 + 1));
+        stage(DRAW_SEQUENCES, &mut self.logit_rows.iter().map(|&r| sequence_of(r)));
+        for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
+            words.copy_from_slice(&row.ancestors);
+        }
+        self.staged_ints.write_to(&self.ints, at)?;
+        self.staged_words.write_to(&self.words, self.rows.len() * 4)
+    }
+
+    /// Rows of the pass.
+    pub fn num_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Sequences of the pass.
+    pub fn num_sequences(&self) -> usize {
+        self.prefix_len.len()
+    }
+
+    /// Rows whose logits are wanted.
+    pub fn num_logit_rows(&self) -> usize {
+        self.logit_rows.len()
+    }
+
+    /// Most rows of one sequence.
+    pub fn max_rows_per_sequence(&self) -> usize {
+        let ends = self.seq_start.iter().skip(1).copied().chain([self.rows.len() as i32]);
+        ends.zip(&self.seq_start).map(|(end, start)| (end - start) as usize).max().unwrap_or(0)
+    }
+
+    /// One past the last key position that any row sees.
+    pub fn max_kv_len(&self) -> usize {
+        self.max_kv_len
+    }
+
+    /// The device this pass uploads to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn array(&self, array: usize) -> Tensor {
+        let (start, end) = self.arrays[array];
+        self.ints.rows(start..end)
+    }
+
+    /// Token ids, i32 `[rows]`.
+    pub fn tokens(&self) -> Tensor {
+        self.array(TOKENS)
+    }
+
+    /// Positions, i32 `[rows]`.
+    pub fn positions(&self) -> Tensor {
+        self.array(POSITIONS)
+    }
+
+    /// Key/value slots, i32 `[rows]`.
+    pub fn slots(&self) -> Tensor {
+        self.array(SLOTS)
+    }
+
+    /// Parents within the sequence, i32 `[rows]`.
+    pub fn parents(&self) -> Tensor {
+        self.array(PARENTS)
+    }
+
+    /// First row of each sequence and the end, i32 `[sequences + 1]`.
+    pub fn seq_start(&self) -> Tensor {
+        self.array(SEQ_START)
+    }
+
+    /// Prefix lengths, i32 `[sequences]`.
+    pub fn prefix_len(&self) -> Tensor {
+        self.array(PREFIX_LEN)
+    }
+
+    /// Rows whose logits are wanted, i32 `[logit rows]`.
+    pub fn logit_rows(&self) -> Tensor {
+        self.array(LOGIT_ROWS)
+    }
+
+    /// Absolute position of the token that each logit row draws, i32 `[logit rows]`.
+    pub fn draw_positions(&self) -> Tensor {
+        self.array(DRAW_POSITIONS)
+    }
+
+    /// Sequence of each logit row, i32 `[logit rows]`.
+    pub fn draw_sequences(&self) -> Tensor {
+        self.array(DRAW_SEQUENCES)
+    }
+
+    /// Ancestor words, u64 `[rows, 4]`.
+    pub fn ancestors(&self) -> Tensor {
+        self.words.rows(0..self.rows.len())
+    }
+}
+
+/// Ancestor words of row `index` of a causal chunk: all earlier rows and itself.
+pub fn causal_words(index: usize) -> AncestorWords {
+    std::array::from_fn(|word| match (index + 1).saturating_sub(word * 64) {
+        0 => 0,
+        bits if bits >= 64 => u64::MAX,
+        bits => (1 << bits) - 1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::causal_words;
+
+    #[test]
+    fn causal_words_have_the_low_bits_set() {
+        for index in [0, 1, 62, 63, 64, 65, 127, 128, 191, 192, 254, 255] {
+            let words = causal_words(index);
+            for bit in 0..256 {
+                assert_eq!(words[bit / 64] >> (bit % 64) & 1 == 1, bit <= index, "row {index}, bit {bit}");
+            }
+        }
+    }
+}

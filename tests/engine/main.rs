@@ -1,0 +1,7 @@
+//! The whole engine on the device at hand (the host driver where there is no GPU), through the public API.
+
+mod batch;
+mod eagle3;
+mod fixtures;
+mod lossless;
+mod targets;

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Compiles every kernel for every architecture and prints its registers; fails on the first register spill.
+# Environment: NVCC or CUDA_HOME (else nvcc on PATH or .toolchain/cuda), CUDA_ARCHS (default: all that CI builds).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
+[ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
+[ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
+archs=${CUDA_ARCHS:-80;89;90a;100a;120}
+log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
+
+gencode=()
+for arch in ${archs//;/ }; do gencode+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
+compile() { "$nvcc" -fatbin -O3 -std=c++17 -Ikernels "${gencode[@]}" -Xptxas -v "$1" -o "$log/$(basename "$1").fatbin" >"$log/$(basename "$1").log" 2>&1; }
+export -f compile
+for source in kernels/*.cu; do
+  compile "$source" || { cat "$log/$(basename "$source").log" >&2; exit 1; }
+done
+
+# ptxas names the kernel in one line and its spills and registers in the next two.
+awk -v OFS='  ' '
+  /Compiling entry function/ { split($0, q, "\047"); kernel = q[2]; arch = q[4] }
+  /bytes spill stores/ { spilled = ($0 !~ / 0 bytes spill stores, 0 bytes spill loads/) }
+  /Used [0-9]+ registers/ {
+    match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5)
+    kernels++
+    if (registers > most[arch]) { most[arch] = registers; which[arch] = kernel }
+    if (spilled) { print "SPILLS", arch, kernel, registers " registers"; failed = 1 }
+  }
+  END {
+    for (a in most) print a, "most registers: " most[a], which[a]
+    print kernels + 0 " kernel images, " (failed ? "some spill" : "no spills")
+    exit failed || kernels == 0
+  }' "$log"/*.log
