@@ -39,7 +39,9 @@ impl DraftRound {
             if node > 0 && pool.num_slots() >= MAX_NODES {
                 continue;
             }
-            pool.expand(node, (self.rows_run + self.rows.len()) as u32);
+            // The root's own row is the last of its catch-up rows.
+            let own_rows = if node == 0 { self.sequences[sequence].catch_up_rows } else { 1 };
+            pool.expand(node, (self.rows_run + pass_rows + own_rows - 1) as u32);
             let state = pool.nodes()[node];
             self.rows.push(FrontierRow {
                 sequence: sequence as u32,
@@ -51,7 +53,7 @@ impl DraftRound {
                 ancestors: pool.slot_ancestors(node),
                 path_logp: state.path_logp,
             });
-            pass_rows += if node == 0 { self.sequences[sequence].catch_up_rows } else { 1 };
+            pass_rows += own_rows;
             if sequence != last_sequence {
                 attention_ns += self.tables.draft_attention_ns[sequence];
                 last_sequence = sequence;
@@ -61,7 +63,7 @@ impl DraftRound {
             let ns = self.tables.draft_linear_ns(pass_rows) + attention_ns;
             let price = self.selection.price;
             self.levels.push(LevelRecord { first_row: self.rows_run, rows: pass_rows, price, ns });
-            self.rows_run += self.rows.len();
+            self.rows_run += pass_rows;
             self.sunk_ns += ns;
         }
     }
