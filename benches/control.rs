@@ -6,7 +6,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use smart_run::control::cost::CostTables;
 use smart_run::control::roofline::Roofline;
 use smart_run::control::scan::{Candidate, scan_verification, sort_candidates};
-use smart_run::control::{Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceView};
+use smart_run::control::{Controller, ControllerConfig, Policy, RoundReport, SequenceView};
 
 const SEQUENCES: usize = 64;
 const NODES: usize = 255;
@@ -43,13 +43,13 @@ fn union_scan(criterion: &mut Criterion) {
     });
 }
 
-/// All host work of a round: the decision to draft, up to six levels, selection, packing and learning. The outcome is withheld, so
-/// that the controller goes on hoping.
+/// All host work of a round at an H200's costs: the decision to draft, all levels, selection, packing and learning. The outcome is
+/// withheld, so that the controller goes on hoping.
 fn whole_round(criterion: &mut Criterion) {
     for sequences in [1, SEQUENCES] {
-        let config =
-            ControllerConfig { max_depth: 6, max_level_rows: 4 * SEQUENCES, ..ControllerConfig::default() };
-        let mut controller = Controller::new(Policy::Smart, config, CostModel::unmeasured());
+        let config = ControllerConfig { max_level_rows: 4 * SEQUENCES, ..ControllerConfig::default() };
+        let cost = Roofline::H200_LLAMA_8B.cost_model(SEQUENCES * (NODES + 1));
+        let mut controller = Controller::new(Policy::Smart, config, cost);
         let view = SequenceView {
             id: 0,
             root_token: 0,
@@ -61,8 +61,8 @@ fn whole_round(criterion: &mut Criterion) {
         let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..view }).collect();
         let mut state = 2;
         let tokens: Vec<i32> = (0..(4 * SEQUENCES * TOP_K) as i32).collect();
-        let logps: Vec<f32> = tokens.iter().map(|_| unit(&mut state).max(1e-6).ln() - 1.5).collect();
-        let mut drafted = 0;
+        let logps: Vec<f32> = tokens.iter().map(|_| 0.5 * unit(&mut state).max(1e-6).ln() - 1.5).collect();
+        let mut drafted: usize = 0;
         criterion.bench_function(&format!("whole round of {sequences} sequences"), |bencher| {
             bencher.iter(|| {
                 controller.begin_round(&views);
@@ -72,11 +72,11 @@ fn whole_round(criterion: &mut Criterion) {
                     round.add_level(&tokens[..children], &logps[..children]);
                 }
                 black_box(round.select());
-                drafted = round.pool(0).nodes().len() - 1;
+                drafted = (0..sequences).map(|sequence| round.pool(sequence).nodes().len() - 1).sum();
                 controller.observe(&RoundReport::default());
             })
         });
-        println!("nodes drafted for the first sequence: {drafted}");
+        println!("nodes drafted in the last round: {drafted}");
     }
 }
 

@@ -9,6 +9,9 @@ use super::gain::GainModel;
 use super::policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 use super::round::{DraftRound, RoundSequence};
 
+/// Host time that a drafted node costs the controller, over ranking, scans and learning (benches/control.rs).
+const CONTROL_NS_PER_NODE: u64 = 60;
+
 /// Bounds on what the controller may ask of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControllerConfig {
@@ -169,6 +172,7 @@ impl Controller {
         let contexts = sequences.iter().map(|view| view.context_len);
         let most_tokens = batch * (1 + plan.max_draft_tokens);
         round.tables.freeze(&self.cost, contexts, most_tokens, most_tokens + backlog);
+        round.tables.row_ns = CONTROL_NS_PER_NODE * plan.top_k as u64;
         round.gains.clone_from(self.gains.table());
         self.decision = if self.policy == Policy::Smart {
             self.forecast.decide(&self.ids, round)

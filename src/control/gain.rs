@@ -31,6 +31,8 @@ type Cells<T> = [[[T; NUM_CONFIDENCES]; NUM_HEADROOMS]; NUM_DEPTHS];
 #[derive(Clone, Debug, PartialEq)]
 pub struct GainTable {
     gains: Cells<f32>,
+    /// The largest of them.
+    most: f32,
 }
 
 /// The evidence behind a [`GainTable`].
@@ -39,13 +41,17 @@ pub struct GainModel {
     /// (sum of P(u), sum of what was kept below u), fading.
     cells: Cells<(f64, f64)>,
     table: GainTable,
-    /// Scratch: net value below each pool node, later levels' time deducted.
+    // Scratch.
+    /// Net value below each pool node, later levels' time deducted.
     below: Vec<f64>,
+    /// Share of what each level kept that is left after its own time.
+    yields: Vec<f64>,
 }
 
 impl Default for GainTable {
     fn default() -> Self {
-        Self { gains: [PRIOR.map(|gain| [gain as f32; NUM_CONFIDENCES]); NUM_DEPTHS] }
+        let gains = [PRIOR.map(|gain| [gain as f32; NUM_CONFIDENCES]); NUM_DEPTHS];
+        Self { gains, most: PRIOR[NUM_HEADROOMS - 1] as f32 }
     }
 }
 
@@ -54,6 +60,11 @@ impl GainTable {
     pub fn gain(&self, depth: usize, logp: f32, path_prob: f32, price: f32) -> f32 {
         let (depth, headroom, confidence) = cell(depth, logp, path_prob, price);
         self.gains[depth][headroom][confidence]
+    }
+
+    /// No node's `g` is larger.
+    pub fn most(&self) -> f32 {
+        self.most
     }
 }
 
@@ -65,18 +76,34 @@ impl GainModel {
 
     /// Learns from one round: its pools with their verified marks, its levels and its final selection.
     pub fn observe(&mut self, pools: &[CandidatePool], levels: &[LevelRecord], selection: &Selection) {
-        let price = selection.price;
         if levels.is_empty() {
             return;
         }
-        let yields = level_yields(pools, levels, selection);
+        self.measure_yields(pools, levels, selection);
         for pool in pools {
-            self.observe_pool(pool, levels, &yields, price);
+            self.observe_pool(pool, levels, selection.price);
         }
         self.refit();
     }
 
-    fn observe_pool(&mut self, pool: &CandidatePool, levels: &[LevelRecord], yields: &[f64], price: f32) {
+    /// For each level the share of what it kept that is left after its own time: 1 for a free level, negative for a loss.
+    fn measure_yields(&mut self, pools: &[CandidatePool], levels: &[LevelRecord], selection: &Selection) {
+        self.yields.clear();
+        self.yields.resize(levels.len(), 0.0);
+        for pool in pools {
+            for node in pool.nodes()[1..].iter().filter(|node| node.verified) {
+                if let Some(level) = pool.level_of_children(node.parent as usize, levels) {
+                    self.yields[level] += kept_value(node, selection.price);
+                }
+            }
+        }
+        let rate = selection.rate() / scan::ONE as f64;
+        for (kept, level) in self.yields.iter_mut().zip(levels) {
+            *kept = if *kept > 0.0 { (1.0 - rate * level.ns as f64 / *kept).max(-1.0) } else { 0.0 };
+        }
+    }
+
+    fn observe_pool(&mut self, pool: &CandidatePool, levels: &[LevelRecord], price: f32) {
         let nodes = pool.nodes();
         self.below.clear();
         self.below.resize(nodes.len(), 0.0);
@@ -88,7 +115,7 @@ impl GainModel {
             let children = pool.children(node);
             let kept: f64 = children.clone().map(|child| kept_value(&nodes[child], price)).sum();
             let later: f64 = children.map(|child| self.below[child]).sum();
-            self.below[node] = yields[level] * kept + later;
+            self.below[node] = self.yields[level] * kept + later;
             let weight = f64::from(state.path_prob);
             let (depth, headroom, confidence) =
                 cell(usize::from(state.depth), state.logp, state.path_prob, levels[level].price);
@@ -100,6 +127,7 @@ impl GainModel {
     }
 
     fn refit(&mut self) {
+        self.table.most = 0.0;
         for headroom in 0..NUM_HEADROOMS {
             for confidence in 0..NUM_CONFIDENCES {
                 let sum = self.cells.iter().map(|depth| depth[headroom][confidence]);
@@ -110,29 +138,13 @@ impl GainModel {
                 for depth in 0..NUM_DEPTHS {
                     let (total, gain) = self.cells[depth][headroom][confidence];
                     expected = (gain + POOLED_WEIGHT * expected) / (total + POOLED_WEIGHT);
-                    self.table.gains[depth][headroom][confidence] = expected.max(0.0) as f32;
+                    let gain = expected.max(0.0) as f32;
+                    self.table.gains[depth][headroom][confidence] = gain;
+                    self.table.most = self.table.most.max(gain);
                 }
             }
         }
     }
-}
-
-/// For each level the share of what it kept that is left after its own time; 1 for a free level, negative for a loss.
-fn level_yields(pools: &[CandidatePool], levels: &[LevelRecord], selection: &Selection) -> Vec<f64> {
-    let price = selection.price;
-    let rate = selection.rate() / scan::ONE as f64;
-    let mut kept = vec![0.0; levels.len()];
-    for pool in pools {
-        for node in pool.nodes()[1..].iter().filter(|node| node.verified) {
-            if let Some(level) = pool.level_of_children(node.parent as usize, levels) {
-                kept[level] += kept_value(node, price);
-            }
-        }
-    }
-    kept.iter()
-        .zip(levels)
-        .map(|(&kept, level)| if kept > 0.0 { (1.0 - rate * level.ns as f64 / kept).max(-1.0) } else { 0.0 })
-        .collect()
 }
 
 fn kept_value(node: &super::pool::PoolNode, price: f32) -> f64 {

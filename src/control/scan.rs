@@ -195,7 +195,8 @@ pub fn scan_width(
             attention_ns += tables.draft_attention_ns[sequence];
         }
         expected += fixed(candidate.value());
-        let ns = current.ns + attention_ns + tables.draft_linear_ns(i + 1);
+        let rows = i as u64 + 1;
+        let ns = current.ns + attention_ns + tables.draft_linear_ns(i + 1) + rows * tables.row_ns;
         let rate = rate(expected, ns);
         if rate > best_rate {
             best_rate = rate;

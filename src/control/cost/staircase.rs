@@ -197,22 +197,19 @@ impl Staircase {
 
     /// Pool-adjacent-violators: the closest non-decreasing curve, weighted by what is known.
     fn refit(&mut self) {
-        let mut blocks: Vec<(f64, f64, usize)> = Vec::with_capacity(self.knots.len());
-        for knot in &self.knots {
-            let mut block = (knot.us, knot.weight + 0.1, 1);
-            while let Some(&(us, weight, len)) = blocks.last() {
-                if us <= block.0 {
-                    break;
-                }
-                let total = weight + block.1;
-                block = ((us * weight + block.0 * block.1) / total, total, len + block.2);
-                blocks.pop();
+        for end in 0..self.knots.len() {
+            self.knots[end].fitted = self.knots[end].us;
+            let mut start = end;
+            while start > 0 && self.knots[start - 1].fitted > self.knots[end].fitted {
+                let value = self.knots[start - 1].fitted;
+                start =
+                    self.knots[..start].iter().rposition(|knot| knot.fitted != value).map_or(0, |i| i + 1);
+                let block = &mut self.knots[start..=end];
+                let weight = |knot: &Knot| knot.weight + 0.1;
+                let total: f64 = block.iter().map(weight).sum();
+                let mean = block.iter().map(|knot| knot.us * weight(knot)).sum::<f64>() / total;
+                block.iter_mut().for_each(|knot| knot.fitted = mean);
             }
-            blocks.push(block);
-        }
-        let values = blocks.iter().flat_map(|&(us, _, len)| std::iter::repeat_n(us, len));
-        for (knot, value) in self.knots.iter_mut().zip(values) {
-            knot.fitted = value;
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct CostTables {
     pub draft_tread: usize,
     /// Drafter pass by tread.
     pub draft_ns: Vec<u64>,
+    /// The controller's own time for one more drafter row: its children are ranked, merged and scanned on the host. Weighed when a
+    /// width is chosen; its mean is part of the overhead already.
+    pub row_ns: u64,
     /// Nodes of a sequence per attention tile.
     pub tile_nodes: usize,
     /// Attention per cached token by tiles of nodes, in units of 2^-20 ns; entry 0 is 0, the last stands for any more.

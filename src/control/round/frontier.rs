@@ -4,7 +4,7 @@
 use super::{DraftRound, FrontierRow, LevelRecord};
 use crate::control::policy::{StaticNode, WidthRule};
 use crate::control::pool::NONE;
-use crate::control::scan::{Candidate, scan_width, sort_candidates};
+use crate::control::scan::{self, Candidate, scan_width, sort_candidates};
 use crate::tree::MAX_NODES;
 
 impl DraftRound {
@@ -113,15 +113,21 @@ impl DraftRound {
     /// The best width over the union of all unexpanded nodes that are kept, of any level.
     fn choose_width(&mut self) {
         let price = self.selection.price;
+        // A row that brings less than its own share of time is in no best width.
+        let least = self.selection.rate() * self.tables.row_ns as f64 / scan::ONE as f64;
+        let too_little = |value: f32| value <= 0.0 || f64::from(value) < least;
         for candidate in &self.candidates {
+            if too_little(candidate.value() * self.gains.most()) {
+                break;
+            }
             let (sequence, node) = (candidate.sequence(), candidate.node());
             let state = &self.pools[sequence].nodes()[node];
             if state.is_expanded() || !self.sequences[sequence].may_deepen(state) {
                 continue;
             }
-            let value = state.path_prob
-                * self.gains.gain(usize::from(state.depth), state.logp, state.path_prob, price);
-            if value > 0.0 {
+            let gain = self.gains.gain(usize::from(state.depth), state.logp, state.path_prob, price);
+            let value = state.path_prob * gain;
+            if !too_little(value) {
                 self.frontier.push(Candidate::new(value, sequence, node));
             }
         }
