@@ -1,4 +1,4 @@
-//! [`DraftRound`]: the executor. It interprets a [`Plan`](super::Plan) level by level: which nodes to run through the drafter,
+//! [`DraftRound`]: the executor. It interprets a [`Plan`] level by level: which nodes to run through the drafter,
 //! and which of the drafted nodes to verify. The CUDA executor must match it bit for bit.
 //!
 //! ```text
@@ -33,10 +33,10 @@ pub struct FrontierRow {
     pub token: i32,
     /// The node's depth; its position is that of the root plus the depth.
     pub depth: u16,
-    /// Round-wide row (counted over all passes of the round) that ran the parent, whose feature feeds this row; [`NONE`] for the
+    /// Round-wide row (counted over all passes of the round) that ran the parent, whose feature feeds this row; [`NONE`](super::NONE) for the
     /// root.
     pub parent_row: u32,
-    /// The node's place among its sequence's drafter rows of this round, root excluded; [`NONE`] for the root.
+    /// The node's place among its sequence's drafter rows of this round, root excluded; [`NONE`](super::NONE) for the root.
     pub slot: u32,
     /// Bits over those places: the node's ancestors and itself; the root and the prefix are always visible.
     pub ancestors: AncestorWords,
