@@ -97,29 +97,49 @@ void dump_launch(const Kernel& kernel, const Geometry& g, void** parameters) {
   }
 }
 
-Result replay_launch(const char* path) {
-  auto refuse = [&](const std::string& what) {
-    return error(CUDA_ERROR_INVALID_VALUE, std::string(path) + ": " + what);
-  };
-  File file(fopen(path, "rb"));
-  if (!file) return refuse("cannot be read");
-  Reader in{file.get()};
-  char head[8], name[256] = {};
+// Magic, name, geometry: false if the file is something else.
+static bool read_header(Reader& in, std::string* name, Geometry* geometry, uint32_t* dynamic_limit) {
+  char head[8], text[256] = {};
   in.read(head, 8);
-  if (!in.ok || memcmp(head, magic, 8)) return refuse("not a dumped launch");
-  in.read(name, std::min<size_t>(in.u32(), sizeof name - 1));
-  Kernel* kernel = in.ok ? find_kernel(name) : nullptr;
-  if (!kernel) return refuse(std::string("no kernel is named ") + name);
+  if (!in.ok || memcmp(head, magic, 8)) return false;
+  in.read(text, std::min<size_t>(in.u32(), sizeof text - 1));
+  *name = text;
   uint32_t v[8];
   for (uint32_t& value : v) value = in.u32();
-  Geometry geometry{{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6]};
-  kernel->max_dynamic_shared = v[7];
+  *geometry = {{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6]};
+  *dynamic_limit = v[7];
+  return in.ok;
+}
 
-  if (in.u32() != kernel->parameters.size()) return refuse("the kernel has other parameters now");
+static Result refuse(const char* path, const std::string& what) {
+  return error(CUDA_ERROR_INVALID_VALUE, std::string(path) + ": " + what);
+}
+
+Result read_launch_header(const char* path, std::string* name, Geometry* geometry) {
+  File file(fopen(path, "rb"));
+  if (!file) return refuse(path, "cannot be read");
+  Reader in{file.get()};
+  uint32_t dynamic_limit;
+  return read_header(in, name, geometry, &dynamic_limit) ? CUDA_SUCCESS : refuse(path, "not a dumped launch");
+}
+
+Result replay_launch(const char* path) {
+  File file(fopen(path, "rb"));
+  if (!file) return refuse(path, "cannot be read");
+  Reader in{file.get()};
+  std::string name;
+  Geometry geometry;
+  uint32_t dynamic_limit;
+  if (!read_header(in, &name, &geometry, &dynamic_limit)) return refuse(path, "not a dumped launch");
+  Kernel* kernel = find_kernel(name.c_str());
+  if (!kernel) return refuse(path, "no kernel is named " + name);
+  kernel->max_dynamic_shared = dynamic_limit;
+
+  if (in.u32() != kernel->parameters.size()) return refuse(path, "the kernel has other parameters now");
   std::vector<std::vector<unsigned char>> values;
   std::vector<void*> parameters;
   for (const Parameter& parameter : kernel->parameters) {
-    if (in.u32() != parameter.size) return refuse("the kernel has other parameters now");
+    if (in.u32() != parameter.size) return refuse(path, "the kernel has other parameters now");
     values.emplace_back(parameter.size);
     in.read(values.back().data(), parameter.size);
     parameters.push_back(values.back().data());
@@ -137,7 +157,7 @@ Result replay_launch(const char* path) {
     in.read(reinterpret_cast<void*>(to), bytes);
     moved[from] = {bytes, to};
   }
-  if (!in.ok) return refuse("truncated");
+  if (!in.ok) return refuse(path, "truncated");
   for (PointerField field : kernel->pointers) {
     DevicePointer old = pointer_at(field, parameters.data());
     auto next = moved.upper_bound(old);

@@ -19,6 +19,8 @@ namespace simt {
 
 void dump_launch(const Kernel& kernel, const Geometry& geometry, void** parameters);
 
+Result read_launch_header(const char* path, std::string* kernel, Geometry* geometry);
+
 // Runs a dumped launch on fresh allocations.
 Result replay_launch(const char* path);
 
