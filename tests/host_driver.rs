@@ -386,3 +386,42 @@ fn launches_are_dumped_once_per_shape() {
     ];
     assert_eq!(names, expected);
 }
+
+// ---- sanitizers ------------------------------------------------------------------------------------------------
+
+/// Builds the driver twice more, a minute each; `cargo test --test host_driver -- --ignored` runs it.
+#[test]
+#[ignore = "builds the sanitizer variants"]
+fn sanitizers_name_the_line() {
+    let source =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/host/selftest/planted.cu"))
+            .unwrap();
+    let place = |text: &str| {
+        format!("planted.cu:{}", 1 + source.lines().position(|line| line.contains(text)).unwrap())
+    };
+    let cases = [
+        ("thread", "block_race", "data race", place("out[0] += 1")),
+        ("thread", "missing_barrier_once", "data race", place("if (t % 32 == 0) partial")),
+        ("address", "dynamic_overrun", "use-after-poison", place("buffer[threadIdx.x + 1] = 1")),
+        ("address", "red_zones", "use-after-poison", place("out[index] = value")),
+        ("address", "static_overrun", "index 32 out of bounds", place("staging[threadIdx.x + 1] = 1")),
+    ];
+    for (sanitizer, case, kind, line) in cases {
+        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/sanitize.sh"))
+            .args([sanitizer, "selftest", case])
+            .output()
+            .unwrap();
+        let report = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && report.contains(kind) && report.contains(&line),
+            "{case}: {line}\n{report}"
+        );
+    }
+    for sanitizer in ["thread", "address"] {
+        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/sanitize.sh"))
+            .args([sanitizer, "selftest", "everything"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{sanitizer}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -34,29 +34,27 @@ case $sanitizer in
 esac
 
 mkdir -p "$out"
-newest_header=$(find kernels -name '*.hpp' -o -name '*.cuh' -o -name '*.cu' | xargs ls -t | head -1)
-# compile SOURCE FLAGS...: to $out/NAME.o, unless that is newer than the source and all headers.
+# compile SOURCE FLAGS...: prints the command that makes $out/NAME.o, unless it is newer than all it was made from.
 compile() {
   source=$1; shift
   object=$out/$(echo "$source" | tr '/' '-').o
-  if [ ! -e "$object" ] || [ "$source" -nt "$object" ] || [ "$newest_header" -nt "$object" ]; then
-    echo "$cxx $* -x c++ -c $source -o $object"
-  fi
+  if [ -e "$object" ] && [ -e "$object.d" ] &&
+     ! find $(sed 's/^[^:]*://; s/\\$//' "$object.d") -newer "$object" 2>&1 | grep -q .; then return; fi
+  echo "$cxx $* -MMD -MF $object.d -x c++ -c $source -o $object"
 }
-{
-  for source in kernels/host/*.cpp kernels/host/replay/*.cpp; do compile "$source" $runtime_flags; done
-  for source in kernels/host/selftest/*.cpp; do compile "$source" $runtime_flags; done
-  for source in kernels/*.cu kernels/host/selftest/*.cu; do [ ! -e "$source" ] || compile "$source" $kernel_flags; done
-} > "$out/commands"
-xargs -P "${JOBS:-2}" -I{} sh -c '{}' < "$out/commands"
+objects() { for source in "$@"; do echo "$out/$(echo "$source" | tr '/' '-').o"; done; }
 
-runtime=$(ls "$out"/kernels-host-[a-z_]*.cpp.o | grep -v -e kernels-host-replay- -e kernels-host-selftest-)
-kernels=$(ls "$out"/kernels-*.cu.o | grep -v kernels-host-selftest- || true)
-selftest=$(ls "$out"/kernels-host-selftest-*.o)
-$cxx -pthread -rdynamic $link_flags $runtime $kernels $selftest -o "$out/selftest" -ldl 2>/dev/null ||
-  $cxx -pthread -rdynamic $link_flags $runtime $selftest -o "$out/selftest" -ldl
-$cxx -pthread -rdynamic $link_flags $runtime $kernels "$out"/kernels-host-replay-*.o \
-  "$out"/kernels-host-selftest-planted.cu.o -o "$out/replay" -ldl
+runtime=$(ls kernels/host/*.cpp)
+case ${2:-} in
+  selftest) program=selftest host=$(ls kernels/host/selftest/*.cpp) kernels=$(ls kernels/host/selftest/*.cu) ;;
+  *) program=replay host=$(ls kernels/host/replay/*.cpp) kernels=$(ls kernels/*.cu) ;;
+esac
+{
+  for source in $runtime $host; do compile "$source" $runtime_flags; done
+  for source in $kernels; do compile "$source" $kernel_flags; done
+} > "$out/commands"
+xargs -r -P "${JOBS:-2}" -I{} sh -c '{}' < "$out/commands"
+$cxx -pthread -rdynamic $link_flags $(objects $runtime $host $kernels) -o "$out/$program" -ldl
 
 case ${2:-} in
   '') ;;
