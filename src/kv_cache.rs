@@ -41,7 +41,13 @@ pub struct KvCache {
 
 impl KvCache {
     /// A cache of `num_pages` pages for `max_sequences` sequences of at most `max_positions` each.
-    pub fn new(device: &Device, shape: KvShape, num_pages: usize, max_sequences: usize, max_positions: usize) -> Result<Self> {
+    pub fn new(
+        device: &Device,
+        shape: KvShape,
+        num_pages: usize,
+        max_sequences: usize,
+        max_positions: usize,
+    ) -> Result<Self> {
         let dims = [shape.num_layers, 2, num_pages, shape.num_kv_heads, PAGE_SIZE, shape.head_dim];
         let max_pages = max_positions.div_ceil(PAGE_SIZE);
         Ok(Self {

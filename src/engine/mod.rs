@@ -145,6 +145,7 @@ impl Engine {
 
     fn trace_round(&mut self, slots: &[usize], verified: &[Verified]) -> Result<()> {
         let Some(trace) = &mut self.trace else { return Ok(()) };
+        self.controller.round_mut().compute_ratios();
         for (index, outcome) in verified.iter().enumerate().take(slots.len()) {
             let accepted: Vec<u32> = outcome.accepted.iter().map(|&node| node as u32).collect();
             let outcome = SequenceOutcome { accepted: &accepted, drawn: &outcome.drawn };

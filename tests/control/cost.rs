@@ -38,6 +38,20 @@ fn a_measured_dip_is_read_as_flat() {
 }
 
 #[test]
+fn kernels_without_treads_are_recognised() {
+    let sweep = |us: fn(usize) -> f64| -> CostModel {
+        let points: Vec<_> = [1, 2, 4, 8, 16, 32].map(|rows| verify(rows, 0, us(rows))).to_vec();
+        CostModel::from_sweep(&points, Treads { tokens: 8, nodes: 4 }).unwrap()
+    };
+    let tiled = sweep(|rows| 100.0 + 20.0 * rows.div_ceil(8) as f64 + rows as f64 * 0.5);
+    assert_eq!(tiled.verify_us(1, []), tiled.verify_us(8, []));
+    let by_row = sweep(|rows| 100.0 + 20.0 * rows as f64);
+    for rows in [1, 2, 3, 8, 12, 32] {
+        assert!((by_row.verify_us(rows, []) - (100.0 + 20.0 * rows as f64)).abs() < 1e-6, "{rows} rows");
+    }
+}
+
+#[test]
 fn attention_is_told_from_the_rest_by_context() {
     let points: Vec<_> = [(4, 0), (4, 1000), (16, 0), (16, 1000)]
         .map(|(tokens, context)| {

@@ -25,7 +25,11 @@ fn requests() -> Vec<Request> {
         ..SamplingParams::default()
     };
     let prompts = demo_prompts(5, 150);
-    prompts.iter().enumerate().map(|(i, p)| Request { sampling: sampling(i), ..greedy(p, 20 + 3 * i) }).collect()
+    prompts
+        .iter()
+        .enumerate()
+        .map(|(i, p)| Request { sampling: sampling(i), ..greedy(p, 20 + 3 * i) })
+        .collect()
 }
 
 #[test]

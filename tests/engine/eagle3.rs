@@ -43,7 +43,8 @@ fn check(case: &str, max_prompts: usize) {
             }
             engine.cancel(id);
             assert_eq!(tokens[..new_tokens], greedy_ids[..new_tokens], "{what}: tokens");
-            let expected_lens: Vec<usize> = ids(&prompt["accepted_lens"]).iter().map(|&len| len as usize).collect();
+            let expected_lens: Vec<usize> =
+                ids(&prompt["accepted_lens"]).iter().map(|&len| len as usize).collect();
             assert_eq!(accepted_lens, expected_lens, "{what}: accepted lengths");
         }
     }
@@ -55,7 +56,9 @@ fn check_tree(what: &str, engine: &Engine, tree: &serde_json::Value) {
     let nodes = round.pool(0).nodes();
     // The pool lists nodes level by level as the reference's flat index does: its verified nodes, in order, are the tree.
     let verified: Vec<usize> = (0..nodes.len()).filter(|&i| nodes[i].verified).collect();
-    let place = |node: u32| if node == NONE { -1 } else { verified.iter().position(|&v| v == node as usize).unwrap() as i32 };
+    let place = |node: u32| {
+        if node == NONE { -1 } else { verified.iter().position(|&v| v == node as usize).unwrap() as i32 }
+    };
     let column = |f: &dyn Fn(usize) -> f32| verified.iter().map(|&i| f(i)).collect::<Vec<_>>();
     let tokens: Vec<i32> = verified.iter().map(|&i| nodes[i].token).collect();
     let parents: Vec<i32> = verified.iter().map(|&i| place(nodes[i].parent)).collect();

@@ -47,7 +47,12 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], limit: f32) {
         .map(|(g, w)| (g - w).abs())
         .enumerate()
         .fold((0, 0f32), |best, (i, e)| if e > best.1 || e.is_nan() { (i, e) } else { best });
-    assert!(error <= limit * scale, "{what}: element {worst} is {} instead of {} (scale {scale})", got[worst], want[worst]);
+    assert!(
+        error <= limit * scale,
+        "{what}: element {worst} is {} instead of {} (scale {scale})",
+        got[worst],
+        want[worst]
+    );
 }
 
 /// An f32 engine for a model folder.

@@ -26,7 +26,12 @@ fn request(prompt: &[i32], max_new_tokens: usize, sampling: SamplingParams) -> R
 }
 
 /// Runs every policy over the prompts, one sampling a prompt in turn, against `plain`.
-fn every_policy(build: fn(FloatType, Policy) -> Engine, float_type: FloatType, prompts: &[Vec<i32>], new_tokens: usize) {
+fn every_policy(
+    build: fn(FloatType, Policy) -> Engine,
+    float_type: FloatType,
+    prompts: &[Vec<i32>],
+    new_tokens: usize,
+) {
     let requests: Vec<Request> = prompts
         .iter()
         .zip(samplings().into_iter().cycle())
@@ -63,7 +68,9 @@ fn every_policy_gives_the_plain_text_f16() {
 fn smart_gives_the_plain_text_on_a_hundred_prompts() {
     let mut plain = demo(FloatType::Bf16, Policy::Plain);
     let mut smart = demo(FloatType::Bf16, Policy::Smart);
-    for (i, (prompt, sampling)) in demo_prompts(100, 100).iter().zip(samplings().into_iter().cycle()).enumerate() {
+    for (i, (prompt, sampling)) in
+        demo_prompts(100, 100).iter().zip(samplings().into_iter().cycle()).enumerate()
+    {
         let request = request(prompt, 24, sampling);
         assert_eq!(run(&mut smart, request.clone()), run(&mut plain, request), "prompt {i}");
     }
@@ -71,7 +78,8 @@ fn smart_gives_the_plain_text_on_a_hundred_prompts() {
 
 #[test]
 fn every_policy_gives_the_plain_text_on_a_tiny_pair() {
-    let prompts: Vec<Vec<i32>> = (0..12).map(|i| (0..1 + 5 * i).map(|t| (t * 37 + i * 11) % 160).collect()).collect();
+    let prompts: Vec<Vec<i32>> =
+        (0..12).map(|i| (0..1 + 5 * i).map(|t| (t * 37 + i * 11) % 160).collect()).collect();
     for float_type in [FloatType::F32, FloatType::Bf16] {
         every_policy(tiny, float_type, &prompts, 12);
     }
@@ -86,7 +94,8 @@ fn random_tree(truth: &[i32], size: usize, vocab: i32, state: &mut u64) -> Draft
     let mut tree = DraftTree::new(truth[0]);
     while tree.num_nodes() < size {
         let parent = next(tree.num_nodes());
-        let on_path = tree.path(parent).iter().zip(&truth[1..]).all(|(&node, &token)| tree.token(node) == token);
+        let on_path =
+            tree.path(parent).iter().zip(&truth[1..]).all(|(&node, &token)| tree.token(node) == token);
         let following = truth.get(tree.depth(parent) + 1).filter(|_| on_path && next(2) == 0);
         let token = following.copied().unwrap_or(next(vocab as usize) as i32);
         if tree.child_with_token(parent, token).is_none() {

@@ -16,7 +16,12 @@ fn check(case: &str, folder: PathBuf) {
         let logits = engine.score(&prompt_ids).unwrap();
         let vocab = engine.model_config().vocab_size;
         let last = expected_tensor(case, &format!("last_logits.{length}"));
-        assert_close(&format!("{case}, prompt of {length}"), &logits[logits.len() - vocab..], &last, LOGIT_LIMIT);
+        assert_close(
+            &format!("{case}, prompt of {length}"),
+            &logits[logits.len() - vocab..],
+            &last,
+            LOGIT_LIMIT,
+        );
         if length == 33 {
             assert_close(case, &logits, &expected_tensor(case, "all_logits.33"), LOGIT_LIMIT);
         }
@@ -61,7 +66,8 @@ fn an_end_of_sequence_token_ends_the_text_before_itself() {
     let (prompt_ids, tokens) = (ids(&prompt["prompt_ids"]), ids(&prompt["greedy_ids"]));
     let folder = transformers4(case);
     let end = tokens[20];
-    std::fs::write(folder.path().join("generation_config.json"), format!("{{\"eos_token_id\": [{end}]}}")).unwrap();
+    std::fs::write(folder.path().join("generation_config.json"), format!("{{\"eos_token_id\": [{end}]}}"))
+        .unwrap();
     let mut engine = builder(folder.path()).build().unwrap();
     let mut request = greedy(&prompt_ids, 48);
     request.ignore_eos = false;

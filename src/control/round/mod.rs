@@ -113,6 +113,8 @@ pub struct DraftRound {
     counts: Vec<u32>,
     links: Vec<pack::Links>,
     selected: Vec<SelectedTree>,
+    /// Whether `selected` is of this round.
+    is_selected: bool,
 }
 
 impl DraftRound {
@@ -137,6 +139,7 @@ impl DraftRound {
             counts: Vec::new(),
             links: Vec::new(),
             selected: Vec::new(),
+            is_selected: false,
         }
     }
 
@@ -153,6 +156,7 @@ impl DraftRound {
         self.levels.clear();
         self.rows_run = 0;
         self.candidates.clear();
+        self.is_selected = false;
         self.sunk_ns = self.tables.overhead_ns;
         self.selection = scan_verification(&[], &self.tables, self.sunk_ns, 0, &mut self.counts);
         self.admitted = self.selection;
@@ -205,6 +209,7 @@ impl DraftRound {
     pub fn select(&mut self) -> &[SelectedTree] {
         let batch = self.sequences.len();
         self.mark_verified();
+        self.is_selected = true;
         self.selected.truncate(batch);
         while self.selected.len() < batch {
             self.selected.push(SelectedTree { tree: DraftTree::new(0), pool_nodes: Vec::new() });
@@ -215,9 +220,9 @@ impl DraftRound {
         &self.selected
     }
 
-    /// The trees of the last [`select`](Self::select).
+    /// The trees that [`select`](Self::select) has chosen in this round; none before it.
     pub fn selected(&self) -> &[SelectedTree] {
-        &self.selected
+        if self.is_selected { &self.selected } else { &[] }
     }
 
     /// The plan being executed.
