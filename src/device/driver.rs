@@ -20,7 +20,7 @@ static HOST_DRIVER_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/host
 /// The device the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A usable GPU if there is one, the host driver otherwise.
+    /// What `SMART_DEVICE` says (`host`, `cuda:N`); without it a usable GPU if there is one, the host driver otherwise.
     #[default]
     Auto,
     /// The GPU with this ordinal.
@@ -59,6 +59,12 @@ static BOUND: Mutex<Option<DriverKind>> = Mutex::new(None);
 
 /// Binds the driver for `choice` and returns it with the device ordinal.
 pub(super) fn load(choice: DeviceChoice) -> Result<(DriverKind, usize)> {
+    let choice = match (choice, std::env::var("SMART_DEVICE")) {
+        (DeviceChoice::Auto, Ok(text)) if !text.is_empty() => text
+            .parse()
+            .map_err(|_| Error::Input(format!("SMART_DEVICE={text}: expected auto, host or cuda:N")))?,
+        _ => choice,
+    };
     let mut bound = BOUND.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(kind) = *bound {
         return match (kind, choice) {

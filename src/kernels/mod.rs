@@ -5,6 +5,8 @@ pub mod embedding;
 pub mod gather_rows;
 pub mod kv_compact;
 pub mod linear;
+#[doc(hidden)]
+pub mod prims_check;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;

@@ -7,6 +7,7 @@ pub mod embedding;
 pub mod gather_rows;
 pub mod kv_compact;
 pub mod linear;
+pub mod prims_check;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;

@@ -2,13 +2,14 @@
 //! every mode of the device (a GPU; or emulated and as native twin), under random schedules, and bit equality
 //! of a row whatever else is in the pass.
 #[path = "../common/mod.rs"]
-mod common;
+pub(crate) mod common;
 
 mod draft;
 mod embedding;
 mod gather_rows;
 mod kv_compact;
 mod linear;
+mod prims;
 mod rmsnorm;
 mod rope;
 mod sampler;

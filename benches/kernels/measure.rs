@@ -1,0 +1,64 @@
+//! One measurement: events around replays of a graph that holds many launches.
+
+use smart_run::Result;
+use smart_run::device::{Device, Event};
+
+/// A kernel at a shape.
+pub struct Case {
+    pub name: String,
+    /// The least that must be read and written.
+    pub bytes: f64,
+    pub flops: f64,
+    /// The i-th launch; large operands rotate with i, so that caches hold none of them.
+    pub launch: Box<dyn Fn(usize) -> Result<()>>,
+    /// Panics unless launch 0, run once, gave what the oracle gives for a sample of the output.
+    pub check: Box<dyn Fn() -> Result<()>>,
+}
+
+/// Microseconds a launch, over the samples.
+pub struct Timing {
+    pub median: f64,
+    pub p10: f64,
+    pub p90: f64,
+    pub launches: usize,
+    pub samples: usize,
+}
+
+/// Checks `case`, then times it.
+pub fn time(device: &Device, case: &Case) -> Result<Timing> {
+    (case.launch)(0)?;
+    (case.check)()?;
+    let once = span(device, || (case.launch)(1))?;
+    // A sample should last a few milliseconds; on a GPU short kernels are repeated often enough to hide the replay itself.
+    let (fewest, sample_us, all_us) = if device.is_host() { (1, 2e3, 6e4) } else { (20, 4e3, 2e5) };
+    let launches = ((sample_us / once) as usize).clamp(fewest, 200);
+    let graph = device.capture(|| (0..launches).try_for_each(|i| (case.launch)(i)))?;
+    let sample = || Ok(span(device, || graph.launch())? / launches as f64);
+    let warm = sample()?;
+    let samples = ((all_us / (warm * launches as f64)) as usize).clamp(5, 50);
+    let mut times = (0..samples).map(|_| sample()).collect::<Result<Vec<f64>>>()?;
+    times.sort_by(f64::total_cmp);
+    let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    Ok(Timing { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9), launches, samples })
+}
+
+/// Microseconds of `work` on the device's stream.
+pub fn span(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let (start, end) = (Event::new(device)?, Event::new(device)?);
+    start.record()?;
+    work()?;
+    end.record()?;
+    end.wait()?;
+    Ok(end.micros_since(&start)?.expect("both events have happened").max(0.01))
+}
+
+/// Panics unless `got` is `want` within what 16-bit rounding and the order of additions allow.
+#[track_caller]
+pub fn near(name: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{name}");
+    let scale = want.iter().fold(0f32, |scale, x| scale.max(x.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let limit = 0.01 * (want.abs() + scale);
+        assert!((got - want).abs() <= limit, "{name}: element {i} is {got}, expected {want}");
+    }
+}

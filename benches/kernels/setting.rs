@@ -1,0 +1,144 @@
+//! The sizes a table is made for, and random data large enough to rotate through.
+
+use half::bf16;
+use smart_run::Result;
+use smart_run::device::{DType, Device, Tensor};
+
+use super::measure::span;
+
+/// Sizes of a target and its drafter, and the widths worth a row.
+pub struct Model {
+    pub name: &'static str,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub layers: usize,
+    pub vocab: usize,
+    pub draft_vocab: usize,
+    /// Token rows of a pass.
+    pub widths: &'static [usize],
+    /// Sequences, keys before the tree, nodes a sequence.
+    pub attention: &'static [[usize; 3]],
+    /// Elements of the random pool: several times the largest cache, and no less than the largest weight.
+    pool: usize,
+    /// Elements of random data that the pool repeats.
+    block: usize,
+}
+
+pub const LLAMA_8B: Model = Model {
+    name: "Llama-3.1-8B",
+    hidden: 4096,
+    intermediate: 14336,
+    q_heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    layers: 32,
+    vocab: 128_256,
+    draft_vocab: 32_000,
+    widths: &[1, 8, 16, 32, 64, 128, 256],
+    attention: &[
+        [1, 1024, 1],
+        [1, 1024, 60],
+        [1, 16384, 1],
+        [1, 16384, 60],
+        [4, 4096, 32],
+        [16, 1024, 1],
+        [16, 1024, 16],
+        [16, 4096, 1],
+        [16, 4096, 60],
+        [64, 1024, 1],
+        [64, 1024, 8],
+    ],
+    pool: 800 << 20,
+    block: (4 << 20) - 3,
+};
+
+pub const DEMO: Model = Model {
+    name: "the demo pair",
+    hidden: 256,
+    intermediate: 896,
+    q_heads: 4,
+    kv_heads: 1,
+    head_dim: 128,
+    layers: 8,
+    vocab: 4096,
+    draft_vocab: 1024,
+    widths: &[1, 8, 60],
+    attention: &[[1, 200, 1], [1, 200, 32], [4, 500, 16]],
+    pool: 4 << 20,
+    block: (1 << 18) - 3,
+};
+
+/// A device, a model's sizes and random data.
+pub struct Setting {
+    pub device: Device,
+    pub model: &'static Model,
+    pool: Tensor,
+    block: Vec<f32>,
+}
+
+impl Setting {
+    pub fn new(device: &Device, model: &'static Model) -> Result<Self> {
+        let mut state = 7u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32
+        };
+        // The sum of four uniforms is close enough to a normal variable.
+        let mut normal = || bf16::from_f32(((0..4).map(|_| uniform()).sum::<f32>() - 2.0) * 3f32.sqrt());
+        let block: Vec<bf16> = (0..model.block).map(|_| normal()).collect();
+        let pool = Tensor::uninit(device, DType::Bf16, &[model.pool])?;
+        let source = Tensor::from_slice(device, &block, &[block.len()])?;
+        for start in (0..model.pool).step_by(block.len()) {
+            let len = block.len().min(model.pool - start);
+            pool.rows(start..start + len).copy_from(&source.rows(0..len))?;
+        }
+        let block = block.into_iter().map(bf16::to_f32).collect();
+        Ok(Self { device: device.clone(), model, pool, block })
+    }
+
+    /// The i-th random bf16 tensor of `shape`: different memory for each i until the pool is used up.
+    pub fn random(&self, i: usize, shape: &[usize]) -> Tensor {
+        let start = self.start(i, shape.iter().product());
+        self.pool.rows(start..start + shape.iter().product::<usize>()).reshape(shape)
+    }
+
+    /// Elements `first..first + len` of the pool, where the 0th random tensor begins.
+    pub fn values(&self, first: usize, len: usize) -> Vec<f32> {
+        (first..first + len).map(|i| self.block[i % self.block.len()]).collect()
+    }
+
+    /// Where in the pool the i-th random tensor of `len` elements begins.
+    pub fn start(&self, i: usize, len: usize) -> usize {
+        i % (self.model.pool / len) * len
+    }
+
+    /// Random f32 values on the device and here.
+    pub fn random_f32(&self, shape: &[usize]) -> Result<(Tensor, Vec<f32>)> {
+        let values = self.values(0, shape.iter().product());
+        Ok((Tensor::from_slice(&self.device, &values, shape)?, values))
+    }
+
+    pub fn uninit(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        Tensor::uninit(&self.device, dtype, shape)
+    }
+
+    pub fn ints(&self, values: &[i32]) -> Result<Tensor> {
+        Tensor::from_slice(&self.device, values, &[values.len()])
+    }
+
+    /// GB/s of the driver's own copy over half the pool, after two seconds of it on a GPU: clocks settle meanwhile.
+    pub fn copy_ceiling(&self) -> Result<f64> {
+        let half = self.model.pool / 2;
+        let (to, from) = (self.uninit(DType::Bf16, &[half])?, self.pool.rows(0..half));
+        let warm_up = std::time::Instant::now();
+        let mut times = Vec::new();
+        while times.len() < 9 || (!self.device.is_host() && warm_up.elapsed().as_secs() < 2) {
+            times.push(span(&self.device, || to.copy_from(&from))?);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(2.0 * from.num_bytes() as f64 / times[times.len() / 2] / 1e3)
+    }
+}

@@ -1,0 +1,159 @@
+// WHAT      Runs every primitive of prims.cuh on given inputs, so that one oracle judges both of its bodies:
+//           the PTX on a GPU, the lane-accurate one on the host driver. No engine launches these kernels.
+// SHAPES    every kernel reads and writes 32-bit words, so many as src/kernels/prims_check.rs says
+// LAUNCH    one block; threads as in src/kernels/prims_check.rs
+// TWINS     src/kernels/prims_check.rs, src/reference/prims_check.rs, tests/kernels/prims.rs
+#include "prims.cuh"
+
+// ---- conversions: ten words a thread, for bf16 and for f16 the bits, their value, the pair (x, -x), its
+// values
+
+template <class T>
+__device__ uint16_t bits_of(T v) {
+  uint16_t bits;
+  memcpy(&bits, &v, 2);
+  return bits;
+}
+
+template <class T>
+__device__ void check_conversions(float x, uint32_t* out) {
+  const T rounded = from_float<T>(x);
+  const uint32_t pair = pack<T>(x, -x);
+  const float2 back = unpack<T>(pair);
+  out[0] = bits_of(rounded);
+  out[1] = __float_as_uint(to_float(rounded));
+  out[2] = pair;
+  out[3] = __float_as_uint(back.x);
+  out[4] = __float_as_uint(back.y);
+}
+
+extern "C" __global__ void prims_conversions(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  const float x = __uint_as_float(in[threadIdx.x]);
+  check_conversions<bf16>(x, out + threadIdx.x * 10);
+  check_conversions<f16>(x, out + threadIdx.x * 10 + 5);
+}
+EXPORT_KERNEL(prims_conversions)
+
+extern "C" __global__ void prims_exp2(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  out[threadIdx.x] = __float_as_uint(exp2_approx(__uint_as_float(in[threadIdx.x])));
+}
+EXPORT_KERNEL(prims_exp2)
+
+// ---- mma: in = A[16][16] and B[8][16] (a column of B a row) as 16-bit pairs, then C[16][8] in f32
+
+template <class T>
+__device__ void check_mma(const uint32_t* in, uint32_t* out) {
+  const uint32_t* const a_pairs = in;
+  const uint32_t* const b_pairs = in + 128;
+  const uint32_t* const c_words = in + 192;
+  const int group = threadIdx.x / 4, pair = threadIdx.x % 4;
+  const uint32_t a[4] = {a_pairs[group * 8 + pair], a_pairs[(group + 8) * 8 + pair],
+                         a_pairs[group * 8 + pair + 4], a_pairs[(group + 8) * 8 + pair + 4]};
+  const uint32_t b[2] = {b_pairs[group * 8 + pair], b_pairs[group * 8 + pair + 4]};
+  const int top = group * 8 + pair * 2, bottom = top + 64;
+  float c[4] = {__uint_as_float(c_words[top]), __uint_as_float(c_words[top + 1]),
+                __uint_as_float(c_words[bottom]), __uint_as_float(c_words[bottom + 1])};
+  mma<T>(c, a, b);
+  out[top] = __float_as_uint(c[0]);
+  out[top + 1] = __float_as_uint(c[1]);
+  out[bottom] = __float_as_uint(c[2]);
+  out[bottom + 1] = __float_as_uint(c[3]);
+}
+
+extern "C" __global__ void prims_mma_bf16(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  check_mma<bf16>(in, out);
+}
+EXPORT_KERNEL(prims_mma_bf16)
+
+extern "C" __global__ void prims_mma_f16(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  check_mma<f16>(in, out);
+}
+EXPORT_KERNEL(prims_mma_f16)
+
+// ---- ldmatrix: in = four 8x8 matrices of 16-bit elements; out = four registers a lane, plain, then
+// transposed
+
+extern "C" __global__ void prims_ldmatrix(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  SHARED(uint32_t[128], matrices);
+  const int lane = threadIdx.x;
+  for (int i = lane; i < 128; i += 32) matrices[i] = in[i];
+  __syncwarp();
+  uint32_t plain[4], transposed[4];
+  ldmatrix_x4(plain, matrices + lane * 4);
+  ldmatrix_x4_trans(transposed, matrices + lane * 4);
+  for (int i = 0; i < 4; ++i) {
+    out[lane * 4 + i] = plain[i];
+    out[128 + lane * 4 + i] = transposed[i];
+  }
+}
+EXPORT_KERNEL(prims_ldmatrix)
+
+// ---- cp.async: three groups of 16 bytes a thread, read as each must have arrived; every fifth copy is
+// invalid
+
+extern "C" __global__ void prims_cp_async(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  SHARED(uint4[3 * 64], staged);
+  const int thread = threadIdx.x;
+  uint4* const stage = staged + thread;
+  const uint4* const source = reinterpret_cast<const uint4*>(in) + thread;
+  uint4* const target = reinterpret_cast<uint4*>(out) + thread;
+  for (int group = 0; group < 3; ++group) stage[group * 64] = make_uint4(1, 2, 3, 4);
+  for (int group = 0; group < 3; ++group) {
+    cp_async16(stage + group * 64, source + group * 64, (thread + group) % 5 != 0);
+    cp_async_commit();
+  }
+  cp_async_wait<2>();
+  target[0] = stage[0];
+  cp_async_wait<1>();
+  target[64] = stage[64];
+  cp_async_wait<0>();
+  // The last group is read by another thread, which takes a barrier as well.
+  __syncthreads();
+  target[128] = staged[128 + (thread ^ 33)];
+}
+EXPORT_KERNEL(prims_cp_async)
+
+// ---- barriers between pairs of warps: what the partner warp wrote is there
+
+extern "C" __global__ void prims_named_barrier(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  SHARED(uint32_t[128], words);
+  const int thread = threadIdx.x, half = thread / 64;
+  uint32_t value = in[thread];
+  for (int round = 0; round < 4; ++round) {
+    words[thread] = value;
+    named_barrier_sync(1 + half, 64);
+    value = words[thread ^ 32] * 3 + 1;
+    named_barrier_sync(1 + half, 64);
+  }
+  out[thread] = value;
+}
+EXPORT_KERNEL(prims_named_barrier)
+
+// ---- warp and bit operations of the language that kernels use: 16 words a lane
+
+extern "C" __global__ void prims_warp(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  const unsigned all = 0xffffffffu;
+  const int lane = threadIdx.x;
+  const uint32_t x = in[lane];
+  const uint64_t wide = uint64_t(x) << 32 | in[(lane + 1) % 32];
+  const uint32_t words[16] = {
+      __shfl_sync(all, x, 7),
+      __shfl_sync(all, x, (lane * 5 + 3) % 32),
+      __shfl_up_sync(all, x, 3),
+      __shfl_xor_sync(all, x, 19),
+      __shfl_down_sync(all, x, 9),
+      __ballot_sync(all, x & 1),
+      __reduce_max_sync(all, x),
+      __reduce_or_sync(all, x & 0x01010101u << (lane % 8)),
+      uint32_t(__popc(x)),
+      uint32_t(__popcll(wide)),
+      uint32_t(__ffs(int(x))),
+      uint32_t(__clz(int(x))),
+      __umulhi(x, 0x9e3779b9u),
+      __float_as_uint(__fmul_rn(__uint_as_float(x & 0x3fffffffu), 1.1f)),
+      __float_as_uint(__fadd_rn(__fmul_rn(float(x >> 8), 0.1f), 0.3f)),
+      uint32_t(__any_sync(all, x == in[31])) | uint32_t(__all_sync(all, x != 0)) << 1,
+  };
+  for (int i = 0; i < 16; ++i) out[lane * 16 + i] = words[i];
+}
+EXPORT_KERNEL(prims_warp)

@@ -1,0 +1,19 @@
+//! All that a GPU has to prove, in one executable that needs neither cargo nor a network: the kernel tests (primitives first),
+//! the engine tests, and the table of times. Built and run by `tools/gpu_check.sh`; see `docs/gpu-check.md`.
+//!
+//! Run it with one test thread. `SMART_DEVICE` selects the device, `SMART_TEST_ROOT` is the repository.
+
+#[path = "../kernels/main.rs"]
+mod kernels;
+#[path = "../../benches/kernels/suite.rs"]
+mod timings;
+
+use kernels::common;
+
+/// Every kernel at the shapes of Llama-3.1-8B, or of the demo model on the host driver.
+#[test]
+#[ignore = "a minute of measuring, not a test of correctness"]
+fn times() {
+    let filter = std::env::var("SMART_BENCH_FILTER").unwrap_or_default();
+    timings::run(&common::device::device(), &filter).unwrap();
+}

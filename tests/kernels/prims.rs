@@ -1,0 +1,178 @@
+//! Every primitive of `kernels/prims.cuh` against its oracle. On a GPU this judges the PTX, on the host driver its stand-in.
+
+use half::{bf16, f16};
+use smart_run::device::DType;
+use smart_run::kernels::prims_check::{Check, prims_check};
+use smart_run::reference::prims_check as oracle;
+
+use crate::common::compare::{Tol, close};
+use crate::common::device::device;
+use crate::common::inputs::{Rng, round_to};
+
+const BF16: oracle::Format = oracle::Format {
+    to_bits: |x| bf16::from_f32(x).to_bits(),
+    from_bits: |bits| bf16::from_bits(bits).to_f32(),
+};
+const F16: oracle::Format = oracle::Format {
+    to_bits: |x| f16::from_f32(x).to_bits(),
+    from_bits: |bits| f16::from_bits(bits).to_f32(),
+};
+
+fn words(seed: u64, count: usize) -> Vec<u32> {
+    let mut random = Rng::new(seed);
+    (0..count).map(|_| random.next() as u32).collect()
+}
+
+/// Runs `check` in every mode and under random schedules, and compares its words one by one.
+#[track_caller]
+fn exact(check: Check, input: &[u32], want: &[u32]) {
+    let device = device();
+    for mode in device.modes().into_iter().chain(device.schedules()) {
+        device.enter(mode);
+        let got = prims_check(&device, check, input).unwrap();
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            assert_eq!(got, want, "{check:?} {mode:?}: word {i} is {got:#x} instead of {want:#x}");
+        }
+    }
+}
+
+#[test]
+fn conversions_round_to_nearest_even() {
+    let ties = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0];
+    let edges =
+        [0.0, -0.0, f32::INFINITY, 65504.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 3.0e-8, 6.1e-5, f32::MAX, 1e-40];
+    let mut values: Vec<f32> = ties.into_iter().chain(edges).collect();
+    let mut random = Rng::new(1);
+    values.resize_with(128, || random.normal() * 2f32.powi(random.below(40) as i32 - 20));
+    let want: Vec<u32> = values
+        .iter()
+        .flat_map(|&x| [oracle::conversions(x, BF16), oracle::conversions(x, F16)].concat())
+        .collect();
+    exact(Check::Conversions, &bits(&values), &want);
+}
+
+#[test]
+fn conversions_keep_nan() {
+    let device = device();
+    for mode in device.modes() {
+        device.enter(mode);
+        let got = prims_check(&device, Check::Conversions, &[f32::NAN.to_bits(); 128]).unwrap();
+        for i in [1, 3, 4, 6, 8, 9] {
+            assert!(f32::from_bits(got[i]).is_nan(), "{mode:?}: word {i} is {:#x}", got[i]);
+        }
+    }
+}
+
+#[test]
+fn exp2_is_within_two_units() {
+    let device = device();
+    let mut random = Rng::new(2);
+    let mut values =
+        vec![0.0, -0.0, f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -200.0, 200.0, 127.5, -125.9];
+    values.resize_with(128, || random.unit() * 126.0 - 125.0);
+    let want: Vec<f32> = values.iter().map(|&x| f64::from(x).exp2() as f32).collect();
+    for mode in device.modes() {
+        device.enter(mode);
+        let got = floats(&prims_check(&device, Check::Exp2, &bits(&values)).unwrap());
+        assert_eq!((got[0], got[1], got[2]), (1.0, 1.0, 0.0), "{mode:?}: exact at 0 and at -infinity");
+        let two_units = Tol { abs: f32::MIN_POSITIVE, rel: 2.0 / (1 << 23) as f32 };
+        close(&format!("exp2 {mode:?}"), &got, &want, two_units);
+    }
+}
+
+#[test]
+fn mma_multiplies_with_f32_accumulation() {
+    let device = device();
+    for (check, dtype, format) in [(Check::MmaBf16, DType::Bf16, BF16), (Check::MmaF16, DType::F16, F16)] {
+        for seed in 0..4 {
+            let mut random = Rng::new(seed);
+            let mut factor = |count| -> Vec<f32> {
+                random.with_outliers(count).into_iter().map(|x| round_to(dtype, x)).collect()
+            };
+            let (a, b) = (factor(256), factor(128));
+            let c = random.normals(128);
+            let pairs = |values: &[f32]| -> Vec<u32> {
+                let pair =
+                    |p: &[f32]| u32::from((format.to_bits)(p[0])) | u32::from((format.to_bits)(p[1])) << 16;
+                values.chunks(2).map(pair).collect()
+            };
+            let input = [pairs(&a), pairs(&b), bits(&c)].concat();
+            let magnitudes = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
+            let sums = oracle::mma(&magnitudes(&a), &magnitudes(&b), &magnitudes(&c));
+            // Tensor cores align the products to the largest and cut what falls below its last bits.
+            let tol = Tol { abs: sums.into_iter().fold(0.0, f32::max) / (1 << 20) as f32, rel: 0.0 };
+            for mode in device.modes().into_iter().chain(device.schedules()) {
+                device.enter(mode);
+                let got = floats(&prims_check(&device, check, &input).unwrap());
+                close(&format!("{check:?} {seed} {mode:?}"), &got, &oracle::mma(&a, &b, &c), tol);
+            }
+        }
+    }
+}
+
+/// Small integers have one exact answer: every element is where the fragment layout says.
+#[test]
+fn mma_of_small_integers_is_exact() {
+    for (check, format) in [(Check::MmaBf16, BF16), (Check::MmaF16, F16)] {
+        let mut random = Rng::new(9);
+        let mut integers =
+            |count: usize| -> Vec<f32> { (0..count).map(|_| random.below(17) as f32 - 8.0).collect() };
+        let (a, b, c) = (integers(256), integers(128), integers(128));
+        let pair = |p: &[f32]| u32::from((format.to_bits)(p[0])) | u32::from((format.to_bits)(p[1])) << 16;
+        let input: Vec<u32> =
+            a.chunks(2).map(pair).chain(b.chunks(2).map(pair)).chain(c.iter().map(|x| x.to_bits())).collect();
+        let device = device();
+        for mode in device.modes() {
+            device.enter(mode);
+            let got = floats(&prims_check(&device, check, &input).unwrap());
+            assert_eq!(got, oracle::mma(&a, &b, &c), "{check:?} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn ldmatrix_deals_out_rows_or_columns() {
+    let input = words(3, 128);
+    let matrices: Vec<u16> = input.iter().flat_map(|&word| [word as u16, (word >> 16) as u16]).collect();
+    let want = [oracle::ldmatrix(&matrices, false), oracle::ldmatrix(&matrices, true)].concat();
+    exact(Check::Ldmatrix, &input, &want);
+}
+
+#[test]
+fn cp_async_groups_arrive_in_order_and_invalid_copies_are_zero() {
+    let input = words(4, 768);
+    exact(Check::CpAsync, &input, &oracle::cp_async(&input));
+}
+
+#[test]
+fn named_barriers_order_pairs_of_warps() {
+    let input = words(5, 128);
+    exact(Check::NamedBarrier, &input, &oracle::named_barrier(&input));
+}
+
+#[test]
+fn warp_and_bit_operations() {
+    for seed in 0..4 {
+        let mut input = words(6 + seed, 32);
+        if seed == 3 {
+            (input[4], input[11]) = (0, 1 << 31);
+        }
+        exact(Check::Warp, &input, &oracle::warp(&input));
+    }
+}
+
+#[test]
+fn a_wrong_number_of_words_is_refused() {
+    let device = device();
+    assert!(prims_check(&device, Check::Warp, &[0; 31]).unwrap_err().to_string().contains("words=32"));
+    assert_eq!(Check::Warp.num_inputs(), 32);
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+fn floats(words: &[u32]) -> Vec<f32> {
+    words.iter().map(|&word| f32::from_bits(word)).collect()
+}
