@@ -202,9 +202,6 @@ impl Controller {
     /// Learns from the round that `begin_round` started; call it once, before the next round begins.
     pub fn observe(&mut self, report: &RoundReport<'_>) {
         let predicted_us = self.predicted().total;
-        // A stall says nothing about drafting, and a wrong cost table heals soon.
-        let measured = report.times.total.filter(|us| us.is_finite());
-        let total_us = measured.map_or(predicted_us, |us| us.clamp(0.5 * predicted_us, 2.0 * predicted_us));
         self.learn_costs(&report.times);
         if self.decision.drafting > 0 {
             self.learn_acceptance(report);
@@ -212,8 +209,8 @@ impl Controller {
         if self.policy == Policy::Smart {
             let complete = report.sequences.len() == self.views.len();
             let emitted = report.sequences.iter().map(|outcome| outcome.accepted.len() + 1).sum();
-            let total_ns = f64::from(total_us) * 1000.0;
-            self.forecast.observe(&self.ids, &self.round, total_ns, complete.then_some(emitted));
+            let ns = f64::from(predicted_us) * 1000.0;
+            self.forecast.observe(&self.ids, &self.round, ns, complete.then_some(emitted));
             self.gains.observe(self.round.pools(), self.round.levels(), self.round.selection());
         }
     }

@@ -127,8 +127,9 @@ impl Forecast {
         Decision { drafting: best.1 + probing, probing, speedup }
     }
 
-    /// Learns from a round that took `total_ns` and emitted `emitted` tokens. Its trees' expectations are what is learned of a
-    /// sequence: outcomes are far noisier, and reach them through calibration. Outcomes alone move the account.
+    /// Learns from a round that cost `total_ns` by the cost model and emitted `emitted` tokens. Its trees' expectations are what is
+    /// learned of a sequence: outcomes are far noisier, and reach them through calibration. The account goes by outcomes. Time is
+    /// the model's, which heals by itself: a stalled round says nothing about drafting.
     pub(super) fn observe(&mut self, ids: &[u64], round: &DraftRound, total_ns: f64, emitted: Option<usize>) {
         self.served_ns += total_ns;
         let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();

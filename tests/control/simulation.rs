@@ -125,6 +125,28 @@ fn wrong_cost_tables_heal_within_fifty_rounds() {
     }
 }
 
+/// The table was measured on an idle machine, or on a busy one.
+#[test]
+fn a_machine_that_changes_speed_is_noticed_at_once() {
+    let process = Process::calibrated(1, Ease::Uniform(0.6));
+    let roofline = Roofline::H200_LLAMA_8B;
+    for batch in [1, 16] {
+        let right = run("smart", process, batch, 60).speedup;
+        for factor in [3.0, 1.0 / 3.0] {
+            let mut sweep = roofline.sweep(batch * 61 + 256);
+            sweep.iter_mut().for_each(|point| point.us *= factor);
+            let mut simulation = Simulation::on(roofline, sweep, Policy::Smart, process, batch);
+            let speedup = simulation.run(60).speedup;
+            assert!(
+                speedup > 0.95 * right,
+                "batch {batch}, off by {factor:.2}: {speedup:.3} against {right:.3}"
+            );
+            let error = simulation.controller.cost().prediction_error_p95();
+            assert!(error.is_some(), "predictions are judged");
+        }
+    }
+}
+
 #[test]
 fn a_noisy_clock_costs_little() {
     let process = Process::calibrated(1, Ease::Uniform(0.6));

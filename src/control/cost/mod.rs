@@ -13,7 +13,7 @@ mod tables;
 use serde::{Deserialize, Serialize};
 
 pub use staircase::Staircase;
-use staircase::{SCALE_RATE, is_large_again, log_error};
+use staircase::{ACCIDENT, SCALE_RATE, is_large_again, log_error};
 pub use sweep::{SweepKind, SweepPoint};
 pub use tables::CostTables;
 
@@ -32,13 +32,18 @@ impl Default for Treads {
     }
 }
 
+/// Bounds of a plain pass relative to a verification pass of as many rows.
+const PLAIN_RATIO: (f64, f64) = (0.7, 1.2);
+
 /// Measured costs of the passes of a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
     treads: Treads,
     verify: Staircase,
     draft: Staircase,
-    plain: Staircase,
+    /// A plain pass relative to a verification pass of as many rows: the same kernels, so close to 1, and one table for both, as
+    /// a machine that slows down slows both.
+    plain_ratio: f64,
     /// Microseconds per cached token of a sequence, by its nodes; absent if time was not seen to depend on context.
     attention: Option<Staircase>,
     /// Microseconds per cached token and sequence of a drafter pass.
@@ -76,7 +81,7 @@ impl CostModel {
 
     /// A plain decode pass of `batch` sequences with `context` cached tokens in all.
     pub fn plain_us(&self, batch: usize, context: usize) -> f64 {
-        self.plain.at(batch) + self.attention_us(1, context)
+        self.plain_ratio * (self.verify.at(batch) + self.attention_us(1, context))
     }
 
     /// A drafter pass of `rows` rows over sequences with `context` cached tokens in all.
@@ -112,13 +117,18 @@ impl CostModel {
         self.verify.observe(tokens, us * share);
     }
 
-    /// Corrects the plain pass by a measured one, and the verification pass of as many rows: the same kernels run both, and while
-    /// drafting is off there is nothing else to learn from.
+    /// Corrects the plain pass by a measured one, and with it the verification pass.
     pub fn observe_plain(&mut self, batch: usize, context: usize, us: f64) {
+        let error = log_error(us, self.plain_us(batch, context));
+        if error.is_finite() {
+            let believed = error.clamp(-ACCIDENT, ACCIDENT);
+            self.plain_ratio =
+                (self.plain_ratio * (0.05 * believed).exp()).clamp(PLAIN_RATIO.0, PLAIN_RATIO.1);
+        }
+        let as_verify = us / self.plain_ratio;
         let attention = self.attention_us(1, context);
-        let share = self.correct_attention(self.plain.at(batch), attention, us);
-        self.plain.observe(batch, us * share);
-        self.verify.observe(batch, us * share);
+        let share = self.correct_attention(self.verify.at(batch), attention, as_verify);
+        self.verify.observe(batch, as_verify * share);
     }
 
     /// Corrects the drafter pass by a measured one.
@@ -180,8 +190,8 @@ impl CostModel {
     }
 
     fn is_sound(&self) -> bool {
-        let rates = [self.draft_attention, self.overhead_us, self.plain_overhead_us];
-        let stairs = [&self.verify, &self.draft, &self.plain];
+        let rates = [self.plain_ratio, self.draft_attention, self.overhead_us, self.plain_overhead_us];
+        let stairs = [&self.verify, &self.draft];
         stairs.into_iter().chain(&self.attention).all(Staircase::is_sound)
             && self.last_error.is_finite()
             && rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0)

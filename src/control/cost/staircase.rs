@@ -12,7 +12,7 @@ use super::tables::MAX_NS;
 const MAX_STEP: f64 = 3.0;
 /// Rate of correction of a count that is well known, and the log error that is believed at first sight.
 const RATE: f64 = 0.15;
-const ACCIDENT: f64 = 0.1;
+pub(super) const ACCIDENT: f64 = 0.1;
 /// Log errors from this on are large; share of a repeated large error by which the whole table is scaled.
 const LARGE: f64 = 0.2;
 pub(super) const SCALE_RATE: f64 = 0.7;

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CostModel, PredictionErrors, Staircase, Treads};
+use super::{CostModel, PLAIN_RATIO, PredictionErrors, Staircase, Treads};
 use crate::error::{Error, Result};
 
 /// What a sweep point measured.
@@ -60,19 +60,23 @@ impl CostModel {
         let attention = (!rates.is_empty()).then(|| Staircase::new(treads.nodes, &rates));
         let rate = |nodes| attention.as_ref().map_or(0.0, |rates| rates.at(nodes));
         let verify_points = without_attention(&verify, rate);
-        let plain_points = without_attention(&plain, rate);
-        let plain_points = if plain.is_empty() { verify_points.clone() } else { plain_points };
 
         let draft_attention = context_slopes(&draft).iter().map(|slope| slope.1).fold(0.0, f64::max);
         let mut draft_points = without_attention(&draft, |_| draft_attention);
         if draft.is_empty() {
             draft_points.extend(verify_points.iter().map(|&(tokens, us)| (tokens, 0.1 * us)));
         }
+        let verify = Staircase::new(observed_tread(treads.tokens, &verify_points), &verify_points);
+        let mut ratios: Vec<f64> =
+            without_attention(&plain, rate).iter().map(|&(rows, us)| us / verify.at(rows)).collect();
+        ratios.sort_by(f64::total_cmp);
+        let plain_ratio =
+            ratios.get(ratios.len() / 2).map_or(1.0, |ratio| ratio.clamp(PLAIN_RATIO.0, PLAIN_RATIO.1));
         Ok(Self {
             treads,
-            verify: Staircase::new(observed_tread(treads.tokens, &verify_points), &verify_points),
+            verify,
+            plain_ratio,
             draft: Staircase::new(observed_tread(treads.tokens, &draft_points), &draft_points),
-            plain: Staircase::new(1, &plain_points),
             attention,
             draft_attention,
             overhead_us: 0.0,
