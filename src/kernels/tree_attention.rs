@@ -44,11 +44,10 @@ const SPLIT_KEYS: usize = 256;
 const SPLITS_PER_SPAN: usize = 8;
 /// Threads of the attention kernels: four warps.
 const THREADS: u32 = 128;
-/// Units are splits while (row, head, span) triples are fewer than this: some 256 CTAs of the wide kernel, about two a
-/// multiprocessor of a large GPU, are then not to be had from whole spans.
-const SPLIT_UNITS_BELOW: usize = 6144;
-/// Units are spans below this many triples; beyond, rows alone fill the GPU and a CTA takes all keys.
-const SPAN_UNITS_BELOW: usize = 65536;
+/// CTAs that keep a large GPU busy, about one for each of 132 multiprocessors: more would cost partial states.
+const ENOUGH_CTAS: usize = 128;
+/// The most partial states of a pass, (row, head, unit) triples: 34 MB at head_dim 128, which mostly stays in the cache.
+const MAX_PARTIALS: usize = 65536;
 
 /// The kernels' `TreeAttentionParams`, field by field.
 #[repr(C)]
@@ -91,12 +90,20 @@ impl Units {
         Units { splits_each, count, partials }
     }
 
-    fn choose(rows: usize, num_q_heads: usize, max_kv_len: usize) -> Self {
+    /// The largest units that still give enough CTAs: the fewest partial states and the fewest starts. `row_ctas` is the
+    /// number of CTAs that each unit of keys gets, `heads` the number of (row, q head) pairs.
+    fn choose(row_ctas: usize, heads: usize, max_kv_len: usize) -> Self {
         let splits = max_kv_len.div_ceil(SPLIT_KEYS).max(1);
-        let splits_each = match rows * num_q_heads * splits.div_ceil(SPLITS_PER_SPAN) {
-            triples if triples < SPLIT_UNITS_BELOW => 1,
-            triples if triples < SPAN_UNITS_BELOW => SPLITS_PER_SPAN,
-            _ => splits,
+        let spans = splits.div_ceil(SPLITS_PER_SPAN);
+        // Eight waves even out that some rows see more keys than others.
+        let splits_each = if row_ctas >= 8 * ENOUGH_CTAS {
+            splits
+        } else if row_ctas * spans < ENOUGH_CTAS && heads * splits <= MAX_PARTIALS {
+            1
+        } else if heads * spans <= MAX_PARTIALS {
+            SPLITS_PER_SPAN
+        } else {
+            splits
         };
         Units::new(splits_each, max_kv_len)
     }
@@ -108,11 +115,9 @@ pub fn workspace_len(max_rows: usize, num_q_heads: usize, head_dim: usize, max_k
     if splits <= 1 {
         return 0;
     }
-    // The most partial states of any smaller pass, by the unit it would use.
+    // Units of all keys need one partial state a (row, head), smaller units at most one a split.
     let heads = max_rows * num_q_heads;
-    let of_splits = (heads * splits).min(SPLIT_UNITS_BELOW * SPLITS_PER_SPAN);
-    let of_spans = (heads * splits.div_ceil(SPLITS_PER_SPAN)).min(SPAN_UNITS_BELOW);
-    of_splits.max(of_spans).max(heads) * (head_dim + 2)
+    (heads * splits).min(MAX_PARTIALS).max(heads) * (head_dim + 2)
 }
 
 /// Which attention kernel, with how many packed rows (row, head of the group) a CTA and how much shared memory.
@@ -148,7 +153,11 @@ fn layout(dtype: DType, head_dim: usize, packed_rows: usize) -> Layout {
 /// # Errors
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn tree_attention(device: &Device, args: TreeAttentionArgs) -> Result<()> {
-    let units = Units::choose(args.q.dim(0), args.num_q_heads, args.max_kv_len);
+    let group = args.num_q_heads / args.num_kv_heads.max(1);
+    let layout = layout(args.q.dtype(), args.head_dim, args.max_rows * group);
+    let tiles = (args.max_rows * group).div_ceil(layout.packed_rows);
+    let row_ctas = tiles * args.num_kv_heads * args.prefix_len.num_elements();
+    let units = Units::choose(row_ctas, args.q.dim(0) * args.num_q_heads, args.max_kv_len);
     launch(device, args, units)
 }
 
@@ -288,13 +297,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_grow_with_the_rows() {
+    fn units_grow_with_the_pass() {
         let units = |splits_each, count, partials| Units { splits_each, count, partials };
-        assert_eq!(Units::choose(1, 32, 256), units(1, 1, 0));
-        assert_eq!(Units::choose(1, 32, 4096), units(1, 16, 16));
-        assert_eq!(Units::choose(60, 32, 16384), units(8, 8, 8));
-        assert_eq!(Units::choose(256, 32, 2048), units(8, 1, 0));
-        assert_eq!(Units::choose(256, 32, 32768), units(128, 1, 1));
+        // 32 q heads on 8 kv heads
+        assert_eq!(Units::choose(8, 32, 256), units(1, 1, 0));
+        assert_eq!(Units::choose(8, 32, 4096), units(1, 16, 16));
+        assert_eq!(Units::choose(8, 32, 131072), units(8, 64, 64));
+        assert_eq!(Units::choose(32, 60 * 32, 8192), units(8, 4, 4));
+        assert_eq!(Units::choose(32, 60 * 32, 16384), units(8, 8, 8));
+        assert_eq!(Units::choose(512, 64 * 32, 4096), units(8, 2, 2)); // 64 sequences
+        assert_eq!(Units::choose(128, 256 * 32, 2048), units(8, 1, 0)); // a prefill chunk
+        assert_eq!(Units::choose(128, 256 * 32, 65536), units(256, 1, 1));
     }
 
     #[test]
@@ -302,10 +315,13 @@ mod tests {
         for (max_rows, heads, max_kv_len) in [(1, 4, 700), (64, 32, 5000), (256, 32, 40_000), (512, 8, 2049)]
         {
             let len = workspace_len(max_rows, heads, 128, max_kv_len);
-            for rows in 1..=max_rows {
+            for rows in (1..=max_rows).step_by(3) {
                 for kv_len in (0..=max_kv_len).step_by(97).chain([max_kv_len]) {
-                    let needed = Units::choose(rows, heads, kv_len).partials * rows * heads * 130;
-                    assert!(needed <= len, "{rows} rows, {kv_len} keys: {needed} > {len}");
+                    for row_ctas in [1, 8, 200, 3000] {
+                        let needed =
+                            Units::choose(row_ctas, rows * heads, kv_len).partials * rows * heads * 130;
+                        assert!(needed <= len, "{rows} rows, {kv_len} keys: {needed} > {len}");
+                    }
                 }
             }
         }

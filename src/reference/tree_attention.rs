@@ -86,7 +86,8 @@ mod tests {
         // pages swapped: KV positions 0..4 hold v = 1, 2, 3, 4
         let sequence = Sequence { prefix_len: 1, pages: &[1, 0] };
         let (k, v) = ([0.0; 4], [3.0, 4.0, 1.0, 2.0]);
-        assert_eq!(row(&[5.0, 1.0], &k, &v, &sequence, &[0b101, 0, 0, 0], 1.0, HEADS), [2.5, 2.5]);
+        let out = row(&[5.0, 1.0], &k, &v, &sequence, &[0b101, 0, 0, 0], 1.0, HEADS); // the mean of 1, 2 and 4
+        assert!(out.iter().all(|x| (x - 7.0 / 3.0).abs() < 1e-6), "{out:?}");
         assert_eq!(visible(2, &[0b110, 0, 0, 1]), [0, 1, 3, 4, 194]);
     }
 
