@@ -110,14 +110,15 @@ fn a_table_off_by_three_heals_within_fifty_rounds() {
 }
 
 #[test]
-fn one_stalled_round_does_not_rewrite_the_table() {
+fn two_stalled_rounds_do_not_rewrite_the_table() {
     let mut stairs = Staircase::new(8, &[(8, 100.0), (64, 200.0), (256, 800.0)]);
     for _ in 0..20 {
         stairs.observe(64, 200.0);
     }
     stairs.observe(64, 20_000.0);
-    assert!(stairs.at(64) < 205.0, "{}", stairs.at(64));
-    assert!((stairs.at(8) - 100.0).abs() < 3.0 && (stairs.at(256) - 800.0).abs() < 20.0);
+    stairs.observe(64, 20_000.0);
+    assert!(stairs.at(64) < 210.0, "{}", stairs.at(64));
+    assert!((stairs.at(8) - 100.0).abs() < 5.0 && (stairs.at(256) - 800.0).abs() < 40.0);
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn the_file_is_read_back_only_if_it_is_ours_and_whole() {
             let (head, tail) = text.split_once("\"knots\":[").unwrap();
             format!("{head}\"knots\":[{}", &tail[tail.find(']').unwrap()..])
         }),
-        ("another version", text.replacen("\"version\":1", "\"version\":999", 1)),
+        ("another version", text.replacen("\"version\":", "\"version\":99", 1)),
     ] {
         assert_ne!(damaged, text, "{what}: the damage missed");
         fs::write(&path, damaged).unwrap();

@@ -13,7 +13,7 @@ mod tables;
 use serde::{Deserialize, Serialize};
 
 pub use staircase::Staircase;
-use staircase::{ACCIDENT, SCALE_RATE, is_large_again, log_error};
+use staircase::{ACCIDENT, SCALE_RATE, Streak, log_error};
 pub use sweep::{SweepKind, SweepPoint};
 pub use tables::CostTables;
 
@@ -52,8 +52,8 @@ pub struct CostModel {
     overhead_us: f64,
     /// Time of a plain round outside its target pass.
     plain_overhead_us: f64,
-    /// Log error of the latest target pass.
-    last_error: f64,
+    /// Large errors of target passes in a row.
+    streak: Streak,
     errors: PredictionErrors,
 }
 
@@ -181,10 +181,8 @@ impl CostModel {
         let predicted = linear + attention;
         if let Some(rate) = self.attention.as_mut().filter(|_| us.is_finite() && us > 0.0) {
             let error = log_error(us, predicted);
-            let share =
-                if is_large_again(error, self.last_error) { SCALE_RATE } else { 0.1 * attention / predicted };
+            let share = if self.streak.goes_on(error) { SCALE_RATE } else { 0.1 * attention / predicted };
             rate.scale((share * error).exp());
-            self.last_error = error;
         }
         linear / predicted
     }
@@ -193,7 +191,6 @@ impl CostModel {
         let rates = [self.plain_ratio, self.draft_attention, self.overhead_us, self.plain_overhead_us];
         let stairs = [&self.verify, &self.draft];
         stairs.into_iter().chain(&self.attention).all(Staircase::is_sound)
-            && self.last_error.is_finite()
             && rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0)
             && self.treads.tokens >= 1
             && self.treads.nodes >= 1

@@ -13,8 +13,10 @@ const MAX_STEP: f64 = 3.0;
 /// Rate of correction of a count that is well known, and the log error that is believed at first sight.
 const RATE: f64 = 0.15;
 pub(super) const ACCIDENT: f64 = 0.1;
-/// Log errors from this on are large; share of a repeated large error by which the whole table is scaled.
+/// Log errors from this on are large; so many in a row, as stalls come in pairs; share of the error by which the whole table is then
+/// scaled.
 const LARGE: f64 = 0.2;
+const STREAK: i8 = 3;
 pub(super) const SCALE_RATE: f64 = 0.7;
 /// Weight that one direct measurement adds to its knots, and what is left of old weights after it.
 const WEIGHT: f64 = 1.0;
@@ -32,8 +34,8 @@ struct Knot {
     us: f64,
     /// Direct measurements behind `us`, fading.
     weight: f64,
-    /// Log error of the latest direct measurement.
-    last_error: f64,
+    /// Log errors of the latest two direct measurements.
+    recent: [f64; 2],
     /// The monotone fit that is read.
     fitted: f64,
 }
@@ -45,8 +47,8 @@ pub struct Staircase {
     tread: usize,
     /// Ascending in `rows`; never empty.
     knots: Vec<Knot>,
-    /// Log error of the latest observation, at whatever count.
-    last_error: f64,
+    /// Large errors in a row, at whatever counts.
+    streak: Streak,
 }
 
 impl Staircase {
@@ -60,10 +62,10 @@ impl Staircase {
             .chunk_by(|a, b| a.0 == b.0)
             .map(|group| {
                 let us = group[group.len() / 2].1;
-                Knot { rows: group[0].0, us, weight: WEIGHT, last_error: 0.0, fitted: us }
+                Knot { rows: group[0].0, us, weight: WEIGHT, recent: [0.0; 2], fitted: us }
             })
             .collect();
-        let mut stairs = Self { tread, knots, last_error: 0.0 };
+        let mut stairs = Self { tread, knots, streak: Streak::default() };
         stairs.refit();
         stairs
     }
@@ -105,7 +107,7 @@ impl Staircase {
         }
     }
 
-    /// Corrects the staircase by a measured pass. Two large errors of the same sign in a row mean that the table is wrong as a whole
+    /// Corrects the staircase by a measured pass. Three large errors of the same sign in a row mean that the table is wrong as a whole
     /// (other clocks, another driver): all of it is scaled. Smaller ones move this count and, the less they are known themselves,
     /// those near it.
     pub fn observe(&mut self, rows: usize, us: f64) {
@@ -115,16 +117,15 @@ impl Staircase {
         let rows = round_up(rows, self.tread);
         self.ensure_knot(rows);
         let error = log_error(us, self.at(rows));
-        let as_a_whole = is_large_again(error, self.last_error);
-        self.last_error = error;
-        if as_a_whole {
+        if self.streak.goes_on(error) {
             self.scale((SCALE_RATE * error).exp());
             return;
         }
-        // An error that this count did not show the last time it was measured is taken for an accident, all but a little.
+        // What this count did not show the last two times it was measured is taken for an accident, all but a little.
         let nearest = self.nearest(rows);
-        let before = std::mem::replace(&mut self.knots[nearest].last_error, error);
-        let error = error.clamp(before.min(0.0) - ACCIDENT, before.max(0.0) + ACCIDENT);
+        let recent = &mut self.knots[nearest].recent;
+        let [a, b] = std::mem::replace(recent, [recent[1], error]);
+        let error = error.clamp(a.max(b).min(0.0) - ACCIDENT, a.min(b).max(0.0) + ACCIDENT);
         for knot in &mut self.knots {
             let distance = (knot.rows as f64 / rows as f64).ln().abs();
             let nearness = (-1.5 * distance).exp();
@@ -154,9 +155,8 @@ impl Staircase {
                 positive(knot.us)
                     && positive(knot.fitted)
                     && knot.weight >= 0.0
-                    && knot.last_error.is_finite()
+                    && knot.recent.iter().all(|error| error.is_finite())
             })
-            && self.last_error.is_finite()
             && self.knots.is_sorted_by(|a, b| a.rows < b.rows && a.fitted <= b.fitted)
             && self.knots[0].rows >= 1
     }
@@ -191,7 +191,7 @@ impl Staircase {
             near(self.knots.get(at)) || near(at.checked_sub(1).and_then(|i| self.knots.get(i)));
         if !neighbour_is_near && self.knots.len() < MAX_KNOTS {
             let us = self.at(rows);
-            self.knots.insert(at, Knot { rows, us, weight: 0.0, last_error: 0.0, fitted: us });
+            self.knots.insert(at, Knot { rows, us, weight: 0.0, recent: [0.0; 2], fitted: us });
         }
     }
 
@@ -219,9 +219,18 @@ pub(super) fn log_error(us: f64, predicted: f64) -> f64 {
     (us / predicted).ln().clamp(-MAX_STEP.ln(), MAX_STEP.ln())
 }
 
-/// Whether two errors in a row are large and of the same sign.
-pub(super) fn is_large_again(error: f64, before: f64) -> bool {
-    error.abs() > LARGE && before.abs() > LARGE && error * before > 0.0
+/// Large errors of one sign in a row: positive or negative by their sign.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Streak(i8);
+
+impl Streak {
+    /// Counts `error` in; whether enough of its kind have come in a row to call the table wrong as a whole.
+    pub(super) fn goes_on(&mut self, error: f64) -> bool {
+        let sign = if error > LARGE { 1 } else { -i8::from(error < -LARGE) };
+        self.0 = if sign * self.0 < 0 { sign } else { (self.0 + sign) * sign.abs() };
+        self.0 = self.0.clamp(-STREAK, STREAK);
+        self.0.abs() == STREAK
+    }
 }
 
 fn round_up(rows: usize, tread: usize) -> usize {

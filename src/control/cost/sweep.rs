@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::staircase::Streak;
 use super::{CostModel, PLAIN_RATIO, PredictionErrors, Staircase, Treads};
 use crate::error::{Error, Result};
 
@@ -81,7 +82,7 @@ impl CostModel {
             draft_attention,
             overhead_us: 0.0,
             plain_overhead_us: 0.0,
-            last_error: 0.0,
+            streak: Streak::default(),
             errors: PredictionErrors::default(),
         })
     }
