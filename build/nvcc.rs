@@ -91,7 +91,8 @@ fn version(nvcc: &Path) -> Result<String, String> {
 }
 
 fn write_table(out_dir: &Path, images: &[(String, PathBuf)]) -> Result<(), String> {
-    let mut table = String::from("#[allow(dead_code)]\n#[repr(C, align(16))]\nstruct Aligned<T: ?Sized>(T);\n");
+    let mut table =
+        String::from("#[allow(dead_code)]\n#[repr(C, align(16))]\nstruct Aligned<T: ?Sized>(T);\n");
     for (index, (_, path)) in images.iter().enumerate() {
         let _ = writeln!(
             table,

@@ -197,6 +197,11 @@ fn parameter_lists_are_reported() {
 }
 
 #[test]
+fn entry_points_are_found_by_name() {
+    expect("entry_points", &["known: 0", "same: 1", "unknown: 500 ... no cuNoSuchCall"]);
+}
+
+#[test]
 fn an_error_stays_until_reset() {
     let all = ["launch: 719", "later launch: 719", "later sync: 719 ... bug_exited_lane", "after reset: 0"];
     expect("sticky_error", &all);
@@ -292,6 +297,7 @@ fn calls_that_break_a_capture_are_named() {
             "async alloc: 900",
         ],
     );
+    expect("abandoned_capture", &["alloc: 0"]);
     expect("capture_isolation", &["outside event: 905", "end: 901", "unjoined: 904"]);
 }
 

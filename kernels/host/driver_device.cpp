@@ -192,6 +192,7 @@ DRIVER_API cuGetProcAddress_v2(const char* symbol, void** address, int, uint64_t
   Dl_info own;
   dladdr(reinterpret_cast<void*>(&cuInit), &own);
   void* library = dlopen(own.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  if (!library) library = dlopen(nullptr, RTLD_LAZY);  // linked into the program
   std::string name = symbol;
   *address = nullptr;
   // Names are given without their version suffix; the newest one is meant.

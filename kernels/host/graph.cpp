@@ -104,6 +104,11 @@ Result end_capture(Stream* stream, std::shared_ptr<Graph>* graph) {
   return CUDA_SUCCESS;
 }
 
+void abandon_capture(std::shared_ptr<Capture> capture) {
+  release_capture(capture);
+  std::erase(captures, capture);
+}
+
 Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream) {
   return submit(stream, std::make_shared<GraphOperation>(std::move(graph)));
 }

@@ -2,7 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include <array>
 #include <deque>
 #include <map>
 #include <vector>
@@ -19,7 +21,12 @@ constexpr uint64_t largest_poisoned = 256
                                       << 20;  // beyond that, touching the pages would cost more than it finds
 constexpr uint64_t quarantine_bytes = 64 << 20;
 constexpr size_t quarantine_entries = 4096;
-constexpr uint64_t total_bytes = uint64_t(8) << 30;
+
+// Three quarters of the machine's memory: what the device claims to have.
+uint64_t total_bytes() {
+  static const uint64_t bytes = uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 4 * 3;
+  return bytes;
+}
 
 struct Allocation {
   uint64_t bytes;
@@ -81,21 +88,33 @@ void set_zones(DevicePointer p, uint64_t bytes) {
   }
 }
 
+// Called for every allocation a step has touched, hence the comparison in one go.
+bool intact(const unsigned char* zone, uint64_t bytes) {
+  static const auto pattern = [] {
+    std::array<unsigned char, 2 * zone_bytes> block;
+    block.fill(zone_pattern);
+    return block;
+  }();
+  return !memcmp(zone, pattern.data(), bytes);
+}
+
 Result check_zones(DevicePointer p, const Allocation& a) {
-  if (asan::enabled) return CUDA_SUCCESS;
-  auto report = [&](uint64_t distance, const char* where) {
-    std::string text = "write out of bounds of a device allocation of " + std::to_string(a.bytes) +
-                       " bytes, " + std::to_string(distance) + " bytes " + where;
-    if (a.last_kernel) text += std::string("; the last kernel that was given it is ") + a.last_kernel;
-    set_zones(p, a.bytes);
-    return sticky_error(CUDA_ERROR_ILLEGAL_ADDRESS, text);
-  };
-  for (uint64_t i = 1; i <= zone_bytes; i++)
-    if (bytes_at(p)[-int64_t(i)] != zone_pattern) return report(i, "before its start");
-  uint64_t end = padded(a.bytes) + zone_bytes;
-  for (uint64_t i = a.bytes; i < end; i++)
-    if (bytes_at(p)[i] != zone_pattern) return report(i - a.bytes, "past its end");
-  return CUDA_SUCCESS;
+  uint64_t behind = padded(a.bytes) - a.bytes + zone_bytes;
+  if (asan::enabled ||
+      (intact(bytes_at(p - zone_bytes), zone_bytes) && intact(bytes_at(p + a.bytes), behind)))
+    return CUDA_SUCCESS;
+  uint64_t distance = 0;
+  const char* where = "past its end";
+  while (distance < behind && bytes_at(p + a.bytes)[distance] == zone_pattern) distance++;
+  if (distance == behind) {
+    where = "before its start";
+    for (distance = 1; bytes_at(p - distance)[0] == zone_pattern;) distance++;
+  }
+  std::string text = "write out of bounds of a device allocation of " + std::to_string(a.bytes) + " bytes, " +
+                     std::to_string(distance) + " bytes " + where;
+  if (a.last_kernel) text += std::string("; the last kernel that was given it is ") + a.last_kernel;
+  set_zones(p, a.bytes);
+  return sticky_error(CUDA_ERROR_ILLEGAL_ADDRESS, text);
 }
 
 void release(DevicePointer p) {
@@ -109,9 +128,9 @@ void release(DevicePointer p) {
 
 Result allocate_device(DevicePointer* pointer, size_t bytes) {
   if (!bytes) return error(CUDA_ERROR_INVALID_VALUE, "allocation of 0 bytes");
-  if (bytes_used + bytes > total_bytes)
+  if (bytes_used + bytes > total_bytes())
     return error(CUDA_ERROR_OUT_OF_MEMORY, "out of device memory: " + std::to_string(bytes) +
-                                               " bytes asked, " + std::to_string(total_bytes - bytes_used) +
+                                               " bytes asked, " + std::to_string(total_bytes() - bytes_used) +
                                                " free");
   void* base = aligned_alloc(zone_bytes, padded(bytes) + 2 * zone_bytes);
   if (!base)
@@ -224,7 +243,7 @@ Result check_red_zones() {
 }
 
 MemoryUse memory_use() {
-  return {bytes_used, total_bytes};
+  return {bytes_used, total_bytes()};
 }
 
 }  // namespace simt

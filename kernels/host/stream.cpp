@@ -101,6 +101,7 @@ Stream* create_stream(bool non_blocking) {
 }
 
 Result destroy_stream(Stream* stream) {
+  if (stream->capture) abandon_capture(stream->capture);
   Result result = drain(stream);  // the real driver lets pending work finish, too
   std::erase(streams, stream);
   delete stream;
@@ -153,7 +154,7 @@ Result query(Stream* stream) {
   return CUDA_ERROR_NOT_READY;
 }
 
-void release_capture(const std::shared_ptr<Capture>& capture) {
+void release_capture(std::shared_ptr<Capture> capture) {
   for (Stream* s : streams)
     if (s->capture == capture) s->capture = nullptr;
 }

@@ -95,7 +95,8 @@ Result elapsed_ms(float* ms, const Event& start, const Event& end);
 
 Result begin_capture(Stream* stream, CaptureMode mode);
 Result end_capture(Stream* stream, std::shared_ptr<Graph>* graph);
-void release_capture(const std::shared_ptr<Capture>& capture);  // no stream captures into it any more
+void release_capture(std::shared_ptr<Capture> capture);  // no stream captures into it any more
+void abandon_capture(std::shared_ptr<Capture> capture);  // its stream is destroyed before its end
 Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream);
 // Refuses a call that is not allowed while this thread captures, and spoils the capture as the real driver
 // does.

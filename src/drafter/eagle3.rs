@@ -13,7 +13,9 @@ use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::linear::{LinearArgs, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
-use crate::model::{AttentionShape, AttentionWeights, Llama, Mlp, Pass, Scratch, ScratchSize, WeightLoader, attend};
+use crate::model::{
+    AttentionShape, AttentionWeights, Llama, Mlp, Pass, Scratch, ScratchSize, WeightLoader, attend,
+};
 use crate::weights::Checkpoint;
 
 /// An EAGLE-3 drafter on a device.
@@ -76,7 +78,11 @@ impl Eagle3 {
         } else {
             format!("{root}midlayer")
         };
-        let fc = loader.matrix(&format!("{root}fc.weight"), hidden, config.tap_layers.len() * config.target_hidden_size)?;
+        let fc = loader.matrix(
+            &format!("{root}fc.weight"),
+            hidden,
+            config.tap_layers.len() * config.target_hidden_size,
+        )?;
         let embedding = match checkpoint.find(&format!("{root}embed_tokens.weight")) {
             Some(_) => loader.matrix(&format!("{root}embed_tokens.weight"), config.vocab_size, hidden)?,
             None => target.embedding().clone(),
@@ -87,7 +93,10 @@ impl Eagle3 {
                 embedding.dim(1)
             )));
         }
-        let head = match ["lm_head.weight", "model.lm_head.weight"].into_iter().find(|name| checkpoint.contains(name)) {
+        let head = match ["lm_head.weight", "model.lm_head.weight"]
+            .into_iter()
+            .find(|name| checkpoint.contains(name))
+        {
             Some(name) => loader.matrix(name, config.draft_vocab_size, hidden)?,
             None => shared_head(&config, target)?,
         };
@@ -98,7 +107,12 @@ impl Eagle3 {
             input_norm: norm(&mut loader, format!("{layer}.input_layernorm.weight"))?,
             hidden_norm: norm(&mut loader, format!("{layer}.hidden_norm.weight"))?,
             attention: AttentionWeights::load(
-                &mut loader, &format!("{layer}.self_attn"), shape, 2 * hidden, hidden, config.attention_bias,
+                &mut loader,
+                &format!("{layer}.self_attn"),
+                shape,
+                2 * hidden,
+                hidden,
+                config.attention_bias,
             )?,
             post_norm: norm(&mut loader, format!("{layer}.post_attention_layernorm.weight"))?,
             mlp: Mlp::load(&mut loader, &format!("{layer}.mlp"), hidden, intermediate, config.mlp_bias)?,
@@ -127,8 +141,11 @@ impl Eagle3 {
             shape,
             intermediate: config.intermediate_size,
             linears: vec![
-                (hidden, self.fc.dim(1)), (shape.qkv_dim(), 2 * hidden), (hidden, shape.q_dim()),
-                (2 * config.intermediate_size, hidden), (hidden, config.intermediate_size),
+                (hidden, self.fc.dim(1)),
+                (shape.qkv_dim(), 2 * hidden),
+                (hidden, shape.q_dim()),
+                (2 * config.intermediate_size, hidden),
+                (hidden, config.intermediate_size),
             ],
             head: (config.draft_vocab_size, hidden),
             dtype: self.dtype,
@@ -157,7 +174,13 @@ impl Eagle3 {
         let features = buffers.features.rows(0..pass.num_rows());
         linear(
             &self.device,
-            LinearArgs { x: taps, weight: &self.fc, bias: None, out: &features, workspace: &buffers.scratch.workspace },
+            LinearArgs {
+                x: taps,
+                weight: &self.fc,
+                bias: None,
+                out: &features,
+                workspace: &buffers.scratch.workspace,
+            },
         )?;
         self.forward(pass, kv, &features)
     }
@@ -168,7 +191,10 @@ impl Eagle3 {
         let buffers = self.buffers.as_ref().expect("prepare comes before step");
         let start = buffers.used;
         let features = buffers.features.rows(start..start + pass.num_rows());
-        gather_rows(&self.device, GatherRowsArgs { src: &buffers.features, index: &pass.parents(), out: &features })?;
+        gather_rows(
+            &self.device,
+            GatherRowsArgs { src: &buffers.features, index: &pass.parents(), out: &features },
+        )?;
         Ok((start, self.forward(pass, kv, &features)?))
     }
 
@@ -192,7 +218,16 @@ impl Eagle3 {
             norm(features, None, &self.hidden_norm, &normed)?;
             features.copy_from(&normed)?;
         }
-        attend(pass, &pair, &self.attention, attention_shape(&self.config), &self.cos_sin, (kv, 0), &buffers.scratch, &delta)?;
+        attend(
+            pass,
+            &pair,
+            &self.attention,
+            attention_shape(&self.config),
+            &self.cos_sin,
+            (kv, 0),
+            &buffers.scratch,
+            &delta,
+        )?;
         norm(features, Some(&delta), &self.post_norm, &normed)?;
         self.mlp.forward(device, &normed, &buffers.scratch, &delta)?;
         norm(features, Some(&delta), &self.final_norm, &normed)?;
@@ -201,7 +236,10 @@ impl Eagle3 {
         if wanted > 0 {
             gather_rows(device, GatherRowsArgs { src: &normed, index: &pass.logit_rows(), out: &head_in })?;
             let workspace = &buffers.scratch.workspace;
-            linear(device, LinearArgs { x: &head_in, weight: &self.head, bias: None, out: &logits, workspace })?;
+            linear(
+                device,
+                LinearArgs { x: &head_in, weight: &self.head, bias: None, out: &logits, workspace },
+            )?;
         }
         Ok(logits)
     }
@@ -257,7 +295,10 @@ fn load_d2t(device: &Device, config: &Eagle3Config, checkpoint: &Checkpoint) -> 
         return if config.draft_vocab_size == config.vocab_size {
             Ok(None)
         } else {
-            Err(checkpoint.get("d2t").err().unwrap_or_else(|| Error::Input("the drafter has no d2t table".into())))
+            Err(checkpoint
+                .get("d2t")
+                .err()
+                .unwrap_or_else(|| Error::Input("the drafter has no d2t table".into())))
         };
     };
     let view = view.with_shape(&[config.draft_vocab_size])?;
@@ -266,7 +307,10 @@ fn load_d2t(device: &Device, config: &Eagle3Config, checkpoint: &Checkpoint) -> 
     for (draft_id, &offset) in offsets.iter().enumerate() {
         let id = offset.checked_add(draft_id as i64).filter(|id| (0..config.vocab_size as i64).contains(id));
         if id.is_none() {
-            return Err(view.error(format!("maps draft id {draft_id} outside the target's vocabulary of {}", config.vocab_size)));
+            return Err(view.error(format!(
+                "maps draft id {draft_id} outside the target's vocabulary of {}",
+                config.vocab_size
+            )));
         }
         table.push(offset as i32);
     }

@@ -109,16 +109,20 @@ impl<'a> EngineBuilder<'a> {
     /// # Errors
     /// Unusable files or options ([`Error::is_input`]); no usable device, or not enough memory on it.
     pub fn build(mut self) -> Result<Engine> {
-        let policy = self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain });
+        let policy =
+            self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain });
         if policy != Policy::Plain && self.drafter.is_none() {
-            return Err(Error::Input(format!("policy {policy} needs a drafter; give one with --draft, or use plain")));
+            return Err(Error::Input(format!(
+                "policy {policy} needs a drafter; give one with --draft, or use plain"
+            )));
         }
         if self.max_sequences == 0 {
             return Err(Error::Input("an engine serves at least one sequence".into()));
         }
         // Everything that can be said without a device is said first.
         let config = ModelConfig::from_hf(&self.model)?;
-        let draft_config = self.drafter.as_ref().map(|source| Eagle3Config::from_hf(source, &config)).transpose()?;
+        let draft_config =
+            self.drafter.as_ref().map(|source| Eagle3Config::from_hf(source, &config)).transpose()?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let draft_checkpoint = self.drafter.as_ref().map(Checkpoint::open).transpose()?;
         let float_type = match self.float_type.or(config.dtype) {
@@ -128,7 +132,9 @@ impl<'a> EngineBuilder<'a> {
 
         let device = Device::open(self.device)?;
         let progress = &mut self.progress;
-        let mut target = Llama::load(&device, config, &checkpoint, float_type, &mut |done, all| progress("target", done, all))?;
+        let mut target = Llama::load(&device, config, &checkpoint, float_type, &mut |done, all| {
+            progress("target", done, all)
+        })?;
         let mut drafter = match (draft_config, &draft_checkpoint) {
             (Some(config), Some(checkpoint)) => {
                 let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
@@ -140,9 +146,11 @@ impl<'a> EngineBuilder<'a> {
         let budget = self.kv_budget_bytes;
         let max_sequences = self.max_sequences;
         let wanted_context = self.max_context.min(target.config().max_position);
-        let shapes: Vec<KvShape> = std::iter::once(target.kv_shape()).chain(drafter.as_ref().map(Eagle3::kv_shape)).collect();
+        let shapes: Vec<KvShape> =
+            std::iter::once(target.kv_shape()).chain(drafter.as_ref().map(Eagle3::kv_shape)).collect();
         let num_pages = plan_pages(&device, &shapes, wanted_context, max_sequences, budget)?;
-        let max_context = wanted_context.min((num_pages * PAGE_SIZE).saturating_sub(MAX_ROWS_PER_SEQUENCE)).max(1);
+        let max_context =
+            wanted_context.min((num_pages * PAGE_SIZE).saturating_sub(MAX_ROWS_PER_SEQUENCE)).max(1);
         // A tree may reach past the last position that can be emitted.
         let max_positions = max_context + MAX_ROWS_PER_SEQUENCE;
         let max_rows = MAX_ROWS_PER_SEQUENCE * max_sequences;
@@ -163,7 +171,11 @@ impl<'a> EngineBuilder<'a> {
             Some(drafting) if reads_costs(policy) => {
                 let fingerprint = format!(
                     "smart-run {} | {} | {} | {} | {} | {max_context}",
-                    env!("CARGO_PKG_VERSION"), device.name(), self.model.name(), float_type.name(), kernels_fingerprint(),
+                    env!("CARGO_PKG_VERSION"),
+                    device.name(),
+                    self.model.name(),
+                    float_type.name(),
+                    kernels_fingerprint(),
                 );
                 // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
                 let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
@@ -203,7 +215,13 @@ fn reads_costs(policy: Policy) -> bool {
 }
 
 /// Pages of each cache: enough for `max_sequences` contexts, within the budget.
-fn plan_pages(device: &Device, shapes: &[KvShape], context: usize, max_sequences: usize, budget: Option<usize>) -> Result<usize> {
+fn plan_pages(
+    device: &Device,
+    shapes: &[KvShape],
+    context: usize,
+    max_sequences: usize,
+    budget: Option<usize>,
+) -> Result<usize> {
     let page_bytes: usize = shapes.iter().map(KvShape::page_bytes).sum();
     let wanted = (context + MAX_ROWS_PER_SEQUENCE).div_ceil(PAGE_SIZE) * max_sequences;
     let budget = match budget {
@@ -224,5 +242,9 @@ fn plan_pages(device: &Device, shapes: &[KvShape], context: usize, max_sequences
 
 /// Tells apart kernels that cost differently under the same name.
 fn kernels_fingerprint() -> String {
-    format!("nvcc {}, native twins {}", crate::device::NVCC_VERSION, std::env::var("SIMT_NATIVE").unwrap_or_default())
+    format!(
+        "nvcc {}, native twins {}",
+        crate::device::NVCC_VERSION,
+        std::env::var("SIMT_NATIVE").unwrap_or_default()
+    )
 }

@@ -44,7 +44,13 @@ pub(super) struct Drafting {
 }
 
 impl Drafting {
-    pub fn new(device: &Device, network: Eagle3, kv: KvCache, max_rows: usize, max_sequences: usize) -> Result<Self> {
+    pub fn new(
+        device: &Device,
+        network: Eagle3,
+        kv: KvCache,
+        max_rows: usize,
+        max_sequences: usize,
+    ) -> Result<Self> {
         let width = network.config().tap_layers.len() * network.config().target_hidden_size;
         let dtype = network.kv_shape().dtype;
         let floats = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
@@ -90,7 +96,12 @@ impl Drafting {
 
     /// Runs waiting pairs of the given sequences through the drafter, at most [`MAX_ROWS_PER_SEQUENCE`] each, and starts
     /// the round's feature store. With `top_k` the last row of each sequence brings that many children.
-    pub fn catch_up(&mut self, slots: &[(usize, &Sequence)], limit: impl Fn(&Sequence) -> usize, top_k: Option<usize>) -> Result<usize> {
+    pub fn catch_up(
+        &mut self,
+        slots: &[(usize, &Sequence)],
+        limit: impl Fn(&Sequence) -> usize,
+        top_k: Option<usize>,
+    ) -> Result<usize> {
         self.pass.clear();
         let mut next_slot = 0;
         for &(slot, sequence) in slots {
@@ -117,7 +128,10 @@ impl Drafting {
         }
         self.pass.upload()?;
         let features = self.extend_in.rows(0..num_rows);
-        gather_rows(self.pass.device(), GatherRowsArgs { src: &self.backlog, index: &self.pass.parents(), out: &features })?;
+        gather_rows(
+            self.pass.device(),
+            GatherRowsArgs { src: &self.backlog, index: &self.pass.parents(), out: &features },
+        )?;
         let logits = self.network.extend(&self.pass, &self.kv, &features)?;
         if let Some(top_k) = top_k {
             self.host_parent_logp.as_mut_slice()[..slots.len()].fill(0.0);
@@ -128,7 +142,13 @@ impl Drafting {
 
     /// Runs one level of drafted nodes: `rows` grouped by sequence, `slot_of` and `root_of` giving each sequence's slot and
     /// root position.
-    pub fn level(&mut self, rows: &[FrontierRow], slot_of: impl Fn(usize) -> usize, root_of: impl Fn(usize) -> usize, top_k: usize) -> Result<()> {
+    pub fn level(
+        &mut self,
+        rows: &[FrontierRow],
+        slot_of: impl Fn(usize) -> usize,
+        root_of: impl Fn(usize) -> usize,
+        top_k: usize,
+    ) -> Result<()> {
         self.pass.clear();
         let (mut next_slot, mut current) = (0, None);
         for (i, row) in rows.iter().enumerate() {

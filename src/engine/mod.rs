@@ -149,7 +149,8 @@ impl Engine {
         for (index, outcome) in verified.iter().enumerate().take(slots.len()) {
             let accepted: Vec<u32> = outcome.accepted.iter().map(|&node| node as u32).collect();
             let outcome = SequenceOutcome { accepted: &accepted, drawn: &outcome.drawn };
-            write_line(&mut trace.out, &SequenceTrace::new(&self.controller, trace.round, index, &outcome)).map_err(trace_error)?;
+            write_line(&mut trace.out, &SequenceTrace::new(&self.controller, trace.round, index, &outcome))
+                .map_err(trace_error)?;
         }
         let measured = &self.times.last;
         let record = RoundTrace {

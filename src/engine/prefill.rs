@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
+use crate::engine::Engine;
 use crate::engine::round::Emission;
 use crate::engine::sequence::{Request, Sequence, SequenceId, check_request};
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Taps};
 
@@ -18,12 +18,16 @@ impl Engine {
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
         check_request(&request, self.model_config().vocab_size, self.max_context)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
-            return Err(Error::Input(format!("all {} places are taken; wait for a sequence to end", self.sequences.len())));
+            return Err(Error::Input(format!(
+                "all {} places are taken; wait for a sequence to end",
+                self.sequences.len()
+            )));
         };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let eos = if request.ignore_eos { vec![] } else { self.model_config().eos_token_ids.clone() };
-        let longest = (request.prompt.len() + request.max_new_tokens).min(self.max_context) + MAX_ROWS_PER_SEQUENCE;
+        let longest =
+            (request.prompt.len() + request.max_new_tokens).min(self.max_context) + MAX_ROWS_PER_SEQUENCE;
         self.verifier.kv.reserve(slot, longest)?;
         if let Some(drafting) = &mut self.drafting {
             drafting.kv.reserve(slot, longest).inspect_err(|_| self.verifier.kv.release(slot))?;
@@ -55,7 +59,10 @@ impl Engine {
             let end = (start + MAX_ROWS_PER_SEQUENCE).min(prompt_len);
             let tokens = &self.sequences[slot].as_ref().expect("the slot was just taken").committed;
             self.verifier.fill_chunk(slot, start..end, tokens, |position| position + 1 == prompt_len);
-            let taps = self.drafting.as_ref().map(|d| (d.taps.rows(0..end - start), d.network.config().tap_layers.clone()));
+            let taps = self
+                .drafting
+                .as_ref()
+                .map(|d| (d.taps.rows(0..end - start), d.network.config().tap_layers.clone()));
             self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
             self.feed_drafter(slot, start..end)?;
         }
@@ -84,7 +91,8 @@ impl Engine {
     fn emit_first(&mut self, slot: usize, token: i32) {
         let Some(sequence) = &mut self.sequences[slot] else { return };
         let count = sequence.commit(&[token]);
-        let emission = Emission { sequence: sequence.id, tokens: vec![token; count], finished: sequence.finished };
+        let emission =
+            Emission { sequence: sequence.id, tokens: vec![token; count], finished: sequence.finished };
         if emission.finished.is_some() {
             self.release(slot);
         }

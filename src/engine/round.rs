@@ -55,7 +55,9 @@ impl Engine {
         let fits = trees.len() == slots.len()
             && slots.iter().zip(trees).all(|(&slot, tree)| tree.token(0) == self.sequence(slot).root_token());
         if !fits {
-            return Err(Error::Input("one tree per running sequence is needed, rooted at its last token".into()));
+            return Err(Error::Input(
+                "one tree per running sequence is needed, rooted at its last token".into(),
+            ));
         }
         self.times.begin()?;
         let verified = self.verify(&slots, trees)?;
@@ -102,12 +104,15 @@ impl Engine {
             if rows[0].node == 0 {
                 let batch: Vec<_> = rows
                     .iter()
-                    .map(|row| (slots[row.sequence as usize], self.sequences[slots[row.sequence as usize]].as_ref()))
+                    .map(|row| {
+                        (slots[row.sequence as usize], self.sequences[slots[row.sequence as usize]].as_ref())
+                    })
                     .filter_map(|(slot, sequence)| Some((slot, sequence?)))
                     .collect();
                 drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(plan.top_k))?;
             } else {
-                let root_of = |sequence: usize| self.sequences[slots[sequence]].as_ref().map_or(0, |s| s.root());
+                let root_of =
+                    |sequence: usize| self.sequences[slots[sequence]].as_ref().map_or(0, |s| s.root());
                 drafting.level(&rows, |sequence| slots[sequence], root_of, plan.top_k)?;
             }
             self.times.mark_level()?;
@@ -154,7 +159,10 @@ impl Engine {
             by_slot.end += tree.num_nodes();
             ranges.push(by_slot.clone());
         }
-        let taps = self.drafting.as_ref().map(|d| (d.taps.rows(0..by_slot.end), d.network.config().tap_layers.clone()));
+        let taps = self
+            .drafting
+            .as_ref()
+            .map(|d| (d.taps.rows(0..by_slot.end), d.network.config().tap_layers.clone()));
         self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
         let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
         self.verifier.walk(usize::from(deepest))?;
@@ -164,7 +172,12 @@ impl Engine {
     }
 
     /// Appends accepted and bonus tokens, hands the features of accepted nodes to the drafter, releases what has ended.
-    fn commit(&mut self, slots: &[usize], trees: &[DraftTree], verified: &[Verified]) -> Result<Vec<Emission>> {
+    fn commit(
+        &mut self,
+        slots: &[usize],
+        trees: &[DraftTree],
+        verified: &[Verified],
+    ) -> Result<Vec<Emission>> {
         let (mut emissions, mut features, mut first_row) = (Vec::new(), Vec::new(), 0);
         for ((&slot, tree), outcome) in slots.iter().zip(trees).zip(verified) {
             let sequence = self.sequences[slot].as_mut().expect("running slots hold sequences");
@@ -196,8 +209,12 @@ impl Engine {
     fn remember(&mut self, features: &[(usize, usize, usize)]) -> Result<()> {
         let Some(drafting) = &mut self.drafting else { return Ok(()) };
         drafting.remember(features)?;
-        let full = |s: &&crate::engine::sequence::Sequence| s.finished.is_none() && s.backlog() >= MAX_ROWS_PER_SEQUENCE;
-        let late: Vec<usize> = (0..self.sequences.len()).filter(|&i| self.sequences[i].as_ref().filter(full).is_some()).collect();
+        let full = |s: &&crate::engine::sequence::Sequence| {
+            s.finished.is_none() && s.backlog() >= MAX_ROWS_PER_SEQUENCE
+        };
+        let late: Vec<usize> = (0..self.sequences.len())
+            .filter(|&i| self.sequences[i].as_ref().filter(full).is_some())
+            .collect();
         for slot in late {
             if let Some(sequence) = &mut self.sequences[slot] {
                 drafting.catch_up(&[(slot, &*sequence)], |_| MAX_ROWS_PER_SEQUENCE, None)?;
@@ -213,12 +230,18 @@ impl Engine {
         let control = Instant::now();
         let accepted: Vec<Vec<u32>> =
             verified.iter().map(|v| v.accepted.iter().map(|&node| node as u32).collect()).collect();
-        let outcomes: Vec<SequenceOutcome> =
-            accepted.iter().zip(verified).map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn }).collect();
+        let outcomes: Vec<SequenceOutcome> = accepted
+            .iter()
+            .zip(verified)
+            .map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn })
+            .collect();
         let times = &self.times.last;
         let levels: Vec<f32> = times.draft_us.iter().map(|&us| us as f32).collect();
-        let times =
-            PhaseTimes { draft_levels: &levels, verify: Some(times.verify_us as f32), total: Some(times.total_us as f32) };
+        let times = PhaseTimes {
+            draft_levels: &levels,
+            verify: Some(times.verify_us as f32),
+            total: Some(times.total_us as f32),
+        };
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
     }

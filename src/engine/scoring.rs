@@ -12,8 +12,12 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`].
     pub fn score(&mut self, tokens: &[i32]) -> Result<Vec<f32>> {
-        let request =
-            Request { prompt: tokens.to_vec(), max_new_tokens: 1, sampling: SamplingParams::default(), ignore_eos: true };
+        let request = Request {
+            prompt: tokens.to_vec(),
+            max_new_tokens: 1,
+            sampling: SamplingParams::default(),
+            ignore_eos: true,
+        };
         check_request(&request, self.model_config().vocab_size, self.max_context + 1)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));

@@ -23,7 +23,12 @@ const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
 const TOP_K: usize = 10;
 
 /// Measures the passes of one sequence slot, which is free again afterwards.
-pub(super) fn measure(device: &Device, verifier: &mut Verifier, drafting: &mut Drafting, max_context: usize) -> Result<CostModel> {
+pub(super) fn measure(
+    device: &Device,
+    verifier: &mut Verifier,
+    drafting: &mut Drafting,
+    max_context: usize,
+) -> Result<CostModel> {
     let near = (max_context / 4).min(64);
     let far = (max_context - 1).min(1024);
     let positions = far + MAX_ROWS_PER_SEQUENCE;
@@ -34,11 +39,21 @@ pub(super) fn measure(device: &Device, verifier: &mut Verifier, drafting: &mut D
     let start = Instant::now();
     let verify = VERIFY_ROWS.map(|rows| (SweepKind::Verify, rows, near));
     let draft = DRAFT_ROWS.map(|rows| (SweepKind::Draft, rows, near));
-    let contexts = [(SweepKind::Verify, 1, far), (SweepKind::Draft, 1, far), (SweepKind::Verify, 8, far), (SweepKind::Verify, 32, far)];
+    let contexts = [
+        (SweepKind::Verify, 1, far),
+        (SweepKind::Draft, 1, far),
+        (SweepKind::Verify, 8, far),
+        (SweepKind::Verify, 32, far),
+    ];
     // Interleaved, so that a short limit leaves some of each.
     let mut plan = vec![verify[0], draft[0], verify[1], draft[1]];
     plan.extend(contexts);
-    plan.extend(verify[2..].iter().zip(draft[2..].iter().map(Some).chain(std::iter::repeat(None))).flat_map(|(v, d)| std::iter::once(*v).chain(d.copied())));
+    plan.extend(
+        verify[2..]
+            .iter()
+            .zip(draft[2..].iter().map(Some).chain(std::iter::repeat(None)))
+            .flat_map(|(v, d)| std::iter::once(*v).chain(d.copied())),
+    );
     for (kind, tokens, context) in plan {
         if points.len() >= 2 && start.elapsed() > TIME_LIMIT && !device.has_modelled_time() {
             break;
@@ -86,7 +101,9 @@ fn verify_pass(verifier: &mut Verifier, drafting: &Drafting, rows: usize, contex
     for i in 0..rows {
         let position = context + i;
         let slot = verifier.kv.slot(0, position);
-        verifier.pass.push(Row { token: 0, position, slot, ancestors: causal_words(i), parent: i as i32 - 1 }, true);
+        verifier
+            .pass
+            .push(Row { token: 0, position, slot, ancestors: causal_words(i), parent: i as i32 - 1 }, true);
     }
     let layers = &drafting.network.config().tap_layers;
     verifier.run(Some(Taps { layers, out: &drafting.taps.rows(0..rows) }))?;

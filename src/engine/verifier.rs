@@ -42,7 +42,13 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub fn new(device: &Device, target: Llama, kv: KvCache, max_rows: usize, max_sequences: usize) -> Result<Self> {
+    pub fn new(
+        device: &Device,
+        target: Llama,
+        kv: KvCache,
+        max_rows: usize,
+        max_sequences: usize,
+    ) -> Result<Self> {
         let ints = |shape: &[usize]| Tensor::zeros(device, DType::I32, shape);
         Ok(Self {
             target,
@@ -67,7 +73,13 @@ impl Verifier {
     }
 
     /// Fills the pass with one chunk of a text: positions `chunk` of `tokens`, causal, in sequence slot `slot`.
-    pub fn fill_chunk(&mut self, slot: usize, chunk: Range<usize>, tokens: &[i32], wants_logits: impl Fn(usize) -> bool) {
+    pub fn fill_chunk(
+        &mut self,
+        slot: usize,
+        chunk: Range<usize>,
+        tokens: &[i32],
+        wants_logits: impl Fn(usize) -> bool,
+    ) {
         self.pass.clear();
         for _ in 0..slot {
             self.pass.begin_sequence(0);
@@ -176,6 +188,9 @@ impl Verifier {
         if walked {
             return Ok(rows.iter().enumerate().map(read_one).collect());
         }
-        Ok(drawn.iter().map(|&token| Verified { accepted: vec![], bonus: token, drawn: vec![token] }).collect())
+        Ok(drawn
+            .iter()
+            .map(|&token| Verified { accepted: vec![], bonus: token, drawn: vec![token] })
+            .collect())
     }
 }

@@ -42,7 +42,14 @@ pub(crate) struct AttentionWeights {
 }
 
 impl AttentionWeights {
-    pub fn load(loader: &mut WeightLoader, prefix: &str, shape: AttentionShape, input: usize, hidden: usize, bias: bool) -> Result<Self> {
+    pub fn load(
+        loader: &mut WeightLoader,
+        prefix: &str,
+        shape: AttentionShape,
+        input: usize,
+        hidden: usize,
+        bias: bool,
+    ) -> Result<Self> {
         let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");
         let (q, k, v) = (name("q", "weight"), name("k", "weight"), name("v", "weight"));
         let rows = [shape.q_dim(), shape.kv_dim(), shape.kv_dim()];
@@ -69,7 +76,13 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    pub fn load(loader: &mut WeightLoader, prefix: &str, hidden: usize, intermediate: usize, bias: bool) -> Result<Self> {
+    pub fn load(
+        loader: &mut WeightLoader,
+        prefix: &str,
+        hidden: usize,
+        intermediate: usize,
+        bias: bool,
+    ) -> Result<Self> {
         let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");
         let rows = [intermediate, intermediate];
         let gate_up = loader.stacked(&[&name("gate", "weight"), &name("up", "weight")], &rows, hidden)?;
@@ -87,9 +100,21 @@ impl Mlp {
         let num_rows = x.dim(0);
         let (gate_up, act) = (scratch.gate_up.rows(0..num_rows), scratch.act.rows(0..num_rows));
         let workspace = &scratch.workspace;
-        linear(device, LinearArgs { x, weight: &self.gate_up, bias: self.gate_up_bias.as_ref(), out: &gate_up, workspace })?;
+        linear(
+            device,
+            LinearArgs {
+                x,
+                weight: &self.gate_up,
+                bias: self.gate_up_bias.as_ref(),
+                out: &gate_up,
+                workspace,
+            },
+        )?;
         swiglu(device, SwigluArgs { gate_up: &gate_up, out: &act })?;
-        linear(device, LinearArgs { x: &act, weight: &self.down, bias: self.down_bias.as_ref(), out, workspace })
+        linear(
+            device,
+            LinearArgs { x: &act, weight: &self.down, bias: self.down_bias.as_ref(), out, workspace },
+        )
     }
 }
 
@@ -120,8 +145,10 @@ pub(crate) struct ScratchSize {
 impl Scratch {
     pub fn new(device: &Device, size: &ScratchSize) -> Result<Self> {
         let (rows, shape) = (size.max_rows, size.shape);
-        let linear_len = size.linears.iter().chain([&size.head]).map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
-        let attention_len = tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, size.max_kv_len);
+        let linear_len =
+            size.linears.iter().chain([&size.head]).map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
+        let attention_len =
+            tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, size.max_kv_len);
         let buffer = |cols: usize| Tensor::uninit(device, size.dtype, &[rows, cols]);
         Ok(Self {
             qkv: buffer(shape.qkv_dim())?,
@@ -129,7 +156,11 @@ impl Scratch {
             attended: buffer(shape.q_dim())?,
             gate_up: buffer(2 * size.intermediate)?,
             act: buffer(size.intermediate)?,
-            workspace: Tensor::uninit(device, DType::F32, &[linear_len.unwrap_or(0).max(attention_len).max(1)])?,
+            workspace: Tensor::uninit(
+                device,
+                DType::F32,
+                &[linear_len.unwrap_or(0).max(attention_len).max(1)],
+            )?,
         })
     }
 }
@@ -147,10 +178,14 @@ pub(crate) fn attend(
 ) -> Result<()> {
     let (device, num_rows) = (pass.device(), pass.num_rows());
     let AttentionShape { num_q_heads, num_kv_heads, head_dim } = shape;
-    let [qkv, q, attended] = [&scratch.qkv, &scratch.q, &scratch.attended].map(|buffer| buffer.rows(0..num_rows));
+    let [qkv, q, attended] =
+        [&scratch.qkv, &scratch.q, &scratch.attended].map(|buffer| buffer.rows(0..num_rows));
     let (k_cache, v_cache) = kv.layer(layer);
     let workspace = &scratch.workspace;
-    linear(device, LinearArgs { x, weight: &weights.qkv, bias: weights.qkv_bias.as_ref(), out: &qkv, workspace })?;
+    linear(
+        device,
+        LinearArgs { x, weight: &weights.qkv, bias: weights.qkv_bias.as_ref(), out: &qkv, workspace },
+    )?;
     rope_kv_write(
         device,
         RopeArgs {
@@ -186,5 +221,8 @@ pub(crate) fn attend(
             max_rows: pass.max_rows_per_sequence(),
         },
     )?;
-    linear(device, LinearArgs { x: &attended, weight: &weights.o, bias: weights.o_bias.as_ref(), out, workspace })
+    linear(
+        device,
+        LinearArgs { x: &attended, weight: &weights.o, bias: weights.o_bias.as_ref(), out, workspace },
+    )
 }

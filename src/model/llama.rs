@@ -8,7 +8,9 @@ use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::linear::{LinearArgs, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
-use crate::model::{AttentionShape, AttentionWeights, Mlp, Pass, Progress, Scratch, ScratchSize, WeightLoader, attend};
+use crate::model::{
+    AttentionShape, AttentionWeights, Mlp, Pass, Progress, Scratch, ScratchSize, WeightLoader, attend,
+};
 use crate::weights::Checkpoint;
 
 /// A Llama target on a device.
@@ -58,8 +60,15 @@ pub struct Taps<'a> {
 
 impl Llama {
     /// Loads the weights of `checkpoint` as `float_type`; every tensor of the checkpoint must have a use.
-    pub fn load(device: &Device, config: ModelConfig, checkpoint: &Checkpoint, float_type: FloatType, progress: Progress) -> Result<Self> {
-        let ModelConfig { hidden_size: hidden, vocab_size: vocab, intermediate_size: intermediate, .. } = config;
+    pub fn load(
+        device: &Device,
+        config: ModelConfig,
+        checkpoint: &Checkpoint,
+        float_type: FloatType,
+        progress: Progress,
+    ) -> Result<Self> {
+        let ModelConfig { hidden_size: hidden, vocab_size: vocab, intermediate_size: intermediate, .. } =
+            config;
         let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
         let shape = attention_shape(&config);
         let embedding = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
@@ -69,9 +78,15 @@ impl Llama {
             layers.push(Layer {
                 input_norm: loader.vector(&[&format!("{prefix}.input_layernorm.weight")], &[hidden])?,
                 attention: AttentionWeights::load(
-                    &mut loader, &format!("{prefix}.self_attn"), shape, hidden, hidden, config.attention_bias,
+                    &mut loader,
+                    &format!("{prefix}.self_attn"),
+                    shape,
+                    hidden,
+                    hidden,
+                    config.attention_bias,
                 )?,
-                post_norm: loader.vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
+                post_norm: loader
+                    .vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
                 mlp: Mlp::load(&mut loader, &format!("{prefix}.mlp"), hidden, intermediate, config.mlp_bias)?,
             });
         }
@@ -84,10 +99,16 @@ impl Llama {
         };
         checkpoint.finish()?;
         Ok(Self {
-            device: device.clone(), dtype: float_type.into(), embedding, layers, final_norm, head,
+            device: device.clone(),
+            dtype: float_type.into(),
+            embedding,
+            layers,
+            final_norm,
+            head,
             // Sized with the buffers, when the longest context is known.
             cos_sin: Tensor::uninit(device, DType::F32, &[0, config.head_dim])?,
-            buffers: None, config,
+            buffers: None,
+            config,
         })
     }
 
@@ -103,8 +124,10 @@ impl Llama {
             shape,
             intermediate: config.intermediate_size,
             linears: vec![
-                (shape.qkv_dim(), hidden), (hidden, shape.q_dim()),
-                (2 * config.intermediate_size, hidden), (hidden, config.intermediate_size),
+                (shape.qkv_dim(), hidden),
+                (hidden, shape.q_dim()),
+                (2 * config.intermediate_size, hidden),
+                (hidden, config.intermediate_size),
             ],
             head: (config.vocab_size, hidden),
             dtype: self.dtype,
@@ -128,8 +151,10 @@ impl Llama {
     pub fn forward(&self, pass: &Pass, kv: &KvCache, taps: Option<Taps>) -> Result<Tensor> {
         let buffers = self.buffers.as_ref().expect("prepare comes before forward");
         let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.rms_norm_eps);
-        let [residual, normed, delta] = [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
-        let (shape, scratch, hidden) = (attention_shape(&self.config), &buffers.scratch, self.config.hidden_size);
+        let [residual, normed, delta] =
+            [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
+        let (shape, scratch, hidden) =
+            (attention_shape(&self.config), &buffers.scratch, self.config.hidden_size);
         embedding(device, EmbeddingArgs { tokens: &pass.tokens(), table: &self.embedding, out: &residual })?;
         for (i, layer) in self.layers.iter().enumerate() {
             // A drafter may read one stream twice (small targets): the norm is repeated for the second copy.
@@ -139,10 +164,23 @@ impl Llama {
             for chunk in &chunks {
                 let tap = chunk.as_ref().map(|chunk| chunk.rows(rows.clone()));
                 let (weight, delta) = (&layer.input_norm, incoming.take());
-                rmsnorm(device, RmsNormArgs { residual: &residual, delta, weight, out: &normed, tap: tap.as_ref(), eps })?;
+                rmsnorm(
+                    device,
+                    RmsNormArgs { residual: &residual, delta, weight, out: &normed, tap: tap.as_ref(), eps },
+                )?;
             }
             attend(pass, &normed, &layer.attention, shape, &self.cos_sin, (kv, i), scratch, &delta)?;
-            rmsnorm(device, RmsNormArgs { residual: &residual, delta: Some(&delta), weight: &layer.post_norm, out: &normed, tap: None, eps })?;
+            rmsnorm(
+                device,
+                RmsNormArgs {
+                    residual: &residual,
+                    delta: Some(&delta),
+                    weight: &layer.post_norm,
+                    out: &normed,
+                    tap: None,
+                    eps,
+                },
+            )?;
             layer.mlp.forward(device, &normed, scratch, &delta)?;
         }
         let wanted = pass.num_logit_rows();
@@ -153,8 +191,27 @@ impl Llama {
             gather_rows(device, GatherRowsArgs { src: &residual, index, out: &head_in })?;
             gather_rows(device, GatherRowsArgs { src: &delta, index, out: &head_delta })?;
             let normed = normed.rows(0..wanted);
-            rmsnorm(device, RmsNormArgs { residual: &head_in, delta: Some(&head_delta), weight: &self.final_norm, out: &normed, tap: None, eps })?;
-            linear(device, LinearArgs { x: &normed, weight: &self.head, bias: None, out: &logits, workspace: &scratch.workspace })?;
+            rmsnorm(
+                device,
+                RmsNormArgs {
+                    residual: &head_in,
+                    delta: Some(&head_delta),
+                    weight: &self.final_norm,
+                    out: &normed,
+                    tap: None,
+                    eps,
+                },
+            )?;
+            linear(
+                device,
+                LinearArgs {
+                    x: &normed,
+                    weight: &self.head,
+                    bias: None,
+                    out: &logits,
+                    workspace: &scratch.workspace,
+                },
+            )?;
         }
         Ok(logits)
     }
@@ -188,7 +245,9 @@ impl Llama {
 
 /// Where the stream that enters `layer` goes: one chunk of columns for each time the drafter asks for it.
 fn tapped_chunks(taps: &Option<Taps>, layer: usize, hidden: usize) -> impl Iterator<Item = Tensor> {
-    let taps = taps.iter().flat_map(|taps| taps.layers.iter().enumerate().map(|(chunk, &tapped)| (chunk, tapped, taps.out)));
+    let taps = taps
+        .iter()
+        .flat_map(|taps| taps.layers.iter().enumerate().map(|(chunk, &tapped)| (chunk, tapped, taps.out)));
     taps.filter(move |&(_, tapped, _)| tapped == layer)
         .map(move |(chunk, _, out)| out.columns(chunk * hidden..(chunk + 1) * hidden))
 }

@@ -39,7 +39,12 @@ impl WeightLoader<'_, '_> {
         self.fill(names, |i| vec![lens[i]], &shape)
     }
 
-    fn fill(&mut self, names: &[&str], shape_of: impl Fn(usize) -> Vec<usize>, shape: &[usize]) -> Result<Tensor> {
+    fn fill(
+        &mut self,
+        names: &[&str],
+        shape_of: impl Fn(usize) -> Vec<usize>,
+        shape: &[usize],
+    ) -> Result<Tensor> {
         let tensor = Tensor::uninit(self.device, self.float_type.into(), shape)?;
         let (mut at, mut block) = (0, Vec::new());
         for (i, name) in names.iter().enumerate() {

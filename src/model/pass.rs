@@ -92,7 +92,10 @@ impl Pass {
     /// Appends a row to the current sequence.
     pub fn push(&mut self, row: Row, wants_logits: bool) {
         let prefix_len = *self.prefix_len.last().expect("begin_sequence comes first") as usize;
-        let highest = (0..4).rev().find(|&w| row.ancestors[w] != 0).map_or(0, |w| w * 64 + 64 - row.ancestors[w].leading_zeros() as usize);
+        let highest = (0..4)
+            .rev()
+            .find(|&w| row.ancestors[w] != 0)
+            .map_or(0, |w| w * 64 + 64 - row.ancestors[w].leading_zeros() as usize);
         self.max_kv_len = self.max_kv_len.max(prefix_len + highest);
         if wants_logits {
             self.logit_rows.push(self.rows.len() as i32);
@@ -123,7 +126,10 @@ impl Pass {
         stage(SEQ_START, &mut starts.into_iter());
         stage(PREFIX_LEN, &mut self.prefix_len.iter().copied());
         stage(LOGIT_ROWS, &mut self.logit_rows.iter().copied());
-        stage(DRAW_POSITIONS, &mut self.logit_rows.iter().map(|&r| self.rows[r as usize].position as i32 + 1));
+        stage(
+            DRAW_POSITIONS,
+            &mut self.logit_rows.iter().map(|&r| self.rows[r as usize].position as i32 + 1),
+        );
         stage(DRAW_SEQUENCES, &mut self.logit_rows.iter().map(|&r| sequence_of(r)));
         for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
             words.copy_from_slice(&row.ancestors);

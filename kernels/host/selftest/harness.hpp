@@ -32,6 +32,7 @@ int cuStreamCreate(void**, unsigned);
 int cuStreamDestroy_v2(void*);
 int cuStreamSynchronize(void*);
 int cuStreamQuery(void*);
+int cuGetProcAddress_v2(const char*, void**, int, uint64_t, int*);
 int cuStreamWaitEvent(void*, void*, unsigned);
 int cuCtxSynchronize();
 int cuEventCreate(void**, unsigned);

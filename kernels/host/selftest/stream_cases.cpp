@@ -138,6 +138,14 @@ CASE(freed_while_queued) {
   observe("sync", cuStreamSynchronize(a));
 }
 
+CASE(entry_points) {
+  void* address = nullptr;
+  int status = -1;
+  observe("known", cuGetProcAddress_v2("cuMemAlloc", &address, 13000, 0, &status));
+  printf("same: %d\n", address == reinterpret_cast<void*>(&cuMemAlloc_v2));
+  observe("unknown", cuGetProcAddress_v2("cuNoSuchCall", &address, 13000, 0, &status));
+}
+
 // ---- capture and graphs -----------------------------------------------------------------------------------
 
 static void* executable(void* s) {
@@ -164,6 +172,15 @@ CASE(capture_refusals) {
   observe("relaxed alloc", cuMemAlloc_v2(&p, 4));
   observe("async alloc", cuMemAllocAsync(&p, 4, s));
   observe("end", cuStreamEndCapture(s, &graph));
+}
+
+// A stream dropped in the middle of its capture leaves nothing behind.
+CASE(abandoned_capture) {
+  void* s = stream();
+  MUST(cuStreamBeginCapture_v2(s, 0));
+  MUST(cuStreamDestroy_v2(s));
+  Pointer p;
+  observe("alloc", cuMemAlloc_v2(&p, 4));
 }
 
 CASE(captured_event) {

@@ -12,7 +12,8 @@ use crate::generate::{complete, print_now};
 use crate::{demo_model, interrupt, loading};
 
 /// From the held-out part of the corpus's domain: a class that the model has not seen.
-const PROMPT: &str = "class Counter:\n    \"\"\"Count hashable items.\"\"\"\n\n    def __init__(self, items=None):\n";
+const PROMPT: &str =
+    "class Counter:\n    \"\"\"Count hashable items.\"\"\"\n\n    def __init__(self, items=None):\n";
 const MAX_NEW_TOKENS: usize = 256;
 const TEMPERATURE: f32 = 0.7;
 const SEED: u64 = 7;
@@ -45,7 +46,10 @@ pub fn run() -> Result<()> {
         let share = stats.control_ms / (stats.decode_ms.max(f64::MIN_POSITIVE)) * 100.0;
         format!(
             "{name:8}{:>10.1}{:>18.2}{:>17.1}{:>15.2} %\n",
-            stats.tokens_per_second(), stats.mean_accepted_len(), stats.mean_nodes(), share
+            stats.tokens_per_second(),
+            stats.mean_accepted_len(),
+            stats.mean_nodes(),
+            share
         )
     };
     let same = if smart_tokens == plain_tokens {
@@ -56,8 +60,13 @@ pub fn run() -> Result<()> {
     print_now(&format!(
         "\n{device}, temperature {TEMPERATURE}, seed {SEED}\n\
          {:8}{:>10}{:>18}{:>17}{:>17}\n{}{}\nSMART is {:.2}x as fast as plain decoding. {same}\n",
-        "policy", "tokens/s", "accepted/round", "nodes/round", "controller",
-        row("plain", &plain), row("smart", &smart),
+        "policy",
+        "tokens/s",
+        "accepted/round",
+        "nodes/round",
+        "controller",
+        row("plain", &plain),
+        row("smart", &smart),
         smart.tokens_per_second() / plain.tokens_per_second().max(f64::MIN_POSITIVE),
     ))
 }

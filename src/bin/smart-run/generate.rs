@@ -34,8 +34,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         )));
     }
     let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|d| d.name()));
-    let mut builder =
-        Engine::builder(model).device(args.device).max_context(prompt.len().saturating_add(args.max_new_tokens));
+    let mut builder = Engine::builder(model)
+        .device(args.device)
+        .max_context(prompt.len().saturating_add(args.max_new_tokens));
     if let Some(drafter) = drafter {
         builder = builder.drafter(drafter);
     }
@@ -47,7 +48,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     interrupt::listen();
     // The trace file is made before the model is loaded: a wrong path should not cost minutes.
-    let trace = args.trace.as_ref().map(|path| File::create(path).map_err(|e| Error::io(path, e))).transpose()?;
+    let trace =
+        args.trace.as_ref().map(|path| File::create(path).map_err(|e| Error::io(path, e))).transpose()?;
     let mut engine = loading::build(builder)?;
     let sampling = SamplingParams {
         temperature: args.sampling.temperature,
@@ -68,8 +70,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         };
         engine.set_trace(BufWriter::new(file), &header)?;
     }
-    let request =
-        Request { prompt: prompt.clone(), max_new_tokens: args.max_new_tokens, sampling, ignore_eos: args.ignore_eos };
+    let request = Request {
+        prompt: prompt.clone(),
+        max_new_tokens: args.max_new_tokens,
+        sampling,
+        ignore_eos: args.ignore_eos,
+    };
     let streamed = tokenizer.as_ref().filter(|_| args.format == OutputFormat::Text);
     let (tokens, finish) = complete(&mut engine, request, |text| print_now(text), streamed, args.format)?;
     engine.finish_trace()?;
@@ -80,8 +86,13 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             let stats = engine.stats();
             eprintln!(
                 "{} tokens at {:.1} tokens/s ({}, {}, {}): {:.2} accepted and {:.1} nodes a round",
-                tokens.len(), stats.tokens_per_second(), engine.controller().policy(), engine.dtype(),
-                engine.device().name(), stats.mean_accepted_len(), stats.mean_nodes()
+                tokens.len(),
+                stats.tokens_per_second(),
+                engine.controller().policy(),
+                engine.dtype(),
+                engine.device().name(),
+                stats.mean_accepted_len(),
+                stats.mean_nodes()
             );
             Ok(())
         }
@@ -138,11 +149,19 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: Option<&Tokenizer>) -> Result<Vec<
     let text = args.prompt.text()?.unwrap_or_default();
     match tokenizer {
         Some(tokenizer) => tokenizer.encode(&text, true),
-        None => Err(Error::Input("the model folder has no tokenizer.json; give the prompt as --prompt-ids".into())),
+        None => Err(Error::Input(
+            "the model folder has no tokenizer.json; give the prompt as --prompt-ids".into(),
+        )),
     }
 }
 
-fn print_json(engine: &Engine, prompt: &[i32], tokens: &[i32], finish: Option<FinishReason>, tokenizer: Option<&Tokenizer>) -> Result<()> {
+fn print_json(
+    engine: &Engine,
+    prompt: &[i32],
+    tokens: &[i32],
+    finish: Option<FinishReason>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
     let stats = engine.stats();
     let text = tokenizer.map(|tokenizer| tokenizer.decode(tokens)).transpose()?;
     let object = json!({

@@ -27,7 +27,10 @@ pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
 /// Where measured costs are kept: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary folder.
 fn cost_cache() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(std::env::temp_dir);
+    let folder = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home)
+        .unwrap_or_else(std::env::temp_dir);
     folder.join("smart-run").join("costs.json")
 }
 
