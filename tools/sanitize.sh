@@ -7,11 +7,13 @@
 #   SIMT_DUMP=/tmp/launches cargo test --test kernels
 # They are replayed by an executable that holds the host driver and all kernels, compiled with ThreadSanitizer or with
 # Address- and UndefinedBehaviorSanitizer. Exits nonzero when a launch fails or a sanitizer reports something.
+# It is an executable of its own because a sanitizer's runtime has to come first in a process: such a library would load
+# into a Rust program only if the runtime were preloaded. Of each kernel the REPLAY_PER_KERNEL (2) smallest launches run.
 # `selftest CASE` runs a case of the host driver's self-test instead. The build is kept in target/sanitize-*; only what
 # changed is compiled again. $CXX selects the compiler (g++).
 set -eu
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 cd "$(dirname "$0")/.."
 sanitizer=${1:-}
