@@ -417,6 +417,20 @@ fn a_row_does_not_see_its_neighbours() {
 }
 
 #[test]
+fn trees_larger_than_the_shared_memory() {
+    // At head_dim 128 a CTA holds 128 keys and values: deep trees are staged tile by tile, wide ones node by node.
+    let device = device();
+    for (heads, prefix_len, branchy) in [(heads(1, 1, 128), 40, true), (heads(8, 1, 128), 50, false)] {
+        let story = Story::new(DType::Bf16, heads, 300, 41);
+        let tree = Sequence::tree(&mut Rng::new(43), prefix_len, 200, branchy, story.len());
+        for mode in device.modes() {
+            check_replay(&device, &story, &tree, &[0, 63, 64, 130, 177, 198, 199], mode);
+        }
+        check_against_oracle(&device, &story, &[tree], "large tree");
+    }
+}
+
+#[test]
 fn units_of_keys_do_not_show() {
     let device = device();
     for (dtype, num_q_heads) in [(DType::Bf16, 2), (DType::Bf16, 6), (DType::F16, 2), (DType::F32, 2)] {
