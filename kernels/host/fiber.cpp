@@ -40,32 +40,38 @@ simt_switch_stack:
 
 namespace simt {
 
-constexpr size_t guard_bytes = 4096;
+constexpr size_t page = 4096;
+
+// Every guard page splits a mapping and a process may have 65530, so only the first fibers of a block get one: all
+// threads of a kernel overflow alike.
+static size_t guard_bytes(unsigned index) {
+  return index < 256 ? page : 0;
+}
 
 // Under ThreadSanitizer stacks come from its own allocator: freed and allocated again they are memory without
 // a history, while those of mmap would show accesses of an earlier block's thread as races.
-static char* allocate_stack() {
+static char* allocate_stack(unsigned index) {
   if (tsan::enabled) {
     tsan::Ignore ignore;
     return static_cast<char*>(malloc(fiber_stack_bytes));
   }
-  void* map = mmap(nullptr, guard_bytes + fiber_stack_bytes, PROT_READ | PROT_WRITE,
+  void* map = mmap(nullptr, guard_bytes(index) + fiber_stack_bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) __builtin_trap();
-  mprotect(map, guard_bytes, PROT_NONE);
-  return static_cast<char*>(map) + guard_bytes;
+  if (guard_bytes(index)) mprotect(map, guard_bytes(index), PROT_NONE);
+  return static_cast<char*>(map) + guard_bytes(index);
 }
 
-static void release_stack(char* base) {
+static void release_stack(char* base, unsigned index) {
   if (tsan::enabled) {
     tsan::Ignore ignore;
     free(base);
   } else {
-    munmap(base - guard_bytes, guard_bytes + fiber_stack_bytes);
+    munmap(base - guard_bytes(index), guard_bytes(index) + fiber_stack_bytes);
   }
 }
 
-FiberStack::FiberStack(unsigned index, void (*entry)()) : base_(allocate_stack()), index_(index) {
+FiberStack::FiberStack(unsigned index, void (*entry)()) : base_(allocate_stack(index)), index_(index) {
   rewind(entry);
 }
 
@@ -77,15 +83,15 @@ FiberStack::FiberStack(FiberStack&& other) noexcept
 
 FiberStack::~FiberStack() {
   if (tsan_) tsan::destroy_fiber(tsan_);
-  if (base_) release_stack(base_);
+  if (base_) release_stack(base_, index_);
 }
 
 void FiberStack::rewind(void (*entry)()) {
   if (tsan_) {  // a new identity, so that the race detector sees no order between what ran here and what
                 // comes
     tsan::destroy_fiber(tsan_);
-    release_stack(base_);
-    base_ = allocate_stack();
+    release_stack(base_, index_);
+    base_ = allocate_stack(index_);
   }
   tsan_ = tsan::create_fiber();
   asan::unpoison(base_, fiber_stack_bytes);  // of frames that were left without returning
@@ -139,7 +145,7 @@ long long FiberStack::fresh_top() const {
 
 bool FiberStack::contains(const void* address) const {
   auto at = static_cast<const char*>(address);
-  return at >= base_ - guard_bytes && at < base_ + fiber_stack_bytes;
+  return at >= base_ - guard_bytes(index_) && at < base_ + fiber_stack_bytes;
 }
 
 }  // namespace simt

@@ -16,8 +16,8 @@ extern "C" void simt_switch_stack(void** save, void* to);
 
 class FiberStack {
  public:
-  // A guard page lies below. Tops are staggered by `index`: equal offsets would put the hot lines of every
-  // fiber into the same few L1 sets, which costs a factor of two.
+  // The first stacks of a block have a guard page below. Tops are staggered by `index`: equal offsets would put
+  // the hot lines of every fiber into the same few L1 sets, which costs a factor of two.
   FiberStack(unsigned index, void (*entry)());
   FiberStack(FiberStack&& other) noexcept;
   FiberStack(const FiberStack&) = delete;
