@@ -105,7 +105,8 @@ pub struct Selection {
     pub tokens: usize,
     /// Whole time of the round.
     pub ns: u64,
-    /// Price of a place in the pass: the value of the last node that has one, 0 if every candidate has.
+    /// Price of a place in the pass, in tokens: what the time of one more would bring elsewhere, but no less than the first node left
+    /// out would pay and no more than the last one taken pays.
     pub price: f32,
 }
 
@@ -134,7 +135,7 @@ pub fn scan_verification(
         expected: batch as u64 * ONE,
         tokens: batch,
         ns: attention_ns + tables.verify_linear_ns(batch),
-        price: 0.0,
+        price: 1.0,
     };
     let mut best = present;
     let mut best_rate = 0.0;
@@ -167,9 +168,10 @@ pub fn scan_verification(
             Selection { prefix: i + 1, expected, tokens: present.tokens + 1, ns, price: candidate.value() };
     }
     keep_better(&present);
-    if best.prefix == candidates.len() {
-        best.price = 0.0;
-    }
+    let left_out = candidates.get(best.prefix).map_or(0.0, |candidate| candidate.value());
+    let step_ns = tables.verify_linear_ns(best.tokens + tables.tread) - tables.verify_linear_ns(best.tokens);
+    let place = best.rate() * (step_ns as f64 / tables.tread as f64) / ONE as f64;
+    best.price = (place as f32).min(best.price).max(left_out);
     best
 }
 

@@ -1,7 +1,10 @@
 //! Whole simulated runs on an H200's roofline: SMART against fixed policies, against plain decoding, against bad luck.
 
 use smart_run::control::roofline::{Card, Roofline, Shape};
-use smart_run::control::{Policy, SweepKind};
+use smart_run::control::{
+    Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceOutcome, SweepKind, SweepPoint,
+    Treads,
+};
 
 use crate::process::{Ease, Outcome, Process, Simulation};
 
@@ -225,4 +228,33 @@ fn table() {
         }
     }
     println!("geometric mean {:.3}", (log_sum / 21.0f64).exp());
+}
+
+/// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain.
+#[test]
+fn on_sure_text_it_drafts_deep_even_where_every_row_costs() {
+    let point = |kind, tokens: usize, us| SweepPoint { kind, tokens, sequences: 1, context: 0, us };
+    let rows = [1, 2, 4, 8, 16, 32];
+    let verify = rows.map(|rows| point(SweepKind::Verify, rows, 300.0 + 40.0 * rows as f64));
+    let draft = rows.map(|rows| point(SweepKind::Draft, rows, 80.0 + 5.0 * rows as f64));
+    let cost = CostModel::from_sweep(&[verify, draft].concat(), Treads::default()).expect("a sound sweep");
+    let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), cost);
+    let mut depths = vec![];
+    for _ in 0..60 {
+        let plan = controller.begin_round(&[crate::common::view(1)]);
+        let round = controller.round_mut();
+        while let Some(rows) = round.next_level() {
+            let ranks = rows.iter().flat_map(|_| 0..plan.top_k as i32);
+            let (tokens, logps): (Vec<i32>, Vec<f32>) =
+                ranks.map(|rank| (rank, if rank == 0 { -0.02 } else { -6.0 })).unzip();
+            round.add_level(&tokens, &logps);
+        }
+        let tree = round.select()[0].tree.clone();
+        let drawn = vec![0; tree.num_nodes()];
+        let accepted: Vec<u32> = tree.walk(&drawn).0.iter().map(|&node| node as u32).collect();
+        depths.push(accepted.len());
+        let outcome = SequenceOutcome { accepted: &accepted, drawn: &drawn };
+        controller.observe(&RoundReport { sequences: &[outcome], ..RoundReport::default() });
+    }
+    assert!(depths[10..].iter().all(|&depth| depth >= 4), "{depths:?}");
 }
