@@ -68,7 +68,10 @@ pub(super) fn measure(
     drafting.kv.release(0);
     let config = verifier.target.config();
     let group = config.num_q_heads / config.num_kv_heads;
-    CostModel::from_sweep(&points, Treads { tokens: 8, nodes: (16 / group).max(1) })
+    // The host driver's native twins have no tiles: every row costs.
+    let tiled = !device.is_host() || device.has_modelled_time();
+    let treads = if tiled { Treads { tokens: 8, nodes: (16 / group).max(1) } } else { Treads { tokens: 1, nodes: 1 } };
+    CostModel::from_sweep(&points, treads)
 }
 
 /// Median time of a pass, µs; the first, which may load kernels, is not counted. One sample is enough when late.

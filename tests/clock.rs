@@ -1,0 +1,90 @@
+//! SMART on an H200, measured on any machine: the engine runs for real, its time is modelled by a cost table.
+//!
+//! The table prices every launch of the demo pair as a piece of Llama-3.1-8B with its EAGLE-3 head at the roofline of one
+//! H200 (4.3 TB/s, 790 TFLOP/s, treads of 8 rows): each of the demo's 8 layers stands for 4 of 32.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+const BANDWIDTH: f64 = 4.3e12;
+const MATMUL: f64 = 790e12;
+
+/// Microseconds of a linear layer of `params` weights by rows.
+fn staircase(params: f64) -> Vec<(usize, f64)> {
+    let us = |rows: usize| (2.0 * params / BANDWIDTH).max(2.0 * params * rows as f64 / MATMUL) * 1e6;
+    (1..=64).map(|tread| (8 * tread, us(8 * tread))).collect()
+}
+
+fn h200_table() -> Value {
+    let (hidden, intermediate, qkv) = (4096.0, 14336.0, 6144.0);
+    let (o, gate_up, down) = (hidden * hidden, 2.0 * intermediate * hidden, intermediate * hidden);
+    // Target and drafter share the shapes of o, gate_up and down: these cost one layer, and the target's qkv projection,
+    // a shape of its own, carries what is missing to four.
+    let linears = [
+        ((768, 256), 4.0 * qkv * hidden + 3.0 * (o + gate_up + down)),
+        ((256, 512), o),
+        ((1792, 256), gate_up),
+        ((256, 896), down),
+        ((4096, 256), 128256.0 * hidden),
+        ((256, 768), hidden * 3.0 * hidden),
+        ((768, 512), qkv * 2.0 * hidden),
+        ((1024, 256), 32000.0 * hidden),
+    ];
+    let mut rules = Vec::new();
+    for tile in ["t8", "t16", "t32", "t64", "t128"] {
+        for ((n, k), params) in linears {
+            rules.push(json!({
+                "kernel": format!("linear_bf16_{tile}"), "where": {"6": n, "7": k}, "by": 5,
+                "points": staircase(params), "interpolation": "step",
+            }));
+        }
+    }
+    rules.push(json!({"kernel": "draft_topk_f32", "us": 20.0}));
+    rules.push(json!({"kernel": "verify_walk", "us": 25.0}));
+    json!({"rules": rules, "default_us": 0.0, "copy_us": 0.0})
+}
+
+/// Tokens per second and token ids of one generation under modelled time.
+fn generate(table: &std::path::Path, policy: &str, new_tokens: usize) -> (f64, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_smart-run"))
+        .args(["generate", "--device", "host", "--policy", policy, "--temperature", "0.7", "--seed", "3", "--ignore-eos"])
+        .args(["--format", "json", "--max-new-tokens", &new_tokens.to_string()])
+        .args(["--prompt", "class Parser:\n    def __init__(self, text):\n"])
+        .env("SIMT_CLOCK", table)
+        .env_remove("SMART_HOST_DRIVER")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{policy}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let speed = answer["stats"]["tokens_per_second"].as_f64().unwrap();
+    eprintln!(
+        "{policy:16} {speed:8.1} tokens/s, {:.2} accepted, {:.1} nodes",
+        answer["stats"]["mean_accepted_len"].as_f64().unwrap(),
+        answer["stats"]["mean_nodes"].as_f64().unwrap()
+    );
+    (speed, answer["token_ids"].take())
+}
+
+#[test]
+fn smart_on_an_h200_is_at_least_the_best_fixed_policy() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("h200.json");
+    std::fs::write(&table, h200_table().to_string()).unwrap();
+    let soak = std::env::var("SMART_SOAK").is_ok_and(|v| v == "1");
+    let new_tokens = if soak { 1500 } else { 600 };
+    let (smart, tokens) = generate(&table, "smart", new_tokens);
+    let (again, _) = generate(&table, "smart", new_tokens);
+    assert_eq!(smart, again, "modelled time is deterministic");
+    let chains = (1..=8).map(|k| format!("chain:{k}"));
+    let trees = [8, 16, 24, 32, 48, 60].map(|n| format!("eagle2:10,5,{n}"));
+    let mut best = (0.0, String::new());
+    for policy in chains.chain(trees).chain(["plain".to_owned()]) {
+        let (speed, fixed_tokens) = generate(&table, &policy, new_tokens);
+        assert_eq!(fixed_tokens, tokens, "{policy} changed the text");
+        if speed > best.0 {
+            best = (speed, policy);
+        }
+    }
+    assert!(smart >= best.0, "smart: {smart:.1} tokens/s, {}: {:.1}", best.1, best.0);
+}
