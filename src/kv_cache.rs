@@ -36,7 +36,6 @@ pub struct KvCache {
     page_table: Tensor,
     owned: Vec<Vec<i32>>,
     free: Vec<i32>,
-    shape: KvShape,
 }
 
 impl KvCache {
@@ -56,7 +55,6 @@ impl KvCache {
             page_table: Tensor::zeros(device, DType::I32, &[max_sequences, max_pages])?,
             owned: vec![Vec::new(); max_sequences],
             free: (0..num_pages as i32).rev().collect(),
-            shape,
         })
     }
 
@@ -90,11 +88,6 @@ impl KvCache {
         self.free.extend(pages.into_iter().rev());
     }
 
-    /// Pages that no sequence owns.
-    pub fn num_free_pages(&self) -> usize {
-        self.free.len()
-    }
-
     /// Slot of a reserved position: `page * PAGE_SIZE + offset`.
     pub fn slot(&self, sequence: usize, position: usize) -> i32 {
         self.owned[sequence][position / PAGE_SIZE] * PAGE_SIZE as i32 + (position % PAGE_SIZE) as i32
@@ -114,10 +107,5 @@ impl KvCache {
     /// Page tables of sequences `0..count`, `[count, max_pages]`.
     pub fn page_table(&self, count: usize) -> Tensor {
         self.page_table.rows(0..count)
-    }
-
-    /// Geometry.
-    pub fn shape(&self) -> KvShape {
-        self.shape
     }
 }

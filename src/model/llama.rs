@@ -231,11 +231,6 @@ impl Llama {
         &self.head
     }
 
-    /// The type weights and activations have.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
     /// Geometry of the key/value cache this model needs.
     pub fn kv_shape(&self) -> KvShape {
         let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = self.config;
