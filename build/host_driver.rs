@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::compile::{self, Job};
 
-/// `-std=c++20` (not gnu++20) keeps the compiler from contracting a*b+c on its own, so that results do not depend on
-/// what was vectorised; -O2 because unoptimised fibers are four times slower even in debug builds of the crate.
+/// `-ffp-contract=off` keeps the compiler from fusing a*b+c on its own, so that results do not depend on what was vectorised
+/// (kernels fuse by name); -O2 because unoptimised fibers are four times slower even in debug builds of the crate.
 const FLAGS: &[&str] = &[
     "-std=c++20",
+    "-ffp-contract=off",
     "-O2",
     "-g1",
     "-fPIC",

@@ -312,3 +312,77 @@ fn a_wrong_command_line_exits_with_2_and_one_sentence() {
         assert_contains(&case, &stderr, &[expected]);
     }
 }
+
+// ---- faults seen by the whole program
+
+/// What spoils the folder, more arguments, exit code, and what the sentence must contain.
+type RunCase = (&'static str, fn(&Folder), &'static [&'static str], i32, &'static str);
+
+const RUN_CASES: &[RunCase] = &[
+    ("no_config", |f| f.remove("config.json"), &["--prompt-ids", "1"], 2, "no config.json here"),
+    (
+        "weights_cut",
+        |f| f.write("model.safetensors", &f.read("model.safetensors")[..100]),
+        &["--prompt-ids", "1"],
+        2,
+        "truncated",
+    ),
+    (
+        "wrong_shape",
+        |f| spoil_tensors(f, |t| t[1].1 = vec![65]),
+        &["--prompt-ids", "1"],
+        2,
+        "tensor model.norm.weight",
+    ),
+    (
+        "tensor_missing",
+        |f| {
+            spoil_tensors(f, |t| {
+                t.remove(1);
+            })
+        },
+        &["--prompt-ids", "1"],
+        2,
+        "model.norm.weight is missing",
+    ),
+    (
+        "tensor_too_many",
+        |f| spoil_tensors(f, |t| t.push(("lm_head.bias".into(), vec![1]))),
+        &["--prompt-ids", "1"],
+        2,
+        "lm_head.bias",
+    ),
+    ("no_tokenizer_for_text", |f| f.remove("tokenizer.json"), &["--prompt", "a"], 2, "tokenizer.json"),
+    ("id_outside_the_vocabulary", |_| (), &["--prompt-ids", "1,40"], 2, "40"),
+    ("prompt_longer_than_the_context", short_context, &["--prompt-ids", "1,1,1,1,1"], 2, "context of 4"),
+    ("prompt_file_missing", |_| (), &["--prompt-file", "/nowhere/prompt"], 2, "/nowhere/prompt"),
+    ("drafter_missing", |_| (), &["--prompt-ids", "1", "--draft", "/nowhere/draft"], 2, "/nowhere/draft"),
+    ("trace_not_writable", |_| (), &["--prompt-ids", "1", "--trace", "/nowhere/trace"], 2, "/nowhere/trace"),
+    // Only where there is no GPU.
+    ("no_gpu", |_| (), &["--prompt-ids", "1", "--device", "cuda:0"], 1, "cuda:0"),
+];
+
+fn short_context(folder: &Folder) {
+    let mut config = tiny_model::config();
+    config["max_position_embeddings"] = 4.into();
+    folder.write_json("config.json", &config);
+}
+
+#[test]
+fn a_fault_is_one_sentence_of_the_program() {
+    for (case, spoil, arguments, code, expected) in RUN_CASES {
+        let folder = Folder::target();
+        spoil(&folder);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
+        command.args(["generate", "--model"]).arg(folder.path());
+        if *case != "no_gpu" {
+            command.args(["--device", "host"]);
+        }
+        let output = command.args(*arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(*code), "{case}: {stderr}");
+        assert!(output.stdout.is_empty(), "{case} printed to stdout");
+        assert_eq!(stderr.lines().count(), 1, "{case}: {stderr}");
+        assert_contains(case, &stderr, &[expected]);
+    }
+}

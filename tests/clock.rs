@@ -48,7 +48,18 @@ fn h200_table() -> Value {
 /// Tokens per second and token ids of one generation under modelled time.
 fn generate(table: &std::path::Path, policy: &str, new_tokens: usize) -> (f64, Value) {
     let output = Command::new(env!("CARGO_BIN_EXE_smart-run"))
-        .args(["generate", "--device", "host", "--policy", policy, "--temperature", "0.7", "--seed", "3", "--ignore-eos"])
+        .args([
+            "generate",
+            "--device",
+            "host",
+            "--policy",
+            policy,
+            "--temperature",
+            "0.7",
+            "--seed",
+            "3",
+            "--ignore-eos",
+        ])
         .args(["--format", "json", "--max-new-tokens", &new_tokens.to_string()])
         .args(["--prompt", "class Parser:\n    def __init__(self, text):\n"])
         .env("SIMT_CLOCK", table)

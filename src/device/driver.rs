@@ -81,10 +81,11 @@ pub(super) fn load(choice: DeviceChoice) -> Result<(DriverKind, usize)> {
     let (kind, ordinal) = match choice {
         DeviceChoice::Host => (DriverKind::Host, 0),
         DeviceChoice::Cuda(ordinal) => {
-            let count = probe_system_driver().map_err(Error::Device)?;
+            let count =
+                probe_system_driver().map_err(|why| Error::Device(format!("cuda:{ordinal}: {why}")))?;
             if ordinal >= count {
                 return Err(Error::Device(format!(
-                    "--device cuda:{ordinal}: this machine has {count} CUDA device(s)"
+                    "cuda:{ordinal}: this machine has {count} CUDA device(s)"
                 )));
             }
             (DriverKind::Cuda, ordinal)

@@ -70,7 +70,8 @@ pub(super) fn measure(
     let group = config.num_q_heads / config.num_kv_heads;
     // The host driver's native twins have no tiles: every row costs.
     let tiled = !device.is_host() || device.has_modelled_time();
-    let treads = if tiled { Treads { tokens: 8, nodes: (16 / group).max(1) } } else { Treads { tokens: 1, nodes: 1 } };
+    let treads =
+        if tiled { Treads { tokens: 8, nodes: (16 / group).max(1) } } else { Treads { tokens: 1, nodes: 1 } };
     CostModel::from_sweep(&points, treads)
 }
 
