@@ -18,7 +18,7 @@ pub(super) struct Kernel {
 /// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
 const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
-const ARG_BYTES: usize = 1024;
+const ARG_BYTES: usize = 512;
 
 /// Kernel arguments in order, held by value until the launch copies them.
 pub struct LaunchArgs {
@@ -37,36 +37,43 @@ impl Default for LaunchArgs {
 
 impl LaunchArgs {
     /// No arguments yet.
+    #[inline(always)]
     pub fn new() -> Self {
         Self { bytes: [0; ARG_BYTES / 8], offsets: [0; MAX_ARGS], sizes: [0; MAX_ARGS], count: 0, used: 0 }
     }
 
     /// A device pointer to `tensor`'s first element.
+    #[inline(always)]
     pub fn ptr(self, tensor: &Tensor) -> Self {
         self.pod(&tensor.ptr())
     }
 
     /// A device pointer, null when there is no tensor.
+    #[inline(always)]
     pub fn ptr_or_null(self, tensor: Option<&Tensor>) -> Self {
         self.pod(&tensor.map_or(0, Tensor::ptr))
     }
 
     /// A 32-bit integer.
+    #[inline(always)]
     pub fn i32(self, value: usize) -> Self {
         self.pod(&i32::try_from(value).expect("kernel sizes fit 31 bits: wrappers check their shapes"))
     }
 
     /// A 64-bit integer.
+    #[inline(always)]
     pub fn u64(self, value: u64) -> Self {
         self.pod(&value)
     }
 
     /// A float.
+    #[inline(always)]
     pub fn f32(self, value: f32) -> Self {
         self.pod(&value)
     }
 
     /// A plain parameter struct, laid out as in the kernel's source.
+    #[inline(always)]
     pub fn pod<T: bytemuck::NoUninit>(mut self, value: &T) -> Self {
         let source = bytemuck::bytes_of(value);
         let start = self.used.next_multiple_of(8);
