@@ -204,6 +204,8 @@ impl<'a> EngineBuilder<'a> {
             times: RoundClock::new(&device),
             trace: None,
             dtype_name: float_type.name(),
+            #[cfg(test)]
+            planted: None,
             device,
         })
     }

@@ -11,6 +11,8 @@
 mod builder;
 mod drafting;
 mod generation;
+#[cfg(test)]
+mod mutations;
 mod prefill;
 mod round;
 mod scoring;
@@ -51,6 +53,23 @@ pub struct Engine {
     times: RoundClock,
     trace: Option<Trace>,
     dtype_name: &'static str,
+    /// A bug to plant, in tests of the tests.
+    #[cfg(test)]
+    planted: Option<Bug>,
+}
+
+/// Bugs that the losslessness tests must notice (`mutations`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+enum Bug {
+    /// Accepted keys and values stay where the tree put them.
+    StaleKv,
+    /// A token that the target did not draw is accepted in place of one that it did.
+    WrongSibling,
+    /// Drafted nodes are rotated and drawn one position late.
+    LatePosition,
+    /// Every drafted node sees its siblings.
+    SeesSiblings,
 }
 
 struct Trace {
@@ -125,6 +144,17 @@ impl Engine {
     /// Flushes and closes the trace.
     pub fn finish_trace(&mut self) -> Result<()> {
         self.trace.take().map_or(Ok(()), |mut trace| trace.out.flush()).map_err(trace_error)
+    }
+
+    /// Whether `bug` is planted; never outside tests.
+    fn has(&self, bug: Bug) -> bool {
+        #[cfg(test)]
+        return self.planted == Some(bug);
+        #[cfg(not(test))]
+        {
+            let _ = bug;
+            false
+        }
     }
 
     fn sequence(&self, slot: usize) -> &Sequence {

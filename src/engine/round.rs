@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use crate::control::{PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
 use crate::engine::verifier::Verified;
-use crate::engine::{Engine, FinishReason, SequenceId};
+use crate::engine::{Bug, Engine, FinishReason, SequenceId};
 use crate::error::{Error, Result};
-use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps};
+use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words};
 use crate::tree::DraftTree;
 
 /// What one round emitted for one sequence.
@@ -149,9 +149,13 @@ impl Engine {
             for node in 0..tree.num_nodes() {
                 let row = Row {
                     token: tree.token(node),
-                    position: root + tree.depth(node),
+                    position: root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition)),
                     slot: self.verifier.kv.slot(slot, root + node),
-                    ancestors: tree.ancestor_words(node),
+                    ancestors: if self.has(Bug::SeesSiblings) {
+                        causal_words(node)
+                    } else {
+                        tree.ancestor_words(node)
+                    },
                     parent: tree.parents()[node],
                 };
                 self.verifier.pass.push(row, true);
@@ -165,9 +169,12 @@ impl Engine {
             .map(|d| (d.taps.rows(0..by_slot.end), d.network.config().tap_layers.clone()));
         self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
         let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
-        self.verifier.walk(usize::from(deepest))?;
+        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
         self.times.mark_verify()?;
         let mut verified = self.verifier.read(&ranges, true)?;
+        if self.has(Bug::WrongSibling) {
+            mutate_siblings(trees, slots, &mut verified);
+        }
         Ok(slots.iter().map(|&slot| std::mem::take(&mut verified[slot])).collect())
     }
 
@@ -244,5 +251,15 @@ impl Engine {
         };
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
+    }
+}
+
+/// [`Bug::WrongSibling`]: the last accepted node becomes a sibling, where it has one.
+fn mutate_siblings(trees: &[DraftTree], slots: &[usize], verified: &mut [Verified]) {
+    for (tree, &slot) in trees.iter().zip(slots) {
+        if let Some(last) = verified[slot].accepted.last_mut() {
+            let parent = tree.parent(*last).unwrap_or(0);
+            *last = tree.children(parent).find(|child| child != last).unwrap_or(*last);
+        }
     }
 }
