@@ -13,13 +13,10 @@ constexpr int kMmaThreads = 128;  // four warps
 // kParts warps share the row tile: 1 (wide: each warp has its own) or 4 (narrow).
 template <typename T, int kHeadDim, int kParts>
 struct SoftmaxTile {
-  // Ring and (wide) span acc take at most 96 KB of dynamic shared memory, so that every sm_80+ GPU can hold
-  // them.
-  static constexpr int kStages = kParts == 1       ? (kHeadDim == 128  ? 2
-                                                      : kHeadDim == 96 ? 3
-                                                                       : 4)
-                                 : kHeadDim == 128 ? 3
-                                                   : 4;
+  // Ring and (wide) span acc take at most 96 KB of dynamic shared memory: every sm_80+ GPU can hold them.
+  static constexpr int kLargestWideRing = kHeadDim == 128 ? 2 : kHeadDim == 96 ? 3 : 4;
+  static constexpr int kLargestNarrowRing = kHeadDim == 128 ? 3 : 4;
+  static constexpr int kStages = kParts == 1 ? kLargestWideRing : kLargestNarrowRing;
   static constexpr int kRingRows = kStages * kTileKeys;
   static constexpr int kQueryFragments = kHeadDim / 16;
   static constexpr int kScoreBlocks = 4 / kParts;  // 16-key blocks of a tile that a warp scores

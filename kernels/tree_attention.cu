@@ -1,19 +1,17 @@
-// WHAT      Attention of packed tree rows over a paged K/V cache: the prefix is visible to every row of a
-// sequence,
-//           the rows behind it by ancestor words. Serves prefill, plain decoding, verification and the
-//           drafter.
+// WHAT      Attention of packed tree rows over a paged K/V cache: the prefix is visible to every row of its
+//           sequence, the rows behind it by ancestor words. Serves prefill, plain decoding, verification and
+//           the drafter.
 // MATH      out[t,h] = sum_i p_i v_i / sum_i p_i,  p_i = exp(sm_scale * q[t,h].k_i), i over the keys t sees
-// SHAPES    see TreeAttentionParams (tree_attention.cuh); all in, except out (out) and workspace (scratch)
+// SHAPES    see TreeAttentionParams (tree_attention.cuh); all in, except out (out), workspace (scratch)
 // LAUNCH    grid (row tile, unit of keys, sequence * kv head), block 128. CTAs without work exit.
 //           mma narrow: 16 packed rows (node, q head of the kv group) a CTA; mma wide: 64; f32: 4.
-//           Dynamic shared memory: the K/V ring of the mma kernels, 2 * stages * 64 * head_dim elements.
+//           Dynamic shared memory: the K/V ring of the mma kernels and, wide, the span's acc.
 //           combine: grid (row of the sequence, q head, sequence), block head_dim.
 // REQUIRES  page_size a multiple of 16; tensors 16-byte aligned; K/V finite in every row that some row sees;
-// at most
-//           256 rows a sequence, each with its own bit set. K/V behind the highest set bit is never read.
+//           at most 256 rows a sequence, each with its own bit set. K/V behind the highest set bit is never
+//           read.
 // ORDER     The bits of a row depend on its query and its keys in logical order, on nothing else: not on the
-// slots
-//           its ancestors occupy, the rows beside it, or how keys are divided into prefix and tree. Key i
+//           slots of its ancestors, the rows beside it, or how keys are divided into prefix and tree. Key i
 //           means the key at logical position i. Keys are cut at absolute positions and merged left to right
 //           on every level:
 //             tile (64 keys; f32 kernel 32) -> split (256): online softmax, P*V in steps of 16 keys (f32: 1)
@@ -21,19 +19,15 @@
 //           A CTA handles a unit: one split, one span, or all keys, as the launch finds best. Units that are
 //           not all keys leave partial states to the combining kernel, which goes on in the same order; a row
 //           of one unit is finished by its CTA. Masked keys weigh exactly 0 and add exact zeros wherever they
-//           are not skipped. On tensor cores it is assumed that an output element depends only on its row of
-//           A, its column of B along k and its element of C, and that products with a zero weight add
-//           nothing.
+//           are not skipped. Of tensor cores it is assumed that an output element depends only on its row of
+//           A, its column of B along k and its element of C, and that products with a zero weight add nothing.
 // NUMERICS  f32 scores and sums; base-2 exponentials; weights rounded to T before P*V and summed as rounded.
-// A row
-//           that sees nothing gives zeros.
 // TWINS     src/kernels/tree_attention.rs, src/reference/tree_attention.rs, tests/kernels/tree_attention.rs,
 //           kernels/host/native/tree_attention.cpp
 // SOURCE    FlashAttention-2 and Flash-Decoding (online softmax, key splits); the path-wise tail is ours
 #include "tree_attention_mma.cuh"
 
-// ---- f32: a warp per packed row, a lane per key, then a lane per output column
-// ---------------------------------------
+// ---- f32: a warp per packed row, a lane per key, then a lane per output column ----
 
 constexpr int kF32Warps = 4;
 constexpr int kF32TileKeys = 32;
@@ -180,8 +174,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
   if (lane_idx == 0) *reinterpret_cast<float2*>(state + kHeadDim) = make_float2(whole.max, whole.sum);
 }
 
-// ---- combine: the states of a row's units, in order; a thread per output column
-// --------------------------------------
+// ---- combine: the states of a row's units, in order; a thread per output column ----
 
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams& p) {
@@ -214,8 +207,7 @@ __device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams
   out[column] = from_float<T>(softmax_output(acc, sum));
 }
 
-// ---- entry points
-// ----------------------------------------------------------------------------------------------------
+// ---- entry points ----
 
 template <typename T, int kHeadDim, int kParts>
 __device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p) {

@@ -35,8 +35,7 @@ constexpr int kSplitsPerSpan =
     8;  // long contexts with many rows write one partial per span, an eighth of the traffic
 constexpr int kSpanKeys = kSplitKeys * kSplitsPerSpan;
 
-// One sequence of the pass, as a kernel sees it. Few fields and addresses computed anew: registers are
-// scarce.
+// One sequence of the pass, as a kernel sees it. Addresses are computed anew: registers are scarce.
 struct Sequence {
   const TreeAttentionParams& p;
   int idx, first_row, num_rows, prefix_len;

@@ -44,8 +44,7 @@ __device__ __forceinline__ void keep_ranks(TreeMask& mask, int begin, int end) {
   }
 }
 
-// Whether the path `mask` is the upper part of the path `leaf`: both agree up to the highest member of
-// `mask`.
+// Whether path `mask` is the upper part of path `leaf`: both agree up to the highest member of `mask`.
 __device__ __forceinline__ bool is_upper_part(const TreeMask& mask, const TreeMask& leaf) {
   bool below = false;  // a higher word of `mask` has members, so all of this word counts
   bool agree = true;

@@ -50,8 +50,7 @@ ROW_BODY Lanes load_lanes(const f16* source) {
 
 // Sums of the lanes of 16 vectors: lane i of the result is the sum of vectors[i].
 ROW_BODY Lanes sum_each(const Lanes (&vectors)[16]) {
-  // Each level halves the number of vectors and of lanes a sum is spread over; sums come out in bit-reversed
-  // order.
+  // Each level halves the vectors and the lanes of a sum; sums come out in bit-reversed order.
   constexpr int kReversed[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   Lanes a[8], b[4], c[2];
   for (int i = 0; i < 8; ++i) {
