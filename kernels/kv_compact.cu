@@ -1,5 +1,5 @@
-// WHAT      After verification: moves the accepted rows of every sequence's tree to where plain decoding would
-//           have put them, in all layers, K and V, by one launch.
+// WHAT      After verification: moves the accepted rows of every sequence's tree to where plain decoding
+//           would have put them, in all layers, K and V, by one launch.
 // MATH      kv[l, c, position prefix_len[b] + 1 + i] = kv[l, c, position prefix_len[b] + accepted[b, i]],
 //           i < accepted_len[b]; the root at prefix_len[b] stays
 // SHAPES    see KvCompactParams (kv_compact.cuh); kv inout, all else in
@@ -12,9 +12,9 @@
 //           kernels/host/native/kv_compact.cpp
 //
 // Source and destination ranges overlap. Only a row that lies before it in the list can come from where row i
-// goes (accepted[j] = i + 1 implies j <= i), and a thread moves the rows of its column in list order, so every
-// row is read before it is overwritten. Columns are independent: no barrier. Rows are staged in registers eight
-// at a time, for memory latency only.
+// goes (accepted[j] = i + 1 implies j <= i), and a thread moves the rows of its column in list order, so
+// every row is read before it is overwritten. Columns are independent: no barrier. Rows are staged in
+// registers eight at a time, for memory latency only.
 #include "kv_compact.cuh"
 
 constexpr int kStagedRows = 8;

@@ -20,7 +20,7 @@
 //           not all keys leave partial states to the combining kernel, which goes on in the same order; a row
 //           of one unit is finished by its CTA. Masked keys weigh exactly 0 and add exact zeros wherever they
 //           are not skipped. Of tensor cores it is assumed that an output element depends only on its row of
-//           A, its column of B along k and its element of C, and that products with a zero weight add nothing.
+//           A, its column of B along k and its element of C, and that products with zero add nothing.
 // NUMERICS  f32 scores and sums; base-2 exponentials; weights rounded to T before P*V and summed as rounded.
 // TWINS     src/kernels/tree_attention.rs, src/reference/tree_attention.rs, tests/kernels/tree_attention.rs,
 //           kernels/host/native/tree_attention.cpp
