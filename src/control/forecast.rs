@@ -13,15 +13,17 @@ use super::cost::CostTables;
 use super::round::DraftRound;
 use super::scan::{self, Candidate, sort_candidates};
 
-/// Share of all time that probes may cost.
+/// Share of all time that probes may cost, and so much of a plain round, divided by the batch, on top to begin with: bad luck
+/// at the start must not cost a single short text its speculation.
 const PROBE_SHARE: f64 = 0.005;
+const PROBE_CREDIT_ROUNDS: f64 = 0.4;
 /// What drafted rounds may have lost to plain ones: a share of all time, and so many plain rounds to begin with.
 const LOSS_SHARE: f64 = 0.003;
 const CREDIT_ROUNDS: f64 = 1.0;
 /// Plain rounds of gain that the account keeps; beyond it past luck is forgotten.
 const MAX_BALANCE_ROUNDS: f64 = 10.0;
 /// Rounds between probes of a sequence: at first, and at most.
-const FIRST_PROBE: u64 = 8;
+const FIRST_PROBE: u64 = 4;
 const LAST_PROBE: u64 = 1024;
 /// Weight of the newest round.
 const RATE: f64 = 0.25;
@@ -203,7 +205,9 @@ impl Forecast {
             cost_ns = overhead_ns + pass_ns + tables.draft_attention_ns[candidate.sequence()];
             due += 1;
         }
-        if due == 0 || self.probed_ns + cost_ns as f64 > PROBE_SHARE * self.served_ns {
+        let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
+        let budget_ns = credit_ns + PROBE_SHARE * self.served_ns;
+        if due == 0 || self.probed_ns + cost_ns as f64 > budget_ns {
             return 0;
         }
         self.probed_ns += cost_ns as f64;
