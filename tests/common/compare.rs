@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use smart_run::device::DType;
 
+use super::dump;
+
 /// What may differ: |got - want| <= abs + rel * |want|.
 #[derive(Clone, Copy, Debug)]
 pub struct Tol {
@@ -27,6 +29,7 @@ impl Tol {
 /// Panics unless `got` equals `want`: non-finite values at the same places first, then the rest within `tol`.
 #[track_caller]
 pub fn close(name: &str, got: &[f32], want: &[f32], tol: Tol) {
+    dump::record(name, got, tol);
     assert_eq!(got.len(), want.len(), "{name}: number of elements");
     let same_class =
         |a: f32, b: f32| a.is_nan() == b.is_nan() && (a.is_nan() || a.is_finite() == b.is_finite());

@@ -3,4 +3,5 @@
 
 pub mod compare;
 pub mod device;
+pub mod dump;
 pub mod inputs;

@@ -10,9 +10,10 @@ use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, EngineBuilder, Request};
 use smart_run::sampling::SamplingParams;
 
-/// A path of the repository.
+/// A path of the repository: below `SMART_TEST_ROOT`, or where the tests were compiled.
 pub fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    let root = std::env::var_os("SMART_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join(path)
 }
 
 /// `expected.json` of a golden case.

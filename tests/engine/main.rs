@@ -2,6 +2,6 @@
 
 mod batch;
 mod eagle3;
-mod fixtures;
+pub(crate) mod fixtures;
 mod lossless;
 mod targets;

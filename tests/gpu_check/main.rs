@@ -3,11 +3,15 @@
 //!
 //! Run it with one test thread. `SMART_DEVICE` selects the device, `SMART_TEST_ROOT` is the repository.
 
+mod agreement;
+#[path = "../engine/main.rs"]
+mod engine;
 #[path = "../kernels/main.rs"]
 mod kernels;
 #[path = "../../benches/kernels/suite.rs"]
 mod timings;
 
+use engine::fixtures;
 use kernels::common;
 
 /// Every kernel at the shapes of Llama-3.1-8B, or of the demo model on the host driver.

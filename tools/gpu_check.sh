@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds gpu-check/: one stripped executable with all kernels, their tests and the engine's, what the host driver computes for
+# the same cases, and run.sh, which runs it on a machine that has a GPU but neither cargo nor a network. Runs it at once if
+# this machine has a GPU. See docs/gpu-check.md.
+# Usage: tools/gpu_check.sh        Environment: NVCC, CUDA_HOME, CUDA_ARCHS as for any build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The profile of `make test`, with its overflow checks: what runs on the GPU is what the tests here ran. Kernels are
+# optimised in every profile.
+built=$(REQUIRE_NVCC=1 cargo test --test gpu_check --no-run --message-format=json |
+  sed -n 's/.*"executable":"\([^"]*gpu_check-[^"]*\)".*/\1/p' | tail -1)
+[ -n "$built" ] || { echo "gpu-check: cargo built no executable" >&2; exit 1; }
+
+rm -rf gpu-check
+mkdir gpu-check
+strip -o gpu-check/gpu_check "$built"
+cp tools/gpu_check_run.sh gpu-check/run.sh
+{
+  echo "commit $(git rev-parse HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ', modified')"
+  echo "built $(date -u +%Y-%m-%dT%H:%MZ) by $(rustc --version), sha256 $(sha256sum gpu-check/gpu_check | cut -c1-16)"
+} > gpu-check/build.txt
+
+echo "gpu-check: the host driver's own results ..."
+SMART_DEVICE=host SMART_DUMP=gpu-check/host.dump gpu-check/gpu_check --test-threads=1 --quiet kernels:: > gpu-check/host.log ||
+  { cat gpu-check/host.log >&2; exit 1; }
+rm gpu-check/host.log
+ls -l gpu-check
+
+if nvidia-smi -L >/dev/null 2>&1; then
+  exec gpu-check/run.sh gpu-check/results
+fi
+echo "No GPU on this machine. Copy the repository with gpu-check/ to one that has a GPU (driver R580 or newer) and run there:
+  gpu-check/run.sh RESULTS_DIR"
