@@ -27,10 +27,12 @@ lint: $(TOOLCHAIN) $(CLANG_FORMAT)
 bench: $(TOOLCHAIN)
 	cargo bench
 
-## sanitize: kernel tests replayed under ThreadSanitizer, then AddressSanitizer and UBSan
+## sanitize: launches of the kernel tests, replayed under ThreadSanitizer, then under AddressSanitizer and UBSan
 sanitize: $(TOOLCHAIN)
-	tools/sanitize.sh thread
-	tools/sanitize.sh address
+	rm -rf target/launches && mkdir -p target/launches
+	SIMT_DUMP=target/launches cargo test --quiet --test kernels
+	tools/sanitize.sh thread target/launches
+	tools/sanitize.sh address target/launches
 
 ## soak: what is too long for `test`: more prompts, full emulation, more schedules
 soak: $(TOOLCHAIN)
