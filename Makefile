@@ -11,10 +11,11 @@ KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*
 run: $(TOOLCHAIN)
 	cargo run --release --quiet
 
-## test: all tests that end within minutes; no GPU, no network beyond the package registries
+## test: all tests that end within minutes (the engine once more with every CUDA thread emulated), then the controller alone
 test: $(TOOLCHAIN)
 	cargo test --quiet
-	cargo test --quiet --no-default-features --lib --test control
+	SIMT_NATIVE=0 cargo test --quiet --test engine tiny
+	cargo test --quiet --no-default-features
 
 ## lint: formatting and warnings, as errors
 lint: $(TOOLCHAIN) $(CLANG_FORMAT)
