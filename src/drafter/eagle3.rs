@@ -218,16 +218,7 @@ impl Eagle3 {
             norm(features, None, &self.hidden_norm, &normed)?;
             features.copy_from(&normed)?;
         }
-        attend(
-            pass,
-            &pair,
-            &self.attention,
-            attention_shape(&self.config),
-            &self.cos_sin,
-            (kv, 0),
-            &buffers.scratch,
-            &delta,
-        )?;
+        attend(pass, &pair, &self.attention, &self.cos_sin, (kv, 0), &buffers.scratch, &delta)?;
         norm(features, Some(&delta), &self.post_norm, &normed)?;
         self.mlp.forward(device, &normed, &buffers.scratch, &delta)?;
         norm(features, Some(&delta), &self.final_norm, &normed)?;

@@ -113,6 +113,10 @@ mod tests {
 
     #[test]
     fn blocks_are_whole_warps_up_to_the_kernels_bound() {
-        assert!([1, 1000, 4096, 152_064].iter().all(|&v| block_size(v) % 32 == 0 && block_size(v) <= 1024));
+        assert!(
+            [1, 1000, 4096, 152_064]
+                .iter()
+                .all(|&v| block_size(v).is_multiple_of(32) && block_size(v) <= 1024)
+        );
     }
 }

@@ -33,6 +33,7 @@ impl AttentionShape {
 
 /// Projections of one attention.
 pub(crate) struct AttentionWeights {
+    shape: AttentionShape,
     /// `[q_dim + 2 kv_dim, input]`: queries, keys, values.
     qkv: Tensor,
     qkv_bias: Option<Tensor>,
@@ -61,7 +62,7 @@ impl AttentionWeights {
             qkv_bias = Some(loader.vector(&[&q, &k, &v], &rows)?);
             o_bias = Some(loader.vector(&[&name("o", "bias")], &[hidden])?);
         }
-        Ok(Self { qkv, qkv_bias, o, o_bias })
+        Ok(Self { shape, qkv, qkv_bias, o, o_bias })
     }
 }
 
@@ -170,14 +171,13 @@ pub(crate) fn attend(
     pass: &Pass,
     x: &Tensor,
     weights: &AttentionWeights,
-    shape: AttentionShape,
     cos_sin: &Tensor,
     (kv, layer): (&KvCache, usize),
     scratch: &Scratch,
     out: &Tensor,
 ) -> Result<()> {
     let (device, num_rows) = (pass.device(), pass.num_rows());
-    let AttentionShape { num_q_heads, num_kv_heads, head_dim } = shape;
+    let AttentionShape { num_q_heads, num_kv_heads, head_dim } = weights.shape;
     let [qkv, q, attended] =
         [&scratch.qkv, &scratch.q, &scratch.attended].map(|buffer| buffer.rows(0..num_rows));
     let (k_cache, v_cache) = kv.layer(layer);

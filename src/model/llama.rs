@@ -153,8 +153,7 @@ impl Llama {
         let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.rms_norm_eps);
         let [residual, normed, delta] =
             [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
-        let (shape, scratch, hidden) =
-            (attention_shape(&self.config), &buffers.scratch, self.config.hidden_size);
+        let (scratch, hidden) = (&buffers.scratch, self.config.hidden_size);
         embedding(device, EmbeddingArgs { tokens: &pass.tokens(), table: &self.embedding, out: &residual })?;
         for (i, layer) in self.layers.iter().enumerate() {
             // A drafter may read one stream twice (small targets): the norm is repeated for the second copy.
@@ -169,7 +168,7 @@ impl Llama {
                     RmsNormArgs { residual: &residual, delta, weight, out: &normed, tap: tap.as_ref(), eps },
                 )?;
             }
-            attend(pass, &normed, &layer.attention, shape, &self.cos_sin, (kv, i), scratch, &delta)?;
+            attend(pass, &normed, &layer.attention, &self.cos_sin, (kv, i), scratch, &delta)?;
             rmsnorm(
                 device,
                 RmsNormArgs {

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_lane_holds_two_neighbours_of_a_row_or_a_column() {
         let matrices: Vec<u16> = (0..256).collect();
-        assert_eq!(ldmatrix(&matrices, false)[5 * 4 + 1], 64 + 8 + 2 | (64 + 8 + 3) << 16);
-        assert_eq!(ldmatrix(&matrices, true)[5 * 4 + 1], 64 + 2 * 8 + 1 | (64 + 3 * 8 + 1) << 16);
+        assert_eq!(ldmatrix(&matrices, false)[5 * 4 + 1], (64 + 8 + 2) | ((64 + 8 + 3) << 16));
+        assert_eq!(ldmatrix(&matrices, true)[5 * 4 + 1], (64 + 2 * 8 + 1) | ((64 + 3 * 8 + 1) << 16));
     }
 }

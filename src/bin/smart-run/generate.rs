@@ -77,7 +77,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         ignore_eos: args.ignore_eos,
     };
     let streamed = tokenizer.as_ref().filter(|_| args.format == OutputFormat::Text);
-    let (tokens, finish) = complete(&mut engine, request, |text| print_now(text), streamed, args.format)?;
+    let (tokens, finish) = complete(&mut engine, request, print_now, streamed, args.format)?;
     engine.finish_trace()?;
     match args.format {
         OutputFormat::Json => print_json(&engine, &prompt, &tokens, finish, tokenizer.as_ref()),
@@ -110,7 +110,7 @@ pub fn complete(
     let mut stream = tokenizer.map(Tokenizer::stream);
     let mut generation = engine.generate(request)?;
     let mut tokens = Vec::new();
-    while let Some(batch) = generation.next() {
+    for batch in generation.by_ref() {
         for token in batch? {
             match &mut stream {
                 Some(stream) => {
