@@ -121,11 +121,13 @@ PRIMITIVE float exp2_approx(float x) {
   return y;
 }
 
-// ---- tensor cores
-// ------------------------------------------------------------------------------------------------ c[4] +=
-// A[16x16] * B[16x8], f32 accumulation; the whole warp calls it together. Lane l holds, with g = l/4 and t =
-// 2*(l%4): a = {A[g][t..], A[g+8][t..], A[g][t+8..], A[g+8][t+8..]}, b = {B[t..][g], B[t+8..][g]}, c =
-// {C[g][t], C[g][t+1], C[g+8][t], C[g+8][t+1]}.
+// ---- tensor cores -----------------------------------------------------------------------------------------
+
+// c += A[16x16] * B[16x8], f32 accumulation; the whole warp calls it together. Lane l holds, with g = l/4 and
+// t = 2*(l%4), elements listed by ascending register:
+//   a = A[g][t..t+1], A[g+8][t..t+1], A[g][t+8..t+9], A[g+8][t+8..t+9]
+//   b = B[t..t+1][g], B[t+8..t+9][g]
+//   c = C[g][t], C[g][t+1], C[g+8][t], C[g+8][t+1]
 
 PRIMITIVE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   PTX_OR_HOST(asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "

@@ -132,7 +132,6 @@ constexpr int update_order = __ATOMIC_ACQ_REL, load_order = __ATOMIC_ACQUIRE;
 constexpr int update_order = __ATOMIC_RELAXED, load_order = __ATOMIC_RELAXED;
 #endif
 }  // namespace simt
-// ----------------------------------------------------
 
 template <class T, class Update>
 inline T simt_atomic_update(T* address, Update update) {
