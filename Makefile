@@ -28,10 +28,12 @@ lint: $(TOOLCHAIN) $(CLANG_FORMAT)
 bench: $(TOOLCHAIN)
 	cargo bench
 
-## sanitize: launches of the kernel tests, replayed under ThreadSanitizer, then under AddressSanitizer and UBSan
+## sanitize: the sanitizers find planted bugs; then launches of the kernel tests are replayed under ThreadSanitizer, and under
+## AddressSanitizer with UBSan, and must be clean
 sanitize: $(TOOLCHAIN)
 	rm -rf target/launches && mkdir -p target/launches
 	SIMT_DUMP=target/launches cargo test --quiet --test kernels
+	cargo test --quiet --test host_driver -- --ignored
 	tools/sanitize.sh thread target/launches
 	tools/sanitize.sh address target/launches
 

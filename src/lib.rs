@@ -1,21 +1,6 @@
 //! `smart_run`: tree speculative decoding whose draft trees always pay.
 //!
-//! ```
-//! use smart_run::engine::{Engine, Request};
-//! use smart_run::sampling::SamplingParams;
-//!
-//! # fn main() -> smart_run::Result<()> {
-//! let mut engine = Engine::builder(std::path::Path::new("assets/demo/target"))
-//!     .drafter(std::path::Path::new("assets/demo/drafter"))
-//!     .build()?;
-//! let sampling = SamplingParams { temperature: 0.7, seed: 1, ..Default::default() };
-//! let request = Request { prompt: vec![0, 87, 12], max_new_tokens: 16, sampling, ignore_eos: false };
-//! for tokens in engine.generate(request)? {
-//!     println!("{:?}", tokens?); // the tokens of one round
-//! }
-//! # Ok(())
-//! # }
-//! ```
+//! Start at `engine::Engine`.
 //!
 //! Layers, each importing only those below it:
 //! `engine` -> {`control`, `drafter`, `model`} -> `kernels` -> `device` -> cudarc.

@@ -6,6 +6,23 @@
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
 //! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
+//!
+//! ```
+//! use smart_run::engine::{Engine, Request};
+//! use smart_run::sampling::SamplingParams;
+//!
+//! # fn main() -> smart_run::Result<()> {
+//! let mut engine = Engine::builder(std::path::Path::new("assets/demo/target"))
+//!     .drafter(std::path::Path::new("assets/demo/drafter"))
+//!     .build()?;
+//! let sampling = SamplingParams { temperature: 0.7, seed: 1, ..Default::default() };
+//! let request = Request { prompt: vec![0, 87, 12], max_new_tokens: 16, sampling, ignore_eos: false };
+//! for tokens in engine.generate(request)? {
+//!     println!("{:?}", tokens?); // the tokens of one round
+//! }
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod builder;
