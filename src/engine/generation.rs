@@ -44,7 +44,12 @@ impl Iterator for Generation<'_> {
                     return Some(Err(error));
                 }
             };
-            let own = emissions.into_iter().find(|emission| emission.sequence == self.id)?;
+            if emissions.is_empty() {
+                return None;
+            }
+            // A step may hand out other sequences' first tokens alone.
+            let own = emissions.into_iter().find(|emission| emission.sequence == self.id);
+            let Some(own) = own else { continue };
             self.finished = own.finished;
             if !own.tokens.is_empty() {
                 return Some(Ok(own.tokens));
