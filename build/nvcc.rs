@@ -47,8 +47,11 @@ fn flags() -> Result<Vec<String>, String> {
         archs.iter().filter_map(|a| a.trim_end_matches(char::is_alphabetic).parse::<u32>().ok()).min();
     let lowest =
         lowest.ok_or_else(|| format!("CUDA_ARCHS={}: expected a list such as 80;90a", archs.join(";")))?;
-    let mut flags: Vec<String> =
-        ["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Ikernels"].map(String::from).to_vec();
+    let mut flags: Vec<String> = ["-fatbin", "-O3", "-std=c++17", "-Ikernels"].map(String::from).to_vec();
+    // Source lines for profilers and compute-sanitizer; they triple the images, so release builds go without.
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+        flags.push("-lineinfo".into());
+    }
     for arch in archs {
         flags.push("-gencode".into());
         flags.push(format!("arch=compute_{arch},code=sm_{arch}"));

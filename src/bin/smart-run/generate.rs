@@ -35,7 +35,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     if let Some(id) = prompt.iter().find(|&&id| id < 0 || id as usize >= config.vocab_size) {
-        return Err(Error::Input(format!("prompt token {id} is outside the vocabulary of {}", config.vocab_size)));
+        return Err(Error::Input(format!(
+            "prompt token {id} is outside the vocabulary of {}",
+            config.vocab_size
+        )));
     }
     let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|d| d.name()));
     let mut builder = Engine::builder(model)
