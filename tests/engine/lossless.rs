@@ -44,7 +44,12 @@ fn every_policy(
         for (i, (request, wanted)) in requests.iter().zip(&wanted).enumerate() {
             assert_eq!(run(&mut engine, request.clone()), *wanted, "{policy}, {float_type:?}, prompt {i}");
         }
-        assert!(engine.stats().mean_nodes() > 1.0, "{policy} never drafted: the comparison says nothing");
+        // The cost-aware policies may rightly refuse to draft for a pair that does not pay.
+        let may_refuse = matches!(engine.controller().policy(), Policy::Smart | Policy::SmartPaper);
+        assert!(
+            may_refuse || engine.stats().mean_nodes() > 1.0,
+            "{policy} never drafted: the comparison says nothing"
+        );
     }
 }
 
