@@ -26,6 +26,9 @@ pub struct PoolNode {
     pub path_prob: f32,
     /// Marginal benefit-cost ratio of the run that the node fell into, to compare with the speedup; infinite where free.
     pub ratio: f32,
+    /// Index among all candidates that the drafter has brought in this round, rows in order, `top_k` a row: where draft
+    /// kernels keep the node; [`NONE`] for the root.
+    pub candidate: u32,
     /// Round-wide row of the drafter pass that ran the node; [`NONE`] if none did.
     pub row: u32,
     /// The node's place among this sequence's drafter rows, root excluded; [`NONE`] if none.
@@ -72,6 +75,7 @@ impl CandidatePool {
             q: 1.0,
             path_prob: 1.0,
             ratio: f32::INFINITY,
+            candidate: NONE,
             row: NONE,
             slot: NONE,
             first_child: 0,
@@ -128,6 +132,7 @@ impl CandidatePool {
     pub(super) fn push_child(
         &mut self,
         parent: usize,
+        candidate: u32,
         token: i32,
         logp: f32,
         calibration: &Calibration,
@@ -152,6 +157,7 @@ impl CandidatePool {
             q,
             path_prob: above.path_prob * q,
             ratio: 0.0,
+            candidate,
             row: NONE,
             slot: NONE,
             first_child: 0,

@@ -186,8 +186,8 @@ impl Eagle3 {
     }
 
     /// Runs drafted tokens: the feature of row i is row `pass.parents()[i]` of the feature store. The outputs are appended
-    /// to the store; returns the first row they take, and the f32 logits of the rows that want them.
-    pub fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<(usize, Tensor)> {
+    /// to the store; returns the f32 logits of the rows that want them.
+    pub fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
         let buffers = self.buffers.as_ref().expect("prepare comes before step");
         let start = buffers.used;
         let features = buffers.features.rows(start..start + pass.num_rows());
@@ -195,7 +195,7 @@ impl Eagle3 {
             &self.device,
             GatherRowsArgs { src: &buffers.features, index: &pass.parents(), out: &features },
         )?;
-        Ok((start, self.forward(pass, kv, &features)?))
+        self.forward(pass, kv, &features)
     }
 
     /// The layer itself; `features` holds the input features and receives the outputs.
@@ -246,6 +246,11 @@ impl Eagle3 {
             Some(buffers) if buffers.used > 0 => buffers.features.dim(0) - buffers.used,
             _ => 0,
         }
+    }
+
+    /// Row of the feature store that the next pass writes first.
+    pub fn next_feature_row(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.used)
     }
 
     /// Offsets from draft ids to target ids; `None` when they are equal.

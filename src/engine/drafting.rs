@@ -1,13 +1,15 @@
 //! The drafter's side of a round: catching up on committed tokens, then one pass per level of the tree.
 
-use crate::control::FrontierRow;
+use crate::control::{FrontierRow, NONE};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Eagle3;
 use crate::engine::sequence::Sequence;
 use crate::error::Result;
-use crate::kernels::draft::{DraftTopkArgs, draft_topk};
+use crate::kernels::draft::{
+    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
+};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words};
 
 /// Features a sequence may keep waiting: a prefill chunk on top of what a quiet drafter has not seen.
@@ -33,12 +35,24 @@ pub(super) struct Drafting {
     /// The features of one catch-up pass, gathered.
     extend_in: Tensor,
     index: Tensor,
+    /// Log-probability of the path to each row's node, f32 `[rows]`.
     parent_logp: Tensor,
-    tokens: Tensor,
-    logp: Tensor,
-    path_logp: Tensor,
+    /// Candidates of the round, row by row as the drafter brought them: i32, f32, f32.
+    pool_tokens: Tensor,
+    pool_logp: Tensor,
+    pool_path_logp: Tensor,
+    pool_used: usize,
+    /// What the next level runs, `[rows, 4]`, and behind it each slot's feature row of the root, i32 `[slots]`.
+    frontier: Tensor,
+    root_rows: Tensor,
+    /// Runs of the round by (slot, run): ancestors u64 `[slots, MAX_RUNS, 4]`, feature rows i32 `[slots, MAX_RUNS]`.
+    run_ancestors: Tensor,
+    run_feature_row: Tensor,
+    row_run: Tensor,
     host_index: PinnedBuffer<i32>,
-    host_parent_logp: PinnedBuffer<f32>,
+    host_root_logp: PinnedBuffer<f32>,
+    host_frontier: PinnedBuffer<i32>,
+    host_root_rows: PinnedBuffer<i32>,
     host_tokens: PinnedBuffer<i32>,
     host_logp: PinnedBuffer<f32>,
 }
@@ -53,6 +67,8 @@ impl Drafting {
     ) -> Result<Self> {
         let width = network.config().tap_layers.len() * network.config().target_hidden_size;
         let dtype = network.kv_shape().dtype;
+        // A round runs each sequence's root and its runs.
+        let max_candidates = (max_sequences + max_rows) * MAX_TOP_K;
         let floats = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
         Ok(Self {
             taps: floats(dtype, &[max_rows, width])?,
@@ -61,11 +77,20 @@ impl Drafting {
             extend_in: floats(dtype, &[max_rows, width])?,
             index: floats(DType::I32, &[max_rows])?,
             parent_logp: floats(DType::F32, &[max_rows])?,
-            tokens: floats(DType::I32, &[max_rows, MAX_TOP_K])?,
-            logp: floats(DType::F32, &[max_rows, MAX_TOP_K])?,
-            path_logp: floats(DType::F32, &[max_rows, MAX_TOP_K])?,
+            // Zeroed: the start-up sweep runs candidates that no pass has brought.
+            pool_tokens: Tensor::zeros(device, DType::I32, &[max_candidates])?,
+            pool_logp: Tensor::zeros(device, DType::F32, &[max_candidates])?,
+            pool_path_logp: Tensor::zeros(device, DType::F32, &[max_candidates])?,
+            pool_used: 0,
+            frontier: floats(DType::I32, &[max_rows, 4])?,
+            root_rows: floats(DType::I32, &[max_sequences])?,
+            run_ancestors: floats(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
+            run_feature_row: floats(DType::I32, &[max_sequences, MAX_RUNS])?,
+            row_run: floats(DType::I32, &[max_rows])?,
             host_index: PinnedBuffer::new(device, max_rows)?,
-            host_parent_logp: PinnedBuffer::new(device, max_rows)?,
+            host_root_logp: PinnedBuffer::new(device, max_sequences)?,
+            host_frontier: PinnedBuffer::new(device, 4 * max_rows)?,
+            host_root_rows: PinnedBuffer::new(device, max_sequences)?,
             host_tokens: PinnedBuffer::new(device, max_rows * MAX_TOP_K)?,
             host_logp: PinnedBuffer::new(device, max_rows * MAX_TOP_K)?,
             network,
@@ -103,9 +128,10 @@ impl Drafting {
         top_k: Option<usize>,
     ) -> Result<usize> {
         self.pass.clear();
+        self.pool_used = 0;
         let mut next_slot = 0;
         for &(slot, sequence) in slots {
-            self.skip_to(&mut next_slot, slot);
+            skip_to(&mut self.pass, &mut next_slot, slot);
             self.pass.begin_sequence(sequence.draft_len);
             let count = limit(sequence);
             self.kv.reserve(slot, sequence.draft_len + count)?;
@@ -121,6 +147,7 @@ impl Drafting {
                 };
                 self.pass.push(row, top_k.is_some() && i + 1 == count);
             }
+            self.host_root_rows.as_mut_slice()[slot] = self.pass.num_rows() as i32 - 1;
         }
         let num_rows = self.pass.num_rows();
         if num_rows == 0 {
@@ -134,7 +161,9 @@ impl Drafting {
         )?;
         let logits = self.network.extend(&self.pass, &self.kv, &features)?;
         if let Some(top_k) = top_k {
-            self.host_parent_logp.as_mut_slice()[..slots.len()].fill(0.0);
+            // The host's copy is all zeros: a root has probability 1.
+            self.host_root_logp.write_to(&self.parent_logp, slots.len())?;
+            self.host_root_rows.write_to(&self.root_rows, self.root_rows.dim(0))?;
             self.children(&logits, top_k)?;
         }
         Ok(num_rows)
@@ -151,29 +180,58 @@ impl Drafting {
     ) -> Result<()> {
         self.pass.clear();
         let (mut next_slot, mut current) = (0, None);
-        for (i, row) in rows.iter().enumerate() {
+        let staged = self.host_frontier.as_mut_slice().chunks_exact_mut(4);
+        for (row, staged) in rows.iter().zip(staged) {
             let sequence = row.sequence as usize;
             let (slot, prefix_len) = (slot_of(sequence), root_of(sequence));
             if current != Some(sequence) {
-                self.skip_to(&mut next_slot, slot);
+                skip_to(&mut self.pass, &mut next_slot, slot);
                 self.pass.begin_sequence(prefix_len);
                 self.kv.reserve(slot, prefix_len + MAX_ROWS_PER_SEQUENCE)?;
                 current = Some(sequence);
             }
-            let row_of_pass = Row {
-                token: row.token,
-                // The pair of a node at depth d sits one position before the node's own.
-                position: prefix_len + usize::from(row.depth) - 1,
-                slot: self.kv.slot(slot, prefix_len + row.slot as usize),
-                ancestors: row.ancestors,
-                parent: row.parent_row as i32,
-            };
-            self.pass.push(row_of_pass, true);
-            self.host_parent_logp.as_mut_slice()[i] = row.path_logp;
+            let parent_run = if row.parent_slot == NONE { -1 } else { row.parent_slot as i32 };
+            staged.copy_from_slice(&[slot as i32, row.candidate as i32, parent_run, row.slot as i32]);
+            self.pass.push_open(row.slot as usize + 1);
         }
         self.pass.upload()?;
-        let (_, logits) = self.network.step(&self.pass, &self.kv)?;
+        self.host_frontier.write_to(&self.frontier, 4 * rows.len())?;
+        self.describe_rows()?;
+        let logits = self.network.step(&self.pass, &self.kv)?;
         self.children(&logits, top_k)
+    }
+
+    /// Fills the row arrays of the pass from the frontier, on the device.
+    fn describe_rows(&self) -> Result<()> {
+        let (pass, slots) = (&self.pass, 0..self.pass.num_sequences());
+        let rows = 0..pass.num_rows();
+        // The pair of a node at depth d sits one position before the node's own: the root's children at its position.
+        let prefix_len = pass.prefix_len();
+        draft_frontier(
+            pass.device(),
+            DraftFrontierArgs {
+                frontier: &self.frontier.rows(rows.clone()),
+                pool_tokens: &self.pool_tokens,
+                pool_path_logp: &self.pool_path_logp,
+                first_position: &prefix_len,
+                prefix_len: &prefix_len,
+                page_table: &self.kv.page_table(slots.end),
+                page_size: PAGE_SIZE,
+                root_feature_row: &self.root_rows.rows(slots.clone()),
+                runs: RunTables {
+                    ancestors: &self.run_ancestors.rows(slots.clone()),
+                    feature_row: &self.run_feature_row.rows(slots),
+                },
+                output_row: self.network.next_feature_row(),
+                tokens: &pass.tokens(),
+                positions: &pass.positions(),
+                slots: &pass.slots(),
+                ancestors: &pass.ancestors(),
+                parent_logp: &self.parent_logp.rows(rows.clone()),
+                feature_row: &pass.parents(),
+                row_run: &self.row_run.rows(rows),
+            },
+        )
     }
 
     /// Whether the round's feature store has no room for `rows` more, or has not been begun.
@@ -187,11 +245,13 @@ impl Drafting {
         Ok((self.host_tokens.as_slice(), self.host_logp.as_slice()))
     }
 
+    /// Scores the children of the pass's logit rows, appends them to the candidates and starts reading them back.
     fn children(&mut self, logits: &Tensor, top_k: usize) -> Result<()> {
         let rows = logits.dim(0);
-        self.host_parent_logp.write_to(&self.parent_logp, rows)?;
-        let flat = |t: &Tensor| t.reshape(&[t.num_elements()]).rows(0..rows * top_k).reshape(&[rows, top_k]);
-        let [tokens, logp, path_logp] = [&self.tokens, &self.logp, &self.path_logp].map(flat);
+        let new = self.pool_used..self.pool_used + rows * top_k;
+        let [tokens, logp, path_logp] = [&self.pool_tokens, &self.pool_logp, &self.pool_path_logp]
+            .map(|pool| pool.rows(new.clone()).reshape(&[rows, top_k]));
+        self.pool_used = new.end;
         draft_topk(
             self.pass.device(),
             DraftTopkArgs {
@@ -207,13 +267,13 @@ impl Drafting {
         self.host_tokens.read_from(&tokens, rows * top_k)?;
         self.host_logp.read_from(&logp, rows * top_k)
     }
+}
 
-    /// Gives sequence slots without work an empty place in the pass.
-    fn skip_to(&mut self, next: &mut usize, slot: usize) {
-        while *next < slot {
-            self.pass.begin_sequence(0);
-            *next += 1;
-        }
-        *next = slot + 1;
+/// Gives sequence slots without work an empty place in the pass.
+fn skip_to(pass: &mut Pass, next: &mut usize, slot: usize) {
+    while *next < slot {
+        pass.begin_sequence(0);
+        *next += 1;
     }
+    *next = slot + 1;
 }

@@ -137,11 +137,12 @@ fn draft_pass(drafting: &mut Drafting, rows: usize, context: usize) -> Result<()
             token: 0,
             depth: 1,
             parent_row: 0,
+            candidate: i as u32,
+            parent_slot: NONE,
             slot: i as u32,
             ancestors: crate::tree::with_bit([0; 4], i),
             path_logp: 0.0,
         })
         .collect();
-    debug_assert!(level.iter().all(|row| row.parent_row != NONE));
     drafting.level(&level, |_| 0, |_| context + 1, TOP_K)
 }

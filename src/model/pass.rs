@@ -30,6 +30,8 @@ pub struct Pass {
     device: Device,
     // Host side, filled between `clear` and `upload`.
     rows: Vec<Row>,
+    /// Rows of the pass; `rows` describes all of them or, where a kernel fills the row arrays, none.
+    num_rows: usize,
     seq_start: Vec<i32>,
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
@@ -61,6 +63,7 @@ impl Pass {
         Ok(Self {
             device: device.clone(),
             rows: Vec::with_capacity(max_rows),
+            num_rows: 0,
             seq_start: Vec::with_capacity(max_sequences + 1),
             prefix_len: Vec::with_capacity(max_sequences),
             logit_rows: Vec::with_capacity(max_rows),
@@ -76,6 +79,7 @@ impl Pass {
     /// Forgets the rows.
     pub fn clear(&mut self) {
         self.rows.clear();
+        self.num_rows = 0;
         self.seq_start.clear();
         self.prefix_len.clear();
         self.logit_rows.clear();
@@ -85,62 +89,74 @@ impl Pass {
     /// Starts the rows of the next sequence. Sequences appear in the order of the cache's page tables, without gaps: one
     /// that has nothing to do in this pass has no rows.
     pub fn begin_sequence(&mut self, prefix_len: usize) {
-        self.seq_start.push(self.rows.len() as i32);
+        self.seq_start.push(self.num_rows as i32);
         self.prefix_len.push(prefix_len as i32);
     }
 
     /// Appends a row to the current sequence.
     pub fn push(&mut self, row: Row, wants_logits: bool) {
-        let prefix_len = *self.prefix_len.last().expect("begin_sequence comes first") as usize;
-        let highest = (0..4)
-            .rev()
-            .find(|&w| row.ancestors[w] != 0)
-            .map_or(0, |w| w * 64 + 64 - row.ancestors[w].leading_zeros() as usize);
-        self.max_kv_len = self.max_kv_len.max(prefix_len + highest);
-        if wants_logits {
-            self.logit_rows.push(self.rows.len() as i32);
-        }
+        let highest = (0..4).rev().find(|&word| row.ancestors[word] != 0);
+        let visible = highest.map_or(0, |word| word * 64 + 64 - row.ancestors[word].leading_zeros() as usize);
+        self.count_row(visible, wants_logits);
         self.rows.push(row);
     }
 
-    /// Sends the description to the device, in two copies. The previous pass must have been waited for.
+    /// Appends a row that wants logits and that a kernel will describe, in the row arrays; it sees `visible` positions from
+    /// the prefix on, at most. A pass has only such rows or none.
+    pub fn push_open(&mut self, visible: usize) {
+        self.count_row(visible, true);
+    }
+
+    fn count_row(&mut self, visible: usize, wants_logits: bool) {
+        let prefix_len = *self.prefix_len.last().expect("begin_sequence comes first") as usize;
+        self.max_kv_len = self.max_kv_len.max(prefix_len + visible);
+        if wants_logits {
+            self.logit_rows.push(self.num_rows as i32);
+        }
+        self.num_rows += 1;
+    }
+
+    /// Sends the description to the device, in two copies; open rows are left to the kernel that fills them. The previous
+    /// pass must have been waited for.
     pub fn upload(&mut self) -> Result<()> {
+        assert!(self.rows.is_empty() || self.rows.len() == self.num_rows, "open rows and others do not mix");
         let sequence_of = |row: i32| self.seq_start.partition_point(|&start| start <= row) as i32 - 1;
-        let mut end = vec![self.rows.len() as i32];
-        let starts = self.seq_start.iter().copied().chain(end.drain(..));
+        let position_of = |row: i32| self.rows.get(row as usize).map_or(0, |row| row.position as i32 + 1);
         let mut at = 0;
         let staged = self.staged_ints.as_mut_slice();
-        let mut stage = |array: usize, values: &mut dyn Iterator<Item = i32>| {
-            let start = at;
-            for value in values {
-                staged[at] = value;
-                at += 1;
+        let mut stage = |array: usize, len: usize, values: &mut dyn Iterator<Item = i32>| {
+            for (place, value) in staged[at..at + len].iter_mut().zip(values) {
+                *place = value;
             }
-            self.arrays[array] = (start, at);
-            at = at.next_multiple_of(4);
+            self.arrays[array] = (at, at + len);
+            at = (at + len).next_multiple_of(4);
+            at
         };
-        stage(TOKENS, &mut self.rows.iter().map(|r| r.token));
-        stage(POSITIONS, &mut self.rows.iter().map(|r| r.position as i32));
-        stage(SLOTS, &mut self.rows.iter().map(|r| r.slot));
-        stage(PARENTS, &mut self.rows.iter().map(|r| r.parent));
-        stage(SEQ_START, &mut starts.into_iter());
-        stage(PREFIX_LEN, &mut self.prefix_len.iter().copied());
-        stage(LOGIT_ROWS, &mut self.logit_rows.iter().copied());
-        stage(
-            DRAW_POSITIONS,
-            &mut self.logit_rows.iter().map(|&r| self.rows[r as usize].position as i32 + 1),
-        );
-        stage(DRAW_SEQUENCES, &mut self.logit_rows.iter().map(|&r| sequence_of(r)));
+        let (num_sequences, num_logits) = (self.prefix_len.len(), self.logit_rows.len());
+        let starts = &mut self.seq_start.iter().copied().chain([self.num_rows as i32]);
+        stage(SEQ_START, num_sequences + 1, starts);
+        stage(PREFIX_LEN, num_sequences, &mut self.prefix_len.iter().copied());
+        stage(LOGIT_ROWS, num_logits, &mut self.logit_rows.iter().copied());
+        stage(DRAW_POSITIONS, num_logits, &mut self.logit_rows.iter().map(|&row| position_of(row)));
+        let outline =
+            stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
+        stage(TOKENS, self.num_rows, &mut self.rows.iter().map(|r| r.token));
+        stage(POSITIONS, self.num_rows, &mut self.rows.iter().map(|r| r.position as i32));
+        stage(SLOTS, self.num_rows, &mut self.rows.iter().map(|r| r.slot));
+        let all = stage(PARENTS, self.num_rows, &mut self.rows.iter().map(|r| r.parent));
         for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
             words.copy_from_slice(&row.ancestors);
         }
-        self.staged_ints.write_to(&self.ints, at)?;
+        if self.rows.is_empty() {
+            return self.staged_ints.write_to(&self.ints, outline);
+        }
+        self.staged_ints.write_to(&self.ints, all)?;
         self.staged_words.write_to(&self.words, self.rows.len() * 4)
     }
 
     /// Rows of the pass.
     pub fn num_rows(&self) -> usize {
-        self.rows.len()
+        self.num_rows
     }
 
     /// Sequences of the pass.
@@ -155,7 +171,7 @@ impl Pass {
 
     /// Most rows of one sequence.
     pub fn max_rows_per_sequence(&self) -> usize {
-        let ends = self.seq_start.iter().skip(1).copied().chain([self.rows.len() as i32]);
+        let ends = self.seq_start.iter().skip(1).copied().chain([self.num_rows as i32]);
         ends.zip(&self.seq_start).map(|(end, start)| (end - start) as usize).max().unwrap_or(0)
     }
 
@@ -221,7 +237,7 @@ impl Pass {
 
     /// Ancestor words, u64 `[rows, 4]`.
     pub fn ancestors(&self) -> Tensor {
-        self.words.rows(0..self.rows.len())
+        self.words.rows(0..self.num_rows)
     }
 }
 

@@ -49,6 +49,8 @@ impl DraftRound {
                 token: state.token,
                 depth: state.depth,
                 parent_row: if node == 0 { NONE } else { pool.nodes()[state.parent as usize].row },
+                candidate: state.candidate,
+                parent_slot: if node == 0 { NONE } else { pool.nodes()[state.parent as usize].slot },
                 slot: state.slot,
                 ancestors: pool.slot_ancestors(node),
                 path_logp: state.path_logp,

@@ -36,6 +36,10 @@ pub struct FrontierRow {
     /// Round-wide row (counted over all passes of the round) that ran the parent, whose feature feeds this row; [`NONE`](super::NONE) for the
     /// root.
     pub parent_row: u32,
+    /// [`PoolNode::candidate`](super::PoolNode::candidate) of the node.
+    pub candidate: u32,
+    /// The parent's `slot`; [`NONE`](super::NONE) where the parent is the root.
+    pub parent_slot: u32,
     /// The node's place among its sequence's drafter rows of this round, root excluded; [`NONE`](super::NONE) for the root.
     pub slot: u32,
     /// Bits over those places: the node's ancestors and itself; the root and the prefix are always visible.
@@ -97,6 +101,8 @@ pub struct DraftRound {
     rows: Vec<FrontierRow>,
     levels: Vec<LevelRecord>,
     rows_run: usize,
+    /// Candidates that the drafter has brought, kept or not.
+    candidates_drafted: usize,
     max_rows: usize,
     /// Predicted time of what has been run: passes and overhead.
     sunk_ns: u64,
@@ -128,6 +134,7 @@ impl DraftRound {
             rows: Vec::new(),
             levels: Vec::new(),
             rows_run: 0,
+            candidates_drafted: 0,
             max_rows: usize::MAX,
             sunk_ns: 0,
             selection: Selection::default(),
@@ -155,6 +162,7 @@ impl DraftRound {
         self.rows.clear();
         self.levels.clear();
         self.rows_run = 0;
+        self.candidates_drafted = 0;
         self.candidates.clear();
         self.is_selected = false;
         self.sunk_ns = self.tables.overhead_ns;
@@ -198,9 +206,18 @@ impl DraftRound {
                         continue;
                     }
                 }
-                pool.push_child(row.node as usize, token, logp, &sequence.calibration, sequence.odds);
+                let candidate = (self.candidates_drafted + i * top_k + rank) as u32;
+                pool.push_child(
+                    row.node as usize,
+                    candidate,
+                    token,
+                    logp,
+                    &sequence.calibration,
+                    sequence.odds,
+                );
             }
         }
+        self.candidates_drafted += tokens.len();
         self.rows.clear();
         self.take_newest();
     }
