@@ -29,7 +29,8 @@
 
 // ---- f32: a warp per packed row, a lane per key, then a lane per output column ----
 
-constexpr int kF32Warps = 4;
+// Four of its CTAs on an SM leave 128 registers; unasked, ptxas aims at 64 on sm_100a, and spills.
+constexpr int kF32Warps = 4, kF32CtasPerSm = 4;
 constexpr int kF32TileKeys = 32;
 
 template <int kHeadDim>
@@ -230,7 +231,7 @@ __device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p)
   EXPORT_KERNEL(tree_attention_##dtype##_hd##D##_##layout)
 
 #define TREE_ATTENTION_F32(D)                                                   \
-  extern "C" __global__ void __launch_bounds__(kF32Warps * 32)                  \
+  extern "C" __global__ void __launch_bounds__(kF32Warps * 32, kF32CtasPerSm)   \
       tree_attention_f32_hd##D(const __grid_constant__ TreeAttentionParams p) { \
     tree_attention_f32<D>(p);                                                   \
   }                                                                             \

@@ -13,18 +13,20 @@ trap 'rm -rf "$log"' EXIT
 
 gencode=()
 for arch in ${archs//;/ }; do gencode+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
-compile() { "$nvcc" -fatbin -O3 -std=c++17 -Ikernels "${gencode[@]}" -Xptxas -v "$1" -o "$log/$(basename "$1").fatbin" >"$log/$(basename "$1").log" 2>&1; }
-export -f compile
-for source in kernels/*.cu; do
-  compile "$source" || { cat "$log/$(basename "$source").log" >&2; exit 1; }
-done
+export nvcc log flags="-fatbin -O3 -std=c++17 -Ikernels ${gencode[*]} -Xptxas -v"
+# shellcheck disable=SC2016 # expanded by the inner shell
+if ! printf '%s\n' kernels/*.cu | xargs -P "$(nproc)" -I{} bash -c '
+  name=$(basename {}); "$nvcc" $flags {} -o "$log/$name.fatbin" > "$log/$name.log" 2>&1 || { cat "$log/$name.log" >&2; exit 1; }'
+then
+  exit 1
+fi
 
 # ptxas names the kernel in one line and its spills and registers in the next two.
 awk -v OFS='  ' '
   /Compiling entry function/ { split($0, q, "\047"); kernel = q[2]; arch = q[4] }
   /bytes spill stores/ { spilled = ($0 !~ / 0 bytes spill stores, 0 bytes spill loads/) }
   /Used [0-9]+ registers/ {
-    match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5)
+    match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5) + 0
     kernels++
     if (registers > most[arch]) { most[arch] = registers; which[arch] = kernel }
     if (spilled) { print "SPILLS", arch, kernel, registers " registers"; failed = 1 }
