@@ -48,15 +48,18 @@ impl Engine {
         Ok(emissions)
     }
 
-    /// Runs one round with the caller's trees, one for each running sequence in order of submission: for drafters outside
-    /// this crate, and for tests. Each tree's root is the last emitted (or prompt) token.
+    /// Runs one round with the caller's trees, one for each sequence of [`Engine::running`] in that order: for drafters outside
+    /// this crate, and for tests. Each tree's root is the sequence's last token.
+    ///
+    /// # Errors
+    /// Trees that do not fit; first tokens that [`Engine::step`] has not handed out yet; as [`Engine::step`].
     pub fn step_with(&mut self, trees: &[DraftTree]) -> Result<Vec<Emission>> {
         let slots = self.running_slots();
         let fits = trees.len() == slots.len()
             && slots.iter().zip(trees).all(|(&slot, tree)| tree.token(0) == self.sequence(slot).root_token());
-        if !fits {
+        if !fits || !self.pending.is_empty() {
             return Err(Error::Input(
-                "one tree per running sequence is needed, rooted at its last token".into(),
+                "one tree per running sequence is needed, rooted at its last token, which `step` has handed out".into(),
             ));
         }
         self.times.begin()?;
