@@ -124,6 +124,11 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
     }
   }
 
+  // Groups of 8 tokens with a row in them: the others of a tile are not multiplied, so cost rises in steps of 8. The widest
+  // tile, which has no register to spare for the count, always multiplies all.
+  const int live_groups = (num_rows - token0 - warp_token + 7) / 8;
+  auto is_live = [&](int group) { return Shape::kTokens > 64 || group < live_groups; };
+
   auto multiply = [&](int slot) {
     T* const weights = stages + slot * Shape::kStageElements + warp_weight * kTileK;
     T* const tokens = stages + slot * Shape::kStageElements + (Shape::kWeights + warp_token) * kTileK;
@@ -133,6 +138,7 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
       uint32_t token_regs[Shape::kGroups][4];
 #pragma unroll
       for (int group = 0; group < Shape::kGroups; ++group) {
+        if (!is_live(group)) continue;
         ldmatrix_x4(token_regs[group], swizzled(tokens, group * 8 + lane_idx % 8, k32 * 4 + lane_idx / 8));
       }
 #pragma unroll
@@ -144,6 +150,7 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
                       swizzled(weights, m * 16 + lane_idx % 16, k32 * 4 + step * 2 + lane_idx / 16));
 #pragma unroll
           for (int group = 0; group < Shape::kGroups; ++group) {
+            if (!is_live(group)) continue;
             const uint32_t pair[2] = {token_regs[group][step * 2], token_regs[group][step * 2 + 1]};
             mma<T>(sums[m][group], weight_regs, pair);
           }
