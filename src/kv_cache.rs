@@ -2,6 +2,7 @@
 //!
 //! All layers live in one allocation `[layers, 2, pages, kv_heads, PAGE_SIZE, head_dim]`, so that one launch can compact
 //! all of them. The cache counts pages; lengths, and what the pages hold, are the engine's business.
+#![forbid(unsafe_code)]
 
 use crate::device::{DType, Device, Tensor};
 use crate::error::{Error, Result};

@@ -1,4 +1,5 @@
 //! Drafters: small networks that propose the tokens of a draft tree. One file a drafting method.
+#![forbid(unsafe_code)]
 
 mod eagle3;
 

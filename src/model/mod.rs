@@ -1,4 +1,5 @@
 //! Target networks: weights and the order of launches of one pass. One file an architecture.
+#![forbid(unsafe_code)]
 
 mod layers;
 mod llama;
