@@ -116,13 +116,6 @@ impl Device {
         self.inner.context.mem_get_info().map_err(|e| driver_error("cuMemGetInfo", e))
     }
 
-    /// Number of multiprocessors.
-    pub fn num_multiprocessors(&self) -> Result<usize> {
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let count = self.inner.context.attribute(attribute);
-        count.map(|n| n as usize).map_err(|e| driver_error("cuDeviceGetAttribute", e))
-    }
-
     /// Waits until all work issued so far is done and reports the first failure of it.
     pub fn synchronize(&self) -> Result<()> {
         self.bind()?;

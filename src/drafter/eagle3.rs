@@ -140,14 +140,9 @@ impl Eagle3 {
             max_kv_len: max_positions,
             shape,
             intermediate: config.intermediate_size,
-            linears: vec![
-                (hidden, self.fc.dim(1)),
-                (shape.qkv_dim(), 2 * hidden),
-                (hidden, shape.q_dim()),
-                (2 * config.intermediate_size, hidden),
-                (hidden, config.intermediate_size),
-            ],
-            head: (config.draft_vocab_size, hidden),
+            hidden,
+            attention_input: 2 * hidden,
+            others: vec![(hidden, self.fc.dim(1)), (config.draft_vocab_size, hidden)],
             dtype: self.dtype,
         };
         self.buffers = Some(Buffers {

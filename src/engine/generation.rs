@@ -8,18 +8,20 @@ pub struct Generation<'e> {
     engine: &'e mut Engine,
     id: SequenceId,
     finished: Option<FinishReason>,
+    /// A round failed: nothing more will come.
+    failed: bool,
 }
 
 impl Engine {
     /// Serves one request to its end; other running sequences advance too, their tokens are lost to the caller.
     pub fn generate(&mut self, request: Request) -> Result<Generation<'_>> {
         let id = self.submit(request)?;
-        Ok(Generation { engine: self, id, finished: None })
+        Ok(Generation { engine: self, id, finished: None, failed: false })
     }
 }
 
 impl Generation<'_> {
-    /// Why it ended; `None` while it runs.
+    /// Why it ended; `None` while it runs, and after an error.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finished
     }
@@ -34,13 +36,12 @@ impl Iterator for Generation<'_> {
     type Item = Result<Vec<i32>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.finished.is_none() {
+        while self.finished.is_none() && !self.failed {
             let emissions = match self.engine.step() {
                 Ok(emissions) => emissions,
                 Err(error) => {
                     self.engine.cancel(self.id);
-                    // Nothing more will come.
-                    self.finished = Some(FinishReason::Length);
+                    self.failed = true;
                     return Some(Err(error));
                 }
             };

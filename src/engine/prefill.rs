@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::round::Emission;
-use crate::engine::sequence::{Request, Sequence, SequenceId, check_request};
+use crate::engine::sequence::{Request, Sequence, SequenceId};
 use crate::error::{Error, Result};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Taps};
 
@@ -16,7 +16,7 @@ impl Engine {
     /// [`Error::Input`] for a request that cannot be served (empty prompt, token outside the vocabulary, longer than the
     /// context, no free place); driver failures.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
-        check_request(&request, self.model_config().vocab_size, self.max_context)?;
+        request.validate(self.model_config().vocab_size, self.max_context)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input(format!(
                 "all {} places are taken; wait for a sequence to end",

@@ -1,7 +1,7 @@
 //! The target's logits over a given text: for perplexity, and for comparison with other implementations.
 
 use crate::engine::Engine;
-use crate::engine::sequence::{Request, check_request};
+use crate::engine::sequence::Request;
 use crate::error::{Error, Result};
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::sampling::SamplingParams;
@@ -18,7 +18,8 @@ impl Engine {
             sampling: SamplingParams::default(),
             ignore_eos: true,
         };
-        check_request(&request, self.model_config().vocab_size, self.max_context + 1)?;
+        // Nothing is drawn, so the text may fill the context.
+        request.validate(self.model_config().vocab_size, self.max_context + 1)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));
         };

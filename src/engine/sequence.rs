@@ -16,6 +16,32 @@ pub struct Request {
     pub ignore_eos: bool,
 }
 
+impl Request {
+    /// Whether a model of `vocab_size` tokens can serve this in a context of `max_context` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: an empty prompt, one that leaves no room, an id outside the vocabulary, nothing asked for, or
+    /// sampling parameters out of range.
+    pub fn validate(&self, vocab_size: usize, max_context: usize) -> Result<()> {
+        if self.prompt.is_empty() {
+            return Err(Error::Input("the prompt is empty: at least one token is needed".into()));
+        }
+        if let Some(id) = self.prompt.iter().find(|&&id| id < 0 || id as usize >= vocab_size) {
+            return Err(Error::Input(format!("prompt token {id} is outside the vocabulary of {vocab_size}")));
+        }
+        if self.prompt.len() >= max_context {
+            return Err(Error::Input(format!(
+                "the prompt has {} tokens, which leaves no room in the context of {max_context}",
+                self.prompt.len()
+            )));
+        }
+        if self.max_new_tokens == 0 {
+            return Err(Error::Input("max_new_tokens is 0: ask for at least one token".into()));
+        }
+        self.sampling.validate()
+    }
+}
+
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
@@ -92,26 +118,6 @@ impl Sequence {
         }
         tokens.len()
     }
-}
-
-/// Checks a request against the model's vocabulary and the engine's context length.
-pub(super) fn check_request(request: &Request, vocab_size: usize, max_context: usize) -> Result<()> {
-    if request.prompt.is_empty() {
-        return Err(Error::Input("the prompt is empty: at least one token is needed".into()));
-    }
-    if let Some(id) = request.prompt.iter().find(|&&id| id < 0 || id as usize >= vocab_size) {
-        return Err(Error::Input(format!("prompt token {id} is outside the vocabulary of {vocab_size}")));
-    }
-    if request.prompt.len() >= max_context {
-        return Err(Error::Input(format!(
-            "the prompt has {} tokens, which leaves no room in the context of {max_context}",
-            request.prompt.len()
-        )));
-    }
-    if request.max_new_tokens == 0 {
-        return Err(Error::Input("max_new_tokens is 0: ask for at least one token".into()));
-    }
-    request.sampling.validate()
 }
 
 #[cfg(test)]

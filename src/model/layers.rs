@@ -136,18 +136,25 @@ pub(crate) struct ScratchSize {
     pub max_kv_len: usize,
     pub shape: AttentionShape,
     pub intermediate: usize,
-    /// `(outputs, inputs)` of every linear layer that runs on all rows.
-    pub linears: Vec<(usize, usize)>,
-    /// The same for the head, which runs on the rows whose logits are wanted.
-    pub head: (usize, usize),
+    pub hidden: usize,
+    /// Width of what the attention projects: `hidden`, or more for a drafter.
+    pub attention_input: usize,
+    /// `(outputs, inputs)` of the linear layers outside the decoder layer: the head, a drafter's fc.
+    pub others: Vec<(usize, usize)>,
     pub dtype: DType,
 }
 
 impl Scratch {
     pub fn new(device: &Device, size: &ScratchSize) -> Result<Self> {
         let (rows, shape) = (size.max_rows, size.shape);
-        let linear_len =
-            size.linears.iter().chain([&size.head]).map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
+        let layer = [
+            (shape.qkv_dim(), size.attention_input),
+            (size.hidden, shape.q_dim()),
+            (2 * size.intermediate, size.hidden),
+            (size.hidden, size.intermediate),
+        ];
+        let linears = layer.iter().chain(&size.others);
+        let linear_len = linears.map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
         let attention_len =
             tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, size.max_kv_len);
         let buffer = |cols: usize| Tensor::uninit(device, size.dtype, &[rows, cols]);

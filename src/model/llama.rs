@@ -123,13 +123,9 @@ impl Llama {
             max_kv_len: max_positions,
             shape,
             intermediate: config.intermediate_size,
-            linears: vec![
-                (shape.qkv_dim(), hidden),
-                (hidden, shape.q_dim()),
-                (2 * config.intermediate_size, hidden),
-                (hidden, config.intermediate_size),
-            ],
-            head: (config.vocab_size, hidden),
+            hidden,
+            attention_input: hidden,
+            others: vec![(config.vocab_size, hidden)],
             dtype: self.dtype,
         };
         self.buffers = Some(Buffers {

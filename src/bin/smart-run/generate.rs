@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use serde_json::json;
-use smart_run::config::ModelConfig;
+use smart_run::config::{ModelConfig, ModelSource};
 use smart_run::control::trace::{TRACE_VERSION, TraceHeader};
 use smart_run::engine::{Engine, FinishReason, Request};
 use smart_run::sampling::SamplingParams;
@@ -17,29 +17,30 @@ use crate::{demo_model, interrupt, loading};
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let (model, drafter) = match &args.model {
-        Some(path) => (loading::source(path)?, args.draft.as_deref().map(loading::source).transpose()?),
+        Some(path) => (ModelSource::from(path.as_path()), args.draft.as_deref().map(ModelSource::from)),
         None => {
             let (target, drafter) = demo_model::pair()?;
-            (target, Some(args.draft.as_deref().map(loading::source).transpose()?.unwrap_or(drafter)))
+            (target, Some(args.draft.as_deref().map_or(drafter, ModelSource::from)))
         }
     };
     let config = ModelConfig::from_hf(&model)?;
     let tokenizer = Tokenizer::open(&model)?;
     let prompt = prompt_ids(args, tokenizer.as_ref())?;
-    if prompt.len() >= config.max_position {
-        return Err(Error::Input(format!(
-            "the prompt has {} tokens, which leaves no room in the model's context of {}",
-            prompt.len(),
-            config.max_position
-        )));
-    }
+    let sampling = SamplingParams {
+        temperature: args.sampling.temperature,
+        top_p: args.sampling.top_p,
+        top_k: args.sampling.top_k.unwrap_or(0),
+        min_p: args.sampling.min_p,
+        seed: args.sampling.seed,
+    };
+    let request = Request {
+        prompt: prompt.clone(),
+        max_new_tokens: args.max_new_tokens,
+        sampling,
+        ignore_eos: args.ignore_eos,
+    };
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
-    if let Some(id) = prompt.iter().find(|&&id| id < 0 || id as usize >= config.vocab_size) {
-        return Err(Error::Input(format!(
-            "prompt token {id} is outside the vocabulary of {}",
-            config.vocab_size
-        )));
-    }
+    request.validate(config.vocab_size, config.max_position)?;
     let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|d| d.name()));
     let mut builder = Engine::builder(model)
         .device(args.device)
@@ -58,13 +59,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let trace =
         args.trace.as_ref().map(|path| File::create(path).map_err(|e| Error::io(path, e))).transpose()?;
     let mut engine = loading::build(builder)?;
-    let sampling = SamplingParams {
-        temperature: args.sampling.temperature,
-        top_p: args.sampling.top_p,
-        top_k: args.sampling.top_k.unwrap_or(0),
-        min_p: args.sampling.min_p,
-        seed: args.sampling.seed,
-    };
     if let Some(file) = trace {
         let header = TraceHeader {
             version: TRACE_VERSION,
@@ -77,12 +71,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         };
         engine.set_trace(BufWriter::new(file), &header)?;
     }
-    let request = Request {
-        prompt: prompt.clone(),
-        max_new_tokens: args.max_new_tokens,
-        sampling,
-        ignore_eos: args.ignore_eos,
-    };
     let streamed = tokenizer.as_ref().filter(|_| args.format == OutputFormat::Text);
     let (tokens, finish) = complete(&mut engine, request, print_now, streamed, args.format)?;
     engine.finish_trace()?;

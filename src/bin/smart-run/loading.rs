@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use smart_run::config::ModelSource;
+use smart_run::Result;
 use smart_run::engine::{Engine, EngineBuilder};
-use smart_run::{Error, Result};
 
 /// Builds the engine, drawing a bar on stderr while weights load (none when stderr is no terminal).
 pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
@@ -32,13 +31,4 @@ fn cost_cache() -> PathBuf {
         .or_else(home)
         .unwrap_or_else(std::env::temp_dir);
     folder.join("smart-run").join("costs.json")
-}
-
-/// An error unless `path` is an existing folder that could hold a model.
-pub fn source(path: &std::path::Path) -> Result<ModelSource> {
-    match path.try_exists() {
-        Ok(true) => Ok(ModelSource::from(path)),
-        Ok(false) => Err(Error::format(path, "there is no such model folder")),
-        Err(error) => Err(Error::io(path, error)),
-    }
 }
