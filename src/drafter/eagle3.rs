@@ -180,7 +180,7 @@ impl Eagle3 {
         self.forward(pass, kv, &features)
     }
 
-    /// Runs drafted tokens: the feature of row i is row `pass.parents()[i]` of the feature store. The outputs are appended
+    /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. The outputs are appended
     /// to the store; returns the f32 logits of the rows that want them.
     pub fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
         let buffers = self.buffers.as_ref().expect("prepare comes before step");
@@ -188,7 +188,7 @@ impl Eagle3 {
         let features = buffers.features.rows(start..start + pass.num_rows());
         gather_rows(
             &self.device,
-            GatherRowsArgs { src: &buffers.features, index: &pass.parents(), out: &features },
+            GatherRowsArgs { src: &buffers.features, index: &pass.links(), out: &features },
         )?;
         self.forward(pass, kv, &features)
     }

@@ -142,8 +142,7 @@ impl Drafting {
                     position,
                     slot: self.kv.slot(slot, position),
                     ancestors: causal_words(i),
-                    // Where the row's feature waits.
-                    parent: backlog_row(slot, position) as i32,
+                    link: backlog_row(slot, position) as i32,
                 };
                 self.pass.push(row, top_k.is_some() && i + 1 == count);
             }
@@ -157,7 +156,7 @@ impl Drafting {
         let features = self.extend_in.rows(0..num_rows);
         gather_rows(
             self.pass.device(),
-            GatherRowsArgs { src: &self.backlog, index: &self.pass.parents(), out: &features },
+            GatherRowsArgs { src: &self.backlog, index: &self.pass.links(), out: &features },
         )?;
         let logits = self.network.extend(&self.pass, &self.kv, &features)?;
         if let Some(top_k) = top_k {
@@ -228,7 +227,7 @@ impl Drafting {
                 slots: &pass.slots(),
                 ancestors: &pass.ancestors(),
                 parent_logp: &self.parent_logp.rows(rows.clone()),
-                feature_row: &pass.parents(),
+                feature_row: &pass.links(),
                 row_run: &self.row_run.rows(rows),
             },
         )

@@ -159,7 +159,7 @@ impl Engine {
                     } else {
                         tree.ancestor_words(node)
                     },
-                    parent: tree.parents()[node],
+                    link: tree.parents()[node],
                 };
                 self.verifier.pass.push(row, true);
             }

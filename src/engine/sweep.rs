@@ -107,7 +107,7 @@ fn verify_pass(verifier: &mut Verifier, drafting: &Drafting, rows: usize, contex
         let slot = verifier.kv.slot(0, position);
         verifier
             .pass
-            .push(Row { token: 0, position, slot, ancestors: causal_words(i), parent: i as i32 - 1 }, true);
+            .push(Row { token: 0, position, slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
     }
     let layers = &drafting.network.config().tap_layers;
     verifier.run(Some(Taps { layers, out: &drafting.taps.rows(0..rows) }))?;

@@ -91,7 +91,7 @@ impl Verifier {
                 position,
                 slot: self.kv.slot(slot, position),
                 ancestors: causal_words(index),
-                parent: index as i32 - 1,
+                link: index as i32 - 1,
             };
             self.pass.push(row, wants_logits(position));
         }
@@ -133,7 +133,7 @@ impl Verifier {
             VerifyWalkArgs {
                 seq_start: &self.pass.seq_start(),
                 tokens: &self.pass.tokens(),
-                parents: &self.pass.parents(),
+                parents: &self.pass.links(),
                 drawn: &self.drawn.rows(0..self.pass.num_rows()),
                 accepted: &accepted,
                 accepted_len: &accepted_len,

@@ -21,8 +21,9 @@ pub struct Row {
     pub slot: i32,
     /// Visible positions from `prefix_len` on, the row's own included.
     pub ancestors: AncestorWords,
-    /// Index of the parent within the sequence's rows, -1 for the first.
-    pub parent: i32,
+    /// For the target, the parent's index within the sequence's rows, -1 for the first. For a drafter, where the row's
+    /// feature is: its row of the buffer that the pass gathers features from.
+    pub link: i32,
 }
 
 /// Host description and device arrays of a pass. Reused from pass to pass.
@@ -48,7 +49,7 @@ const NUM_ARRAYS: usize = 9;
 const TOKENS: usize = 0;
 const POSITIONS: usize = 1;
 const SLOTS: usize = 2;
-const PARENTS: usize = 3;
+const LINKS: usize = 3;
 const SEQ_START: usize = 4;
 const PREFIX_LEN: usize = 5;
 const LOGIT_ROWS: usize = 6;
@@ -143,7 +144,7 @@ impl Pass {
         stage(TOKENS, self.num_rows, &mut self.rows.iter().map(|r| r.token));
         stage(POSITIONS, self.num_rows, &mut self.rows.iter().map(|r| r.position as i32));
         stage(SLOTS, self.num_rows, &mut self.rows.iter().map(|r| r.slot));
-        let all = stage(PARENTS, self.num_rows, &mut self.rows.iter().map(|r| r.parent));
+        let all = stage(LINKS, self.num_rows, &mut self.rows.iter().map(|r| r.link));
         for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
             words.copy_from_slice(&row.ancestors);
         }
@@ -205,9 +206,9 @@ impl Pass {
         self.array(SLOTS)
     }
 
-    /// Parents within the sequence, i32 `[rows]`.
-    pub fn parents(&self) -> Tensor {
-        self.array(PARENTS)
+    /// [`Row::link`] of each row, i32 `[rows]`.
+    pub fn links(&self) -> Tensor {
+        self.array(LINKS)
     }
 
     /// First row of each sequence and the end, i32 `[sequences + 1]`.
