@@ -4,11 +4,12 @@
 //!
 //! Layers, each importing only those below it:
 //! `engine` -> {`control`, `drafter`, `model`} -> `kernels` -> `device` -> cudarc.
-//! [`tree`] and [`control`] import no CUDA and build alone (`default-features = false`).
+//! [`tree`], [`control`] and [`replay`] import no CUDA and build alone (`default-features = false`).
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 pub mod control;
 pub mod error;
+pub mod replay;
 pub mod tree;
 
 #[cfg(feature = "engine")]

@@ -1,7 +1,7 @@
 //! [`CandidatePool`]: every node drafted for one sequence in one round, kept or not.
 #![forbid(unsafe_code)]
 
-use super::acceptance::{Calibration, Label};
+use super::acceptance::Label;
 use crate::tree::AncestorWords;
 
 /// "No such row" and "no such parent".
@@ -37,6 +37,8 @@ pub struct PoolNode {
     pub first_child: u32,
     /// Drafted children.
     pub num_children: u16,
+    /// Not to be run through the drafter, whatever the policy; see [`DraftRound::seal_newest`](super::DraftRound::seal_newest).
+    pub sealed: bool,
     /// Let in by the per-node rule.
     pub admitted: bool,
     /// Chosen for verification.
@@ -80,6 +82,7 @@ impl CandidatePool {
             slot: NONE,
             first_child: 0,
             num_children: 0,
+            sealed: false,
             admitted: true,
             verified: true,
         });
@@ -128,22 +131,21 @@ impl CandidatePool {
         }
     }
 
-    /// Adds a child of `parent`. Siblings must be added in one go.
+    /// Adds a child of `parent` whose estimate is `q(depth, logp)`. Siblings must be added in one go.
     pub(super) fn push_child(
         &mut self,
         parent: usize,
         candidate: u32,
         token: i32,
         logp: f32,
-        calibration: &Calibration,
-        odds: f32,
+        q: impl FnOnce(usize, f32) -> f32,
     ) {
         // A log-probability is at most 0; rounding may say otherwise and NaN means a broken drafter: no confidence.
         let logp = if logp.is_nan() { f32::NEG_INFINITY } else { logp.min(0.0) };
         let child = self.nodes.len();
         let above = self.nodes[parent];
         let depth = above.depth + 1;
-        let q = calibration.q(usize::from(depth), logp, odds);
+        let q = q(usize::from(depth), logp);
         if above.num_children == 0 {
             self.nodes[parent].first_child = child as u32;
         }
@@ -162,6 +164,7 @@ impl CandidatePool {
             slot: NONE,
             first_child: 0,
             num_children: 0,
+            sealed: false,
             admitted: false,
             verified: false,
         });
@@ -184,7 +187,7 @@ impl CandidatePool {
     }
 
     /// Labels of the children of `node`, after which the target drew `drawn`.
-    pub(super) fn labels(&self, node: usize, drawn: i32) -> impl Iterator<Item = Label> + '_ {
+    pub(crate) fn labels(&self, node: usize, drawn: i32) -> impl Iterator<Item = Label> + '_ {
         self.children(node).map(move |child| {
             let child = &self.nodes[child];
             Label {

@@ -70,19 +70,21 @@ impl DraftRound {
         }
     }
 
-    /// Per sequence the best `width` nodes of the newest level, by cumulative log-probability.
+    /// Per sequence the best `width` nodes of the newest level, by cumulative log-probability. A sealed one keeps its place in the
+    /// beam: a replay must not run another instead.
     fn choose_beam(&mut self, width: usize) {
         for sequence in 0..self.sequences.len() {
             let pool = &self.pools[sequence];
             self.newest.clear();
             for node in pool.newest() {
                 let state = &pool.nodes()[node];
-                if self.sequences[sequence].may_deepen(state) {
+                if self.sequences[sequence].may_deepen(state) || state.sealed {
                     self.newest.push(Candidate::by_logp(state.path_logp, sequence, node));
                 }
             }
             sort_candidates(&mut self.newest, &mut self.sort_scratch);
-            self.frontier.extend(self.newest.iter().take(width));
+            let beam = self.newest.iter().take(width);
+            self.frontier.extend(beam.filter(|candidate| !pool.nodes()[candidate.node()].sealed));
         }
     }
 

@@ -73,7 +73,7 @@ pub(super) struct RoundSequence {
 impl RoundSequence {
     /// Whether `node` may have children.
     fn may_deepen(&self, node: &PoolNode) -> bool {
-        usize::from(node.depth) < self.max_depth
+        usize::from(node.depth) < self.max_depth && !node.sealed
     }
 }
 
@@ -189,6 +189,15 @@ impl DraftRound {
     /// # Panics
     /// If the lengths are not rows times top-k.
     pub fn add_level(&mut self, tokens: &[i32], logps: &[f32]) {
+        self.add_known_level(tokens, logps, None);
+    }
+
+    /// As [`add_level`](Self::add_level); where the probabilities of acceptance given the parent's are known, they take the place
+    /// of estimates.
+    ///
+    /// # Panics
+    /// If the lengths are not rows times top-k.
+    pub fn add_known_level(&mut self, tokens: &[i32], logps: &[f32], probs: Option<&[f32]>) {
         let top_k = self.plan.top_k;
         assert_eq!(tokens.len(), self.rows.len() * top_k, "one token per row and child");
         assert_eq!(logps.len(), tokens.len(), "one log-probability per token");
@@ -207,19 +216,26 @@ impl DraftRound {
                     }
                 }
                 let candidate = (self.candidates_drafted + i * top_k + rank) as u32;
-                pool.push_child(
-                    row.node as usize,
-                    candidate,
-                    token,
-                    logp,
-                    &sequence.calibration,
-                    sequence.odds,
-                );
+                pool.push_child(row.node as usize, candidate, token, logp, |depth, logp| match probs {
+                    Some(probs) => probs[i * top_k + rank].clamp(0.0, 1.0),
+                    None => sequence.calibration.q(depth, logp, sequence.odds),
+                });
             }
         }
         self.candidates_drafted += tokens.len();
         self.rows.clear();
         self.take_newest();
+    }
+
+    /// Marks nodes of the newest level that cannot be run through the drafter: a replay has not recorded their children. They may
+    /// still be verified. `is_sealed` gets the sequence and [`PoolNode::candidate`] of each.
+    pub fn seal_newest(&mut self, is_sealed: impl Fn(usize, usize) -> bool) {
+        for (sequence, pool) in self.pools[..self.sequences.len()].iter_mut().enumerate() {
+            for node in pool.newest() {
+                let candidate = pool.nodes()[node].candidate as usize;
+                pool.nodes_mut()[node].sealed = is_sealed(sequence, candidate);
+            }
+        }
     }
 
     /// Chooses the nodes to verify and packs them, one tree per sequence of the batch, in its order.

@@ -1,0 +1,311 @@
+//! [`replay`]: the rounds that a policy would run over recorded texts.
+#![forbid(unsafe_code)]
+
+use super::lanes::{Lane, Texts};
+use super::outcome::Outcome;
+use super::random::Random;
+use super::record::{Record, RecordedTree};
+use crate::control::{
+    Controller, ControllerConfig, CostModel, FrontierRow, NONE, PhaseTimes, Policy, RoundReport,
+    SelectedTree, SequenceOutcome, SequenceView,
+};
+use crate::error::{Error, Result};
+
+/// What the policy is told that it would have to learn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Knowledge {
+    /// Acceptance: the target's own probabilities in place of calibrated ones.
+    pub probabilities: bool,
+    /// Costs: the table that prices the replay, whatever `Settings::belief` says, untouched by measured times.
+    pub costs: bool,
+}
+
+/// How to replay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Sequences at once. A text that ends makes room for the next; the record is played round and round.
+    pub batch: usize,
+    /// Tokens to emit, at least.
+    pub tokens: usize,
+    /// Cached tokens of a sequence at its first position; the prompt's own length if `None`.
+    pub context: Option<usize>,
+    /// Order of the texts, and noise.
+    pub seed: u64,
+    /// What the policy believes about costs at the start; the truth if `None`.
+    pub belief: Option<CostModel>,
+    /// Spread of measured times around the truth: uniform within this share, one time in fifty ten times too long as well.
+    pub noise: f64,
+    /// What it is told.
+    pub knowledge: Knowledge,
+    /// Bounds of the controller.
+    pub config: ControllerConfig,
+}
+
+impl Settings {
+    /// `batch` sequences over `tokens` tokens, everything else as it comes.
+    pub fn new(batch: usize, tokens: usize) -> Self {
+        Self {
+            batch,
+            tokens,
+            context: None,
+            seed: 0,
+            belief: None,
+            noise: 0.0,
+            knowledge: Knowledge::default(),
+            config: ControllerConfig::default(),
+        }
+    }
+}
+
+/// Plays `policy` over `record` with rounds that take the time `costs` says.
+///
+/// # Errors
+/// [`Error::Input`]: an empty batch, a policy that drafts more children a node than were recorded, true probabilities that
+/// were not recorded.
+pub fn replay(record: &Record, costs: &CostModel, policy: Policy, settings: &Settings) -> Result<Outcome> {
+    let mut player = Player::new(record, costs, policy, settings)?;
+    while player.outcome.tokens < settings.tokens as u64 {
+        player.round();
+    }
+    Ok(player.finish())
+}
+
+/// Rounds of a policy over a record, one after another.
+pub(super) struct Player<'a> {
+    costs: &'a CostModel,
+    settings: &'a Settings,
+    texts: Texts<'a>,
+    lanes: Vec<Lane<'a>>,
+    controller: Controller,
+    /// For each candidate of the round its child in the recorded tree.
+    children: Vec<u32>,
+    random: Random,
+    /// Depth of the deepest recorded nodes.
+    deepest: usize,
+    pub outcome: Outcome,
+}
+
+impl<'a> Player<'a> {
+    pub fn new(
+        record: &'a Record,
+        costs: &'a CostModel,
+        policy: Policy,
+        settings: &'a Settings,
+    ) -> Result<Self> {
+        if settings.batch == 0 {
+            return Err(Error::Input("a replay needs a batch of at least 1".into()));
+        }
+        if settings.knowledge.probabilities && !record.has_probs() {
+            return Err(Error::Input("the record does not hold the target's probabilities".into()));
+        }
+        let top_k = record.shape().top_k;
+        let config = ControllerConfig {
+            top_k: settings.config.top_k.min(top_k),
+            max_depth: settings.config.max_depth.min(record.shape().levels),
+            ..settings.config
+        };
+        let believed = match &settings.belief {
+            Some(belief) if !settings.knowledge.costs => belief.clone(),
+            _ => costs.clone(),
+        };
+        let controller = Controller::new(policy, config, believed);
+        if controller.round().top_k() > top_k {
+            return Err(Error::Input(format!(
+                "policy {policy} drafts {} children a node, the record holds {top_k}",
+                controller.round().top_k()
+            )));
+        }
+        let (texts, lanes) = Texts::start(record, settings);
+        Ok(Self {
+            costs,
+            settings,
+            texts,
+            lanes,
+            controller,
+            children: Vec::new(),
+            random: Random(!settings.seed),
+            deepest: record.shape().levels,
+            outcome: Outcome::default(),
+        })
+    }
+
+    /// Plays one round.
+    pub fn round(&mut self) {
+        let views: Vec<SequenceView> = self.lanes.iter().map(Lane::view).collect();
+        let total_context: usize = views.iter().map(|view| view.context_len).sum();
+        let plain_us = self.costs.plain_us(views.len(), total_context) + self.costs.plain_overhead_us();
+        let plan = self.controller.begin_round(&views);
+        let draft_us = if plan.drafts() { self.draft(plan.top_k) } else { Vec::new() };
+        let (verify_us, overhead_us) = if plan.drafts() {
+            let trees = self.controller.round_mut().select();
+            let nodes = trees.iter().map(|selected| selected.tree.num_nodes());
+            let tokens = nodes.clone().sum();
+            let contexts = views.iter().map(|view| view.context_len);
+            (self.costs.verify_us(tokens, nodes.zip(contexts)), self.costs.overhead_us())
+        } else {
+            self.outcome.plain_rounds += 1;
+            (plain_us - self.costs.plain_overhead_us(), self.costs.plain_overhead_us())
+        };
+        let walks: Vec<(Vec<u32>, Vec<i32>)> =
+            (0..self.lanes.len()).map(|sequence| self.walk(sequence)).collect();
+        self.count(&walks, plain_us, &draft_us, verify_us, overhead_us);
+        self.learn(&walks, &draft_us, verify_us, overhead_us);
+        self.advance(&walks);
+    }
+
+    /// The outcome, with what only the end tells.
+    pub fn finish(mut self) -> Outcome {
+        self.outcome.prediction_error_p95 = self.controller.cost().prediction_error_p95();
+        self.outcome.probe_share = self.controller.probe_share();
+        self.outcome
+    }
+
+    /// Answers for the drafter until the policy has drafted enough; the true time of each pass.
+    fn draft(&mut self, top_k: usize) -> Vec<f64> {
+        let mut level_us = Vec::new();
+        let (mut tokens, mut logps, mut probs) = (Vec::new(), Vec::new(), Vec::new());
+        self.children.clear();
+        while let Some(rows) = self.controller.round_mut().next_level() {
+            let mut us_rows = rows.len();
+            let mut context = 0;
+            let (mut last, first_new) = (NONE, self.children.len());
+            (tokens.clear(), logps.clear(), probs.clear());
+            for row in rows {
+                let lane = &self.lanes[row.sequence as usize];
+                if row.sequence != last {
+                    context += lane.context_len();
+                    last = row.sequence;
+                }
+                if row.node == 0 {
+                    us_rows += lane.backlog;
+                }
+                let tree = lane.tree();
+                let first = recorded_row(row, tree, &self.children) * tree.top_k();
+                let children = first..first + top_k;
+                tokens.extend_from_slice(&tree.tokens()[children.clone()]);
+                logps.extend_from_slice(&tree.logps()[children.clone()]);
+                if self.settings.knowledge.probabilities {
+                    probs.extend_from_slice(&tree.probs().unwrap_or_default()[children.clone()]);
+                }
+                self.children.extend(children.map(|child| child as u32));
+            }
+            level_us.push(self.costs.draft_us(us_rows, context));
+            let round = self.controller.round_mut();
+            round.add_known_level(&tokens, &logps, (!probs.is_empty()).then_some(&probs));
+            let (lanes, children) = (&self.lanes, &self.children);
+            round.seal_newest(|sequence, candidate| {
+                debug_assert!(candidate >= first_new);
+                lanes[sequence].tree().row_of(children[candidate] as usize).is_none()
+            });
+        }
+        level_us
+    }
+
+    /// The accepted nodes of a sequence's tree, and the draws that are known: those after the root and after them.
+    fn walk(&self, sequence: usize) -> (Vec<u32>, Vec<i32>) {
+        let lane = &self.lanes[sequence];
+        let Some(SelectedTree { tree, .. }) = self.controller.round().selected().get(sequence) else {
+            return (Vec::new(), vec![lane.tree().drawn]);
+        };
+        let mut drawn = vec![-1; tree.num_nodes()];
+        let (mut accepted, mut node) = (Vec::new(), 0);
+        loop {
+            drawn[node] = lane.text.trees[lane.at + accepted.len()].drawn;
+            match tree.child_with_token(node, drawn[node]) {
+                Some(child) => {
+                    accepted.push(child as u32);
+                    node = child;
+                }
+                None => return (accepted, drawn),
+            }
+        }
+    }
+
+    fn count(
+        &mut self,
+        walks: &[(Vec<u32>, Vec<i32>)],
+        plain_us: f64,
+        draft_us: &[f64],
+        verify_us: f64,
+        overhead_us: f64,
+    ) {
+        let deepest = self.deepest;
+        let outcome = &mut self.outcome;
+        let batch = walks.len();
+        let draft_us: f64 = draft_us.iter().sum();
+        let accepted: usize = walks.iter().map(|(accepted, _)| accepted.len()).sum();
+        outcome.rounds += 1;
+        outcome.sequence_rounds += batch as u64;
+        outcome.accepted += accepted as u64;
+        outcome.tokens += (accepted + batch) as u64;
+        outcome.plain_us += plain_us * (accepted + batch) as f64 / batch as f64;
+        outcome.us += draft_us + verify_us + overhead_us;
+        outcome.draft_us += draft_us;
+        outcome.verify_us += verify_us;
+        let round = self.controller.round();
+        if round.selected().is_empty() {
+            outcome.nodes += batch as u64;
+            return;
+        }
+        outcome.levels += round.levels().len() as u64;
+        outcome.drafter_rows += round.levels().iter().map(|level| level.rows as u64).sum::<u64>();
+        for (sequence, ((accepted, drawn), selected)) in walks.iter().zip(round.selected()).enumerate() {
+            let pool = round.pool(sequence);
+            outcome.nodes += selected.tree.num_nodes() as u64;
+            outcome.drafted_nodes += pool.nodes().len() as u64 - 1;
+            let cut = pool.nodes().iter().filter(|node| node.verified && node.sealed);
+            outcome.nodes_cut_by_record +=
+                cut.filter(|node| usize::from(node.depth) < deepest).count() as u64;
+            for (i, &node) in std::iter::once(&0).chain(accepted).enumerate() {
+                let node = node as usize;
+                if selected.tree.children(node).next().is_some() {
+                    outcome.count_depth(i + 1, i < accepted.len());
+                }
+                let pool_node = selected.pool_nodes[node] as usize;
+                for label in pool.labels(pool_node, drawn[node]) {
+                    outcome.count_estimate(label.q, label.accepted);
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, walks: &[(Vec<u32>, Vec<i32>)], draft_us: &[f64], verify_us: f64, overhead_us: f64) {
+        let outcomes: Vec<_> =
+            walks.iter().map(|(accepted, drawn)| SequenceOutcome { accepted, drawn }).collect();
+        let mut shown = |us: f64| measured(&mut self.random, us, self.settings.noise);
+        let levels: Vec<f32> = draft_us.iter().map(|&us| shown(us)).collect();
+        let (verify, overhead) = (shown(verify_us), shown(overhead_us));
+        let times = if self.settings.knowledge.costs {
+            PhaseTimes::default()
+        } else {
+            let total = levels.iter().sum::<f32>() + verify + overhead;
+            PhaseTimes { draft_levels: &levels, verify: Some(verify), total: Some(total) }
+        };
+        self.controller.observe(&RoundReport { sequences: &outcomes, times });
+    }
+
+    fn advance(&mut self, walks: &[(Vec<u32>, Vec<i32>)]) {
+        let round = self.controller.round();
+        for (sequence, (accepted, _)) in walks.iter().enumerate() {
+            let drafted = !round.selected().is_empty() && round.pool(sequence).nodes()[0].is_expanded();
+            self.lanes[sequence].advance(accepted.len(), drafted, &mut self.texts);
+        }
+    }
+}
+
+/// The recorded row of the node that `row` runs.
+fn recorded_row(row: &FrontierRow, tree: &RecordedTree, children: &[u32]) -> usize {
+    if row.node == 0 {
+        return 0;
+    }
+    tree.row_of(children[row.candidate as usize] as usize).expect("nodes that were not recorded are sealed")
+}
+
+/// `us` as a clock with this spread shows it.
+fn measured(random: &mut Random, us: f64, spread: f64) -> f32 {
+    if spread == 0.0 {
+        return us as f32;
+    }
+    let stall = if random.below(50) == 0 { 10.0 } else { 1.0 };
+    (us * stall * (1.0 + spread * (2.0 * random.unit() - 1.0))) as f32
+}
