@@ -66,6 +66,6 @@ pub use controller::{
     SequenceView,
 };
 pub use cost::{CostModel, SweepKind, SweepPoint, Treads};
-pub use policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Plan, Policy};
+pub use policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Plan, Policy, SelectionRule, WidthRule};
 pub use pool::{CandidatePool, NONE, PoolNode};
 pub use round::{DraftRound, FrontierRow, SelectedTree};

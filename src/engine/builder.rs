@@ -203,6 +203,7 @@ impl<'a> EngineBuilder<'a> {
             max_context,
             times: RoundClock::new(&device),
             trace: None,
+            recording: None,
             dtype_name: float_type.name(),
             #[cfg(test)]
             planted: None,

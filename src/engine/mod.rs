@@ -2,7 +2,7 @@
 //!
 //! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
 //! target's side of a round), `drafting` (the drafter's side), `prefill`, `sweep` (start-up cost measurement), `builder`,
-//! `stats`, `generation`, `scoring`.
+//! `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
 //! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
@@ -31,6 +31,7 @@ mod generation;
 #[cfg(test)]
 mod mutations;
 mod prefill;
+mod recording;
 mod round;
 mod scoring;
 mod sequence;
@@ -69,6 +70,7 @@ pub struct Engine {
     max_context: usize,
     times: RoundClock,
     trace: Option<Trace>,
+    recording: Option<recording::Recording>,
     dtype_name: &'static str,
     /// A bug to plant, in tests of the tests.
     #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::engine::round::Emission;
 use crate::engine::sequence::{Request, Sequence, SequenceId};
 use crate::error::{Error, Result};
-use crate::model::{MAX_ROWS_PER_SEQUENCE, Taps};
+use crate::model::MAX_ROWS_PER_SEQUENCE;
 
 impl Engine {
     /// Accepts a request, runs its prompt and draws its first token, which the next [`Engine::step`] returns.
@@ -59,11 +59,7 @@ impl Engine {
             let end = (start + MAX_ROWS_PER_SEQUENCE).min(prompt_len);
             let tokens = &self.sequences[slot].as_ref().expect("the slot was just taken").committed;
             self.verifier.fill_chunk(slot, start..end, tokens, |position| position + 1 == prompt_len);
-            let taps = self
-                .drafting
-                .as_ref()
-                .map(|d| (d.taps.rows(0..end - start), d.network.config().tap_layers.clone()));
-            self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+            self.run_target(end - start)?;
             self.feed_drafter(slot, start..end)?;
         }
         Ok(self.verifier.read(&[], false)?[0].bonus)

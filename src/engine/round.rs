@@ -1,8 +1,13 @@
 //! One round: draft, select, verify, accept, commit, learn. Read [`Engine::step`] first.
 
+use std::ops::Range;
 use std::time::Instant;
 
-use crate::control::{PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
+use crate::control::{DraftRound, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
+use crate::device::Tensor;
+use crate::engine::drafting::Drafting;
+use crate::engine::sequence::Sequence;
+use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine, FinishReason, SequenceId};
 use crate::error::{Error, Result};
@@ -30,6 +35,9 @@ impl Engine {
         let slots = self.running_slots();
         if slots.is_empty() || !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
+        }
+        if let Some(shape) = self.record_shape() {
+            return self.record_round(slots[0], shape);
         }
         self.times.begin()?;
         let drafted = self.draft(&slots)?;
@@ -91,51 +99,32 @@ impl Engine {
             .collect();
         let plan = self.controller.begin_round(&views);
         self.times.control(control);
-        let Some(drafting) = self.drafting.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
-        let round = self.controller.round_mut();
-        loop {
-            let control = Instant::now();
-            let rows = match round.next_level() {
-                Some(rows) => rows.to_vec(),
-                None => {
-                    round.select();
-                    self.times.control(control);
-                    return Ok(true);
-                }
-            };
-            self.times.control(control);
-            if rows[0].node == 0 {
-                let batch: Vec<_> = rows
-                    .iter()
-                    .map(|row| {
-                        (slots[row.sequence as usize], self.sequences[slots[row.sequence as usize]].as_ref())
-                    })
-                    .filter_map(|(slot, sequence)| Some((slot, sequence?)))
-                    .collect();
-                drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(plan.top_k))?;
-            } else {
-                let root_of =
-                    |sequence: usize| self.sequences[slots[sequence]].as_ref().map_or(0, |s| s.root());
-                drafting.level(&rows, |sequence| slots[sequence], root_of, plan.top_k)?;
-            }
-            self.times.mark_level()?;
-            let (tokens, logps) = drafting.read_children()?;
-            let count = rows.len() * plan.top_k;
-            let control = Instant::now();
-            round.add_level(&tokens[..count], &logps[..count]);
-            self.times.control(control);
-            if rows[0].node == 0 {
-                for row in &rows {
-                    if let Some(sequence) = &mut self.sequences[slots[row.sequence as usize]] {
-                        sequence.draft_len = sequence.root();
-                    }
-                }
-            }
-        }
+        let Engine { drafting, sequences, times, controller, .. } = self;
+        let Some(drafting) = drafting.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
+        let round = controller.round_mut();
+        run_levels(drafting, sequences, slots, times, round)?;
+        let control = Instant::now();
+        round.select();
+        times.control(control);
+        Ok(true)
     }
 
     /// One target pass over all trees, the draws, the walk and the compaction.
     fn verify(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Vec<Verified>> {
+        let ranges = self.fill_trees(slots, trees)?;
+        self.run_target(ranges.last().map_or(0, |rows| rows.end))?;
+        let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
+        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
+        self.times.mark_verify()?;
+        let mut verified = self.verifier.read(&ranges, true)?;
+        if self.has(Bug::WrongSibling) {
+            mutate_siblings(trees, slots, &mut verified);
+        }
+        Ok(slots.iter().map(|&slot| std::mem::take(&mut verified[slot])).collect())
+    }
+
+    /// Fills the target's pass with the trees; the rows of each sequence slot up to the last.
+    pub(super) fn fill_trees(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Vec<Range<usize>>> {
         self.verifier.pass.clear();
         let (mut ranges, mut by_slot) = (Vec::new(), 0..0);
         let mut next = slots.iter().zip(trees).peekable();
@@ -166,23 +155,18 @@ impl Engine {
             by_slot.end += tree.num_nodes();
             ranges.push(by_slot.clone());
         }
-        let taps = self
-            .drafting
-            .as_ref()
-            .map(|d| (d.taps.rows(0..by_slot.end), d.network.config().tap_layers.clone()));
-        self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
-        let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
-        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
-        self.times.mark_verify()?;
-        let mut verified = self.verifier.read(&ranges, true)?;
-        if self.has(Bug::WrongSibling) {
-            mutate_siblings(trees, slots, &mut verified);
-        }
-        Ok(slots.iter().map(|&slot| std::mem::take(&mut verified[slot])).collect())
+        Ok(ranges)
+    }
+
+    /// The target over the `num_rows` rows of its pass, with draws, and with features for the drafter if there is one; the logits.
+    pub(super) fn run_target(&mut self, num_rows: usize) -> Result<Tensor> {
+        let taps =
+            self.drafting.as_ref().map(|d| (d.taps.rows(0..num_rows), d.network.config().tap_layers.clone()));
+        self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))
     }
 
     /// Appends accepted and bonus tokens, hands the features of accepted nodes to the drafter, releases what has ended.
-    fn commit(
+    pub(super) fn commit(
         &mut self,
         slots: &[usize],
         trees: &[DraftTree],
@@ -254,6 +238,47 @@ impl Engine {
         };
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
+    }
+}
+
+/// Runs the drafter level by level, on what `round` asks for, until it asks for nothing more.
+pub(super) fn run_levels(
+    drafting: &mut Drafting,
+    sequences: &mut [Option<Sequence>],
+    slots: &[usize],
+    times: &mut RoundClock,
+    round: &mut DraftRound,
+) -> Result<()> {
+    let top_k = round.top_k();
+    loop {
+        let control = Instant::now();
+        let rows = round.next_level().map(<[_]>::to_vec);
+        times.control(control);
+        let Some(rows) = rows else { return Ok(()) };
+        if rows[0].node == 0 {
+            let batch: Vec<_> = rows
+                .iter()
+                .map(|row| (slots[row.sequence as usize], sequences[slots[row.sequence as usize]].as_ref()))
+                .filter_map(|(slot, sequence)| Some((slot, sequence?)))
+                .collect();
+            drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(top_k))?;
+        } else {
+            let root_of = |sequence: usize| sequences[slots[sequence]].as_ref().map_or(0, |s| s.root());
+            drafting.level(&rows, |sequence| slots[sequence], root_of, top_k)?;
+        }
+        times.mark_level()?;
+        let (tokens, logps) = drafting.read_children()?;
+        let count = rows.len() * top_k;
+        let control = Instant::now();
+        round.add_level(&tokens[..count], &logps[..count]);
+        times.control(control);
+        if rows[0].node == 0 {
+            for row in &rows {
+                if let Some(sequence) = &mut sequences[slots[row.sequence as usize]] {
+                    sequence.draft_len = sequence.root();
+                }
+            }
+        }
     }
 }
 

@@ -103,12 +103,12 @@ impl Verifier {
         self.target.forward(&self.pass, &self.kv, taps)
     }
 
-    /// Runs the rows of `self.pass` and draws at the rows that want logits.
-    pub fn run(&mut self, taps: Option<Taps>) -> Result<()> {
+    /// Runs the rows of `self.pass`, draws at the rows that want logits, and returns those logits.
+    pub fn run(&mut self, taps: Option<Taps>) -> Result<Tensor> {
         let logits = self.forward(taps)?;
         let wanted = self.pass.num_logit_rows();
         if wanted == 0 {
-            return Ok(());
+            return Ok(logits);
         }
         sample(
             self.pass.device(),
@@ -119,7 +119,8 @@ impl Verifier {
                 positions: &self.pass.draw_positions(),
                 out: &self.drawn.rows(0..wanted),
             },
-        )
+        )?;
+        Ok(logits)
     }
 
     /// Walks every sequence's tree along the draws of [`Verifier::run`] and compacts the accepted keys and values.

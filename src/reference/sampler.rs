@@ -38,6 +38,9 @@ fn relative_logits(logits: &[f32], temperature: f32) -> Vec<f32> {
 
 /// The lowest weight that top-k, top-p and min-p all keep.
 fn weight_bound(relative: &[f32], params: &SamplingParams) -> f32 {
+    if params.top_k == 0 && params.top_p >= 1.0 {
+        return params.min_p;
+    }
     let mut weights: Vec<f32> = relative.iter().map(|&x| portable_exp(x)).filter(|&w| w > 0.0).collect();
     weights.sort_by(|a, b| b.total_cmp(a));
     let top_k = params.top_k as usize;

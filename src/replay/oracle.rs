@@ -33,7 +33,9 @@ const PASSES: usize = 4;
 /// [`Error::Input`] if the record has no probabilities of the target or if the batch is empty.
 pub fn oracle(record: &Record, costs: &CostModel, settings: &Settings) -> Result<Outcome> {
     if !record.has_probs() {
-        return Err(Error::Input("the record does not hold the target's probabilities".into()));
+        return Err(Error::Input(
+            "the record does not hold the target's probabilities; record at a temperature above 0".into(),
+        ));
     }
     if settings.batch == 0 {
         return Err(Error::Input("a replay needs a batch of at least 1".into()));

@@ -96,7 +96,9 @@ impl<'a> Player<'a> {
             return Err(Error::Input("a replay needs a batch of at least 1".into()));
         }
         if settings.knowledge.probabilities && !record.has_probs() {
-            return Err(Error::Input("the record does not hold the target's probabilities".into()));
+            return Err(Error::Input(
+                "the record does not hold the target's probabilities; record at a temperature above 0".into(),
+            ));
         }
         let top_k = record.shape().top_k;
         let config = ControllerConfig {

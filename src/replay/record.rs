@@ -149,7 +149,7 @@ impl RecordedTree {
     }
 
     /// The target's probabilities of all children given their paths, if they were recorded: the chance that its draw is the child's
-    /// token; 0 or 1 for greedy decoding.
+    /// token. Greedy draws leave nothing to chance and have none.
     pub fn probs(&self) -> Option<&[f32]> {
         (!self.probs.is_empty()).then_some(&self.probs)
     }

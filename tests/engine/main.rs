@@ -4,4 +4,5 @@ mod batch;
 mod eagle3;
 pub(crate) mod fixtures;
 mod lossless;
+mod recording;
 mod targets;

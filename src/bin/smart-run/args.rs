@@ -46,6 +46,8 @@ pub struct GenerateArgs {
     pub format: OutputFormat,
     /// File to write a JSON line a round to.
     pub trace: Option<PathBuf>,
+    /// File to record drafts and draws to, for `replay`; then the text grows by one token a round.
+    pub record: Option<PathBuf>,
 }
 
 impl GenerateArgs {
@@ -199,6 +201,9 @@ struct LowGenerate {
     /// File to write what each round did to, as JSON Lines
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// File to record to, for `smart-run replay`: a wide draft tree at every position, and what the target drew; one token a round
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 /// Sees the flags of `generate` together.
@@ -240,7 +245,16 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
         device: typed.device,
         format: typed.format,
         trace: typed.trace,
+        record: typed.record,
     };
+    if args.record.is_some() {
+        if !args.has_drafter() {
+            return Err("--record needs a drafter: give --draft".into());
+        }
+        if args.policy.is_some() || args.trace.is_some() {
+            return Err("--record follows no policy: leave out --policy and --trace".into());
+        }
+    }
     match args.policy.filter(|policy| *policy != Policy::Plain && !args.has_drafter()) {
         Some(policy) => {
             Err(format!("--policy {policy} needs a drafter: give --draft, or use --policy plain"))

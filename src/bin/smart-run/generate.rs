@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 
 use serde_json::json;
 use smart_run::config::{ModelConfig, ModelSource};
+use smart_run::control::Policy;
 use smart_run::control::trace::{TRACE_VERSION, TraceHeader};
 use smart_run::engine::{Engine, FinishReason, Request};
+use smart_run::replay::{RECORD_VERSION, RecordHeader, RecordShape};
 use smart_run::sampling::SamplingParams;
 use smart_run::text::Tokenizer;
 use smart_run::{Error, Result};
@@ -48,32 +51,51 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if let Some(drafter) = drafter {
         builder = builder.drafter(drafter);
     }
-    if let Some(policy) = args.policy {
+    // A record follows no policy, so costs need not be measured.
+    if let Some(policy) = args.policy.or(args.record.is_some().then_some(Policy::Plain)) {
         builder = builder.policy(policy);
     }
     if let Some(dtype) = args.dtype {
         builder = builder.float_type(dtype);
     }
     interrupt::listen();
-    // The trace file is made before the model is loaded: a wrong path should not cost minutes.
-    let trace =
-        args.trace.as_ref().map(|path| File::create(path).map_err(|e| Error::io(path, e))).transpose()?;
+    // Files are made before the model is loaded: a wrong path should not cost minutes.
+    let create = |path: &PathBuf| File::create(path).map(BufWriter::new).map_err(|e| Error::io(path, e));
+    let trace = args.trace.as_ref().map(create).transpose()?;
+    let record = args.record.as_ref().map(create).transpose()?;
     let mut engine = loading::build(builder)?;
     if let Some(file) = trace {
         let header = TraceHeader {
             version: TRACE_VERSION,
-            model: model_name,
-            drafter: drafter_name,
+            model: model_name.clone(),
+            drafter: drafter_name.clone(),
             device: engine.device().name().to_owned(),
             policy: engine.controller().policy().to_string(),
             seed: sampling.seed,
             temperature: sampling.temperature,
         };
-        engine.set_trace(BufWriter::new(file), &header)?;
+        engine.set_trace(file, &header)?;
+    }
+    if let Some(file) = record {
+        let header = RecordHeader {
+            record_version: RECORD_VERSION,
+            shape: RecordShape::DEFAULT,
+            model: model_name,
+            drafter: drafter_name.unwrap_or_default(),
+            device: engine.device().name().to_owned(),
+            dtype: engine.dtype().to_owned(),
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+        };
+        engine.set_record(file, &header)?;
     }
     let streamed = tokenizer.as_ref().filter(|_| args.format == OutputFormat::Text);
     let (tokens, finish) = complete(&mut engine, request, print_now, streamed, args.format)?;
     engine.finish_trace()?;
+    engine.finish_record()?;
     match args.format {
         OutputFormat::Json => print_json(&engine, &prompt, &tokens, finish, tokenizer.as_ref()),
         OutputFormat::Text => {

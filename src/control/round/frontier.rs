@@ -84,7 +84,9 @@ impl DraftRound {
             }
             sort_candidates(&mut self.newest, &mut self.sort_scratch);
             let beam = self.newest.iter().take(width);
-            self.frontier.extend(beam.filter(|candidate| !pool.nodes()[candidate.node()].sealed));
+            let before = self.frontier.len();
+            self.frontier.extend(beam.clone().filter(|candidate| !pool.nodes()[candidate.node()].sealed));
+            self.rows_refused += beam.len() - (self.frontier.len() - before);
         }
     }
 
@@ -94,6 +96,7 @@ impl DraftRound {
             let pool = &self.pools[sequence];
             for node in pool.newest() {
                 let has_children = table.iter().any(|entry| entry.parent as usize == node);
+                self.rows_refused += usize::from(has_children && pool.nodes()[node].sealed);
                 if has_children && self.sequences[sequence].may_deepen(&pool.nodes()[node]) {
                     self.frontier.push(Candidate::new(1.0, sequence, node));
                 }

@@ -15,12 +15,13 @@ mod pack;
 mod selection;
 
 use super::acceptance::Calibration;
-use super::cost::CostTables;
+use super::controller::SequenceView;
+use super::cost::{CostModel, CostTables};
 use super::gain::GainTable;
 use super::policy::{Plan, WidthRule};
 use super::pool::{CandidatePool, PoolNode};
 use super::scan::{self, Candidate, Selection, scan_verification};
-use crate::tree::{AncestorWords, DraftTree};
+use crate::tree::{AncestorWords, DraftTree, MAX_NODES};
 
 /// One row of a drafter pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -148,6 +149,24 @@ impl DraftRound {
             selected: Vec::new(),
             is_selected: false,
         }
+    }
+
+    /// A round of its own, outside any controller: every sequence drafts as `plan` says, whatever it costs, with the drafter's own
+    /// probabilities for estimates.
+    pub fn fixed(plan: Plan, sequences: &[SequenceView]) -> Self {
+        let mut round = Self::new(plan);
+        round.sequences.extend(sequences.iter().map(|view| RoundSequence {
+            root_token: view.root_token,
+            drafts: plan.max_levels > 0 && view.max_depth > 0,
+            max_depth: view.max_depth.min(plan.max_levels),
+            calibration: Calibration::prior(),
+            odds: 1.0,
+            catch_up_rows: view.backlog + 1,
+        }));
+        let contexts = sequences.iter().map(|view| view.context_len);
+        round.tables.freeze(&CostModel::unmeasured(), contexts, MAX_NODES, MAX_NODES);
+        round.begin(plan, usize::MAX);
+        round
     }
 
     /// Starts a round over `self.sequences` with `self.tables`; the caller has filled both.

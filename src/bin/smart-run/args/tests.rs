@@ -47,6 +47,7 @@ fn defaults_are_those_of_the_design() {
             device: DeviceChoice::Auto,
             format: OutputFormat::Text,
             trace: None,
+            record: None,
         }
     );
 }
@@ -76,6 +77,7 @@ fn every_flag_reaches_its_field() {
             device: DeviceChoice::Cuda(2),
             format: OutputFormat::Json,
             trace: Some("t.jsonl".into()),
+            record: None,
         }
     );
     assert_eq!(generate_args("generate --prompt-file p").prompt, Prompt::File("p".into()));

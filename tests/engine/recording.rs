@@ -1,0 +1,124 @@
+//! A record is the text that plain decoding gives, and a replay of it is what the engine does.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use smart_run::config::FloatType;
+use smart_run::control::roofline::Roofline;
+use smart_run::control::{CostModel, Policy};
+use smart_run::engine::{Engine, Request};
+use smart_run::replay::{RECORD_VERSION, Record, RecordHeader, RecordShape, Settings, replay};
+use smart_run::sampling::SamplingParams;
+
+use crate::fixtures::{demo, demo_prompts, greedy, run};
+
+/// A file that stays readable.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Records `request`; the text and the record.
+fn record(engine: &mut Engine, request: &Request) -> (Vec<i32>, Record) {
+    let header = RecordHeader {
+        record_version: RECORD_VERSION,
+        shape: RecordShape::DEFAULT,
+        model: "demo".into(),
+        drafter: "demo".into(),
+        device: engine.device().name().into(),
+        dtype: engine.dtype().into(),
+        temperature: request.sampling.temperature,
+        top_p: request.sampling.top_p,
+        top_k: request.sampling.top_k,
+        min_p: request.sampling.min_p,
+        seed: request.sampling.seed,
+    };
+    let file = Memory::default();
+    engine.set_record(file.clone(), &header).unwrap();
+    let tokens = run(engine, request.clone());
+    engine.finish_record().unwrap();
+    let bytes = file.0.lock().unwrap();
+    (tokens, Record::parse(&bytes[..], Path::new("memory")).unwrap().1)
+}
+
+fn requests() -> Vec<Request> {
+    let sampling = SamplingParams { temperature: 0.7, top_p: 0.95, seed: 4, ..SamplingParams::default() };
+    let prompts = demo_prompts(2, 60);
+    vec![greedy(&prompts[0], 32), Request { sampling, ..greedy(&prompts[1], 32) }]
+}
+
+#[test]
+fn replay_runs_the_rounds_that_the_engine_runs() {
+    let mut engine = demo(FloatType::Bf16, Policy::Plain);
+    let costs: CostModel = Roofline::H200_LLAMA_8B.cost_model(512);
+    for request in requests() {
+        let plain = run(&mut engine, request.clone());
+        let (tokens, record) = record(&mut engine, &request);
+        assert_eq!(tokens, plain, "recording changes nothing about the text");
+        assert_eq!(record.num_positions(), tokens.len() - 1, "the prompt's pass draws the first token");
+        let drawn: Vec<i32> = record.sequences()[0].trees.iter().map(|tree| tree.drawn).collect();
+        assert_eq!(drawn, tokens[1..]);
+        assert_eq!(record.has_probs(), request.sampling.temperature > 0.0);
+        for policy in ["chain:3", "eagle1", "eagle2:10,5,24", "eagle2:4,3,60", "eagle2:1,7,8"] {
+            let policy: Policy = policy.parse().unwrap();
+            let mut speculating = demo(FloatType::Bf16, policy);
+            run(&mut speculating, request.clone());
+            let ran = speculating.stats();
+            let played = replay(&record, &costs, policy, &Settings::new(1, record.num_positions())).unwrap();
+            assert_eq!(
+                (played.rounds, played.accepted, played.nodes, played.tokens),
+                (ran.rounds, ran.accepted_tokens, ran.nodes, ran.emitted_tokens),
+                "{policy} at temperature {}",
+                request.sampling.temperature
+            );
+        }
+    }
+}
+
+/// Each recorded probability is the target's own at the node: the chance of the drawn token is at least fair on average, and a
+/// distribution's children sum to at most 1.
+#[test]
+fn recorded_probabilities_are_those_of_the_draws() {
+    let mut engine = demo(FloatType::Bf16, Policy::Plain);
+    let sampled = requests().pop().unwrap();
+    let (_, record) = record(&mut engine, &sampled);
+    let (mut expected, mut hits) = (0.0, 0.0);
+    for tree in &record.sequences()[0].trees {
+        let probs = tree.probs().expect("draws were a matter of chance");
+        for row in probs.chunks(tree.top_k()) {
+            assert!(row.iter().sum::<f32>() < 1.001);
+        }
+        expected += f64::from(probs[..tree.top_k()].iter().sum::<f32>());
+        hits += f64::from(u8::from(tree.tokens()[..tree.top_k()].contains(&tree.drawn)));
+    }
+    // Binomial with at most 31 trials: 3.5 standard deviations are under 10.
+    assert!((expected - hits).abs() < 10.0 && expected > 10.0, "{hits} hits, {expected:.1} expected");
+}
+
+#[test]
+fn only_an_engine_with_a_drafter_records() {
+    let target = crate::fixtures::repository("assets/demo/target");
+    let mut engine = Engine::builder(target).max_context(256).build().unwrap();
+    let header = RecordHeader {
+        record_version: RECORD_VERSION,
+        shape: RecordShape::DEFAULT,
+        model: String::new(),
+        drafter: String::new(),
+        device: String::new(),
+        dtype: String::new(),
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 0,
+    };
+    let error = engine.set_record(Memory::default(), &header).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("needs a drafter"), "{error}");
+}
