@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{DraftRound, FrontierRow, LevelRecord};
-use crate::control::policy::{StaticNode, WidthRule};
+use crate::control::plan::{StaticNode, WidthRule};
 use crate::control::pool::NONE;
 use crate::control::scan::{self, Candidate, scan_width, sort_candidates};
 use crate::tree::MAX_NODES;
@@ -19,9 +19,10 @@ impl DraftRound {
             self.frontier.extend(drafting.map(|sequence| Candidate::new(1.0, sequence, 0)));
             return;
         }
-        match self.plan.width {
+        match self.plan.width.clone() {
             WidthRule::Beam(width) => self.choose_beam(width),
-            WidthRule::Static(table) => self.choose_static(table),
+            WidthRule::Static(table) => self.choose_static(&table),
+            WidthRule::BestTree { nodes, least_gain } => self.choose_best_tree(nodes, least_gain),
             WidthRule::Admitted => self.choose_admitted(),
             WidthRule::Scan => self.choose_width(),
         }
@@ -112,6 +113,33 @@ impl DraftRound {
         }
     }
 
+    /// The nodes of the newest level that are among the `count` best of their sequence, if that level has raised the sum of these
+    /// by more than `least_gain`.
+    fn choose_best_tree(&mut self, count: usize, least_gain: f32) {
+        for sequence in 0..self.sequences.len() {
+            let pool = &self.pools[sequence];
+            if pool.newest().is_empty() {
+                continue;
+            }
+            self.newest.clear();
+            let nodes = pool.nodes().iter().enumerate().skip(1);
+            self.newest.extend(nodes.map(|(node, state)| Candidate::new(state.path_prob, sequence, node)));
+            sort_candidates(&mut self.newest, &mut self.sort_scratch);
+            self.newest.truncate(count);
+            let sum = self.newest.iter().map(|candidate| scan::fixed(candidate.value())).sum::<u64>();
+            let before = std::mem::replace(&mut self.best_sums[sequence], sum);
+            if sum - before <= scan::fixed(least_gain) {
+                continue;
+            }
+            for candidate in &self.newest {
+                let node = candidate.node();
+                if node >= pool.newest().start && self.sequences[sequence].may_deepen(&pool.nodes()[node]) {
+                    self.frontier.push(*candidate);
+                }
+            }
+        }
+    }
+
     /// The best width over the union of all unexpanded nodes that are kept, of any level.
     fn choose_width(&mut self) {
         let price = self.selection.price;
@@ -127,8 +155,8 @@ impl DraftRound {
             if state.is_expanded() || !self.sequences[sequence].may_deepen(state) {
                 continue;
             }
-            let gain = self.gains.gain(usize::from(state.depth), state.logp, state.path_prob, price);
-            let value = state.path_prob * gain;
+            let worth = candidate.value();
+            let value = worth * self.gains.gain(usize::from(state.depth), state.logp, worth, price);
             if !too_little(value) {
                 self.frontier.push(Candidate::new(value, sequence, node));
             }
