@@ -78,7 +78,7 @@ pub enum Policy {
     /// the paper checks at chosen depths.
     Ddd(f32),
     /// `svip[:H]`: SVIP (arXiv 2411.18462, abstract): a chain that stops when the square root of the entropy of the drafter's distribution is
-    /// above H (default 0.8). Assumed: only the top-k log-probabilities reach the controller, so the entropy is that of these and
+    /// above H (default 1). Assumed: only the top-k log-probabilities reach the controller, so the entropy is that of these and
     /// of the rest as one lump, which is a lower bound; the token that was drafted from the uncertain distribution is verified.
     Svip(f32),
     /// `specdec++[:H]`: SpecDec++ (arXiv 2405.19715, abstract and the authors' README): a chain that stops when the probability of at
@@ -163,7 +163,7 @@ impl FromStr for Policy {
                 Ok(Policy::Goodput { max_length: within(text, "KMAX", length, 1..=MAX_DRAFT_TOKENS)? })
             }
             ("ddd", t) => Ok(Policy::Ddd(threshold(text, "T", t, -1.0, -100.0..=0.0)?)),
-            ("svip", h) => Ok(Policy::Svip(threshold(text, "H", h, 0.8, 0.0..=10.0)?)),
+            ("svip", h) => Ok(Policy::Svip(threshold(text, "H", h, 1.0, 0.0..=10.0)?)),
             ("specdec++", h) => Ok(Policy::SpecDecPlusPlus(threshold(text, "H", h, 0.7, 0.0..=1.0)?)),
             ("disco", t) => Ok(Policy::Disco(threshold(text, "T", t, 0.4, 0.0..=1.0)?)),
             ("tapout", None | Some("ucb1")) => Ok(Policy::TapOut(BanditKind::Ucb1)),
@@ -259,7 +259,7 @@ mod tests {
             ("opt-tree:60", "opt-tree:60,0.5"),
             ("goodput", "goodput:8"),
             ("ddd", "ddd:-1"),
-            ("svip", "svip:0.8"),
+            ("svip", "svip:1"),
             ("specdec++", "specdec++:0.7"),
             ("disco", "disco:0.4"),
             ("tapout", "tapout:ucb1"),
