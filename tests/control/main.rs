@@ -1,6 +1,7 @@
 //! The controller from outside: executor, scans, models, and whole simulated runs.
 
 mod acceptance;
+mod allocations;
 mod common;
 mod cost;
 mod eagle2;
