@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use smart_run::control::cost::CostTables;
 use smart_run::control::roofline::Roofline;
-use smart_run::control::scan::{Candidate, scan_verification, sort_candidates};
+use smart_run::control::scan::{Bounds, Candidate, scan_verification, sort_candidates};
 use smart_run::control::{Controller, ControllerConfig, Policy, RoundReport, SequenceView};
 
 const SEQUENCES: usize = 64;
@@ -36,7 +36,13 @@ fn union_scan(criterion: &mut Criterion) {
             || pools.clone(),
             |candidates| {
                 sort_candidates(candidates, &mut scratch);
-                black_box(scan_verification(candidates, &tables, 1_000_000, NODES, &mut counts))
+                black_box(scan_verification(
+                    candidates,
+                    &tables,
+                    1_000_000,
+                    Bounds { floor: 0, cap: NODES },
+                    &mut counts,
+                ))
             },
             BatchSize::SmallInput,
         )
@@ -57,6 +63,7 @@ fn whole_round(criterion: &mut Criterion) {
             sampled: false,
             backlog: 2,
             max_depth: 100,
+            weight: 1.0,
         };
         let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..view }).collect();
         let mut state = 2;

@@ -6,6 +6,7 @@ use super::acceptance::{AcceptanceModel, Label};
 use super::cost::CostModel;
 use super::forecast::{Decision, Forecast};
 use super::gain::GainModel;
+use super::planner::{Planner, Stats};
 use super::policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 use super::round::{DraftRound, RoundSequence};
 
@@ -15,7 +16,7 @@ const CONTROL_NS_PER_NODE: u64 = 60;
 /// Bounds on what the controller may ask of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControllerConfig {
-    /// Children of a node, for policies that do not say (`smart`, `smart-paper`).
+    /// Children of a node, for policies that do not say.
     pub top_k: usize,
     /// Most drafter passes of a round, for the same policies.
     pub max_depth: usize,
@@ -23,16 +24,25 @@ pub struct ControllerConfig {
     pub max_draft_tokens: usize,
     /// Most rows of one drafter pass, over the batch.
     pub max_level_rows: usize,
+    /// Under `smart`: draft tokens that every drafting sequence keeps in verification, as far as it has drafted so many, before the rest
+    /// of the pass goes to the best nodes of the batch. 0 keeps none.
+    pub floor: usize,
 }
 
 impl Default for ControllerConfig {
     fn default() -> Self {
-        Self { top_k: 10, max_depth: 8, max_draft_tokens: MAX_DRAFT_TOKENS, max_level_rows: usize::MAX }
+        Self {
+            top_k: 10,
+            max_depth: 8,
+            max_draft_tokens: MAX_DRAFT_TOKENS,
+            max_level_rows: usize::MAX,
+            floor: 0,
+        }
     }
 }
 
 /// A sequence as the next round finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SequenceView {
     /// Names the sequence from round to round.
     pub id: u64,
@@ -46,6 +56,9 @@ pub struct SequenceView {
     pub backlog: usize,
     /// Draft tokens that could still be emitted in one round (the bonus token comes on top); 0 forbids drafting.
     pub max_depth: usize,
+    /// What a token of this sequence is worth in the scans of `smart` relative to those of the others: an urgent one gets more of the shared
+    /// pass. Only ratios matter; 1 for all is throughput. Not finite or not above 0 counts as 1.
+    pub weight: f32,
 }
 
 /// How to run the round.
@@ -121,6 +134,9 @@ pub struct Controller {
     /// The batch of the present round.
     views: Vec<SequenceView>,
     ids: Vec<u64>,
+    /// Sequences of the present round that may draft.
+    drafting: Vec<usize>,
+    planner: Planner,
     decision: Decision,
     labels: Vec<Label>,
 }
@@ -133,7 +149,7 @@ impl Controller {
             max_draft_tokens: config.max_draft_tokens.clamp(1, MAX_DRAFT_TOKENS),
             ..config
         };
-        let plan = policy.plan(config.top_k, config.max_depth, config.max_draft_tokens, &cost);
+        let planner = Planner::new(policy, &config, &cost);
         Self {
             policy,
             config,
@@ -141,9 +157,11 @@ impl Controller {
             acceptance: AcceptanceModel::new(),
             gains: GainModel::default(),
             forecast: Forecast::default(),
-            round: DraftRound::new(plan),
+            round: DraftRound::new(planner.widest().clone()),
             views: Vec::new(),
             ids: Vec::new(),
+            drafting: Vec::new(),
+            planner,
             decision: Decision::default(),
             labels: Vec::new(),
         }
@@ -151,40 +169,55 @@ impl Controller {
 
     /// Starts a round for `sequences` (at most 65535) and decides, before anything is drafted, which of them draft.
     pub fn begin_round(&mut self, sequences: &[SequenceView]) -> RoundPlan {
-        let plan = self.round.plan();
+        let widest = self.planner.widest();
         self.views.clear();
         self.views.extend_from_slice(sequences);
         self.ids.clear();
         self.ids.extend(sequences.iter().map(|view| view.id));
 
+        let batch = sequences.len();
+        let weight_scale = batch as f64 / sequences.iter().map(sound_weight).sum::<f64>();
         let round = &mut self.round;
         round.sequences.clear();
         round.sequences.extend(sequences.iter().map(|view| RoundSequence {
             root_token: view.root_token,
-            drafts: plan.max_levels > 0 && view.max_depth > 0,
-            max_depth: view.max_depth.min(plan.max_levels),
+            drafts: widest.max_levels > 0 && view.max_depth > 0,
+            max_depth: view.max_depth.min(widest.max_levels),
             calibration: self.acceptance.calibration(view.sampled).clone(),
             odds: self.acceptance.odds(view.id),
             catch_up_rows: view.backlog + 1,
+            weight: (sound_weight(view) * weight_scale) as f32,
+            stopped: false,
         }));
-        let batch = sequences.len();
         let backlog: usize = sequences.iter().map(|view| view.backlog).sum();
         let contexts = sequences.iter().map(|view| view.context_len);
-        let most_tokens = batch * (1 + plan.max_draft_tokens);
+        let most_tokens = batch * (1 + widest.max_draft_tokens);
         round.tables.freeze(&self.cost, contexts, most_tokens, most_tokens + backlog);
-        round.tables.row_ns = CONTROL_NS_PER_NODE * plan.top_k as u64;
+        round.tables.row_ns = CONTROL_NS_PER_NODE * widest.top_k as u64;
         round.gains.clone_from(self.gains.table());
+        self.drafting.clear();
+        let drafting = round.sequences.iter().enumerate().filter(|(_, sequence)| sequence.drafts);
+        self.drafting.extend(drafting.map(|(sequence, _)| sequence));
+        let catch_up = |&sequence: &usize| round.sequences[sequence].catch_up_rows;
+        let catch_up_rows = self.drafting.iter().map(catch_up).sum();
+        let plan =
+            self.planner.plan(&Stats { tables: &round.tables, drafting: &self.drafting, catch_up_rows });
         self.decision = if self.policy == Policy::Smart {
             self.forecast.decide(&self.ids, round)
+        } else if plan.max_levels == 0 {
+            round.sequences.iter_mut().for_each(|sequence| sequence.drafts = false);
+            Decision { drafting: 0, probing: 0, speedup: 1.0 }
         } else {
-            let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();
-            Decision { drafting, probing: 0, speedup: 1.0 }
+            let drafting = self.drafting.len();
+            let probing = if self.planner.is_probing() { drafting } else { 0 };
+            Decision { drafting, probing, speedup: 1.0 }
         };
+        let top_k = plan.top_k;
         round.begin(plan, self.config.max_level_rows);
         RoundPlan {
             drafting: self.decision.drafting,
             probing: self.decision.probing,
-            top_k: plan.top_k,
+            top_k,
             predicted_speedup: self.decision.speedup,
         }
     }
@@ -205,6 +238,7 @@ impl Controller {
         self.learn_costs(&report.times);
         if self.decision.drafting > 0 {
             self.learn_acceptance(report);
+            self.planner.observe(&self.round, report);
         }
         if self.policy == Policy::Smart {
             let complete = report.sequences.len() == self.views.len();
@@ -314,4 +348,9 @@ impl Controller {
         }
         self.acceptance.refit();
     }
+}
+
+/// The weight of a sequence, where it makes sense.
+fn sound_weight(view: &SequenceView) -> f64 {
+    if view.weight.is_finite() && view.weight > 0.0 { f64::from(view.weight) } else { 1.0 }
 }

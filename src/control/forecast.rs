@@ -90,7 +90,7 @@ impl Forecast {
             state.drafts = false;
             let hoped = self.hoped_mass(*id);
             if state.max_depth > 0 {
-                order.push(Candidate::new(hoped as f32, sequence, 0));
+                order.push(Candidate::new(state.weight * hoped as f32, sequence, 0));
             }
         }
         sort_candidates(&mut order, &mut self.scratch);

@@ -91,9 +91,10 @@ impl GainModel {
         self.yields.clear();
         self.yields.resize(levels.len(), 0.0);
         for pool in pools {
-            for node in pool.nodes()[1..].iter().filter(|node| node.verified) {
-                if let Some(level) = pool.level_of_children(node.parent as usize, levels) {
-                    self.yields[level] += kept_value(node, selection.price);
+            for node in (1..pool.nodes().len()).filter(|&node| pool.nodes()[node].verified) {
+                let parent = pool.nodes()[node].parent as usize;
+                if let Some(level) = pool.level_of_children(parent, levels) {
+                    self.yields[level] += kept_value(pool, node, selection.price);
                 }
             }
         }
@@ -113,12 +114,13 @@ impl GainModel {
             let level = pool.level_of_children(node, levels);
             let Some(level) = level else { continue };
             let children = pool.children(node);
-            let kept: f64 = children.clone().map(|child| kept_value(&nodes[child], price)).sum();
+            let kept: f64 = children.clone().map(|child| kept_value(pool, child, price)).sum();
             let later: f64 = children.map(|child| self.below[child]).sum();
             self.below[node] = self.yields[level] * kept + later;
-            let weight = f64::from(state.path_prob);
+            let worth = pool.worth(node);
+            let weight = f64::from(worth);
             let (depth, headroom, confidence) =
-                cell(usize::from(state.depth), state.logp, state.path_prob, levels[level].price);
+                cell(usize::from(state.depth), state.logp, worth, levels[level].price);
             let (total, gain) = &mut self.cells[depth][headroom][confidence];
             let keep = 1.0 - (weight / MEMORY).min(0.5);
             *total = *total * keep + weight;
@@ -147,8 +149,8 @@ impl GainModel {
     }
 }
 
-fn kept_value(node: &super::pool::PoolNode, price: f32) -> f64 {
-    if node.verified { f64::from((node.path_prob - price).max(0.0)) } else { 0.0 }
+fn kept_value(pool: &CandidatePool, node: usize, price: f32) -> f64 {
+    if pool.nodes()[node].verified { f64::from((pool.worth(node) - price).max(0.0)) } else { 0.0 }
 }
 
 fn cell(depth: usize, logp: f32, path_prob: f32, price: f32) -> (usize, usize, usize) {

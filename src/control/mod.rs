@@ -11,7 +11,7 @@
 //! let cost = Roofline::H200_LLAMA_8B.cost_model(256); // a real runtime measures: CostModel::from_sweep
 //! let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), cost);
 //! let view =
-//!     SequenceView { id: 0, root_token: 17, context_len: 300, sampled: false, backlog: 0, max_depth: 100 };
+//!     SequenceView { id: 0, root_token: 17, context_len: 300, sampled: false, backlog: 0, max_depth: 100, weight: 1.0 };
 //! let plan = controller.begin_round(&[view]);
 //! assert!(plan.drafts(), "nothing is known yet: worth a try");
 //!
@@ -36,7 +36,9 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `policy` | names of policies, and the plain-data [`Plan`] that each is |
+//! | `policy` | names of policies |
+//! | `plan` | how to run a round, as plain data |
+//! | `planner` | the [`Plan`] of a policy for the coming round |
 //! | `controller` | the round cycle |
 //! | `forecast` | whether to draft at all; probes |
 //! | `round`, `pool` | the executor of a plan, and the nodes it has drafted |
@@ -53,6 +55,8 @@ pub mod controller;
 pub mod cost;
 mod forecast;
 mod gain;
+pub mod plan;
+pub mod planner;
 pub mod policy;
 pub mod pool;
 pub mod roofline;
@@ -66,6 +70,7 @@ pub use controller::{
     SequenceView,
 };
 pub use cost::{CostModel, SweepKind, SweepPoint, Treads};
-pub use policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Plan, Policy, SelectionRule, WidthRule};
+pub use plan::Plan;
+pub use policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 pub use pool::{CandidatePool, NONE, PoolNode};
 pub use round::{DraftRound, FrontierRow, SelectedTree};

@@ -1,24 +1,29 @@
-//! [`Policy`]: how trees are grown, as named on the command line, and the [`Plan`] that each policy is.
-//!
-//! A [`Plan`] is plain data. One executor interprets it, in Rust ([`DraftRound`](super::DraftRound)) and, bit for bit the
-//! same, in CUDA; no policy has code of its own in the round.
+//! [`Policy`]: how trees are grown, as named on the command line. What a policy does in a round is a [`Plan`](super::Plan), which
+//! its [planner](super::planner) makes.
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use super::cost::CostModel;
+use super::planner::tapout::BanditKind;
 use crate::error::Error;
 
 /// Widest top-k of the draft kernel.
 pub const MAX_TOP_K: usize = 32;
 /// Most draft tokens verified per sequence: a tree of [`MAX_NODES`](crate::tree::MAX_NODES) less its root.
 pub const MAX_DRAFT_TOKENS: usize = crate::tree::MAX_NODES - 1;
-/// `eagle2`'s levels and beam behind `auto-n`: the EAGLE authors' evaluation setting.
-const AUTO_N: (usize, usize) = (10, 5);
+
+/// What `--policy` may be, for messages.
+pub const POLICIES: &str = "smart, smart-paper, plain, chain:K, eagle1, eagle2:K,D,N, auto-n, opt-tree:N[,DELTA], sequoia:N, \
+     goodput[:KMAX], ddd[:T], svip[:H], specdec++[:H], disco[:T], tapout[:ucb1|thompson]";
 
 /// A rule for growing draft trees, written as on the command line (`Display` and `FromStr` round-trip).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Of most papers only the abstract, or code of the authors, was at hand: what was assumed beyond is said with each. Where a published
+/// rule reads the drafter's probability as an estimate of acceptance, ours reads the calibrated `q`, so that all policies judge by the
+/// same numbers. Defaults of optional parameters are ours unless a source is named.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Policy {
     /// `plain`: no speculation.
     Plain,
@@ -38,123 +43,55 @@ pub enum Policy {
     },
     /// `auto-n`: `eagle2:10,5,N` with the N of {40, 48, 50, 56, 60} that EAGLE's start-up probe would choose.
     AutoN,
-    /// `smart-paper`: the per-node rule of SMART as reconstructed from its abstract; see [`SelectionRule::PerNode`].
+    /// `smart-paper`: the per-node rule of SMART as reconstructed from its abstract; see
+    /// [`SelectionRule::PerNode`](super::plan::SelectionRule::PerNode).
     SmartPaper,
     /// `smart`: the SMART rule over runs of nodes and the union of all sequences.
     Smart,
-}
-
-/// How a round is drafted and what of it is verified: plain data, made from past rounds only.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Plan {
-    /// Children drafted for each node that is run.
-    pub top_k: usize,
-    /// Most drafter passes of a round; 0 = never drafts.
-    pub max_levels: usize,
-    /// Which nodes are run through the drafter.
-    pub width: WidthRule,
-    /// Which drafted nodes are verified.
-    pub selection: SelectionRule,
-    /// Draft tokens kept for verification per sequence, at most.
-    pub max_draft_tokens: usize,
-}
-
-/// Which nodes the next drafter pass runs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum WidthRule {
-    /// Per sequence the best so many nodes of the newest level, by cumulative log-probability, ties to the older node.
-    Beam(usize),
-    /// The inner nodes of a fixed tree.
-    Static(&'static [StaticNode]),
-    /// The nodes that the per-node rule has admitted.
-    Admitted,
-    /// Over all sequences the width that maximises the predicted tokens per second.
-    Scan,
-}
-
-/// Which drafted nodes the target verifies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SelectionRule {
-    /// All of them.
-    All,
-    /// Per sequence the so many best by cumulative log-probability, ties to the older node.
-    TopN(usize),
-    /// Those admitted one by one. A node `v` is admitted iff `R(v) = P(v) / dt(v) * t_plain / B` exceeds the speedup `S` of the
-    /// tree so far. Assumptions, as only the abstract is public: candidates come level by level in descending `P`, over the
-    /// batch; a node is offered once, when drafted; `dt(v)` is the measured cost of one more token in the verification pass
-    /// plus the newest drafter pass's time per row (an admitted node is run in the next pass, depth permitting); `S` is that of
-    /// the tree so far, the drafter's time included; the drafter's first pass always runs; drafting ends at a level that admits
-    /// nothing.
-    PerNode,
-    /// The prefix of the union of all sequences' nodes, by path probability, that maximises the predicted tokens per second.
-    Scan,
-}
-
-/// A node of a static tree, listed level by level, parents first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StaticNode {
-    /// Index of the parent among the *pool* nodes: 0 is the root, `i + 1` the table's entry `i`.
-    pub parent: u32,
-    /// Which of the parent's top-k children.
-    pub rank: u32,
-}
-
-const fn node(parent: u32, rank: u32) -> StaticNode {
-    StaticNode { parent, rank }
-}
-
-/// EAGLE-1's tree: widths 4, 8, 8, 3, 2.
-#[rustfmt::skip]
-pub static EAGLE1_TREE: [StaticNode; 25] = [
-    node(0, 0), node(0, 1), node(0, 2), node(0, 3),                                          // 1-4: 0 1 2 3
-    node(1, 0), node(1, 1), node(1, 2), node(2, 0), node(2, 1), node(3, 0), node(3, 1), node(4, 0), // 5-12: 00 01 02 10 11 20 21 30
-    node(5, 0), node(5, 1), node(5, 2), node(6, 0), node(6, 1), node(7, 0), node(7, 1), node(8, 0), // 13-20: 000..002 010 011 020 021 100
-    node(13, 0), node(13, 1), node(13, 2),                                                   // 21-23: 0000 0001 0002
-    node(21, 0), node(21, 1),                                                                // 24-25: 00000 00001
-];
-
-impl Policy {
-    /// The plan of this policy. `top_k`, `max_levels` and `max_draft_tokens` bound the policies that choose for themselves;
-    /// `cost` is read by `auto-n` alone.
-    pub fn plan(self, top_k: usize, max_levels: usize, max_draft_tokens: usize, cost: &CostModel) -> Plan {
-        let eagle2 = |top_k, depth, total: usize| Plan {
-            top_k,
-            max_levels: depth + 1,
-            width: WidthRule::Beam(top_k),
-            selection: SelectionRule::TopN(total - 1),
-            max_draft_tokens: total - 1,
-        };
-        let own = |width, selection| Plan { top_k, max_levels, width, selection, max_draft_tokens };
-        match self {
-            Policy::Plain => Plan { max_levels: 0, ..own(WidthRule::Scan, SelectionRule::All) },
-            Policy::Chain(length) => Plan {
-                top_k: 1,
-                max_levels: length,
-                width: WidthRule::Beam(1),
-                selection: SelectionRule::All,
-                max_draft_tokens: length,
-            },
-            Policy::Eagle1 => Plan {
-                top_k: 4,
-                max_levels: 5,
-                width: WidthRule::Static(&EAGLE1_TREE),
-                selection: SelectionRule::All,
-                max_draft_tokens: EAGLE1_TREE.len(),
-            },
-            Policy::Eagle2 { top_k, depth, total } => eagle2(top_k, depth, total),
-            Policy::AutoN => eagle2(AUTO_N.0, AUTO_N.1, auto_total(cost)),
-            Policy::SmartPaper => own(WidthRule::Admitted, SelectionRule::PerNode),
-            Policy::Smart => own(WidthRule::Scan, SelectionRule::Scan),
-        }
-    }
-}
-
-/// EAGLE's built-in size (`ea_model.py`): the cheapest of five totals for one sequence without a prefix, each time divided by
-/// the gain that its authors expect of the size.
-pub fn auto_total(cost: &CostModel) -> usize {
-    const SIZES: [(usize, f64); 5] = [(40, 1.0), (48, 1.05), (50, 1.07), (56, 1.1), (60, 1.13)];
-    let score = |&(total, gain): &(usize, f64)| cost.verify_us(total, [(total, 0)]) / gain;
-    SIZES.iter().min_by(|a, b| score(a).total_cmp(&score(b))).map_or(60, |best| best.0)
+    /// `opt-tree:N[,DELTA]`: OPT-Tree (arXiv 2406.17276, abstract; Jikai0Wang/OPT-Tree, `tree.py`). Maximises
+    /// `E[A] = sum over nodes of the product of p along the path` over trees of N nodes, root included, level by level, and stops
+    /// once a level raised `E[A]` of the best tree by no more than DELTA (default 0.5, the authors' evaluation setting). The authors run
+    /// the N best nodes of the newest level; we run those of them that are among the N - 1 best of all levels, which gives the
+    /// same tree, and judge a level when its own children are known, where their code is a level late.
+    OptTree {
+        /// Nodes verified, root included.
+        total: usize,
+        /// Least gain in expected tokens.
+        least_gain: f32,
+    },
+    /// `sequoia:N`: Sequoia (arXiv 2402.12374, abstract). A tree of up to N nodes that is fixed by rank, not by the drafter's numbers:
+    /// the best one under positional acceptance rates, of the size n and depth d that maximise `G(n, d) / (t_verify(n) + sum of d
+    /// drafter passes)`; see [`planner::sequoia`](super::planner::sequoia).
+    Sequoia {
+        /// Most nodes verified, root included.
+        total: usize,
+    },
+    /// `goodput[:KMAX]`: TurboSpec/SmartSpec (arXiv 2406.14066, abstract) and dynamic speculation of vLLM (`dynamic/manager.py`): before
+    /// each round the chain length K in 0..=KMAX (default 8) that maximises expected tokens per predicted time at the present
+    /// batch; see [`planner::goodput`](super::planner::goodput).
+    Goodput {
+        /// Longest chain.
+        max_length: usize,
+    },
+    /// `ddd[:T]`: Dynamic Depth Decoding (arXiv 2409.00142, abstract): EAGLE-2's beam of 10 and 60 nodes, stopped when
+    /// `logsumexp` of the beam's cumulative log-probabilities is below T (default -1). Assumed: checked after every level, where
+    /// the paper checks at chosen depths.
+    Ddd(f32),
+    /// `svip[:H]`: SVIP (arXiv 2411.18462, abstract): a chain that stops when the square root of the entropy of the drafter's distribution is
+    /// above H (default 1). Assumed: only the top-k log-probabilities reach the controller, so the entropy is that of these and
+    /// of the rest as one lump, which is a lower bound; the token that was drafted from the uncertain distribution is verified.
+    Svip(f32),
+    /// `specdec++[:H]`: SpecDec++ (arXiv 2405.19715, abstract and the authors' README): a chain that stops when the probability of at
+    /// least one rejection, `1 - product of p`, is above H (default 0.7). The paper trains a head for p; ours is the
+    /// calibrated q.
+    SpecDecPlusPlus(f32),
+    /// `disco[:T]`: DISCO (arXiv 2405.04304, abstract): a chain that goes on while a classifier on confidence, entropy and position gives
+    /// the newest token at least T (default 0.4) of being accepted. The paper trains its classifier beforehand; ours is a logistic
+    /// regression learned online, an assumption; see [`planner::disco`](super::planner::disco).
+    Disco(f32),
+    /// `tapout[:ucb1|thompson]`: TapOut (arXiv 2511.02017, abstract): a bandit (default UCB1) that picks one of several stop rules a
+    /// round; see [`planner::tapout`](super::planner::tapout).
+    TapOut(BanditKind),
 }
 
 impl fmt::Display for Policy {
@@ -167,6 +104,14 @@ impl fmt::Display for Policy {
             Policy::AutoN => f.write_str("auto-n"),
             Policy::SmartPaper => f.write_str("smart-paper"),
             Policy::Smart => f.write_str("smart"),
+            Policy::OptTree { total, least_gain } => write!(f, "opt-tree:{total},{least_gain}"),
+            Policy::Sequoia { total } => write!(f, "sequoia:{total}"),
+            Policy::Goodput { max_length } => write!(f, "goodput:{max_length}"),
+            Policy::Ddd(threshold) => write!(f, "ddd:{threshold}"),
+            Policy::Svip(threshold) => write!(f, "svip:{threshold}"),
+            Policy::SpecDecPlusPlus(threshold) => write!(f, "specdec++:{threshold}"),
+            Policy::Disco(threshold) => write!(f, "disco:{threshold}"),
+            Policy::TapOut(kind) => write!(f, "tapout:{kind}"),
         }
     }
 }
@@ -179,6 +124,7 @@ impl FromStr for Policy {
             Some((name, arguments)) => (name, Some(arguments)),
             None => (text, None),
         };
+        let total = |value| within(text, "N", value, 2..=MAX_DRAFT_TOKENS + 1);
         match (name, arguments) {
             ("plain", None) => Ok(Policy::Plain),
             ("eagle1", None) => Ok(Policy::Eagle1),
@@ -187,26 +133,55 @@ impl FromStr for Policy {
             ("smart", None) => Ok(Policy::Smart),
             ("chain", Some(arguments)) => {
                 let [length] = numbers(text, arguments, "chain:K")?;
-                within(text, "K", length, 1, MAX_DRAFT_TOKENS)?;
-                Ok(Policy::Chain(length))
+                Ok(Policy::Chain(within(text, "K", length, 1..=MAX_DRAFT_TOKENS)?))
             }
             ("eagle2", Some(arguments)) => {
-                let [top_k, depth, total] = numbers(text, arguments, "eagle2:K,D,N")?;
-                within(text, "K", top_k, 1, MAX_TOP_K)?;
-                within(text, "D", depth, 0, MAX_DRAFT_TOKENS / top_k)?;
-                within(text, "N", total, 2, MAX_DRAFT_TOKENS + 1)?;
-                Ok(Policy::Eagle2 { top_k, depth, total })
+                let [top_k, depth, nodes] = numbers(text, arguments, "eagle2:K,D,N")?;
+                within(text, "K", top_k, 1..=MAX_TOP_K)?;
+                within(text, "D", depth, 0..=MAX_DRAFT_TOKENS / top_k)?;
+                Ok(Policy::Eagle2 { top_k, depth, total: total(nodes)? })
             }
+            ("opt-tree", Some(arguments)) => {
+                let (nodes, least_gain) = match arguments.split_once(',') {
+                    Some((nodes, gain)) => (nodes, Some(gain)),
+                    None => (arguments, None),
+                };
+                let [nodes] = numbers(text, nodes, "opt-tree:N or opt-tree:N,DELTA")?;
+                let total = total(nodes)?;
+                Ok(Policy::OptTree {
+                    total,
+                    least_gain: threshold(text, "DELTA", least_gain, 0.5, 0.0..=255.0)?,
+                })
+            }
+            ("sequoia", Some(arguments)) => {
+                let [nodes] = numbers(text, arguments, "sequoia:N")?;
+                Ok(Policy::Sequoia { total: total(nodes)? })
+            }
+            ("goodput", None) => Ok(Policy::Goodput { max_length: 8 }),
+            ("goodput", Some(arguments)) => {
+                let [length] = numbers(text, arguments, "goodput or goodput:KMAX")?;
+                Ok(Policy::Goodput { max_length: within(text, "KMAX", length, 1..=MAX_DRAFT_TOKENS)? })
+            }
+            ("ddd", t) => Ok(Policy::Ddd(threshold(text, "T", t, -1.0, -100.0..=0.0)?)),
+            ("svip", h) => Ok(Policy::Svip(threshold(text, "H", h, 1.0, 0.0..=10.0)?)),
+            ("specdec++", h) => Ok(Policy::SpecDecPlusPlus(threshold(text, "H", h, 0.7, 0.0..=1.0)?)),
+            ("disco", t) => Ok(Policy::Disco(threshold(text, "T", t, 0.4, 0.0..=1.0)?)),
+            ("tapout", None | Some("ucb1")) => Ok(Policy::TapOut(BanditKind::Ucb1)),
+            ("tapout", Some("thompson")) => Ok(Policy::TapOut(BanditKind::Thompson)),
+            ("tapout", Some(_)) => Err(Error::Input(format!(
+                "policy {text:?} must be written tapout, tapout:ucb1 or tapout:thompson"
+            ))),
             ("chain", None) => Err(Error::Input("policy \"chain\" needs a length, as in chain:4".into())),
             ("eagle2", None) => {
                 Err(Error::Input("policy \"eagle2\" needs K,D,N, as in eagle2:10,5,60".into()))
             }
+            ("opt-tree" | "sequoia", None) => {
+                Err(Error::Input(format!("policy {text:?} needs a number of nodes, as in {name}:60")))
+            }
             ("plain" | "eagle1" | "auto-n" | "smart-paper" | "smart", Some(_)) => {
                 Err(Error::Input(format!("policy {text:?}: {name} takes no parameters")))
             }
-            _ => Err(Error::Input(format!(
-                "unknown policy {text:?}; choose one of smart, smart-paper, plain, chain:K, eagle1, eagle2:K,D,N, auto-n"
-            ))),
+            _ => Err(Error::Input(format!("unknown policy {text:?}; choose one of {POLICIES}"))),
         }
     }
 }
@@ -218,10 +193,32 @@ fn numbers<const COUNT: usize>(text: &str, arguments: &str, form: &str) -> Resul
         .ok_or_else(|| Error::Input(format!("policy {text:?} must be written {form} with whole numbers")))
 }
 
-fn within(text: &str, name: &str, value: usize, low: usize, high: usize) -> Result<(), Error> {
-    if (low..=high).contains(&value) {
-        return Ok(());
+/// The threshold called `name` in `argument`, or the default where there is none.
+fn threshold(
+    text: &str,
+    name: &str,
+    argument: Option<&str>,
+    default: f32,
+    range: RangeInclusive<f32>,
+) -> Result<f32, Error> {
+    let Some(argument) = argument else { return Ok(default) };
+    let value: f32 = argument
+        .parse()
+        .map_err(|_| Error::Input(format!("policy {text:?}: {name} must be a number, as in 0.5")))?;
+    within(text, name, value, range)
+}
+
+/// `value`, if it lies in `range`; not a number lies in none.
+fn within<T: PartialOrd + fmt::Display>(
+    text: &str,
+    name: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<T, Error> {
+    if range.contains(&value) {
+        return Ok(value);
     }
+    let (low, high) = range.into_inner();
     Err(Error::Input(format!("policy {text:?}: {name} must be between {low} and {high}")))
 }
 
@@ -241,8 +238,33 @@ mod tests {
             "auto-n",
             "smart-paper",
             "smart",
+            "opt-tree:60,0.5",
+            "opt-tree:256,0",
+            "sequoia:64",
+            "goodput:8",
+            "ddd:-1.25",
+            "svip:0.1",
+            "specdec++:0.7",
+            "disco:0.4",
+            "tapout:ucb1",
+            "tapout:thompson",
         ] {
             assert_eq!(text.parse::<Policy>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn optional_parameters_have_defaults() {
+        for (short, full) in [
+            ("opt-tree:60", "opt-tree:60,0.5"),
+            ("goodput", "goodput:8"),
+            ("ddd", "ddd:-1"),
+            ("svip", "svip:1"),
+            ("specdec++", "specdec++:0.7"),
+            ("disco", "disco:0.4"),
+            ("tapout", "tapout:ucb1"),
+        ] {
+            assert_eq!(short.parse::<Policy>().unwrap(), full.parse().unwrap());
         }
     }
 
@@ -262,6 +284,23 @@ mod tests {
             ("eagle2:10,5,1", "N must be between 2 and 256"),
             ("eagle2:10,5,257", "N must be between 2 and 256"),
             ("smart:3", "smart takes no parameters"),
+            ("opt-tree", "as in opt-tree:60"),
+            ("opt-tree:x", "must be written opt-tree:N or opt-tree:N,DELTA"),
+            ("opt-tree:1", "N must be between 2 and 256"),
+            ("opt-tree:60,nan", "DELTA must be between 0 and 255"),
+            ("opt-tree:60,-0.1", "DELTA must be between 0 and 255"),
+            ("opt-tree:60,0.5,1", "DELTA must be a number"),
+            ("sequoia", "as in sequoia:60"),
+            ("sequoia:257", "N must be between 2 and 256"),
+            ("sequoia:2,3", "must be written sequoia:N"),
+            ("goodput:0", "KMAX must be between 1 and 255"),
+            ("goodput:", "must be written goodput or goodput:KMAX"),
+            ("ddd:1", "T must be between -100 and 0"),
+            ("ddd:", "T must be a number"),
+            ("svip:-inf", "H must be between 0 and 10"),
+            ("specdec++:1.5", "H must be between 0 and 1"),
+            ("disco:many", "T must be a number"),
+            ("tapout:greedy", "must be written tapout, tapout:ucb1 or tapout:thompson"),
         ] {
             let error = text.parse::<Policy>().unwrap_err();
             assert!(error.is_input());
@@ -269,17 +308,5 @@ mod tests {
             assert!(message.contains(says), "{text}: {message}");
             assert!(!message.contains('\n'));
         }
-    }
-
-    #[test]
-    fn eagle1_lists_parents_first_and_level_by_level() {
-        let mut depth = vec![0];
-        for (i, entry) in EAGLE1_TREE.iter().enumerate() {
-            assert!((entry.parent as usize) <= i);
-            depth.push(depth[entry.parent as usize] + 1);
-        }
-        assert!(depth.is_sorted());
-        let widths: Vec<_> = (1..=5).map(|level| depth.iter().filter(|&&d| d == level).count()).collect();
-        assert_eq!(widths, [4, 8, 8, 3, 2]);
     }
 }

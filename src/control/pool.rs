@@ -60,11 +60,14 @@ pub struct CandidatePool {
     slots: Vec<AncestorWords>,
     /// First node of the newest level.
     newest: usize,
+    /// What the sequence's tokens count in the scans.
+    weight: f32,
 }
 
 impl CandidatePool {
-    /// Empties the pool down to a root that carries `token`.
-    pub fn reset(&mut self, token: i32) {
+    /// Empties the pool down to a root that carries `token`; `weight` is what the sequence's tokens count in the scans.
+    pub fn reset(&mut self, token: i32, weight: f32) {
+        self.weight = weight;
         self.nodes.clear();
         self.slots.clear();
         self.newest = 0;
@@ -91,6 +94,11 @@ impl CandidatePool {
     /// All nodes, root first.
     pub fn nodes(&self) -> &[PoolNode] {
         &self.nodes
+    }
+
+    /// Path probability of `node` times the weight of its sequence: what it counts in the scans.
+    pub fn worth(&self, node: usize) -> f32 {
+        self.weight * self.nodes[node].path_prob
     }
 
     pub(super) fn nodes_mut(&mut self) -> &mut [PoolNode] {

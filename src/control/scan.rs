@@ -94,12 +94,22 @@ pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candid
     }
 }
 
+/// Bounds on the draft tokens that a sequence has in verification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Its best so many are in, whatever they are worth.
+    pub floor: usize,
+    /// Most of them.
+    pub cap: usize,
+}
+
 /// What a verification scan found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Selection {
-    /// Length of the prefix of candidates that was scanned to reach the best one; those over a sequence's cap count too.
+    /// Length of the prefix of candidates that was scanned to reach the best one; those over a sequence's cap count too. Below a
+    /// floor nodes beyond the prefix are selected as well: the first so many of each sequence.
     pub prefix: usize,
-    /// Expected tokens, fixed point, the bonus tokens included.
+    /// Expected tokens, fixed point, the bonus tokens included; each counts the weight of its sequence.
     pub expected: u64,
     /// Target rows, roots included.
     pub tokens: usize,
@@ -118,12 +128,15 @@ impl Selection {
 }
 
 /// The union scan: `argmax_j (B + cumP(j)) / (t_sunk + t_verify(top j))` over `candidates`, sorted, of all sequences.
-/// `nodes` is scratch (nodes per sequence); a sequence takes at most `cap` draft tokens.
+/// `nodes` is scratch: nodes per sequence, then floor nodes met. Under a floor the first so many candidates of each sequence are in from the start, whatever
+/// their value, and the maximum is over prefixes of the rest: the exact maximum subject to the floor, as where time counts rows
+/// the best way to add `j` nodes to the floor is the `j` best that are left.
+/// (AdaServe, arXiv 2501.12162: first what each request needs, then the rest of the budget to the globally best nodes.)
 pub fn scan_verification(
     candidates: &[Candidate],
     tables: &CostTables,
     sunk_ns: u64,
-    cap: usize,
+    bounds: Bounds,
     nodes: &mut Vec<u32>,
 ) -> Selection {
     let batch = tables.batch();
@@ -137,6 +150,20 @@ pub fn scan_verification(
         ns: attention_ns + tables.verify_linear_ns(batch),
         price: 1.0,
     };
+    let Bounds { cap, floor } = Bounds { floor: bounds.floor.min(bounds.cap), ..bounds };
+    if floor > 0 {
+        for candidate in candidates {
+            let held = &mut nodes[candidate.sequence()];
+            if *held as usize <= floor {
+                attention_ns += tables.attention_step_ns(candidate.sequence(), *held as usize);
+                present.expected += fixed(candidate.value());
+                present.tokens += 1;
+                *held += 1;
+            }
+        }
+        present.ns = attention_ns + tables.verify_linear_ns(present.tokens);
+        nodes.resize(2 * batch, 0);
+    }
     let mut best = present;
     let mut best_rate = 0.0;
     let mut keep_better = |present: &Selection| {
@@ -153,7 +180,7 @@ pub fn scan_verification(
         }
         let sequence = candidate.sequence();
         let held = nodes[sequence] as usize;
-        if held > cap {
+        if held > cap || floor > 0 && in_floor(candidate, &mut nodes[batch..], floor) {
             continue;
         }
         nodes[sequence] += 1;
@@ -168,11 +195,29 @@ pub fn scan_verification(
             Selection { prefix: i + 1, expected, tokens: present.tokens + 1, ns, price: candidate.value() };
     }
     keep_better(&present);
-    let left_out = candidates.get(best.prefix).map_or(0.0, |candidate| candidate.value());
+    let left_out = if floor == 0 {
+        candidates.get(best.prefix)
+    } else {
+        nodes[batch..].fill(0);
+        let mut beyond_floor = candidates
+            .iter()
+            .enumerate()
+            .filter(|(_, candidate)| !in_floor(candidate, &mut nodes[batch..], floor));
+        beyond_floor.find(|(i, _)| *i >= best.prefix).map(|(_, candidate)| candidate)
+    };
+    let left_out = left_out.map_or(0.0, |candidate| candidate.value());
     let step_ns = tables.verify_linear_ns(best.tokens + tables.tread) - tables.verify_linear_ns(best.tokens);
     let place = best.rate() * (step_ns as f64 / tables.tread as f64) / ONE as f64;
     best.price = (place as f32).min(best.price).max(left_out);
     best
+}
+
+/// Whether `candidate`, the next in order, is among the first `floor` of its sequence; `met` counts those.
+fn in_floor(candidate: &Candidate, met: &mut [u32], floor: usize) -> bool {
+    let met = &mut met[candidate.sequence()];
+    let inside = (*met as usize) < floor;
+    *met += u32::from(inside);
+    inside
 }
 
 /// The width scan: the `w` for which running the best `w` of `candidates` (sorted by expected gain) through the drafter

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_free_node_has_no_ratio() {
         let mut pool = crate::control::CandidatePool::default();
-        pool.reset(5);
+        pool.reset(5, 1.0);
         let tree = TreeTrace::new(pool.nodes());
         assert_eq!((tree.parents[0], tree.ratio[0]), (-1, None));
         let text = serde_json::to_string(&tree).unwrap();

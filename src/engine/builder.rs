@@ -214,7 +214,10 @@ impl<'a> EngineBuilder<'a> {
 
 /// Whether plans of `policy` depend on the cost model.
 fn reads_costs(policy: Policy) -> bool {
-    matches!(policy, Policy::Smart | Policy::SmartPaper | Policy::AutoN)
+    matches!(
+        policy,
+        Policy::Smart | Policy::SmartPaper | Policy::AutoN | Policy::Sequoia { .. } | Policy::Goodput { .. }
+    )
 }
 
 /// Pages of each cache: enough for `max_sequences` contexts, within the budget.

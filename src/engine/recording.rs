@@ -5,7 +5,8 @@
 
 use std::io::Write;
 
-use crate::control::{DraftRound, Plan, SelectionRule, SequenceView, WidthRule};
+use crate::control::plan::{Plan, SelectionRule, StopRule, WidthRule};
+use crate::control::{DraftRound, SequenceView};
 use crate::device::Tensor;
 use crate::engine::round::{Emission, run_levels};
 use crate::engine::verifier::Verified;
@@ -106,8 +107,10 @@ impl Engine {
             top_k: shape.top_k,
             max_levels: shape.levels,
             width: WidthRule::Beam(shape.beam),
+            stop: StopRule::Never,
             selection: SelectionRule::All,
             max_draft_tokens: crate::control::MAX_DRAFT_TOKENS,
+            floor: 0,
         };
         let sequence = self.sequence(slot);
         let view = SequenceView {
@@ -116,6 +119,7 @@ impl Engine {
             context_len: sequence.root(),
             sampled: !sequence.sampling.is_greedy(),
             backlog: sequence.backlog().saturating_sub(1),
+            weight: 1.0,
             max_depth: shape.levels,
         };
         let mut round = DraftRound::fixed(plan, &[view]);

@@ -94,6 +94,7 @@ impl Engine {
                     sampled: sequence.sampling.temperature > 0.0,
                     backlog: sequence.backlog().saturating_sub(1),
                     max_depth: (left - 1).min(MAX_ROWS_PER_SEQUENCE - 1),
+                    weight: 1.0,
                 }
             })
             .collect();

@@ -68,6 +68,7 @@ impl<'a> Lane<'a> {
             context_len: self.context_len(),
             sampled: self.text.sampled,
             backlog: self.backlog,
+            weight: 1.0,
             max_depth: self.text.trees.len() - 1 - self.at,
         }
     }

@@ -46,7 +46,7 @@ pub fn oracle(record: &Record, costs: &CostModel, settings: &Settings) -> Result
         let last = pass + 1 == PASSES;
         let tokens = if last { settings.tokens } else { settings.tokens / 4 + 1 };
         let outcome = play(record, costs, &Settings { tokens, ..settings.clone() }, speed);
-        speed = outcome.tokens as f64 / outcome.us;
+        speed = outcome.expected_tokens.unwrap_or_default() / outcome.us;
         best = outcome;
     }
     Ok(best)
@@ -106,7 +106,7 @@ fn play(record: &Record, costs: &CostModel, settings: &Settings, speed: f64) -> 
     let (mut texts, mut lanes) = Texts::start(record, settings);
     let levels = settings.config.max_depth.min(record.shape().levels);
     let mut prices = Prices { place: 9, row: 6, levels };
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { expected_tokens: Some(0.0), ..Outcome::default() };
     while outcome.tokens < settings.tokens as u64 {
         let nodes: Vec<Vec<Node>> = lanes.iter().map(|lane| nodes_of(lane, levels)).collect();
         let total_context: usize = lanes.iter().map(Lane::context_len).sum();
@@ -117,6 +117,9 @@ fn play(record: &Record, costs: &CostModel, settings: &Settings, speed: f64) -> 
         prices = found;
         let is_plain = choice.worth(speed) <= lanes.len() as f64 - speed * plain_us;
         count(&mut outcome, &choice, is_plain, plain_us, lanes.len());
+        if let Some(expected) = &mut outcome.expected_tokens {
+            *expected += if is_plain { lanes.len() as f64 } else { choice.expected };
+        }
         for (sequence, lane) in lanes.iter_mut().enumerate() {
             let chosen = &choice.sequences[sequence];
             let accepted = if is_plain { 0 } else { accepted_len(lane, &nodes[sequence], chosen) };

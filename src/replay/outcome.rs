@@ -52,8 +52,13 @@ pub struct Outcome {
     pub reliability: Vec<ReliabilityBin>,
     /// 95th percentile of the relative error of the latest predicted rounds.
     pub prediction_error_p95: Option<f64>,
-    /// Verified nodes whose children the record does not hold and which the policy might have run.
-    pub nodes_cut_by_record: u64,
+    /// Drafter rows that the policy would have run and the record does not hold; where there are none the replay is exact.
+    pub rows_refused: u64,
+    /// Levels after which a stop rule had to wait for the host.
+    pub host_syncs: u64,
+    /// Tokens that were to be expected of the verified trees by the target's own probabilities, where these were recorded: `tokens`
+    /// without the luck of the draws.
+    pub expected_tokens: Option<f64>,
     /// Share of time spent on probes.
     pub probe_share: f64,
 }
@@ -67,6 +72,11 @@ impl Outcome {
     /// Speed relative to plain decoding of the same tokens.
     pub fn speedup(&self) -> f64 {
         ratio(self.plain_us, self.us)
+    }
+
+    /// [`speedup`](Self::speedup) by expected tokens: far less noisy; `None` where the target's probabilities were not recorded.
+    pub fn expected_speedup(&self) -> Option<f64> {
+        self.expected_tokens.map(|expected| self.speedup() * ratio(expected, self.tokens as f64))
     }
 
     /// Accepted draft tokens per sequence and round.

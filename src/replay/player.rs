@@ -6,8 +6,8 @@ use super::outcome::Outcome;
 use super::random::Random;
 use super::record::{Record, RecordedTree};
 use crate::control::{
-    Controller, ControllerConfig, CostModel, FrontierRow, NONE, PhaseTimes, Policy, RoundReport,
-    SelectedTree, SequenceOutcome, SequenceView,
+    CandidatePool, Controller, ControllerConfig, CostModel, FrontierRow, NONE, PhaseTimes, Policy,
+    RoundReport, SelectedTree, SequenceOutcome, SequenceView,
 };
 use crate::error::{Error, Result};
 
@@ -80,8 +80,6 @@ pub(super) struct Player<'a> {
     /// For each candidate of the round its child in the recorded tree.
     children: Vec<u32>,
     random: Random,
-    /// Depth of the deepest recorded nodes.
-    deepest: usize,
     pub outcome: Outcome,
 }
 
@@ -126,8 +124,7 @@ impl<'a> Player<'a> {
             controller,
             children: Vec::new(),
             random: Random(!settings.seed),
-            deepest: record.shape().levels,
-            outcome: Outcome::default(),
+            outcome: Outcome { expected_tokens: record.has_probs().then_some(0.0), ..Outcome::default() },
         })
     }
 
@@ -231,7 +228,6 @@ impl<'a> Player<'a> {
         verify_us: f64,
         overhead_us: f64,
     ) {
-        let deepest = self.deepest;
         let outcome = &mut self.outcome;
         let batch = walks.len();
         let draft_us: f64 = draft_us.iter().sum();
@@ -244,20 +240,25 @@ impl<'a> Player<'a> {
         outcome.us += draft_us + verify_us + overhead_us;
         outcome.draft_us += draft_us;
         outcome.verify_us += verify_us;
+        if let Some(expected) = &mut outcome.expected_tokens {
+            *expected += batch as f64;
+        }
         let round = self.controller.round();
         if round.selected().is_empty() {
             outcome.nodes += batch as u64;
             return;
         }
+        outcome.rows_refused += round.rows_refused() as u64;
+        outcome.host_syncs += round.host_syncs() as u64;
         outcome.levels += round.levels().len() as u64;
         outcome.drafter_rows += round.levels().iter().map(|level| level.rows as u64).sum::<u64>();
         for (sequence, ((accepted, drawn), selected)) in walks.iter().zip(round.selected()).enumerate() {
             let pool = round.pool(sequence);
             outcome.nodes += selected.tree.num_nodes() as u64;
+            if let Some(expected) = &mut outcome.expected_tokens {
+                *expected += expected_len(selected, pool, self.lanes[sequence].tree(), &self.children);
+            }
             outcome.drafted_nodes += pool.nodes().len() as u64 - 1;
-            let cut = pool.nodes().iter().filter(|node| node.verified && node.sealed);
-            outcome.nodes_cut_by_record +=
-                cut.filter(|node| usize::from(node.depth) < deepest).count() as u64;
             for (i, &node) in std::iter::once(&0).chain(accepted).enumerate() {
                 let node = node as usize;
                 if selected.tree.children(node).next().is_some() {
@@ -301,6 +302,18 @@ fn recorded_row(row: &FrontierRow, tree: &RecordedTree, children: &[u32]) -> usi
         return 0;
     }
     tree.row_of(children[row.candidate as usize] as usize).expect("nodes that were not recorded are sealed")
+}
+
+/// Accepted tokens to be expected of a tree by the target's own probabilities; `children` as in [`Player`].
+fn expected_len(selected: &SelectedTree, pool: &CandidatePool, tree: &RecordedTree, children: &[u32]) -> f64 {
+    let probs = tree.probs().unwrap_or_default();
+    let mut path_probs = vec![1.0; selected.tree.num_nodes()];
+    for node in 1..path_probs.len() {
+        let candidate = pool.nodes()[selected.pool_nodes[node] as usize].candidate;
+        let prob = f64::from(probs[children[candidate as usize] as usize]);
+        path_probs[node] = path_probs[selected.tree.parent(node).unwrap_or(0)] * prob;
+    }
+    path_probs[1..].iter().sum()
 }
 
 /// `us` as a clock with this spread shows it.

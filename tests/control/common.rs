@@ -34,6 +34,7 @@ pub fn view(id: u64) -> SequenceView {
         sampled: false,
         backlog: 0,
         max_depth: usize::MAX,
+        weight: 1.0,
     }
 }
 

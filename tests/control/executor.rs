@@ -7,10 +7,27 @@ use smart_run::control::{Controller, ControllerConfig, NONE, Policy, SequenceOut
 use crate::common::{draft, first_round, view};
 
 fn policies() -> Vec<Policy> {
-    ["plain", "chain:5", "eagle1", "eagle2:10,5,60", "eagle2:3,2,256", "auto-n", "smart-paper", "smart"]
-        .iter()
-        .map(|text| text.parse().unwrap())
-        .collect()
+    [
+        "plain",
+        "chain:5",
+        "eagle1",
+        "eagle2:10,5,60",
+        "eagle2:3,2,256",
+        "auto-n",
+        "smart-paper",
+        "smart",
+        "opt-tree:40,0.01",
+        "sequoia:40",
+        "goodput:6",
+        "ddd",
+        "svip:2",
+        "specdec++",
+        "disco:0.1",
+        "tapout",
+    ]
+    .iter()
+    .map(|text| text.parse().unwrap())
+    .collect()
 }
 
 #[test]

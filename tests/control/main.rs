@@ -1,11 +1,15 @@
 //! The controller from outside: executor, scans, models, and whole simulated runs.
 
 mod acceptance;
+mod allocations;
 mod common;
 mod cost;
 mod eagle2;
 mod executor;
+mod planners;
+mod priorities;
 mod process;
 mod properties;
 mod scan;
 mod simulation;
+mod stops;

@@ -182,6 +182,7 @@ impl Simulation {
                 sampled: false,
                 backlog: self.backlogs[sequence],
                 max_depth: usize::MAX,
+                weight: 1.0,
             })
             .collect();
         let plan = self.controller.begin_round(&views);

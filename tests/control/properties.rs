@@ -1,6 +1,7 @@
 //! Whatever the drafter says, the target draws and the clock shows: connected trees within every bound, and no panic.
 
 use proptest::prelude::*;
+use smart_run::control::planner::tapout::BanditKind;
 use smart_run::control::{
     Controller, ControllerConfig, CostModel, MAX_DRAFT_TOKENS, PhaseTimes, Policy, RoundReport,
     SequenceOutcome, SequenceView, SweepKind, SweepPoint, Treads,
@@ -16,6 +17,15 @@ fn policy() -> impl Strategy<Value = Policy> {
         1 => Just(Policy::Eagle1),
         1 => Just(Policy::AutoN),
         1 => (1usize..20).prop_map(Policy::Chain),
+        1 => (2usize..257, prop_oneof![Just(0.0f32), 0.0f32..2.0])
+            .prop_map(|(total, least_gain)| Policy::OptTree { total, least_gain }),
+        1 => (2usize..257).prop_map(|total| Policy::Sequoia { total }),
+        1 => (1usize..20).prop_map(|max_length| Policy::Goodput { max_length }),
+        1 => (-8.0f32..0.5).prop_map(Policy::Ddd),
+        1 => (0.0f32..2.0).prop_map(Policy::Svip),
+        1 => (0.0f32..1.0).prop_map(Policy::SpecDecPlusPlus),
+        1 => (0.0f32..1.0).prop_map(Policy::Disco),
+        1 => prop_oneof![Just(BanditKind::Ucb1), Just(BanditKind::Thompson)].prop_map(Policy::TapOut),
         1 => (1usize..12, 0usize..6, 2usize..257).prop_map(|(top_k, depth, total)| Policy::Eagle2 { top_k, depth, total }),
     ]
 }
@@ -82,6 +92,7 @@ fn check_round(
     }
     assert!(slots.iter().all(|&slots| slots <= 256));
     assert_eq!(levels > 0, plan.drafts());
+    assert!(round.host_syncs() <= levels);
 
     let limit = round.plan().max_draft_tokens;
     let trees = round.select().to_vec();
@@ -115,7 +126,7 @@ fn check_round(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn every_round_of_every_policy_is_well_formed(
@@ -126,12 +137,13 @@ proptest! {
         max_depth in 0usize..10,
         max_draft_tokens in 1usize..300,
         max_level_rows in 1usize..100,
+        floor in prop_oneof![3 => Just(0usize), 1 => 1usize..300],
         batch in 1usize..6,
         seed in any::<u64>(),
     ) {
         let treads = Treads { tokens: treads.0, nodes: treads.1 };
         let cost = CostModel::from_sweep(&sweep, treads).unwrap_or_else(|_| CostModel::unmeasured());
-        let config = ControllerConfig { top_k, max_depth, max_draft_tokens, max_level_rows };
+        let config = ControllerConfig { top_k, max_depth, max_draft_tokens, max_level_rows, floor };
         let mut controller = Controller::new(policy, config, cost);
         let mut random = Random(seed);
         for _ in 0..12 {
@@ -143,6 +155,7 @@ proptest! {
                     sampled: random.below(2) == 0,
                     backlog: random.below(40),
                     max_depth: [0, 1, 3, usize::MAX][random.below(4)],
+                    weight: [1.0, 1.0, 3.0, 0.0, -1.0, f32::NAN, f32::MAX, f32::MIN_POSITIVE][random.below(8)],
                 })
                 .collect();
             check_round(&mut controller, &views, &config, &mut random);

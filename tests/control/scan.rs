@@ -1,10 +1,15 @@
 //! The scans against brute force, and staircases on which the per-node rule stalls.
 
 use smart_run::control::cost::CostTables;
-use smart_run::control::scan::{self, Candidate, Selection, scan_verification, scan_width, sort_candidates};
+use smart_run::control::scan::{
+    self, Bounds, Candidate, Selection, scan_verification, scan_width, sort_candidates,
+};
 use smart_run::control::{Controller, ControllerConfig, CostModel, Policy, SweepKind, SweepPoint, Treads};
 
 use crate::common::{Random, draft, view};
+
+/// No floor, the largest tree.
+const CAP: Bounds = Bounds { floor: 0, cap: 255 };
 
 /// Tables with a free choice of the time of every row count, without attention.
 fn tables(batch: usize, verify_ns: Vec<u64>, draft_ns: Vec<u64>) -> CostTables {
@@ -74,7 +79,7 @@ fn best_prefix_is_the_best_of_all_subtrees() {
             let tables = tables(1, staircase(&mut random, 10), vec![0; 2]);
             let sunk_ns = random.below(3000) as u64;
             let candidates = sorted((1..nodes).map(|node| Candidate::new(probs[node], 0, node)).collect());
-            let got = scan_verification(&candidates, &tables, sunk_ns, 255, &mut vec![]);
+            let got = scan_verification(&candidates, &tables, sunk_ns, CAP, &mut vec![]);
 
             let mut best: f64 = 0.0;
             for subset in 0u32..1 << (nodes - 1) {
@@ -119,7 +124,7 @@ fn union_scan_is_the_best_split_over_sequences() {
         let candidates = chains.iter().enumerate().flat_map(|(sequence, chain)| {
             chain.iter().enumerate().map(move |(i, &prob)| Candidate::new(prob, sequence, i + 1))
         });
-        let got = scan_verification(&sorted(candidates.collect()), &tables, 700, 255, &mut vec![]);
+        let got = scan_verification(&sorted(candidates.collect()), &tables, 700, CAP, &mut vec![]);
         let mut best: f64 = 0.0;
         for a in 0..=chains[0].len() {
             for b in 0..=chains[1].len() {
@@ -144,7 +149,7 @@ fn attention_is_priced_by_tiles_of_each_sequence() {
     let candidates =
         (1..=6).flat_map(|node| [Candidate::new(0.5, 0, node), Candidate::new(0.5, 1, node)]).collect();
     let candidates = sorted(candidates);
-    let got = scan_verification(&candidates, &tables, 0, 255, &mut vec![]);
+    let got = scan_verification(&candidates, &tables, 0, CAP, &mut vec![]);
     let of_second = candidates[..got.prefix].iter().filter(|candidate| candidate.sequence() == 1).count();
     // Ties go to the first sequence, so its six nodes come before the second's three that share the root's tile.
     assert_eq!((got.prefix, of_second), (9, 3));
@@ -217,7 +222,7 @@ fn a_cap_holds_per_sequence_and_keeps_trees_connected() {
     let candidates =
         (1..=300).flat_map(|node| [Candidate::new(1.0, 0, node), Candidate::new(0.5, 1, node)]).collect();
     let mut nodes = vec![];
-    let got = scan_verification(&sorted(candidates), &tables, 0, 255, &mut nodes);
+    let got = scan_verification(&sorted(candidates), &tables, 0, CAP, &mut nodes);
     assert_eq!(nodes, [256, 256]);
     assert_eq!(got.tokens, 512);
 }

@@ -10,6 +10,18 @@ use crate::fixtures::{demo, demo_prompts, greedy, run, soak, tiny};
 
 const POLICIES: [&str; 8] =
     ["chain:1", "chain:4", "eagle1", "eagle2:10,5,60", "eagle2:4,3,16", "auto-n", "smart-paper", "smart"];
+/// Controllers that others have published.
+const PUBLISHED: [&str; 9] = [
+    "opt-tree:20",
+    "sequoia:16",
+    "goodput",
+    "ddd",
+    "svip",
+    "specdec++:0.9",
+    "disco:0.1",
+    "tapout",
+    "tapout:thompson",
+];
 
 /// Greedy, and two ways of sampling.
 fn samplings() -> [SamplingParams; 3] {
@@ -25,9 +37,10 @@ fn request(prompt: &[i32], max_new_tokens: usize, sampling: SamplingParams) -> R
     Request { sampling, ..greedy(prompt, max_new_tokens) }
 }
 
-/// Runs every policy over the prompts, one sampling a prompt in turn, against `plain`. Where the pair `pays`, every policy must
+/// Runs `policies` over the prompts, one sampling a prompt in turn, against `plain`. Where the pair `pays`, every policy must
 /// have drafted; else the cost-aware ones may rightly refuse.
 fn every_policy(
+    policies: &[&str],
     build: fn(FloatType, Policy) -> Engine,
     float_type: FloatType,
     prompts: &[Vec<i32>],
@@ -41,12 +54,15 @@ fn every_policy(
         .collect();
     let mut plain = build(float_type, Policy::Plain);
     let wanted: Vec<Vec<i32>> = requests.iter().map(|r| run(&mut plain, r.clone())).collect();
-    for policy in POLICIES {
+    for policy in policies {
         let mut engine = build(float_type, policy.parse().unwrap());
         for (i, (request, wanted)) in requests.iter().zip(&wanted).enumerate() {
             assert_eq!(run(&mut engine, request.clone()), *wanted, "{policy}, {float_type:?}, prompt {i}");
         }
-        let may_refuse = !pays && matches!(engine.controller().policy(), Policy::Smart | Policy::SmartPaper);
+        let may_refuse = !pays && {
+            use Policy::{Goodput, Smart, SmartPaper};
+            matches!(engine.controller().policy(), Smart | SmartPaper | Goodput { .. })
+        };
         assert!(
             may_refuse || engine.stats().mean_nodes() > 1.0,
             "{policy} never drafted: the comparison says nothing"
@@ -56,17 +72,31 @@ fn every_policy(
 
 #[test]
 fn every_policy_gives_the_plain_text_bf16() {
-    every_policy(demo, FloatType::Bf16, &demo_prompts(100, if soak() { 400 } else { 150 }), 24, true);
+    every_policy(
+        &POLICIES,
+        demo,
+        FloatType::Bf16,
+        &demo_prompts(100, if soak() { 400 } else { 150 }),
+        24,
+        true,
+    );
 }
 
 #[test]
 fn every_policy_gives_the_plain_text_f32() {
-    every_policy(demo, FloatType::F32, &demo_prompts(if soak() { 100 } else { 20 }, 120), 24, true);
+    every_policy(
+        &POLICIES,
+        demo,
+        FloatType::F32,
+        &demo_prompts(if soak() { 100 } else { 20 }, 120),
+        24,
+        true,
+    );
 }
 
 #[test]
 fn every_policy_gives_the_plain_text_f16() {
-    every_policy(demo, FloatType::F16, &demo_prompts(if soak() { 100 } else { 9 }, 120), 24, true);
+    every_policy(&POLICIES, demo, FloatType::F16, &demo_prompts(if soak() { 100 } else { 9 }, 120), 24, true);
 }
 
 #[test]
@@ -74,8 +104,20 @@ fn every_policy_gives_the_plain_text_on_a_tiny_pair() {
     let prompts: Vec<Vec<i32>> =
         (0..12).map(|i| (0..1 + 5 * i).map(|t| (t * 37 + i * 11) % 160).collect()).collect();
     for float_type in [FloatType::F32, FloatType::Bf16] {
-        every_policy(tiny, float_type, &prompts, 12, false);
+        every_policy(&POLICIES, tiny, float_type, &prompts, 12, false);
     }
+}
+
+#[test]
+fn every_published_controller_gives_the_plain_text() {
+    every_policy(
+        &PUBLISHED,
+        demo,
+        FloatType::Bf16,
+        &demo_prompts(if soak() { 100 } else { 3 }, 120),
+        24,
+        true,
+    );
 }
 
 /// A tree of up to `size` nodes that mixes the true continuation with wrong tokens, siblings in any order.

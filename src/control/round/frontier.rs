@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{DraftRound, FrontierRow, LevelRecord};
-use crate::control::policy::{StaticNode, WidthRule};
+use crate::control::plan::{StaticNode, WidthRule};
 use crate::control::pool::NONE;
 use crate::control::scan::{self, Candidate, scan_width, sort_candidates};
 use crate::tree::MAX_NODES;
@@ -19,9 +19,10 @@ impl DraftRound {
             self.frontier.extend(drafting.map(|sequence| Candidate::new(1.0, sequence, 0)));
             return;
         }
-        match self.plan.width {
+        match self.plan.width.clone() {
             WidthRule::Beam(width) => self.choose_beam(width),
-            WidthRule::Static(table) => self.choose_static(table),
+            WidthRule::Static(table) => self.choose_static(&table),
+            WidthRule::BestTree { nodes, least_gain } => self.choose_best_tree(nodes, least_gain),
             WidthRule::Admitted => self.choose_admitted(),
             WidthRule::Scan => self.choose_width(),
         }
@@ -37,6 +38,11 @@ impl DraftRound {
             let (sequence, node) = (candidate.sequence(), candidate.node());
             let pool = &mut self.pools[sequence];
             if node > 0 && pool.num_slots() >= MAX_NODES {
+                continue;
+            }
+            if pool.nodes()[node].sealed {
+                // No other takes its place: a replay shows the policy's own trees, or smaller ones.
+                self.rows_refused += 1;
                 continue;
             }
             // The root's own row is the last of its catch-up rows.
@@ -70,23 +76,19 @@ impl DraftRound {
         }
     }
 
-    /// Per sequence the best `width` nodes of the newest level, by cumulative log-probability. A sealed one keeps its place in the
-    /// beam: a replay must not run another instead.
+    /// Per sequence the best `width` nodes of the newest level, by cumulative log-probability.
     fn choose_beam(&mut self, width: usize) {
         for sequence in 0..self.sequences.len() {
             let pool = &self.pools[sequence];
             self.newest.clear();
             for node in pool.newest() {
                 let state = &pool.nodes()[node];
-                if self.sequences[sequence].may_deepen(state) || state.sealed {
+                if self.sequences[sequence].may_deepen(state) {
                     self.newest.push(Candidate::by_logp(state.path_logp, sequence, node));
                 }
             }
             sort_candidates(&mut self.newest, &mut self.sort_scratch);
-            let beam = self.newest.iter().take(width);
-            let before = self.frontier.len();
-            self.frontier.extend(beam.clone().filter(|candidate| !pool.nodes()[candidate.node()].sealed));
-            self.rows_refused += beam.len() - (self.frontier.len() - before);
+            self.frontier.extend(self.newest.iter().take(width));
         }
     }
 
@@ -96,7 +98,6 @@ impl DraftRound {
             let pool = &self.pools[sequence];
             for node in pool.newest() {
                 let has_children = table.iter().any(|entry| entry.parent as usize == node);
-                self.rows_refused += usize::from(has_children && pool.nodes()[node].sealed);
                 if has_children && self.sequences[sequence].may_deepen(&pool.nodes()[node]) {
                     self.frontier.push(Candidate::new(1.0, sequence, node));
                 }
@@ -117,12 +118,40 @@ impl DraftRound {
         }
     }
 
+    /// The nodes of the newest level that are among the `count` best of their sequence, if that level has raised the sum of these
+    /// by more than `least_gain`.
+    fn choose_best_tree(&mut self, count: usize, least_gain: f32) {
+        for sequence in 0..self.sequences.len() {
+            let pool = &self.pools[sequence];
+            if pool.newest().is_empty() {
+                continue;
+            }
+            self.newest.clear();
+            let nodes = pool.nodes().iter().enumerate().skip(1);
+            self.newest.extend(nodes.map(|(node, state)| Candidate::new(state.path_prob, sequence, node)));
+            sort_candidates(&mut self.newest, &mut self.sort_scratch);
+            self.newest.truncate(count);
+            let sum = self.newest.iter().map(|candidate| scan::fixed(candidate.value())).sum::<u64>();
+            let before = std::mem::replace(&mut self.best_sums[sequence], sum);
+            if sum - before <= scan::fixed(least_gain) {
+                continue;
+            }
+            for candidate in &self.newest {
+                let node = candidate.node();
+                if node >= pool.newest().start && self.sequences[sequence].may_deepen(&pool.nodes()[node]) {
+                    self.frontier.push(*candidate);
+                }
+            }
+        }
+    }
+
     /// The best width over the union of all unexpanded nodes that are kept, of any level.
     fn choose_width(&mut self) {
         let price = self.selection.price;
         // A row that brings less than its own share of time is in no best width.
         let least = self.selection.rate() * self.tables.row_ns as f64 / scan::ONE as f64;
         let too_little = |value: f32| value <= 0.0 || f64::from(value) < least;
+        self.newest.clear();
         for candidate in &self.candidates {
             if too_little(candidate.value() * self.gains.most()) {
                 break;
@@ -132,10 +161,12 @@ impl DraftRound {
             if state.is_expanded() || !self.sequences[sequence].may_deepen(state) {
                 continue;
             }
-            let gain = self.gains.gain(usize::from(state.depth), state.logp, state.path_prob, price);
-            let value = state.path_prob * gain;
+            let worth = candidate.value();
+            let value = worth * self.gains.gain(usize::from(state.depth), state.logp, worth, price);
             if !too_little(value) {
-                self.frontier.push(Candidate::new(value, sequence, node));
+                // What cannot be run must not stand in the way of what can, level after level.
+                let into = if state.sealed { &mut self.newest } else { &mut self.frontier };
+                into.push(Candidate::new(value, sequence, node));
             }
         }
         sort_candidates(&mut self.frontier, &mut self.sort_scratch);
@@ -143,6 +174,9 @@ impl DraftRound {
         let width =
             scan_width(&self.frontier, &self.tables, &self.selection, self.max_rows, &mut self.counts);
         self.frontier.truncate(width);
+        if let Some(last) = self.frontier.last() {
+            self.rows_refused += self.newest.iter().filter(|sealed| *sealed < last).count();
+        }
     }
 
     /// A sequence has as many drafter rows a round as its ancestor words have bits. Where rows are free the first levels would

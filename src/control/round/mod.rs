@@ -13,14 +13,15 @@
 mod frontier;
 mod pack;
 mod selection;
+pub mod stop;
 
 use super::acceptance::Calibration;
 use super::controller::SequenceView;
 use super::cost::{CostModel, CostTables};
 use super::gain::GainTable;
-use super::policy::{Plan, WidthRule};
+use super::plan::{Plan, WidthRule};
 use super::pool::{CandidatePool, PoolNode};
-use super::scan::{self, Candidate, Selection, scan_verification};
+use super::scan::{self, Bounds, Candidate, Selection, scan_verification};
 use crate::tree::{AncestorWords, DraftTree, MAX_NODES};
 
 /// One row of a drafter pass.
@@ -69,12 +70,16 @@ pub(super) struct RoundSequence {
     pub odds: f32,
     /// Rows of the drafter's catch-up pass, the root's own included.
     pub catch_up_rows: usize,
+    /// What its tokens count in the scans; 1 on average over the batch.
+    pub weight: f32,
+    /// Whether the stop rule has ended its drafting.
+    pub stopped: bool,
 }
 
 impl RoundSequence {
     /// Whether `node` may have children.
     fn may_deepen(&self, node: &PoolNode) -> bool {
-        usize::from(node.depth) < self.max_depth && !node.sealed
+        !self.stopped && usize::from(node.depth) < self.max_depth
     }
 }
 
@@ -104,7 +109,15 @@ pub struct DraftRound {
     rows_run: usize,
     /// Candidates that the drafter has brought, kept or not.
     candidates_drafted: usize,
+    /// Their tokens, where not all of them become nodes (width rule `Static`).
+    candidate_tokens: Vec<i32>,
+    /// Sums of the best path probabilities of each sequence (width rule `BestTree`), fixed point.
+    best_sums: Vec<u64>,
+    /// Levels after which the stop rule had to ask the host.
+    host_syncs: usize,
     max_rows: usize,
+    /// Sealed nodes that the policy would have run.
+    rows_refused: usize,
     /// Predicted time of what has been run: passes and overhead.
     sunk_ns: u64,
     /// The verification scan after the newest level, for the next width and for the final selection.
@@ -136,7 +149,11 @@ impl DraftRound {
             levels: Vec::new(),
             rows_run: 0,
             candidates_drafted: 0,
+            candidate_tokens: Vec::new(),
+            best_sums: Vec::new(),
+            host_syncs: 0,
             max_rows: usize::MAX,
+            rows_refused: 0,
             sunk_ns: 0,
             selection: Selection::default(),
             admitted: Selection::default(),
@@ -154,7 +171,7 @@ impl DraftRound {
     /// A round of its own, outside any controller: every sequence drafts as `plan` says, whatever it costs, with the drafter's own
     /// probabilities for estimates.
     pub fn fixed(plan: Plan, sequences: &[SequenceView]) -> Self {
-        let mut round = Self::new(plan);
+        let mut round = Self::new(plan.clone());
         round.sequences.extend(sequences.iter().map(|view| RoundSequence {
             root_token: view.root_token,
             drafts: plan.max_levels > 0 && view.max_depth > 0,
@@ -162,6 +179,8 @@ impl DraftRound {
             calibration: Calibration::prior(),
             odds: 1.0,
             catch_up_rows: view.backlog + 1,
+            weight: 1.0,
+            stopped: false,
         }));
         let contexts = sequences.iter().map(|view| view.context_len);
         round.tables.freeze(&CostModel::unmeasured(), contexts, MAX_NODES, MAX_NODES);
@@ -176,16 +195,22 @@ impl DraftRound {
         let batch = self.sequences.len();
         self.pools.resize_with(batch.max(self.pools.len()), CandidatePool::default);
         for (pool, sequence) in self.pools.iter_mut().zip(&self.sequences) {
-            pool.reset(sequence.root_token);
+            pool.reset(sequence.root_token, sequence.weight);
         }
         self.rows.clear();
         self.levels.clear();
         self.rows_run = 0;
+        self.rows_refused = 0;
         self.candidates_drafted = 0;
+        self.candidate_tokens.clear();
+        self.best_sums.clear();
+        self.best_sums.resize(batch, 0);
+        self.host_syncs = 0;
         self.candidates.clear();
         self.is_selected = false;
         self.sunk_ns = self.tables.overhead_ns;
-        self.selection = scan_verification(&[], &self.tables, self.sunk_ns, 0, &mut self.counts);
+        self.selection =
+            scan_verification(&[], &self.tables, self.sunk_ns, Bounds::default(), &mut self.counts);
         self.admitted = self.selection;
     }
 
@@ -198,6 +223,7 @@ impl DraftRound {
     /// sequence has one row, its root, whose logits the drafter's catch-up pass provides.
     pub fn next_level(&mut self) -> Option<&[FrontierRow]> {
         self.rows.clear();
+        self.apply_stop_rule();
         self.choose_frontier();
         self.emit_rows();
         if self.rows.is_empty() { None } else { Some(&self.rows) }
@@ -228,7 +254,7 @@ impl DraftRound {
             let pool = &mut self.pools[row.sequence as usize];
             let children = i * top_k..(i + 1) * top_k;
             for (rank, (&token, &logp)) in tokens[children.clone()].iter().zip(&logps[children]).enumerate() {
-                if let WidthRule::Static(table) = self.plan.width {
+                if let WidthRule::Static(table) = &self.plan.width {
                     let entry = table.get(pool.nodes().len() - 1);
                     if entry.is_none_or(|entry| entry.parent != row.node || entry.rank as usize != rank) {
                         continue;
@@ -242,6 +268,9 @@ impl DraftRound {
             }
         }
         self.candidates_drafted += tokens.len();
+        if let WidthRule::Static(_) = self.plan.width {
+            self.candidate_tokens.extend_from_slice(tokens);
+        }
         self.rows.clear();
         self.take_newest();
     }
@@ -278,8 +307,24 @@ impl DraftRound {
     }
 
     /// The plan being executed.
-    pub fn plan(&self) -> Plan {
-        self.plan
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How often in this round the host had to see a level before the next could start, because of a
+    /// [`StopRule`](super::plan::StopRule): a device that decides by itself needs none of these waits, but cannot run such a rule.
+    pub fn host_syncs(&self) -> usize {
+        self.host_syncs
+    }
+
+    /// All tokens that the drafter proposed after `node`, by rank, also those that a static tree left out; none if the node was not
+    /// run or the tree is not static.
+    pub(super) fn proposed(&self, sequence: usize, node: usize) -> &[i32] {
+        let pool = &self.pools[sequence];
+        let Some(first) = pool.nodes()[pool.children(node)].first() else { return &[] };
+        let top_k = self.plan.top_k;
+        let row = first.candidate as usize / top_k * top_k;
+        self.candidate_tokens.get(row..row + top_k).unwrap_or(&[])
     }
 
     pub(super) fn pools(&self) -> &[CandidatePool] {
@@ -296,6 +341,11 @@ impl DraftRound {
         &self.levels
     }
 
+    /// Nodes that the policy would have run, had they not been [sealed](Self::seal_newest).
+    pub fn rows_refused(&self) -> usize {
+        self.rows_refused
+    }
+
     /// Sequences of the round.
     pub fn batch(&self) -> usize {
         self.sequences.len()
@@ -306,7 +356,8 @@ impl DraftRound {
         &self.selection
     }
 
-    /// Tree-level speedup `S = (A / t) * (t_plain / B)` that the selection predicts; 1 for a plain round.
+    /// Tree-level speedup `S = (A / t) * (t_plain / B)` that the selection predicts, tokens counted by the weights of their sequences; 1
+    /// for a plain round.
     pub fn speedup(&self) -> f32 {
         if self.levels.is_empty() {
             return 1.0;

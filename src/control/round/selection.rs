@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::DraftRound;
-use crate::control::policy::SelectionRule;
+use super::stop::likeliest;
+use crate::control::plan::SelectionRule;
 use crate::control::pool::PoolNode;
-use crate::control::scan::{self, Candidate, Selection, scan_verification, sort_candidates};
+use crate::control::scan::{self, Bounds, Candidate, Selection, scan_verification, sort_candidates};
 
 impl DraftRound {
     /// Takes the newest level into the running selection.
@@ -12,12 +13,12 @@ impl DraftRound {
         match self.plan.selection {
             SelectionRule::Scan => {
                 self.merge_newest();
-                let cap = self.plan.max_draft_tokens;
+                let bounds = Bounds { floor: self.plan.floor, cap: self.plan.max_draft_tokens };
                 self.selection =
-                    scan_verification(&self.candidates, &self.tables, self.sunk_ns, cap, &mut self.counts);
+                    scan_verification(&self.candidates, &self.tables, self.sunk_ns, bounds, &mut self.counts);
             }
             SelectionRule::PerNode => self.admit(),
-            SelectionRule::All | SelectionRule::TopN(_) => {}
+            SelectionRule::All | SelectionRule::TopN(_) | SelectionRule::Best(_) | SelectionRule::Chain => {}
         }
     }
 
@@ -26,12 +27,19 @@ impl DraftRound {
         match self.plan.selection {
             SelectionRule::All => self.mark(|_| true),
             SelectionRule::PerNode => self.mark(|node| node.admitted),
-            SelectionRule::TopN(count) => self.mark_top(count),
+            SelectionRule::TopN(count) => {
+                self.mark_top(count, |node, sequence, id| Candidate::by_logp(node.path_logp, sequence, id))
+            }
+            SelectionRule::Best(count) => {
+                self.mark_top(count, |node, sequence, id| Candidate::new(node.path_prob, sequence, id))
+            }
+            SelectionRule::Chain => self.mark_chain(),
             SelectionRule::Scan => {
                 self.mark(|_| false);
                 for candidate in &self.candidates[..self.selection.prefix] {
                     self.pools[candidate.sequence()].nodes_mut()[candidate.node()].verified = true;
                 }
+                self.mark_floor();
             }
         }
         self.selection = self.predict();
@@ -66,8 +74,7 @@ impl DraftRound {
     fn sort_newest(&mut self) {
         self.newest.clear();
         for (sequence, pool) in self.pools[..self.sequences.len()].iter().enumerate() {
-            let probs = pool.newest().map(|node| (node, pool.nodes()[node].path_prob));
-            self.newest.extend(probs.map(|(node, prob)| Candidate::new(prob, sequence, node)));
+            self.newest.extend(pool.newest().map(|node| Candidate::new(pool.worth(node), sequence, node)));
         }
         sort_candidates(&mut self.newest, &mut self.sort_scratch);
     }
@@ -116,14 +123,41 @@ impl DraftRound {
         }
     }
 
-    /// Per sequence the `count` best nodes by cumulative log-probability, ties to the older.
-    fn mark_top(&mut self, count: usize) {
+    /// The first `floor` candidates of each sequence.
+    fn mark_floor(&mut self) {
+        if self.plan.floor == 0 {
+            return;
+        }
+        self.counts.clear();
+        self.counts.resize(self.sequences.len(), 0);
+        for candidate in &self.candidates {
+            let held = &mut self.counts[candidate.sequence()];
+            if (*held as usize) < self.plan.floor {
+                *held += 1;
+                self.pools[candidate.sequence()].nodes_mut()[candidate.node()].verified = true;
+            }
+        }
+    }
+
+    /// From the root down the likeliest child of each.
+    fn mark_chain(&mut self) {
+        self.mark(|_| false);
+        for pool in &mut self.pools[..self.sequences.len()] {
+            let mut at = 0;
+            while let Some(child) = likeliest(pool, pool.children(at)) {
+                pool.nodes_mut()[child].verified = true;
+                at = child;
+            }
+        }
+    }
+
+    /// Per sequence the `count` best nodes in the order of `rank`.
+    fn mark_top(&mut self, count: usize, rank: impl Fn(&PoolNode, usize, usize) -> Candidate) {
         self.mark(|_| false);
         for (sequence, pool) in self.pools[..self.sequences.len()].iter_mut().enumerate() {
             self.newest.clear();
             let nodes = pool.nodes().iter().enumerate().skip(1);
-            self.newest
-                .extend(nodes.map(|(node, state)| Candidate::by_logp(state.path_logp, sequence, node)));
+            self.newest.extend(nodes.map(|(node, state)| rank(state, sequence, node)));
             sort_candidates(&mut self.newest, &mut self.sort_scratch);
             for candidate in self.newest.iter().take(count) {
                 pool.nodes_mut()[candidate.node()].verified = true;
@@ -137,10 +171,11 @@ impl DraftRound {
         let mut selection = Selection { expected: batch as u64 * scan::ONE, tokens: batch, ..self.selection };
         let mut ns = self.sunk_ns + self.tables.attention_ns;
         for (sequence, pool) in self.pools[..batch].iter().enumerate() {
-            for (held, node) in pool.nodes()[1..].iter().filter(|node| node.verified).enumerate() {
+            let verified = (1..pool.nodes().len()).filter(|&node| pool.nodes()[node].verified);
+            for (held, node) in verified.enumerate() {
                 ns += self.tables.attention_step_ns(sequence, held + 1);
                 selection.tokens += 1;
-                selection.expected += scan::fixed(node.path_prob);
+                selection.expected += scan::fixed(pool.worth(node));
             }
         }
         selection.ns = ns + self.tables.verify_linear_ns(selection.tokens);
@@ -153,8 +188,8 @@ impl DraftRound {
         let batch = self.sequences.len();
         self.newest.clear();
         for (sequence, pool) in self.pools[..batch].iter().enumerate() {
-            let nodes = pool.nodes().iter().enumerate().skip(1);
-            self.newest.extend(nodes.map(|(node, state)| Candidate::new(state.path_prob, sequence, node)));
+            let nodes = 1..pool.nodes().len();
+            self.newest.extend(nodes.map(|node| Candidate::new(pool.worth(node), sequence, node)));
         }
         sort_candidates(&mut self.newest, &mut self.sort_scratch);
         let plain_rate = scan::rate(batch as u64 * scan::ONE, self.tables.plain_ns);
