@@ -7,6 +7,7 @@
 //! [`tree`] and [`control`] import no CUDA and build alone (`default-features = false`).
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+pub mod conditions;
 pub mod control;
 pub mod error;
 pub mod tree;
