@@ -37,3 +37,9 @@ pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
+
+/// The commit this was built from (release builds in a checkout), else the version: what measurements are recorded with.
+pub const COMMIT: &str = match option_env!("SMART_COMMIT") {
+    Some(commit) => commit,
+    None => concat!("version ", env!("CARGO_PKG_VERSION")),
+};

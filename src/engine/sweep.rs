@@ -1,6 +1,7 @@
 //! The start-up sweep: times target and drafter passes of several widths, batches and contexts, so that the first round already
 //! knows what a node costs. Bounded in time; what it leaves out, rounds teach.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
@@ -16,6 +17,10 @@ use crate::sampling::SamplingParams;
 /// sample of a pass is enough, and a pass that would end far beyond it is left out.
 const TIME_LIMIT: Duration = Duration::from_millis(1500);
 const FAR_BEYOND: Duration = Duration::from_millis(300);
+/// Passes that take longer wait until the others are measured.
+const DEAR: Duration = Duration::from_millis(50);
+/// Time after which no further sample of a pass is taken.
+const SAMPLES_LIMIT: Duration = Duration::from_millis(150);
 const REPETITIONS: usize = 3;
 
 /// Widths of one sequence in the order of their use: what every decision needs first.
@@ -62,14 +67,18 @@ pub(super) fn measure(
     let batch = reserve(verifier, drafting.as_deref_mut(), near, far, max_sequences)?;
     let plan = plan(near, far, batch, drafting.is_some());
     let mut points: Vec<SweepPoint> = Vec::new();
-    for &pass in &plan {
+    let mut waiting: VecDeque<(PassSize, bool)> = plan.iter().map(|&pass| (pass, false)).collect();
+    while let Some((pass, deferred)) = waiting.pop_front() {
         let PassSize { kind, tokens, sequences, context } = pass;
-        if points.len() >= 2
-            && !device.has_modelled_time()
-            && (start.elapsed() > TIME_LIMIT
-                || start.elapsed() + expected(&points, pass) > TIME_LIMIT + FAR_BEYOND)
-        {
-            continue;
+        if points.len() >= 2 && !device.has_modelled_time() {
+            let (elapsed, expected) = (start.elapsed(), expected(&points, pass));
+            if expected > DEAR && !deferred {
+                waiting.push_back((pass, true));
+                continue;
+            }
+            if elapsed > TIME_LIMIT || elapsed + expected > TIME_LIMIT + FAR_BEYOND {
+                continue;
+            }
         }
         let us = match (kind, drafting.as_deref_mut()) {
             (SweepKind::Draft, Some(drafting)) => {
@@ -169,6 +178,7 @@ fn expected(points: &[SweepPoint], pass: PassSize) -> Duration {
 fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -> Result<f64> {
     let (begin, end) = (Event::new(device)?, Event::new(device)?);
     let mut samples = Vec::new();
+    let first = Instant::now();
     for repetition in 0..=REPETITIONS {
         device.synchronize()?;
         begin.record()?;
@@ -180,7 +190,7 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -
         if repetition > 0 || late {
             samples.push(us);
         }
-        if late {
+        if late || (!samples.is_empty() && first.elapsed() > SAMPLES_LIMIT && !device.has_modelled_time()) {
             break;
         }
     }

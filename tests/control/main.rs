@@ -3,6 +3,7 @@
 mod acceptance;
 mod common;
 mod cost;
+mod cost_table;
 mod eagle2;
 mod executor;
 mod process;

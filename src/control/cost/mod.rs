@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use staircase::Staircase;
 use staircase::{ACCIDENT, SCALE_RATE, Streak, log_error};
-pub use sweep::{SweepKind, SweepPoint};
+pub use sweep::{SweepKind, SweepPoint, attention_rates};
 pub use table::{COST_TABLE_VERSION, CostSource, CostTable};
 pub use tables::CostTables;
 
@@ -101,14 +101,14 @@ impl CostModel {
         self.plain_overhead_us
     }
 
-    /// Granularity of the kernels, as declared.
-    pub fn treads(&self) -> Treads {
-        self.treads
-    }
-
     /// Rows that a target pass was seen to take in the same time: the declared tread, or 1 where passes of one tread differ.
     pub fn observed_tread(&self) -> usize {
         self.verify.tread()
+    }
+
+    /// The same of a drafter pass.
+    pub fn observed_draft_tread(&self) -> usize {
+        self.draft.tread()
     }
 
     /// Microseconds per cached token that a sequence of `nodes` adds to a target pass.
