@@ -85,7 +85,7 @@ impl Axis {
                 .map(|p| (p as f64).exp2())
                 .collect();
         }
-        let rough = (high - low) / 6.0;
+        let rough = (high - low) / 8.0;
         let power = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].map(|digit| digit * power).into_iter().find(|step| *step >= rough);
         let step = step.unwrap_or(rough);
