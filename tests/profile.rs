@@ -1,9 +1,10 @@
 //! `smart-run profile` as a program: pictures, tables and sentences.
 
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use smart_run::control::{CostSource, CostTable};
+use smart_run::control::{CostSource, CostTable, SweepPoint, Treads};
 
 fn profile(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
@@ -58,6 +59,25 @@ fn the_demo_pair_is_measured_and_its_table_can_be_read() {
     assert!(!table.commit.is_empty());
     assert_eq!(serde_json::to_value(&table).unwrap(), answer["table"]);
     assert_eq!(answer["sweep"]["measured"].as_u64().unwrap(), table.points.len() as u64);
+}
+
+/// The largest and oddest table that is accepted: every point at a context of its own, passes as wide as allowed.
+#[test]
+fn a_huge_table_is_drawn_in_bounded_time_and_space() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut table = CostTable::open("h200/llama-3.1-8b/eagle3").unwrap();
+    let point = table.points[0];
+    table.treads = Treads { tokens: 1, nodes: 1 };
+    table.points = (0..4096)
+        .map(|i| SweepPoint { tokens: 65536 - i % 100, context: i, us: 1.0 + i as f64, ..point })
+        .collect();
+    table.write(file("huge.json").as_ref()).unwrap();
+    let start = Instant::now();
+    let output = profile(&["--costs", &file("huge.json"), "--out", &file("huge.html")]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+    assert!(std::fs::metadata(file("huge.html")).unwrap().len() < 2 << 20);
 }
 
 #[test]

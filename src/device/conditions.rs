@@ -130,8 +130,9 @@ mod tests {
     #[test]
     fn a_library_that_is_missing_broken_or_stuck_gives_none_in_time() {
         type Reader = Box<dyn FnMut() -> Option<Reading>>;
+        type Opening = Box<dyn FnOnce() -> Option<Reader> + Send>;
         let mut asked = 0;
-        let openings: [(&str, Box<dyn FnOnce() -> Option<Reader> + Send>); 5] = [
+        let openings: [(&str, Opening); 5] = [
             ("missing", Box::new(|| None)),
             ("no such GPU", Box::new(|| Some(Box::new(|| None) as Reader))),
             (
@@ -151,7 +152,12 @@ mod tests {
                     }) as Reader)
                 }),
             ),
-            ("panics", Box::new(|| Some(Box::new(|| std::panic::resume_unwind(Box::new(()))) as Reader))),
+            (
+                "panics",
+                Box::new(|| {
+                    Some(Box::new(|| -> Option<Reading> { std::panic::resume_unwind(Box::new(())) }) as Reader)
+                }),
+            ),
         ];
         for (what, open) in openings {
             let probe = ConditionsProbe::spawn(open).unwrap();

@@ -182,13 +182,8 @@ impl<'a> EngineBuilder<'a> {
                 match cache.as_deref().and_then(|path| CostModel::load(path, &fingerprint)) {
                     Some(cost) => cost,
                     None => {
-                        let sweep = sweep::measure(
-                            &device,
-                            &mut verifier,
-                            Some(drafting),
-                            max_context,
-                            max_sequences,
-                        )?;
+                        let scope = sweep::Scope { max_context, max_sequences, plain_passes: false };
+                        let sweep = sweep::measure(&device, &mut verifier, Some(drafting), scope)?;
                         let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
                         if let Some(path) = cache {
                             cost.save(&path, &fingerprint);

@@ -40,13 +40,12 @@ impl Engine {
             return Err(Error::Input("costs are measured while no sequence is running".into()));
         }
         let probe = ConditionsProbe::start(&self.device);
-        let sweep = sweep::measure(
-            &self.device,
-            &mut self.verifier,
-            self.drafting.as_mut(),
-            self.max_context,
-            self.sequences.len(),
-        )?;
+        let scope = sweep::Scope {
+            max_context: self.max_context,
+            max_sequences: self.sequences.len(),
+            plain_passes: true,
+        };
+        let sweep = sweep::measure(&self.device, &mut self.verifier, self.drafting.as_mut(), scope)?;
         let conditions = probe.and_then(ConditionsProbe::finish);
         let plain_overhead_us = self.measure_overhead(Policy::Plain)?;
         let overhead_us = match self.drafting {

@@ -53,19 +53,34 @@ struct PassSize {
     context: usize,
 }
 
+/// What to measure.
+pub(super) struct Scope {
+    /// Longest context.
+    pub max_context: usize,
+    /// Largest batch.
+    pub max_sequences: usize,
+    /// Whether plain passes are measured for themselves, not only as verification passes of as many rows: for who looks at them.
+    pub plain_passes: bool,
+}
+
 /// Measures passes over the first sequence slots, all of which are free again afterwards.
 pub(super) fn measure(
     device: &Device,
     verifier: &mut Verifier,
     mut drafting: Option<&mut Drafting>,
-    max_context: usize,
-    max_sequences: usize,
+    scope: Scope,
 ) -> Result<Sweep> {
+    let Scope { max_context, max_sequences, plain_passes } = scope;
     let near = (max_context / 4).min(64);
     let far = (max_context - 1).min(1024);
     let start = Instant::now();
     let batch = reserve(verifier, drafting.as_deref_mut(), near, far, max_sequences)?;
-    let plan = plan(near, far, batch, drafting.is_some());
+    let mut plan = plan(near, far, batch);
+    plan.retain(|pass| match pass.kind {
+        SweepKind::Verify => true,
+        SweepKind::Draft => drafting.is_some(),
+        SweepKind::Plain => plain_passes,
+    });
     let mut points: Vec<SweepPoint> = Vec::new();
     let mut waiting: VecDeque<(PassSize, bool)> = plan.iter().map(|&pass| (pass, false)).collect();
     while let Some((pass, deferred)) = waiting.pop_front() {
@@ -137,7 +152,7 @@ fn reserve(
 }
 
 /// Passes in the order of their use, kinds interleaved, so that a short time leaves some of each.
-fn plan(near: usize, far: usize, batch: usize, drafts: bool) -> Vec<PassSize> {
+fn plan(near: usize, far: usize, batch: usize) -> Vec<PassSize> {
     let one = |kind, tokens, context| PassSize { kind, tokens, sequences: 1, context };
     let verify = VERIFY_ROWS.map(|rows| one(SweepKind::Verify, rows, near));
     let draft = DRAFT_ROWS.map(|rows| one(SweepKind::Draft, rows, near));
@@ -145,6 +160,7 @@ fn plan(near: usize, far: usize, batch: usize, drafts: bool) -> Vec<PassSize> {
     plan.push(one(SweepKind::Verify, 1, far));
     plan.push(one(SweepKind::Draft, 1, far));
     plan.extend([8, 32].map(|rows| one(SweepKind::Verify, rows, far)));
+    plan.push(one(SweepKind::Plain, 1, near));
     // A batch: plain, a full tree for each sequence, a level of each tree.
     let batches = std::iter::successors(Some(batch), |&batch| Some(batch / 2)).take_while(|&batch| batch > 1);
     for sequences in batches {
@@ -159,7 +175,6 @@ fn plan(near: usize, far: usize, batch: usize, drafts: bool) -> Vec<PassSize> {
             .zip(draft[2..].iter().map(Some).chain(std::iter::repeat(None)))
             .flat_map(|(v, d)| std::iter::once(*v).chain(d.copied())),
     );
-    plan.retain(|pass| drafts || pass.kind != SweepKind::Draft);
     plan
 }
 

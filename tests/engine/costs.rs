@@ -34,6 +34,13 @@ fn a_batch_is_measured_with_passes_of_several_sequences_within_the_time() {
         assert!(point.tokens % point.sequences == 0 && point.sequences <= 4, "{point:?}");
         assert!(point.us.is_finite() && point.us > 0.0, "{point:?}");
     }
+    // A sweep that was not cut off has it all.
+    if costs.points.len() == costs.planned_points {
+        for (kind, sequences) in [(SweepKind::Plain, 1), (SweepKind::Plain, 4), (SweepKind::Draft, 4)] {
+            let found = costs.points.iter().any(|p| (p.kind, p.sequences) == (kind, sequences));
+            assert!(found, "{kind:?} of {sequences} sequences is missing");
+        }
+    }
     assert!(costs.overhead_us >= 0.0 && costs.plain_overhead_us >= 0.0);
     CostModel::from_sweep(&costs.points, costs.treads).unwrap();
     if engine.device().is_host() {

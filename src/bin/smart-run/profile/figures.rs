@@ -1,5 +1,7 @@
 //! The charts of a cost table: measured passes over what was fitted to them.
 
+use std::collections::BTreeMap;
+
 use smart_run::control::cost::attention_rates;
 use smart_run::control::{CostModel, CostSource, CostTable, SweepKind, SweepPoint};
 
@@ -63,9 +65,7 @@ fn passes(table: &CostTable, cost: &CostModel, kind: SweepKind, most: usize) -> 
             .marked(if tread > 1 { treads } else { vec![] })
             .note(if tread > 1 { format!("marks: treads of {tread} rows") } else { "every row costs".into() })
     };
-    let mut contexts: Vec<usize> = points().map(|point| point.context).collect();
-    contexts.sort_unstable();
-    contexts.dedup();
+    let contexts = main_contexts(points());
     for (colour, &context) in contexts.iter().enumerate() {
         let at = |tokens: usize| {
             let sequences = tokens.div_ceil(NODES_PER_SEQUENCE);
@@ -82,12 +82,29 @@ fn passes(table: &CostTable, cost: &CostModel, kind: SweepKind, most: usize) -> 
     chart
 }
 
+/// The contexts that most of `points` have, ascending: as many as a legend has room for.
+fn main_contexts<'a>(points: impl Iterator<Item = &'a SweepPoint>) -> Vec<usize> {
+    const SHOWN: usize = 2;
+    let mut counts = BTreeMap::new();
+    for point in points {
+        *counts.entry(point.context).or_insert(0) += 1;
+    }
+    let mut contexts: Vec<usize> = counts.keys().copied().collect();
+    contexts.sort_by_key(|context| std::cmp::Reverse(counts[context]));
+    contexts.truncate(SHOWN);
+    contexts.sort_unstable();
+    contexts
+}
+
 /// The flat parts and edges of `at`, which is constant over treads: a tread ends at a multiple of its width.
 fn stairs(widest: usize, tread: usize, log: bool, at: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
+    const MOST_STEPS: usize = 512;
+    // Of more steps than a picture can show, only some are computed.
+    let stride = tread * widest.div_ceil(tread).div_ceil(MOST_STEPS);
     let mut vertices = Vec::new();
     let mut start = 0;
     while start < widest {
-        let end = (start + tread).min(widest.max(tread));
+        let end = (start + stride).min(widest.max(tread));
         // Zero has no place on a logarithmic axis.
         let left = if log && start == 0 { 1.0 } else { start as f64 };
         let us = at(end);
