@@ -20,6 +20,7 @@ fn main() {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ARCHS", "REQUIRE_NVCC", "CXX"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    name_commit();
     if std::env::var_os("CARGO_FEATURE_ENGINE").is_none() {
         return;
     }
@@ -28,5 +29,23 @@ fn main() {
     if let Err(reason) = outcome {
         eprintln!("{reason}");
         std::process::exit(1);
+    }
+}
+
+/// Passes the commit on as `SMART_COMMIT`, for measurements. Release builds only: others need not be made again after each commit.
+fn name_commit() {
+    let git = |args: &[&str]| {
+        let output = std::process::Command::new("git").args(args).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "release")
+        && let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"])
+        && let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+    {
+        println!("cargo::rerun-if-changed={log}");
+        println!("cargo::rerun-if-changed=src");
+        let modified = if git(&["diff", "--quiet", "HEAD"]).is_some() { "" } else { ", modified" };
+        println!("cargo::rustc-env=SMART_COMMIT={commit}{modified}");
     }
 }

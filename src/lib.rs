@@ -7,6 +7,7 @@
 //! [`tree`], [`control`] and [`replay`] import no CUDA and build alone (`default-features = false`).
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+pub mod conditions;
 pub mod control;
 pub mod error;
 pub mod replay;
@@ -37,3 +38,9 @@ pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
+
+/// The commit this was built from (release builds in a checkout), else the version: what measurements are recorded with.
+pub const COMMIT: &str = match option_env!("SMART_COMMIT") {
+    Some(commit) => commit,
+    None => concat!("version ", env!("CARGO_PKG_VERSION")),
+};

@@ -99,3 +99,44 @@ fn smart_on_an_h200_is_at_least_the_best_fixed_policy() {
     }
     assert!(smart >= best.0, "smart: {smart:.1} tokens/s, {}: {:.1}", best.1, best.0);
 }
+
+/// The whole way of a cost: kernel times, events, sweep, fit. What comes out is the staircase that went in.
+#[test]
+fn a_profile_under_modelled_time_shows_the_staircase_of_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("h200.json");
+    std::fs::write(&table, h200_table().to_string()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_smart-run"))
+        .args(["profile", "--device", "host", "--max-sequences", "4", "--format", "json"])
+        .env("SIMT_CLOCK", &table)
+        .env_remove("SMART_HOST_DRIVER")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["observed_tread"], 8);
+    assert_eq!(answer["sweep"]["measured"], answer["sweep"]["planned"], "modelled time has no limit");
+    let points = answer["table"]["points"].as_array().unwrap();
+    let us = |kind: &str, tokens: u64, sequences: u64| {
+        let is_it = |p: &&Value| p["kind"] == kind && p["tokens"] == tokens && p["sequences"] == sequences;
+        points.iter().find(is_it).unwrap_or_else(|| panic!("no {kind} pass of {tokens} rows"))["us"]
+            .as_f64()
+            .unwrap()
+    };
+    // 15.0 GB at 4.3 TB/s and the fixed 25 us; 256 rows are multiplied for longer than the weights take to stream.
+    let (stream, multiply) = (2.0 * 7.505e9 / BANDWIDTH * 1e6, 2.0 * 7.505e9 * 256.0 / MATMUL * 1e6);
+    for (kind, tokens, sequences, expected) in [
+        ("verify", 1, 1, stream + 25.0),
+        ("verify", 64, 1, stream + 25.0),
+        ("plain", 4, 4, stream + 25.0),
+        ("verify", 256, 4, multiply + 25.0),
+    ] {
+        let got = us(kind, tokens, sequences);
+        assert!(
+            (got / expected - 1.0).abs() < 0.01,
+            "{kind} of {tokens} rows: {got:.0} us against {expected:.0}"
+        );
+    }
+    let drafter = 2.0 * 374e6 / BANDWIDTH * 1e6 + 20.0;
+    assert!((us("draft", 10, 1) / drafter - 1.0).abs() < 0.02, "{} us against {drafter}", us("draft", 10, 1));
+}

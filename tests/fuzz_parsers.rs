@@ -10,6 +10,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 use smart_run::config::{Eagle3Config, FloatType, HEAD_DIMS, ModelConfig};
+use smart_run::control::{CostTable, SweepKind, SweepPoint, roofline};
 use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
 
@@ -354,4 +355,45 @@ fn tokenizer_nodes() {
             check_tokenizer(damage_nodes(tokenizer.clone(), &damage).to_string().as_bytes())
         });
     }
+}
+
+/// A cost table of a few passes, as JSON.
+fn cost_table() -> Value {
+    let mut table = CostTable::of_roofline(&roofline::named("h200/llama-3.1-8b/eagle3").unwrap());
+    table.points.truncate(8);
+    let plain = SweepPoint { kind: SweepKind::Plain, tokens: 4, sequences: 4, context: 9, us: 5e3 };
+    table.points.push(plain);
+    serde_json::to_value(table).unwrap()
+}
+
+/// Reads `json` as a cost table; what is accepted gives finite costs.
+fn check_cost_table(folder: &Folder, json: &[u8]) {
+    folder.write("costs.json", json);
+    within_time(|| match CostTable::read(&folder.file("costs.json")) {
+        Err(error) => assert!(error.is_input() && !error.to_string().contains('\n'), "{error}"),
+        Ok(table) => {
+            let cost = table.cost_model().unwrap();
+            for tokens in [1, 8, 100, 5000] {
+                let us = cost.verify_us(tokens, [(tokens.min(64), 4096)]) + cost.draft_us(tokens, 4096);
+                assert!(us.is_finite() && us > 0.0, "{tokens} tokens: {us}");
+            }
+        }
+    });
+}
+
+#[test]
+fn cost_table_bytes() {
+    let folder = Folder::target();
+    let table = cost_table().to_string();
+    fuzz(byte_damage(), |damage| check_cost_table(&folder, &damage_bytes(table.clone().into(), &damage)));
+}
+
+#[test]
+fn cost_table_fields() {
+    let folder = Folder::target();
+    let table = cost_table();
+    check_cost_table(&folder, table.to_string().as_bytes());
+    fuzz(node_damage(), |damage| {
+        check_cost_table(&folder, damage_nodes(table.clone(), &damage).to_string().as_bytes())
+    });
 }

@@ -45,7 +45,7 @@
 //! | `scan` | which nodes to verify, how many to run: the SMART rule |
 //! | `gain` | what running a node is worth |
 //! | `acceptance` | calibrated probability of acceptance |
-//! | `cost` | measured cost of passes |
+//! | `cost` | measured cost of passes, as a model and as a file |
 //! | `roofline` | ideal costs of a model on a card |
 //! | `trace` | the records of `--trace` |
 #![forbid(unsafe_code)]
@@ -69,7 +69,7 @@ pub use controller::{
     Controller, ControllerConfig, PhaseTimes, PredictedTimes, RoundPlan, RoundReport, SequenceOutcome,
     SequenceView,
 };
-pub use cost::{CostModel, SweepKind, SweepPoint, Treads};
+pub use cost::{CostModel, CostSource, CostTable, SweepKind, SweepPoint, Treads};
 pub use plan::Plan;
 pub use policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 pub use pool::{CandidatePool, NONE, PoolNode};

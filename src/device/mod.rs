@@ -3,6 +3,7 @@
 //! The engine knows one API, the CUDA driver's. On a machine without a GPU the same calls are answered by the host
 //! driver ([`driver`]), which runs the same kernels on the CPU. Nothing here knows a model or a kernel's meaning.
 
+mod conditions;
 pub mod driver;
 mod event;
 mod graph;
@@ -17,6 +18,7 @@ use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::error::{Error, Result};
+pub use conditions::ConditionsProbe;
 pub use driver::DeviceChoice;
 pub use event::{Event, Timeline};
 pub use graph::Graph;
@@ -104,6 +106,32 @@ impl Device {
     /// Whether kernels run on the CPU through the host driver.
     pub fn is_host(&self) -> bool {
         self.inner.kind == driver::DriverKind::Host
+    }
+
+    /// Version of the API that the driver offers, as in `CUDA 13.0`, or `host driver`.
+    pub fn driver_version(&self) -> String {
+        let mut version = 0;
+        // SAFETY: the pointer is valid during the call.
+        let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+        match (self.is_host(), status.result()) {
+            (true, _) => "host driver".into(),
+            (false, Ok(())) => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+            (false, Err(_)) => "unknown".into(),
+        }
+    }
+
+    /// Where the GPU sits on the PCI bus, as in `0000:17:00.0`; `None` on the host driver.
+    pub fn pci_bus_id(&self) -> Option<String> {
+        if self.is_host() {
+            return None;
+        }
+        let mut text = [0 as std::ffi::c_char; 32];
+        let device = self.inner.context.cu_device();
+        // SAFETY: `text` is as long as said; the driver ends what it writes with a zero.
+        let status = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, device) };
+        let bytes = text.map(|byte| byte as u8);
+        status.result().ok()?;
+        Some(std::ffi::CStr::from_bytes_until_nul(&bytes).ok()?.to_string_lossy().into_owned())
     }
 
     /// Whether events advance by a cost table instead of by time (`SIMT_CLOCK` of the host driver).

@@ -170,7 +170,7 @@ impl<'a> EngineBuilder<'a> {
         let cost = match &mut drafting {
             Some(drafting) if reads_costs(policy) => {
                 let fingerprint = format!(
-                    "smart-run {} | {} | {} | {} | {} | {max_context}",
+                    "smart-run {} | {} | {} | {} | {} | {max_context} | {max_sequences}",
                     env!("CARGO_PKG_VERSION"),
                     device.name(),
                     self.model.name(),
@@ -182,7 +182,9 @@ impl<'a> EngineBuilder<'a> {
                 match cache.as_deref().and_then(|path| CostModel::load(path, &fingerprint)) {
                     Some(cost) => cost,
                     None => {
-                        let cost = sweep::measure(&device, &mut verifier, drafting, max_context)?;
+                        let scope = sweep::Scope { max_context, max_sequences, plain_passes: false };
+                        let sweep = sweep::measure(&device, &mut verifier, Some(drafting), scope)?;
+                        let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
                         if let Some(path) = cache {
                             cost.save(&path, &fingerprint);
                         }

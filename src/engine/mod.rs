@@ -1,8 +1,8 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
-//! target's side of a round), `drafting` (the drafter's side), `prefill`, `sweep` (start-up cost measurement), `builder`,
-//! `stats`, `generation`, `scoring`, `recording`.
+//! target's side of a round), `drafting` (the drafter's side), `prefill`, `sweep` (start-up cost measurement), `profile` (the
+//! same on demand), `builder`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
 //! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
@@ -31,6 +31,7 @@ mod generation;
 #[cfg(test)]
 mod mutations;
 mod prefill;
+mod profile;
 mod recording;
 mod round;
 mod scoring;
@@ -52,6 +53,7 @@ use crate::error::{Error, Result};
 
 pub use builder::EngineBuilder;
 pub use generation::Generation;
+pub use profile::MeasuredCosts;
 pub use round::Emission;
 pub use sequence::{FinishReason, Request, SequenceId};
 pub use stats::{RoundTimes, Stats};

@@ -1,9 +1,10 @@
-//! The start-up sweep: times target and drafter passes of several widths and contexts, so that the first round already
+//! The start-up sweep: times target and drafter passes of several widths, batches and contexts, so that the first round already
 //! knows what a node costs. Bounded in time; what it leaves out, rounds teach.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::control::{CostModel, FrontierRow, NONE, SweepKind, SweepPoint, Treads};
+use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
 use crate::device::{Device, Event};
 use crate::engine::drafting::Drafting;
 use crate::engine::sequence::{Sequence, SequenceId};
@@ -12,73 +13,187 @@ use crate::error::Result;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words};
 use crate::sampling::SamplingParams;
 
-/// Wall time after which no further point is measured. The first two points are measured whatever they take.
-const TIME_LIMIT: Duration = Duration::from_millis(1800);
+/// Wall time after which no further pass is measured; the first two are measured whatever they take. From half of it on one
+/// sample of a pass is enough, and a pass that would end far beyond it is left out.
+const TIME_LIMIT: Duration = Duration::from_millis(1500);
+const FAR_BEYOND: Duration = Duration::from_millis(300);
+/// Passes that take longer wait until the others are measured.
+const DEAR: Duration = Duration::from_millis(50);
+/// Time after which no further sample of a pass is taken.
+const SAMPLES_LIMIT: Duration = Duration::from_millis(150);
 const REPETITIONS: usize = 3;
 
-/// Widths in the order of their use: what every decision needs first.
+/// Widths of one sequence in the order of their use: what every decision needs first.
 const VERIFY_ROWS: [usize; 12] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40];
 const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
+/// Nodes and drafter rows of each sequence in passes over a batch.
+const NODES_PER_SEQUENCE: usize = 64;
+const DRAFT_ROWS_PER_SEQUENCE: usize = 16;
 /// Children drafted per row, as `smart` asks for.
 const TOP_K: usize = 10;
 
-/// Measures the passes of one sequence slot, which is free again afterwards.
+/// What a sweep measured.
+pub(super) struct Sweep {
+    /// Medians, in the order measured.
+    pub points: Vec<SweepPoint>,
+    /// Passes that were to be measured, had there been time.
+    pub planned: usize,
+    /// Granularity of the kernels, as declared.
+    pub treads: Treads,
+    /// Wall time.
+    pub took: Duration,
+}
+
+/// A pass to measure: `tokens` rows spread evenly over `sequences`, each with `context` cached tokens.
+#[derive(Clone, Copy)]
+struct PassSize {
+    kind: SweepKind,
+    tokens: usize,
+    sequences: usize,
+    context: usize,
+}
+
+/// What to measure.
+pub(super) struct Scope {
+    /// Longest context.
+    pub max_context: usize,
+    /// Largest batch.
+    pub max_sequences: usize,
+    /// Whether plain passes are measured for themselves, not only as verification passes of as many rows: for who looks at them.
+    pub plain_passes: bool,
+}
+
+/// Measures passes over the first sequence slots, all of which are free again afterwards.
 pub(super) fn measure(
     device: &Device,
     verifier: &mut Verifier,
-    drafting: &mut Drafting,
-    max_context: usize,
-) -> Result<CostModel> {
+    mut drafting: Option<&mut Drafting>,
+    scope: Scope,
+) -> Result<Sweep> {
+    let Scope { max_context, max_sequences, plain_passes } = scope;
     let near = (max_context / 4).min(64);
     let far = (max_context - 1).min(1024);
-    let positions = far + MAX_ROWS_PER_SEQUENCE;
-    verifier.kv.reserve(0, positions)?;
-    drafting.kv.reserve(0, positions)?;
-    verifier.set_sampling(0, &SamplingParams::default())?;
-    let mut points = Vec::new();
     let start = Instant::now();
-    let verify = VERIFY_ROWS.map(|rows| (SweepKind::Verify, rows, near));
-    let draft = DRAFT_ROWS.map(|rows| (SweepKind::Draft, rows, near));
-    let contexts = [
-        (SweepKind::Verify, 1, far),
-        (SweepKind::Draft, 1, far),
-        (SweepKind::Verify, 8, far),
-        (SweepKind::Verify, 32, far),
-    ];
-    // Interleaved, so that a short limit leaves some of each.
-    let mut plan = vec![verify[0], draft[0], verify[1], draft[1]];
-    plan.extend(contexts);
-    plan.extend(
-        verify[2..]
-            .iter()
-            .zip(draft[2..].iter().map(Some).chain(std::iter::repeat(None)))
-            .flat_map(|(v, d)| std::iter::once(*v).chain(d.copied())),
-    );
-    for (kind, tokens, context) in plan {
-        if points.len() >= 2 && start.elapsed() > TIME_LIMIT && !device.has_modelled_time() {
-            break;
+    let batch = reserve(verifier, drafting.as_deref_mut(), near, far, max_sequences)?;
+    let mut plan = plan(near, far, batch);
+    plan.retain(|pass| match pass.kind {
+        SweepKind::Verify => true,
+        SweepKind::Draft => drafting.is_some(),
+        SweepKind::Plain => plain_passes,
+    });
+    let mut points: Vec<SweepPoint> = Vec::new();
+    let mut waiting: VecDeque<(PassSize, bool)> = plan.iter().map(|&pass| (pass, false)).collect();
+    while let Some((pass, deferred)) = waiting.pop_front() {
+        let PassSize { kind, tokens, sequences, context } = pass;
+        if points.len() >= 2 && !device.has_modelled_time() {
+            let (elapsed, expected) = (start.elapsed(), expected(&points, pass));
+            if expected > DEAR && !deferred {
+                waiting.push_back((pass, true));
+                continue;
+            }
+            if elapsed > TIME_LIMIT || elapsed + expected > TIME_LIMIT + FAR_BEYOND {
+                continue;
+            }
         }
-        let us = match kind {
-            SweepKind::Draft => time(device, || draft_pass(drafting, tokens, context), start)?,
-            _ => time(device, || verify_pass(verifier, drafting, tokens, context), start)?,
+        let us = match (kind, drafting.as_deref_mut()) {
+            (SweepKind::Draft, Some(drafting)) => {
+                drafting.catch_up_for_sweep(sequences, context)?;
+                time(device, || draft_pass(drafting, pass), start)?
+            }
+            (_, drafting) => {
+                let drafting = drafting.as_deref();
+                time(device, || verify_pass(verifier, drafting, pass), start)?
+            }
         };
-        points.push(SweepPoint { kind, tokens, sequences: 1, context, us: us.max(1e-3) });
+        points.push(SweepPoint { kind, tokens, sequences, context, us: us.max(1e-3) });
     }
-    verifier.kv.release(0);
-    drafting.kv.release(0);
+    for slot in 0..batch {
+        verifier.kv.release(slot);
+        if let Some(drafting) = drafting.as_deref_mut() {
+            drafting.kv.release(slot);
+        }
+    }
     let config = verifier.target.config();
     let group = config.num_q_heads / config.num_kv_heads;
     // The host driver's native twins have no tiles: every row costs.
     let tiled = !device.is_host() || device.has_modelled_time();
     let treads =
         if tiled { Treads { tokens: 8, nodes: (16 / group).max(1) } } else { Treads { tokens: 1, nodes: 1 } };
-    CostModel::from_sweep(&points, treads)
+    Ok(Sweep { points, planned: plan.len(), treads, took: start.elapsed() })
+}
+
+/// Makes positions of slots usable, as many slots as there are pages for, and returns how many. The first takes part in passes with
+/// the far context.
+fn reserve(
+    verifier: &mut Verifier,
+    mut drafting: Option<&mut Drafting>,
+    near: usize,
+    far: usize,
+    max_sequences: usize,
+) -> Result<usize> {
+    for slot in 0..max_sequences {
+        let positions = if slot == 0 { far + MAX_ROWS_PER_SEQUENCE } else { near + NODES_PER_SEQUENCE + 1 };
+        // The drafter reserves a whole sequence's rows for a level.
+        let drafted = if slot == 0 { positions } else { near + 1 + MAX_ROWS_PER_SEQUENCE };
+        let reserved = verifier.kv.reserve(slot, positions).and_then(|()| match drafting.as_deref_mut() {
+            Some(drafting) => drafting.kv.reserve(slot, drafted),
+            None => Ok(()),
+        });
+        match reserved {
+            Ok(()) => verifier.set_sampling(slot, &SamplingParams::default())?,
+            Err(error) if slot == 0 => return Err(error),
+            Err(_) => {
+                verifier.kv.release(slot);
+                return Ok(slot);
+            }
+        }
+    }
+    Ok(max_sequences)
+}
+
+/// Passes in the order of their use, kinds interleaved, so that a short time leaves some of each.
+fn plan(near: usize, far: usize, batch: usize) -> Vec<PassSize> {
+    let one = |kind, tokens, context| PassSize { kind, tokens, sequences: 1, context };
+    let verify = VERIFY_ROWS.map(|rows| one(SweepKind::Verify, rows, near));
+    let draft = DRAFT_ROWS.map(|rows| one(SweepKind::Draft, rows, near));
+    let mut plan = vec![verify[0], draft[0], verify[1], draft[1]];
+    plan.push(one(SweepKind::Verify, 1, far));
+    plan.push(one(SweepKind::Draft, 1, far));
+    plan.extend([8, 32].map(|rows| one(SweepKind::Verify, rows, far)));
+    plan.push(one(SweepKind::Plain, 1, near));
+    // A batch: plain, a full tree for each sequence, a level of each tree.
+    let batches = std::iter::successors(Some(batch), |&batch| Some(batch / 2)).take_while(|&batch| batch > 1);
+    for sequences in batches {
+        let all = |kind, each| PassSize { kind, tokens: each * sequences, sequences, context: near };
+        plan.push(all(SweepKind::Plain, 1));
+        plan.push(all(SweepKind::Verify, NODES_PER_SEQUENCE));
+        plan.push(all(SweepKind::Draft, DRAFT_ROWS_PER_SEQUENCE));
+    }
+    plan.extend(
+        verify[2..]
+            .iter()
+            .zip(draft[2..].iter().map(Some).chain(std::iter::repeat(None)))
+            .flat_map(|(v, d)| std::iter::once(*v).chain(d.copied())),
+    );
+    plan
+}
+
+/// How long a pass takes at most, by those of its kind that were measured: time grows with rows, not faster.
+fn expected(points: &[SweepPoint], pass: PassSize) -> Duration {
+    let drafts = |kind| kind == SweepKind::Draft;
+    let us = points
+        .iter()
+        .filter(|point| drafts(point.kind) == drafts(pass.kind))
+        .map(|point| point.us * (pass.tokens as f64 / point.tokens as f64).max(1.0))
+        .fold(f64::INFINITY, f64::min);
+    Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
 }
 
 /// Median time of a pass, µs; the first, which may load kernels, is not counted. One sample is enough when late.
 fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -> Result<f64> {
     let (begin, end) = (Event::new(device)?, Event::new(device)?);
     let mut samples = Vec::new();
+    let first = Instant::now();
     for repetition in 0..=REPETITIONS {
         device.synchronize()?;
         begin.record()?;
@@ -90,7 +205,7 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -
         if repetition > 0 || late {
             samples.push(us);
         }
-        if late {
+        if late || (!samples.is_empty() && first.elapsed() > SAMPLES_LIMIT && !device.has_modelled_time()) {
             break;
         }
     }
@@ -98,41 +213,36 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -
     Ok(samples[samples.len() / 2])
 }
 
-/// A target pass over a chain of `rows` nodes, with draws and walk.
-fn verify_pass(verifier: &mut Verifier, drafting: &Drafting, rows: usize, context: usize) -> Result<()> {
+/// A target pass over chains, with draws and walk.
+fn verify_pass(verifier: &mut Verifier, drafting: Option<&Drafting>, size: PassSize) -> Result<()> {
+    let nodes = size.tokens / size.sequences;
     verifier.pass.clear();
-    verifier.pass.begin_sequence(context);
-    for i in 0..rows {
-        let position = context + i;
-        let slot = verifier.kv.slot(0, position);
-        verifier
-            .pass
-            .push(Row { token: 0, position, slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
+    for sequence in 0..size.sequences {
+        verifier.pass.begin_sequence(size.context);
+        for i in 0..nodes {
+            let position = size.context + i;
+            let slot = verifier.kv.slot(sequence, position);
+            verifier
+                .pass
+                .push(Row { token: 0, position, slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
+        }
     }
-    let layers = &drafting.network.config().tap_layers;
-    verifier.run(Some(Taps { layers, out: &drafting.taps.rows(0..rows) }))?;
-    verifier.walk(rows - 1)
+    let taps = drafting.map(|d| (d.taps.rows(0..size.tokens), &d.network.config().tap_layers));
+    verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+    verifier.walk(nodes - 1)
 }
 
-/// A drafter level of `rows` siblings with their children.
-fn draft_pass(drafting: &mut Drafting, rows: usize, context: usize) -> Result<()> {
-    let sequence = Sequence {
-        id: SequenceId(0),
-        committed: vec![0; context + 2],
-        prompt_len: 1,
-        max_new_tokens: 1,
-        sampling: SamplingParams::default(),
-        eos: vec![],
-        draft_len: context,
-        finished: None,
-    };
+/// A drafter level of siblings with their children, the same number in each sequence.
+fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
     // A round's feature store begins with its catch-up pass.
-    if drafting.round_is_full(rows) {
-        drafting.catch_up(&[(0, &sequence)], |_| 1, None)?;
+    if drafting.round_is_full(size.tokens) {
+        drafting.catch_up_for_sweep(size.sequences, size.context)?;
     }
-    let level: Vec<FrontierRow> = (0..rows)
-        .map(|i| FrontierRow {
-            sequence: 0,
+    let each = size.tokens / size.sequences;
+    let level: Vec<FrontierRow> = (0..size.tokens)
+        .map(|row| (row / each, row % each))
+        .map(|(sequence, i)| FrontierRow {
+            sequence: sequence as u32,
             node: 1 + i as u32,
             token: 0,
             depth: 1,
@@ -144,5 +254,23 @@ fn draft_pass(drafting: &mut Drafting, rows: usize, context: usize) -> Result<()
             path_logp: 0.0,
         })
         .collect();
-    drafting.level(&level, |_| 0, |_| context + 1, TOP_K)
+    drafting.level(&level, |sequence| sequence, |_| size.context + 1, TOP_K)
+}
+
+impl Drafting {
+    /// Begins a round for `sequences` slots whose target has just seen one token more than `context`.
+    fn catch_up_for_sweep(&mut self, sequences: usize, context: usize) -> Result<()> {
+        let sequence = Sequence {
+            id: SequenceId(0),
+            committed: vec![0; context + 2],
+            prompt_len: 1,
+            max_new_tokens: 1,
+            sampling: SamplingParams::default(),
+            eos: vec![],
+            draft_len: context,
+            finished: None,
+        };
+        let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();
+        self.catch_up(&batch, |_| 1, Some(TOP_K)).map(|_| ())
+    }
 }

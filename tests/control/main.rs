@@ -4,6 +4,7 @@ mod acceptance;
 mod allocations;
 mod common;
 mod cost;
+mod cost_table;
 mod eagle2;
 mod executor;
 mod planners;

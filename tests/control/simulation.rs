@@ -165,7 +165,13 @@ fn a_noisy_clock_costs_little() {
 /// A processor without tensor cores: a tread of eight tokens costs half of what streaming the weights does.
 #[test]
 fn on_a_slow_machine_smart_is_at_least_the_best_fixed_policy() {
-    let shape = Shape { target_params: 10e6, drafter_params: 1.5e6, num_layers: 6, ..Shape::LLAMA_8B_EAGLE3 };
+    let shape = Shape {
+        target_params: 10e6,
+        drafter_params: 1.5e6,
+        projection_params: 0.1e6,
+        num_layers: 6,
+        ..Shape::LLAMA_8B_EAGLE3
+    };
     let card = Card { bandwidth: 10e9, matmul: 160e9, attention: 160e9 };
     let roofline = Roofline { card, shape };
     let process = Process::calibrated(1, Ease::Uniform(0.6));

@@ -1,5 +1,7 @@
 //! The command line: what was typed ([`LowArgs`]) and what it means ([`Command`], validated).
 
+mod profile;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,6 +14,8 @@ use smart_run::config::FloatType;
 use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 
+pub use profile::{Picture, ProfileArgs, ProfileSubject};
+
 /// What the user asks for.
 #[derive(Debug, PartialEq)]
 pub enum Command {
@@ -19,6 +23,8 @@ pub enum Command {
     Demo,
     /// Complete one prompt.
     Generate(GenerateArgs),
+    /// Show what passes cost.
+    Profile(ProfileArgs),
 }
 
 /// A request to complete one prompt; every value is within its range.
@@ -123,6 +129,9 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
     match LowArgs::from_arg_matches(&matches).map_err(stop)?.command {
         None => Ok(Command::Demo),
         Some(LowCommand::Generate(typed)) => generate(typed).map(Command::Generate).map_err(Stop::Usage),
+        Some(LowCommand::Profile(typed)) => {
+            profile::profile(typed).map(Command::Profile).map_err(Stop::Usage)
+        }
     }
 }
 
@@ -140,6 +149,8 @@ struct LowArgs {
 enum LowCommand {
     /// Complete a prompt.
     Generate(LowGenerate),
+    /// Measure what target and drafter passes cost here, or show a cost table
+    Profile(profile::LowProfile),
 }
 
 /// `generate` as typed: each value parsed and within its range, not yet seen together.

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use serde_json::json;
-use smart_run::config::{ModelConfig, ModelSource};
+use smart_run::config::ModelConfig;
 use smart_run::control::Policy;
 use smart_run::control::trace::{TRACE_VERSION, TraceHeader};
 use smart_run::engine::{Engine, FinishReason, Request};
@@ -15,17 +15,11 @@ use smart_run::text::Tokenizer;
 use smart_run::{Error, Result};
 
 use crate::args::{GenerateArgs, OutputFormat, Prompt};
-use crate::{demo_model, interrupt, loading};
+use crate::{interrupt, loading};
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let (model, drafter) = match &args.model {
-        Some(path) => (ModelSource::from(path.as_path()), args.draft.as_deref().map(ModelSource::from)),
-        None => {
-            let (target, drafter) = demo_model::pair()?;
-            (target, Some(args.draft.as_deref().map_or(drafter, ModelSource::from)))
-        }
-    };
+    let (model, drafter) = loading::sources(args.model.as_deref(), args.draft.as_deref())?;
     let config = ModelConfig::from_hf(&model)?;
     let tokenizer = Tokenizer::open(&model)?;
     let prompt = prompt_ids(args, tokenizer.as_ref())?;

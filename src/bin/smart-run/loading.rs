@@ -1,10 +1,25 @@
-//! Building an engine with a progress bar on the terminal.
+//! Which models a command means, and building their engine with a progress bar on the terminal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use smart_run::Result;
+use smart_run::config::ModelSource;
 use smart_run::engine::{Engine, EngineBuilder};
+
+use crate::demo_model;
+
+/// The target and drafter that `--model` and `--draft` mean: without a model the demo pair, whose drafter may be replaced.
+pub fn sources(model: Option<&Path>, draft: Option<&Path>) -> Result<(ModelSource, Option<ModelSource>)> {
+    let draft = draft.map(ModelSource::from);
+    match model {
+        Some(path) => Ok((ModelSource::from(path), draft)),
+        None => {
+            let (target, drafter) = demo_model::pair()?;
+            Ok((target, Some(draft.unwrap_or(drafter))))
+        }
+    }
+}
 
 /// Builds the engine, drawing a bar on stderr while weights load (none when stderr is no terminal).
 pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {

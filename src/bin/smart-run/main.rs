@@ -9,6 +9,8 @@ mod demo_model;
 mod generate;
 mod interrupt;
 mod loading;
+mod plots;
+mod profile;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo => demo::run(),
         Command::Generate(args) => generate::run(&args),
+        Command::Profile(args) => profile::run(&args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),

@@ -62,14 +62,16 @@ impl CostModel {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let partial = path.with_extension(format!("partial-{}", std::process::id()));
-        let written = serde_json::to_vec(&file)
-            .map_err(io::Error::from)
-            .and_then(|text| fs::write(&partial, text))
-            .and_then(|()| fs::rename(&partial, path));
-        if written.is_err() {
-            let _ = fs::remove_file(&partial);
-        }
-        written
+        write_whole(path, &serde_json::to_vec(&file)?)
     }
+}
+
+/// Writes a file whole or not at all: whoever reads it meanwhile finds the old one.
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension(format!("partial-{}", std::process::id()));
+    let written = fs::write(&partial, content).and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    written
 }

@@ -8,13 +8,15 @@
 mod cache;
 mod staircase;
 mod sweep;
+mod table;
 mod tables;
 
 use serde::{Deserialize, Serialize};
 
 pub use staircase::Staircase;
 use staircase::{ACCIDENT, SCALE_RATE, Streak, log_error};
-pub use sweep::{SweepKind, SweepPoint};
+pub use sweep::{SweepKind, SweepPoint, attention_rates};
+pub use table::{COST_TABLE_VERSION, CostSource, CostTable};
 pub use tables::CostTables;
 
 /// Granularity of this machine's kernels.
@@ -97,6 +99,26 @@ impl CostModel {
     /// Time of a plain round outside its pass.
     pub fn plain_overhead_us(&self) -> f64 {
         self.plain_overhead_us
+    }
+
+    /// Rows that a target pass was seen to take in the same time: the declared tread, or 1 where passes of one tread differ.
+    pub fn observed_tread(&self) -> usize {
+        self.verify.tread()
+    }
+
+    /// The same of a drafter pass.
+    pub fn observed_draft_tread(&self) -> usize {
+        self.draft.tread()
+    }
+
+    /// Microseconds per cached token that a sequence of `nodes` adds to a target pass.
+    pub fn attention_us_per_token(&self, nodes: usize) -> f64 {
+        self.attention_us(nodes, 1)
+    }
+
+    /// Microseconds per cached token that a sequence adds to a drafter pass.
+    pub fn draft_attention_us_per_token(&self) -> f64 {
+        self.draft_attention
     }
 
     /// Sets the times of drafted and of plain rounds outside their passes, where they are known beforehand.

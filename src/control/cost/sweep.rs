@@ -57,12 +57,12 @@ impl CostModel {
         let draft = of_kind(points, SweepKind::Draft);
 
         let rates: Vec<(usize, f64)> =
-            context_slopes(&verify).into_iter().chain(context_slopes(&plain)).collect();
+            attention_rates(&verify).into_iter().chain(attention_rates(&plain)).collect();
         let attention = (!rates.is_empty()).then(|| Staircase::new(treads.nodes, &rates));
         let rate = |nodes| attention.as_ref().map_or(0.0, |rates| rates.at(nodes));
         let verify_points = without_attention(&verify, rate);
 
-        let draft_attention = context_slopes(&draft).iter().map(|slope| slope.1).fold(0.0, f64::max);
+        let draft_attention = attention_rates(&draft).iter().map(|slope| slope.1).fold(0.0, f64::max);
         let mut draft_points = without_attention(&draft, |_| draft_attention);
         if draft.is_empty() {
             draft_points.extend(verify_points.iter().map(|&(tokens, us)| (tokens, 0.1 * us)));
@@ -114,8 +114,9 @@ fn observed_tread(tread: usize, points: &[(usize, f64)]) -> usize {
     if points.iter().all(|a| points.iter().all(|b| flat(a, b))) { tread } else { 1 }
 }
 
-/// (nodes of a sequence, time per cached token and sequence) for each size measured at several contexts.
-fn context_slopes(points: &[SweepPoint]) -> Vec<(usize, f64)> {
+/// (nodes of a sequence, microseconds per cached token and sequence) for each size of pass that `points`, all of one kind, hold at
+/// several contexts.
+pub fn attention_rates(points: &[SweepPoint]) -> Vec<(usize, f64)> {
     let mut points = points.to_vec();
     points.sort_by_key(|point| (point.tokens, point.sequences, point.context));
     points

@@ -151,3 +151,73 @@ fn without_a_drafter_only_plain_may_be_asked_for() {
     assert!(generate_args("generate --prompt x --policy smart").has_drafter());
     assert!(!generate_args("generate --prompt x --model m").has_drafter());
 }
+
+fn profile_args(line: &str) -> ProfileArgs {
+    match typed(line) {
+        Ok(Command::Profile(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn profile_measures_the_demo_pair_unless_told_otherwise() {
+    assert_eq!(
+        profile_args("profile"),
+        ProfileArgs {
+            subject: ProfileSubject::Machine {
+                model: None,
+                draft: None,
+                dtype: None,
+                device: DeviceChoice::Auto,
+                max_sequences: 1,
+            },
+            out: None,
+            save_table: None,
+            format: OutputFormat::Text,
+        }
+    );
+    assert_eq!(
+        profile_args(
+            "profile --model m --draft d --dtype f16 --device host --max-sequences 8 --out p.svg --save-table t.json --format json"
+        ),
+        ProfileArgs {
+            subject: ProfileSubject::Machine {
+                model: Some("m".into()),
+                draft: Some("d".into()),
+                dtype: Some(FloatType::F16),
+                device: DeviceChoice::Host,
+                max_sequences: 8,
+            },
+            out: Some(("p.svg".into(), Picture::Svg)),
+            save_table: Some("t.json".into()),
+            format: OutputFormat::Json,
+        }
+    );
+    let shown = profile_args("profile --costs h200/llama-3.1-8b/eagle3 --out p.html");
+    assert_eq!(shown.subject, ProfileSubject::Table("h200/llama-3.1-8b/eagle3".into()));
+    assert_eq!(shown.out, Some(("p.html".into(), Picture::Html)));
+}
+
+#[test]
+fn a_wrong_profile_is_one_sentence_that_names_the_flag() {
+    for (line, expected) in [
+        ("profile --out p.png", "--out p.png"),
+        ("profile --out p", ".html or .svg"),
+        ("profile --max-sequences 0", "--max-sequences"),
+        ("profile --max-sequences 257", "from 1 to 256"),
+        ("profile --costs x --model m", "--model"),
+        ("profile --costs x --device host", "--device"),
+        ("profile --costs x --max-sequences 1", "--max-sequences"),
+        ("profile --dtype fp8", "--dtype"),
+        ("profile --costs", "--costs"),
+        ("profile stray", "stray"),
+    ] {
+        match typed(line) {
+            Err(Stop::Usage(sentence)) => {
+                assert!(sentence.contains(expected), "{line}: {sentence}");
+                assert!(!sentence.contains('\n') && !sentence.starts_with("error"), "{line}: {sentence}");
+            }
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+}

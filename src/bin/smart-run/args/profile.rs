@@ -1,0 +1,120 @@
+//! `profile` as typed and as meant.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use smart_run::config::FloatType;
+use smart_run::device::DeviceChoice;
+
+use super::{Dtype, OutputFormat, dtype, from_str, integer};
+
+/// Most sequences that a batch is measured for.
+const MAX_SEQUENCES: usize = 256;
+
+/// What to show the costs of.
+#[derive(Debug, PartialEq)]
+pub struct ProfileArgs {
+    /// A machine to measure, or a table to draw.
+    pub subject: ProfileSubject,
+    /// File to draw to.
+    pub out: Option<(PathBuf, Picture)>,
+    /// File to write the table to.
+    pub save_table: Option<PathBuf>,
+    /// What to print.
+    pub format: OutputFormat,
+}
+
+/// Where costs come from.
+#[derive(Debug, PartialEq)]
+pub enum ProfileSubject {
+    /// A table: a file or a name of the catalogue.
+    Table(String),
+    /// Passes of a model on a device.
+    Machine {
+        /// The target's folder; `None` is the demo pair.
+        model: Option<PathBuf>,
+        /// The drafter's folder; `None` is the demo pair's drafter with the demo pair, else no drafter.
+        draft: Option<PathBuf>,
+        /// Type to run in; `None` is the one that the weights are stored in.
+        dtype: Option<FloatType>,
+        /// Where to run.
+        device: DeviceChoice,
+        /// Sequences of the largest batch, from 1.
+        max_sequences: usize,
+    },
+}
+
+/// Kinds of pictures, by the end of the file's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Picture {
+    /// A page that needs nothing else.
+    Html,
+    /// One SVG document.
+    Svg,
+}
+
+/// `profile` as typed.
+#[derive(Args)]
+#[command(allow_negative_numbers = true)]
+pub struct LowProfile {
+    /// Target: a Hugging Face model folder [default: the demo pair]
+    #[arg(long, value_name = "DIR", conflicts_with = "costs")]
+    model: Option<PathBuf>,
+    /// Drafter: a folder with an EAGLE-3 checkpoint made for the target
+    #[arg(long, value_name = "DIR", conflicts_with = "costs")]
+    draft: Option<PathBuf>,
+    /// Type to run in: auto (as the weights are stored), bf16, f16 or f32 [default: auto]
+    #[arg(long, value_name = "DTYPE", value_parser = dtype, conflicts_with = "costs")]
+    dtype: Option<Dtype>,
+    /// Where to run: auto, cuda:N or host [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = from_str::<DeviceChoice>, conflicts_with = "costs")]
+    device: Option<DeviceChoice>,
+    /// Sequences of the largest batch to measure [default: 1]
+    #[arg(long, value_name = "N", value_parser = max_sequences, conflicts_with = "costs")]
+    max_sequences: Option<usize>,
+    /// Show this table instead of measuring: a file, or CARD/MODEL/DRAFTER as in h200/llama-3.1-8b/eagle3
+    #[arg(long, value_name = "NAME")]
+    costs: Option<String>,
+    /// File to draw the costs to: .html or .svg
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// File to write the cost table to, as JSON
+    #[arg(long, value_name = "FILE")]
+    save_table: Option<PathBuf>,
+    /// What to print: text, or one object as json
+    #[arg(long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
+    format: OutputFormat,
+}
+
+/// Sees the flags of `profile` together.
+pub fn profile(typed: LowProfile) -> Result<ProfileArgs, String> {
+    let out = match typed.out {
+        None => None,
+        Some(path) => match path.extension().and_then(|end| end.to_str()) {
+            Some("html") => Some((path, Picture::Html)),
+            Some("svg") => Some((path, Picture::Svg)),
+            _ => {
+                return Err(format!(
+                    "--out {}: the name of the file should end in .html or .svg",
+                    path.display()
+                ));
+            }
+        },
+    };
+    let subject = match typed.costs {
+        Some(costs) => ProfileSubject::Table(costs),
+        None => ProfileSubject::Machine {
+            model: typed.model,
+            draft: typed.draft,
+            dtype: typed.dtype.and_then(|dtype| dtype.0),
+            device: typed.device.unwrap_or_default(),
+            max_sequences: typed.max_sequences.unwrap_or(1),
+        },
+    };
+    Ok(ProfileArgs { subject, out, save_table: typed.save_table, format: typed.format })
+}
+
+fn max_sequences(typed: &str) -> Result<usize, String> {
+    integer(typed, 1, MAX_SEQUENCES)
+}
