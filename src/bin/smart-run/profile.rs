@@ -156,11 +156,14 @@ impl Profile {
                 declared.nodes
             ),
         });
-        facts.push(format!(
-            "Outside its passes a drafted round takes {} us and a plain one {} us.",
-            number(table.overhead_us),
-            number(table.plain_overhead_us)
-        ));
+        let plain = number(table.plain_overhead_us);
+        facts.push(match table.drafter.as_str() {
+            "" => format!("Outside its pass a plain round takes {plain} us."),
+            _ => {
+                let drafted = number(table.overhead_us);
+                format!("Outside its passes a drafted round takes {drafted} us and a plain one {plain} us.")
+            }
+        });
         if let Some(conditions) = &table.conditions {
             facts.push(format!("GPU: {conditions}."));
             facts.extend(conditions.remarks().into_iter().map(|remark| format!("Note: {remark}.")));
