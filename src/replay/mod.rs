@@ -14,9 +14,11 @@
 //! | `player` | rounds of a policy over a record |
 //! | `outcome` | what a replay came to |
 //! | `rivals` | the best static tree for a record, batch and cost model |
+//! | `interval` | how sure a mean of repetitions is |
 //! | `oracle` | the ceiling: true probabilities known beforehand |
 #![forbid(unsafe_code)]
 
+mod interval;
 mod lanes;
 mod lines;
 mod oracle;
@@ -27,6 +29,7 @@ mod random;
 mod record;
 mod rivals;
 
+pub use interval::Interval;
 pub use lines::{RECORD_VERSION, RecordHeader, RecordWriter};
 pub use oracle::oracle;
 pub use outcome::{Outcome, RELIABILITY_BINS, ReliabilityBin};

@@ -20,6 +20,10 @@ const OTHER: i32 = TOKENS_PER_POSITION - 1;
 /// Tokens that are never drawn.
 const NEVER: i32 = 1 << 28;
 
+/// Names of the processes of the suite; see [`Process::named`].
+pub const SUITE: [&str; 8] =
+    ["accepts-2", "accepts-3", "accepts-4.5", "hopeless", "mixed", "changing", "collapsing", "distorted"];
+
 /// How easy a text is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ease {
@@ -47,6 +51,8 @@ pub struct Process {
     pub seed: u64,
     /// How easy the texts are.
     pub ease: Ease,
+    /// Share of the target's choices that the drafter's lists leave room for, as its confidences say themselves.
+    pub coverage: f64,
     /// How the drafter fares.
     pub quality: Quality,
     /// Power on the drafter's probabilities: 1 is calibrated, below 1 too hopeful about unlikely tokens.
@@ -56,7 +62,33 @@ pub struct Process {
 impl Process {
     /// A drafter whose confidences are the true probabilities.
     pub fn calibrated(seed: u64, ease: Ease) -> Self {
-        Self { seed, ease, quality: Quality::Constant(1.0), distortion: 1.0 }
+        Self { seed, ease, coverage: 1.0, quality: Quality::Constant(1.0), distortion: 1.0 }
+    }
+
+    /// A process of the suite: `accepts-2`, `accepts-3` and `accepts-4.5` by the mean accepted length of `eagle2:10,5,60`; `hopeless`
+    /// (0.05); `mixed`, texts very easy and hard in turn; `changing`, easy and hard stretches within each text; `collapsing`, from
+    /// 4.5 to 0.05 in mid-text; `distorted`, a drafter far too hopeful about unlikely tokens.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] that lists the names.
+    pub fn named(name: &str, seed: u64) -> Result<Self> {
+        let uniform = |ease, coverage| Self { coverage, ..Self::calibrated(seed, Ease::Uniform(ease)) };
+        Ok(match name {
+            "accepts-2" => uniform(0.2, 0.83),
+            "accepts-3" => uniform(0.4, 0.96),
+            "accepts-4.5" => uniform(0.9, 1.0),
+            "hopeless" => uniform(0.0, 0.05),
+            "mixed" => Self::calibrated(seed, Ease::Mixed(0.95, 0.2)),
+            "changing" => Self::calibrated(seed, Ease::Stretches(20)),
+            "collapsing" => Self { quality: Quality::ChangesAt(100, 1.0, 0.02), ..uniform(0.9, 1.0) },
+            "distorted" => Self { distortion: 0.4, ..uniform(0.4, 0.96) },
+            _ => {
+                let names = SUITE.join(", ");
+                return Err(crate::Error::Input(format!(
+                    "there is no synthetic process {name:?}, but {names}"
+                )));
+            }
+        })
     }
 
     /// The record of `sequences` texts of `positions` positions.
@@ -158,7 +190,7 @@ impl Process {
             rest *= 0.55;
         }
         probs.sort_by(|a, b| b.total_cmp(a));
-        probs
+        probs.map(|prob| prob * self.coverage)
     }
 
     fn quality_at(&self, position: usize) -> f64 {

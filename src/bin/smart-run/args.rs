@@ -1,6 +1,7 @@
 //! The command line: what was typed ([`LowArgs`]) and what it means ([`Command`], validated).
 
 mod profile;
+mod replay;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 
 pub use profile::{Picture, ProfileArgs, ProfileSubject};
+pub use replay::ReplayArgs;
 
 /// What the user asks for.
 #[derive(Debug, PartialEq)]
@@ -25,6 +27,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show what passes cost.
     Profile(ProfileArgs),
+    /// Play policies over recorded or synthetic texts under modelled time.
+    Replay(ReplayArgs),
 }
 
 /// A request to complete one prompt; every value is within its range.
@@ -132,6 +136,7 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
         Some(LowCommand::Profile(typed)) => {
             profile::profile(typed).map(Command::Profile).map_err(Stop::Usage)
         }
+        Some(LowCommand::Replay(typed)) => replay::replay(typed).map(Command::Replay).map_err(Stop::Usage),
     }
 }
 
@@ -151,6 +156,8 @@ enum LowCommand {
     Generate(LowGenerate),
     /// Measure what target and drafter passes cost here, or show a cost table
     Profile(profile::LowProfile),
+    /// Play policies over recorded or synthetic texts, under the time that a cost table models
+    Replay(replay::LowReplay),
 }
 
 /// `generate` as typed: each value parsed and within its range, not yet seen together.

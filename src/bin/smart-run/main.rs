@@ -11,6 +11,7 @@ mod interrupt;
 mod loading;
 mod plots;
 mod profile;
+mod replay;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Generate(args) => generate::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Replay(args) => replay::run(&args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),

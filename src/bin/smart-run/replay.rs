@@ -1,0 +1,237 @@
+//! `smart-run replay`: policies over recorded or synthetic texts, under the time that a cost table models, against the best static
+//! tree and the oracle.
+
+mod figures;
+mod table;
+
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use serde::Serialize;
+use smart_run::control::{CostModel, CostTable, Policy};
+use smart_run::replay::process::Process;
+use smart_run::replay::{
+    Interval, Outcome, Record, RecordShape, Settings, best_static, oracle, replay, static_grid,
+};
+use smart_run::{Error, Result};
+
+use crate::args::{OutputFormat, ReplayArgs};
+use crate::generate::print_now;
+use crate::{interrupt, plots};
+
+/// Changes whenever a field's meaning does.
+const REPORT_VERSION: u32 = 1;
+/// Texts and positions of a synthetic record.
+const SYNTHETIC: (usize, usize) = (64, 200);
+
+/// What replays came to.
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    program: &'static str,
+    commit: &'static str,
+    costs: CostTable,
+    context: Option<usize>,
+    repetitions: usize,
+    seed: u64,
+    noise: f64,
+    texts: Vec<Text>,
+    cells: Vec<Cell>,
+}
+
+/// Texts that are played together.
+#[derive(Serialize)]
+struct Text {
+    name: String,
+    sequences: usize,
+    positions: usize,
+    sampled: bool,
+    #[serde(skip)]
+    record: Record,
+}
+
+/// Who is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Role {
+    Policy,
+    BestStatic,
+    Oracle,
+}
+
+/// One player at one batch size over one text.
+#[derive(Serialize)]
+struct Cell {
+    text: String,
+    batch: usize,
+    role: Role,
+    player: String,
+    /// Speed relative to plain decoding; by expected tokens where the target's probabilities were recorded.
+    speedup: Interval,
+    /// Speed relative to the best static tree, repetition by repetition.
+    against_best_static: Option<Interval>,
+    /// Speed relative to the oracle, repetition by repetition.
+    of_oracle: Option<Interval>,
+    /// The first repetition.
+    outcome: Outcome,
+}
+
+/// Runs the command.
+pub fn run(args: &ReplayArgs) -> Result<()> {
+    let costs = CostTable::open(&args.costs)?;
+    let model = costs.cost_model()?;
+    let texts = texts(args)?;
+    if let Some(path) = &args.out {
+        // A wrong path should not cost minutes.
+        std::fs::write(path, "").map_err(|error| Error::io(path, error))?;
+    }
+    interrupt::listen();
+    let tasks: Vec<(&Text, usize)> =
+        texts.iter().flat_map(|text| args.batches.iter().map(move |&batch| (text, batch))).collect();
+    let style = ProgressStyle::with_template("replaying {bar:30} {pos}/{len}");
+    let bar = ProgressBar::new(tasks.len() as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.tick();
+    let played: Result<Vec<Vec<Cell>>> = tasks
+        .par_iter()
+        .filter(|_| !interrupt::requested())
+        .map(|&(text, batch)| {
+            let cells = play(args, text, batch, &model);
+            bar.inc(1);
+            cells
+        })
+        .collect();
+    bar.finish_and_clear();
+    let cells = played?.into_iter().flatten().collect();
+    let report = Report {
+        version: REPORT_VERSION,
+        program: env!("CARGO_PKG_VERSION"),
+        commit: smart_run::COMMIT,
+        costs,
+        context: args.context,
+        repetitions: args.repetitions,
+        seed: args.seed,
+        noise: args.noise,
+        texts,
+        cells,
+    };
+    if let Some(path) = &args.out {
+        let page = plots::page("Replay", &table::facts(&report), &figures::charts(&report))?;
+        std::fs::write(path, page).map_err(|error| Error::io(path, error))?;
+    }
+    match args.format {
+        OutputFormat::Text => print_now(&table::text(&report)),
+        OutputFormat::Json => {
+            let json = serde_json::to_string(&report).map_err(|e| Error::Device(e.to_string()))?;
+            print_now(&format!("{json}\n"))
+        }
+    }
+}
+
+fn texts(args: &ReplayArgs) -> Result<Vec<Text>> {
+    let mut texts = Vec::new();
+    let mut joined: Option<Record> = None;
+    for path in &args.records {
+        let (_, record) = Record::read(path)?;
+        joined = Some(match joined {
+            None => record,
+            Some(before) => before.join(record).map_err(|error| Error::format(path, error.to_string()))?,
+        });
+    }
+    let name =
+        |path: &Path| path.file_stem().map_or("record".into(), |stem| stem.to_string_lossy().into_owned());
+    if let (Some(record), Some(first)) = (joined, args.records.first()) {
+        let others = args.records.len() - 1;
+        let name = if others == 0 { name(first) } else { format!("{} and {others} more", name(first)) };
+        texts.push(Text::new(name, record));
+    }
+    for name in &args.synthetic {
+        let (sequences, positions) = SYNTHETIC;
+        let record = Process::named(name, args.seed)
+            .map_err(|error| Error::Input(format!("--synthetic: {error}")))?
+            .record(RecordShape::DEFAULT, sequences, positions)?;
+        texts.push(Text::new(name.clone(), record));
+    }
+    if let Some(text) = texts.iter().find(|text| args.oracle && !text.record.has_probs()) {
+        return Err(Error::Input(format!(
+            "--oracle: {} does not hold the target's probabilities; record at a temperature above 0",
+            text.name
+        )));
+    }
+    Ok(texts)
+}
+
+impl Text {
+    fn new(name: String, record: Record) -> Self {
+        Self {
+            name,
+            sequences: record.sequences().len(),
+            positions: record.num_positions(),
+            sampled: record.sequences().iter().any(|sequence| sequence.sampled),
+            record,
+        }
+    }
+}
+
+/// All players over one text at one batch size.
+fn play(args: &ReplayArgs, text: &Text, batch: usize, costs: &CostModel) -> Result<Vec<Cell>> {
+    let record = &text.record;
+    let tokens = args.tokens.unwrap_or_else(|| record.num_positions().max(100 * batch));
+    let settings = |repetition: usize| Settings {
+        context: args.context,
+        seed: args.seed + repetition as u64,
+        noise: args.noise,
+        ..Settings::new(batch, tokens)
+    };
+    let repeat = |play: &dyn Fn(&Settings) -> Result<Outcome>| -> Result<Vec<Outcome>> {
+        (0..args.repetitions).map(|repetition| play(&settings(repetition))).collect()
+    };
+    let mut players: Vec<(Role, String, Vec<Outcome>)> = Vec::new();
+    for &policy in &args.policies {
+        let outcomes = repeat(&|settings| replay(record, costs, policy, settings))?;
+        players.push((Role::Policy, policy.to_string(), outcomes));
+    }
+    if args.rivals {
+        let best = best_static(record, costs, &static_grid(record.shape()), &settings(0))?;
+        if let Some((policy, _)) = best {
+            let outcomes = repeat(&|settings| replay(record, costs, policy, settings))?;
+            players.push((Role::BestStatic, Policy::to_string(&policy), outcomes));
+        }
+    }
+    if args.oracle {
+        players.push((Role::Oracle, "oracle".into(), repeat(&|settings| oracle(record, costs, settings))?));
+    }
+    let speeds = |outcomes: &[Outcome]| -> Vec<f64> {
+        outcomes
+            .iter()
+            .map(|outcome| outcome.expected_speedup().unwrap_or_else(|| outcome.speedup()))
+            .collect()
+    };
+    let of = |role: Role| players.iter().find(|player| player.0 == role).map(|player| speeds(&player.2));
+    let (best, ceiling) = (of(Role::BestStatic), of(Role::Oracle));
+    let ratio = |own: &[f64], others: &Option<Vec<f64>>| {
+        let others = others.as_ref()?;
+        Some(Interval::of(&own.iter().zip(others).map(|(own, other)| own / other).collect::<Vec<_>>()))
+    };
+    let cell = |(role, player, outcomes): &(Role, String, Vec<Outcome>)| {
+        let own = speeds(outcomes);
+        Cell {
+            text: text.name.clone(),
+            batch,
+            role: *role,
+            player: player.clone(),
+            speedup: Interval::of(&own),
+            against_best_static: ratio(&own, &best),
+            of_oracle: ratio(&own, &ceiling),
+            outcome: outcomes.first().cloned().unwrap_or_default(),
+        }
+    };
+    Ok(players.iter().map(cell).collect())
+}
+
+/// Geometric mean of positive `values`; 0 if there are none.
+fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value.ln(), count + 1));
+    if count > 0 { (sum / f64::from(count)).exp() } else { 0.0 }
+}
