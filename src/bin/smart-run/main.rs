@@ -9,6 +9,7 @@ mod demo_model;
 mod generate;
 mod interrupt;
 mod loading;
+mod trace;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo => demo::run(),
         Command::Generate(args) => generate::run(&args),
+        Command::Trace(args) => trace::run(&args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
