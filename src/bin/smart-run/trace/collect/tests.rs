@@ -90,9 +90,11 @@ fn a_page_holds_what_it_may_and_no_more() {
 fn numbers_keep_five_digits_and_nothing_ends_the_element() {
     let mut data = collect(&[round(0, 1.0, None)], 0..1, usize::MAX);
     let text = String::from_utf8(data.rounds.clone()).unwrap();
-    for part in
-        ["\"q\":[1.0,0.12346,0.0000012346]", "\"logprob\":[0.0,-0.12346,null]", "\"ratio\":[null,12.346,null]"]
-    {
+    for part in [
+        "\"q\":[1.0,0.12346,0.0000012346]",
+        "\"logprob\":[0.0,-0.12346,null]",
+        "\"ratio\":[null,12.346,null]",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert_eq!(data.seen, [10, 11, 12, 13].into());
