@@ -27,7 +27,7 @@ MAX_SHIFT = 0.01
 
 # Run before the page's own scripts: adds up layout shifts that no input has caused.
 WATCH_SHIFTS = """window.layoutShift = 0;
-new PerformanceObserver(list => { for (const entry of list.getEntries()) if (!entry.hadRecentInput) { window.layoutShift += entry.value; (window.shiftSources ||= []).push(...entry.sources.map(s => (s.node?.id || s.node?.className || s.node?.nodeName) + JSON.stringify(s.previousRect) + JSON.stringify(s.currentRect))); } })
+new PerformanceObserver(list => { for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.layoutShift += entry.value; })
   .observe({type: "layout-shift", buffered: true});"""
 
 

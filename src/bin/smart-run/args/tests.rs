@@ -149,3 +149,17 @@ fn without_a_drafter_only_plain_may_be_asked_for() {
     assert!(generate_args("generate --prompt x --policy smart").has_drafter());
     assert!(!generate_args("generate --prompt x --model m").has_drafter());
 }
+
+#[test]
+fn a_page_is_named_after_its_trace() {
+    let trace = |line: &str| match typed(line) {
+        Ok(Command::Trace(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    };
+    let named = trace("trace runs/a.b.jsonl");
+    assert_eq!(named.out, TraceOutput::File("runs/a.b.html".into()));
+    assert_eq!((named.tokenizer, named.rounds), (None, None));
+    let flags = trace("trace t --out - --tokenizer m --rounds 3..18446744073709551615");
+    assert_eq!((flags.out, flags.tokenizer), (TraceOutput::Stdout, Some("m".into())));
+    assert_eq!(flags.rounds, Some(3..u64::MAX));
+}
