@@ -165,6 +165,9 @@ enum LowCommand {
     /// Complete a prompt.
     Generate(LowGenerate),
     /// Show what `generate --trace` wrote as a page for the browser: every round's tree and times.
+    ///
+    /// A page holds up to 4000 rounds and 64 MiB of them; of a longer trace it holds the first ones, or those from the first that
+    /// --rounds names, and says so. The trace itself may be of any length.
     Trace(LowTrace),
 }
 
@@ -278,9 +281,6 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
 }
 
 /// `trace` as typed.
-///
-/// A page holds up to 4000 rounds and 64 MiB of them; of a longer trace it holds the first ones, and says so, or those that
-/// --rounds names. The trace is read line by line and may be of any length.
 #[derive(Args)]
 struct LowTrace {
     /// Trace: a file that `generate --trace` wrote

@@ -21,9 +21,12 @@ fn nothing_typed_is_the_demo() {
 
 #[test]
 fn help_and_version_are_answers() {
-    for (line, expected) in
-        [("--help", "generate"), ("generate --help", "--max-new-tokens"), ("--version", "0.")]
-    {
+    for (line, expected) in [
+        ("--help", "generate"),
+        ("generate --help", "--max-new-tokens"),
+        ("trace --help", "4000 rounds and 64 MiB"),
+        ("--version", "0."),
+    ] {
         match typed(line) {
             Err(Stop::Answer(text)) => assert!(text.contains(expected), "{line}: {text}"),
             other => panic!("{line}: {other:?}"),
