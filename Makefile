@@ -5,7 +5,7 @@ TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
 CLANG_FORMAT := .toolchain/clang-format/clang-format
 KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
 
-.PHONY: run test lint bench sanitize soak gpu-check spills toolchain
+.PHONY: run test lint bench sanitize soak gpu-check check-pages spills toolchain
 
 ## run: the demo, on a GPU if there is one, else on the host driver
 run: $(TOOLCHAIN)
@@ -48,6 +48,11 @@ spills: $(TOOLCHAIN)
 ## gpu-check: builds one executable with the kernels and their tests, and runs it on the GPU of this machine
 gpu-check: $(TOOLCHAIN)
 	tools/gpu_check.sh
+
+## check-pages: the pages that smart-run writes, in headless Chromium; screenshots to look at in target/pages
+check-pages: $(TOOLCHAIN)
+	cargo build --release --quiet
+	python3 tools/check_trace_pages.py --screenshots target/pages
 
 toolchain: .toolchain/cuda/bin/nvcc $(CLANG_FORMAT)
 

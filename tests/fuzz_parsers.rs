@@ -10,6 +10,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 use smart_run::config::{Eagle3Config, FloatType, HEAD_DIMS, ModelConfig};
+use smart_run::control::trace::{TraceReader, TraceRecord};
 use smart_run::control::{CostTable, SweepKind, SweepPoint, roofline};
 use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
@@ -233,6 +234,53 @@ fn check_tokenizer(json: &[u8]) {
     });
 }
 
+/// Reads a trace; every record that is handed out must be a tree with a verified path.
+fn check_trace(file: &[u8]) {
+    within_time(|| {
+        let Ok(reader) = TraceReader::new(file, "trace.jsonl") else { return };
+        let mut expected = 0;
+        for record in reader.map_while(|record| record.ok()) {
+            match record {
+                TraceRecord::Round(times) => {
+                    assert_eq!(times.round, expected);
+                    expected += 1;
+                }
+                TraceRecord::Sequence(sequence) => {
+                    assert_eq!(sequence.round, expected);
+                    let (tree, mut last) = (&sequence.tree, 0);
+                    let lengths = [tree.q.len(), tree.ratio.len(), tree.verified.len(), tree.parents.len()];
+                    assert_eq!(lengths, [tree.tokens.len(); 4]);
+                    let parents = tree.parents.iter().enumerate().skip(1);
+                    parents.for_each(|(node, &parent)| assert!((0..node as i32).contains(&parent)));
+                    for &node in &sequence.accepted {
+                        assert_eq!((tree.parents[node as usize], tree.verified[node as usize]), (last, true));
+                        last = node as i32;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A trace of a round of two sequences, and of a plain one.
+fn small_trace() -> Vec<Value> {
+    let sequence = |round: u64, number: u64, batch: u64| {
+        json!({"round": round, "batch": batch, "sequence": number, "position": 9,
+            "tree": {"tokens": [2, 3, 4], "parents": [-1, 0, 1], "logprob": [0.0, -0.5, null], "q": [1.0, 0.5, 0.25],
+                     "path_prob": [1.0, 0.5, 0.125], "ratio": [null, 2.0, 0.5], "expanded": [true, true, false],
+                     "verified": [true, true, false]},
+            "accepted": [1], "bonus_token": 28, "speedup": 1.5})
+    };
+    let phases = json!({"draft": null, "verify": 2.0, "total": 3.5});
+    let times = |round: u64| json!({"round": round, "predicted_us": phases, "measured_us": phases});
+    let header = json!({"version": 1, "model": "m", "drafter": "d", "device": "d", "policy": "smart", "seed": 1, "temperature": 0.5});
+    vec![header, sequence(0, 0, 2), sequence(0, 1, 2), times(0), sequence(1, 1, 1), times(1)]
+}
+
+fn json_lines(lines: &[Value]) -> Vec<u8> {
+    lines.iter().map(|line| format!("{line}\n")).collect::<String>().into_bytes()
+}
+
 /// A small checkpoint with several dtypes.
 fn small_header() -> Value {
     json!({
@@ -395,5 +443,23 @@ fn cost_table_fields() {
     check_cost_table(&folder, table.to_string().as_bytes());
     fuzz(node_damage(), |damage| {
         check_cost_table(&folder, damage_nodes(table.clone(), &damage).to_string().as_bytes())
+    });
+}
+
+#[test]
+fn trace_bytes() {
+    let file = json_lines(&small_trace());
+    assert_eq!(
+        TraceReader::new(&file[..], "trace.jsonl").unwrap().filter(|record| record.is_ok()).count(),
+        5
+    );
+    fuzz(byte_damage(), |damage| check_trace(&damage_bytes(file.clone(), &damage)));
+}
+
+#[test]
+fn trace_fields() {
+    fuzz(node_damage(), |damage| {
+        let damaged = damage_nodes(Value::Array(small_trace()), &damage);
+        check_trace(&json_lines(damaged.as_array().unwrap()));
     });
 }

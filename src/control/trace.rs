@@ -1,6 +1,8 @@
 //! The records of `--trace`: JSON Lines, first a [`TraceHeader`], then for every round one [`SequenceTrace`] per sequence and
-//! one [`RoundTrace`].
+//! one [`RoundTrace`]. [`TraceReader`] reads them back.
 #![forbid(unsafe_code)]
+
+mod read;
 
 use std::io::{self, Write};
 
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::controller::{Controller, PredictedTimes, SequenceOutcome};
 use super::pool::{NONE, PoolNode};
+
+pub use read::{MAX_LINE_BYTES, MAX_TREE_NODES, TraceReader, TraceRecord};
 
 /// Changes whenever a record's meaning does.
 pub const TRACE_VERSION: u32 = 1;

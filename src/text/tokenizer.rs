@@ -75,6 +75,11 @@ impl Tokenizer {
         fenced(path, || tokenizer.decode(&ids, true))
     }
 
+    /// How the vocabulary spells `id`, special tokens included: `Ġimport`, `<0x0A>`, `</s>`; `None` for an unknown id.
+    pub fn spelling(&self, id: i32) -> Option<String> {
+        self.shared.tokenizer.id_to_token(u32::try_from(id).ok()?)
+    }
+
     /// Decodes ids one by one, as they are generated.
     pub fn stream(&self) -> TokenStream {
         TokenStream::new(self.clone())

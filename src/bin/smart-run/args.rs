@@ -4,6 +4,7 @@ mod profile;
 mod replay;
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -29,6 +30,8 @@ pub enum Command {
     Profile(ProfileArgs),
     /// Play policies over recorded or synthetic texts under modelled time.
     Replay(ReplayArgs),
+    /// Show a trace as a page.
+    Trace(TraceArgs),
 }
 
 /// A request to complete one prompt; every value is within its range.
@@ -118,6 +121,28 @@ pub enum OutputFormat {
     Json,
 }
 
+/// A trace to show.
+#[derive(Debug, PartialEq)]
+pub struct TraceArgs {
+    /// What `generate --trace` wrote.
+    pub trace: PathBuf,
+    /// Where the page goes.
+    pub out: TraceOutput,
+    /// Folder of the tokenizer; `None` is that of the model that the trace names.
+    pub tokenizer: Option<PathBuf>,
+    /// Rounds to show, not empty; `None` is all from the first.
+    pub rounds: Option<Range<u64>>,
+}
+
+/// Where a page goes.
+#[derive(Debug, PartialEq)]
+pub enum TraceOutput {
+    /// A file.
+    File(PathBuf),
+    /// Standard output.
+    Stdout,
+}
+
 /// Why there is no command to run.
 #[derive(Debug, PartialEq)]
 pub enum Stop {
@@ -137,6 +162,7 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
             profile::profile(typed).map(Command::Profile).map_err(Stop::Usage)
         }
         Some(LowCommand::Replay(typed)) => replay::replay(typed).map(Command::Replay).map_err(Stop::Usage),
+        Some(LowCommand::Trace(typed)) => Ok(Command::Trace(trace(typed))),
     }
 }
 
@@ -158,6 +184,11 @@ enum LowCommand {
     Profile(profile::LowProfile),
     /// Play policies over recorded or synthetic texts, under the time that a cost table models
     Replay(replay::LowReplay),
+    /// Show what `generate --trace` wrote as a page for the browser: every round's tree and times.
+    ///
+    /// A page holds up to 4000 rounds and 64 MiB of them; of a longer trace it holds the first ones, or those from the first that
+    /// --rounds names, and says so. The trace itself may be of any length.
+    Trace(LowTrace),
 }
 
 /// `generate` as typed: each value parsed and within its range, not yet seen together.
@@ -280,6 +311,39 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
         }
         None => Ok(args),
     }
+}
+
+/// `trace` as typed.
+#[derive(Args)]
+struct LowTrace {
+    /// Trace: a file that `generate --trace` wrote
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Page to write; - is standard output [default: FILE with .html as its extension]
+    #[arg(long, value_name = "PAGE")]
+    out: Option<PathBuf>,
+    /// Model folder whose tokenizer.json says what the tokens read [default: that of the trace's model, if it is here]
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Rounds to show, from A up to but without B [default: all, as far as a page goes]
+    #[arg(long, value_name = "A..B", value_parser = rounds)]
+    rounds: Option<Range<u64>>,
+}
+
+fn trace(typed: LowTrace) -> TraceArgs {
+    let out = match typed.out {
+        Some(out) if out.as_os_str() == "-" => TraceOutput::Stdout,
+        Some(out) => TraceOutput::File(out),
+        None => TraceOutput::File(typed.file.with_extension("html")),
+    };
+    TraceArgs { trace: typed.file, out, tokenizer: typed.tokenizer, rounds: typed.rounds }
+}
+
+fn rounds(typed: &str) -> Result<Range<u64>, String> {
+    let range = typed.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    range
+        .filter(|range| !range.is_empty())
+        .ok_or_else(|| "it should be two integers, the first below the second, as in 100..200".into())
 }
 
 /// Ids of `--prompt-ids`. (A type of its own: clap reads a `Vec` as a flag that may be repeated.)

@@ -21,9 +21,12 @@ fn nothing_typed_is_the_demo() {
 
 #[test]
 fn help_and_version_are_answers() {
-    for (line, expected) in
-        [("--help", "generate"), ("generate --help", "--max-new-tokens"), ("--version", "0.")]
-    {
+    for (line, expected) in [
+        ("--help", "generate"),
+        ("generate --help", "--max-new-tokens"),
+        ("trace --help", "4000 rounds and 64 MiB"),
+        ("--version", "0."),
+    ] {
         match typed(line) {
             Err(Stop::Answer(text)) => assert!(text.contains(expected), "{line}: {text}"),
             other => panic!("{line}: {other:?}"),
@@ -220,4 +223,18 @@ fn a_wrong_profile_is_one_sentence_that_names_the_flag() {
             other => panic!("{line}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_page_is_named_after_its_trace() {
+    let trace = |line: &str| match typed(line) {
+        Ok(Command::Trace(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    };
+    let named = trace("trace runs/a.b.jsonl");
+    assert_eq!(named.out, TraceOutput::File("runs/a.b.html".into()));
+    assert_eq!((named.tokenizer, named.rounds), (None, None));
+    let flags = trace("trace t --out - --tokenizer m --rounds 3..18446744073709551615");
+    assert_eq!((flags.out, flags.tokenizer), (TraceOutput::Stdout, Some("m".into())));
+    assert_eq!(flags.rounds, Some(3..u64::MAX));
 }
