@@ -1,0 +1,206 @@
+//! The claim, by replay: SMART against the best static tree of a grid, against the oracle, against plain decoding, on synthetic records
+//! of known acceptance under the roofline of one H200 and one L40S.
+
+use smart_run::control::{CostModel, CostTable, Policy, SweepKind};
+use smart_run::replay::process::{Process, SUITE};
+use smart_run::replay::{
+    Knowledge, Outcome, Record, RecordShape, Settings, best_static, oracle, replay, static_grid,
+};
+
+fn costs(name: &str) -> CostModel {
+    CostTable::open(name).unwrap().cost_model().unwrap()
+}
+
+fn h200() -> CostModel {
+    costs("h200/llama-3.1-8b/eagle3")
+}
+
+fn record(process: &str, sequences: usize, positions: usize) -> Record {
+    Process::named(process, 1).unwrap().record(RecordShape::DEFAULT, sequences, positions).unwrap()
+}
+
+fn settings(batch: usize, tokens: usize) -> Settings {
+    Settings { context: Some(1024), ..Settings::new(batch, tokens) }
+}
+
+/// Speed by expected tokens: what noise is left comes from what the policy learned from draws.
+fn speed(outcome: &Outcome) -> f64 {
+    outcome.expected_speedup().expect("synthetic records have probabilities")
+}
+
+fn play(record: &Record, costs: &CostModel, policy: &str, settings: &Settings) -> f64 {
+    speed(&replay(record, costs, policy.parse().unwrap(), settings).unwrap())
+}
+
+/// The rival gets what a person who tunes would give it: every shape of the grid that could win at the batch, chosen on this very text.
+#[test]
+fn smart_is_at_least_the_best_static_tree_and_near_the_oracle() {
+    let soak = std::env::var("SMART_SOAK").is_ok_and(|v| v == "1");
+    let mut log_ratio = 0.0;
+    let mut count = 0;
+    for (card, batches) in [("h200", &[1, 8, 64][..]), ("l40s", &[16])] {
+        let costs = costs(&format!("{card}/llama-3.1-8b/eagle3"));
+        for process in ["accepts-2", "accepts-3", "accepts-4.5"] {
+            let record = record(process, 64, 80);
+            let grid: Vec<Policy> = static_grid(record.shape())
+                .into_iter()
+                .enumerate()
+                .filter(|(i, _)| soak || i % 7 == 0)
+                .map(|(_, policy)| policy)
+                .collect();
+            for &batch in batches {
+                let settings = settings(batch, 1600.max(40 * batch));
+                let smart = play(&record, &costs, "smart", &settings);
+                let (policy, rival) = best_static(&record, &costs, &grid, &settings).unwrap().unwrap();
+                let ratio = smart / speed(&rival);
+                assert!(
+                    ratio >= 0.99,
+                    "{process} on {card}, batch {batch}: smart {smart:.3}, {policy} {:.3}",
+                    speed(&rival)
+                );
+                let ceiling = speed(&oracle(&record, &costs, &settings).unwrap());
+                assert!(
+                    smart >= 0.97 * ceiling,
+                    "{process} on {card}, batch {batch}: smart {smart:.3}, oracle {ceiling:.3}"
+                );
+                log_ratio += ratio.ln();
+                count += 1;
+            }
+        }
+    }
+    let mean = (log_ratio / f64::from(count)).exp();
+    assert!(mean >= 1.01, "geometric mean {mean:.3} of the best static trees");
+}
+
+#[test]
+fn smart_beats_the_default_tree_on_the_papers_cards() {
+    for card in ["l40s", "rtx-pro-6000"] {
+        let costs = costs(&format!("{card}/llama-3.1-8b/eagle3"));
+        let record = record("accepts-3", 32, 120);
+        let ratios = [1, 2, 4, 8, 16].map(|batch| {
+            let settings = settings(batch, 1500);
+            play(&record, &costs, "smart", &settings) / play(&record, &costs, "eagle2:10,5,60", &settings)
+        });
+        let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / 5.0).exp();
+        assert!(mean >= 1.2, "{card}: {mean:.3} ({ratios:?})");
+    }
+}
+
+#[test]
+fn a_hopeless_text_costs_under_a_percent() {
+    let record = record("hopeless", 64, 200);
+    for batch in [1, 8, 64] {
+        let outcome = replay(&record, &h200(), Policy::Smart, &settings(batch, 12800)).unwrap();
+        assert!(speed(&outcome) >= 0.99, "batch {batch}: {:.4}", speed(&outcome));
+    }
+}
+
+/// From 4.5 accepted tokens to next to none within a text, and back with the next text.
+#[test]
+fn a_collapse_in_mid_text_heals() {
+    let record = record("collapsing", 16, 200);
+    for batch in [1, 8] {
+        let settings = settings(batch, 3200);
+        let smart = play(&record, &h200(), "smart", &settings);
+        let ceiling = speed(&oracle(&record, &h200(), &settings).unwrap());
+        assert!(smart >= 0.88 * ceiling, "batch {batch}: smart {smart:.3}, oracle {ceiling:.3}");
+    }
+}
+
+/// What is lost to wrong beliefs, apart: costs off by three heal; a noisy clock costs little; known probabilities and costs give no less
+/// than learned ones.
+#[test]
+fn losses_to_calibration_and_to_costs_can_be_told_apart() {
+    let record = record("distorted", 32, 120);
+    let costs = h200();
+    let table = CostTable::open("h200/llama-3.1-8b/eagle3").unwrap();
+    for batch in [1, 16] {
+        let right = settings(batch, 2400);
+        let learned = play(&record, &costs, "smart", &right);
+        let known = Settings { knowledge: Knowledge { probabilities: true, costs: true }, ..right.clone() };
+        assert!(play(&record, &costs, "smart", &known) > 0.985 * learned, "batch {batch}");
+        let noisy = Settings { noise: 0.15, ..right.clone() };
+        let noisy = play(&record, &costs, "smart", &noisy);
+        assert!(noisy > 0.95 * learned, "batch {batch}: {noisy:.3} by a noisy clock, {learned:.3}");
+        let mut wrong = table.clone();
+        for point in wrong.points.iter_mut().filter(|point| point.kind == SweepKind::Draft) {
+            point.us *= 3.0;
+        }
+        let belief = Settings { belief: Some(wrong.cost_model().unwrap()), ..right.clone() };
+        let healed = play(&record, &costs, "smart", &belief);
+        assert!(healed > 0.97 * learned, "batch {batch}: {healed:.3} after a wrong table, {learned:.3}");
+        let blind = Settings { knowledge: Knowledge { probabilities: false, costs: true }, ..belief };
+        assert!(play(&record, &costs, "smart", &blind) > 0.99 * learned, "known costs override beliefs");
+    }
+}
+
+#[test]
+fn estimates_are_calibrated_once_learned() {
+    for process in ["accepts-3", "distorted", "mixed"] {
+        let record = record(process, 32, 120);
+        let outcome = replay(&record, &h200(), Policy::Smart, &settings(8, 3800)).unwrap();
+        assert!(outcome.calibration_error() < 0.02, "{process}: {:.4}", outcome.calibration_error());
+        let labels: u64 = outcome.reliability.iter().map(|bin| bin.count).sum();
+        assert!(labels > 10_000, "{labels}");
+    }
+}
+
+/// All policies emit the same text in rounds that add up.
+#[test]
+fn every_policy_plays_the_same_tokens() {
+    let record = record("changing", 4, 60);
+    let policies = [
+        "plain",
+        "chain:4",
+        "eagle1",
+        "eagle2:10,5,60",
+        "auto-n",
+        "smart-paper",
+        "smart",
+        "opt-tree:40",
+        "sequoia:40",
+        "goodput",
+        "ddd",
+        "svip",
+        "specdec++",
+        "disco",
+        "tapout",
+        "tapout:thompson",
+    ];
+    for policy in policies {
+        let outcome = replay(&record, &h200(), policy.parse().unwrap(), &settings(2, 240)).unwrap();
+        assert!(outcome.tokens >= 240, "{policy}");
+        assert_eq!(outcome.tokens, outcome.accepted + outcome.sequence_rounds, "{policy}");
+        assert!(outcome.us.is_finite() && outcome.us > 0.0 && outcome.verify_us <= outcome.us, "{policy}");
+        assert_eq!(
+            policy == "plain",
+            outcome.plain_rounds == outcome.rounds && outcome.levels == 0,
+            "{policy}"
+        );
+        let stepped = matches!(policy, "ddd" | "svip" | "specdec++" | "disco" | "tapout" | "tapout:thompson");
+        assert_eq!(stepped, outcome.host_syncs > 0, "{policy}: {} synchronisations", outcome.host_syncs);
+    }
+    let plain = replay(&record, &h200(), Policy::Plain, &settings(2, 240)).unwrap();
+    assert!((plain.speedup() - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_seed_is_a_replay() {
+    let record = record("mixed", 8, 60);
+    let noisy = Settings { noise: 0.1, ..settings(4, 400) };
+    let run = |settings: &Settings| replay(&record, &h200(), Policy::Smart, settings).unwrap();
+    assert_eq!(run(&noisy), run(&noisy));
+    assert_ne!(run(&noisy), run(&Settings { seed: 1, ..noisy.clone() }));
+}
+
+#[test]
+fn what_cannot_be_replayed_is_one_sentence() {
+    let record = record(SUITE[0], 2, 20);
+    let wide = replay(&record, &h200(), "eagle2:16,1,20".parse().unwrap(), &settings(1, 10)).unwrap_err();
+    assert!(wide.is_input() && wide.to_string().contains("16 children"), "{wide}");
+    assert!(replay(&record, &h200(), Policy::Plain, &settings(0, 10)).unwrap_err().is_input());
+    let narrow = Process::named("accepts-3", 1).unwrap();
+    let other = narrow.record(RecordShape { beam: 4, ..RecordShape::DEFAULT }, 2, 20).unwrap();
+    assert!(record.join(other).unwrap_err().is_input());
+    assert!(Process::named("accepts-9", 1).unwrap_err().to_string().contains("accepts-4.5"));
+}
