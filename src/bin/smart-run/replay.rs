@@ -4,7 +4,8 @@
 mod figures;
 mod table;
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -16,7 +17,7 @@ use smart_run::replay::{
 };
 use smart_run::{Error, Result};
 
-use crate::args::{OutputFormat, ReplayArgs};
+use crate::args::{OutputFormat, Picture, ReplayArgs};
 use crate::generate::print_now;
 use crate::{interrupt, plots};
 
@@ -82,7 +83,7 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     let costs = CostTable::open(&args.costs)?;
     let model = costs.cost_model()?;
     let texts = texts(args)?;
-    if let Some(path) = &args.out {
+    if let Some((path, _)) = &args.out {
         // A wrong path should not cost minutes.
         std::fs::write(path, "").map_err(|error| Error::io(path, error))?;
     }
@@ -116,9 +117,14 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         texts,
         cells,
     };
-    if let Some(path) = &args.out {
-        let page = plots::page("Replay", &table::facts(&report), &figures::charts(&report))?;
-        std::fs::write(path, page).map_err(|error| Error::io(path, error))?;
+    if let Some((path, picture)) = &args.out {
+        let charts = figures::charts(&report);
+        let drawn = match picture {
+            Picture::Html => plots::page("Replay", &table::facts(&report), &charts)?,
+            // The one that says it all.
+            Picture::Svg => plots::sheet(&charts[..1.min(charts.len())])?,
+        };
+        std::fs::write(path, drawn).map_err(|error| Error::io(path, error))?;
     }
     match args.format {
         OutputFormat::Text => print_now(&table::text(&report)),
@@ -139,12 +145,8 @@ fn texts(args: &ReplayArgs) -> Result<Vec<Text>> {
             Some(before) => before.join(record).map_err(|error| Error::format(path, error.to_string()))?,
         });
     }
-    let name =
-        |path: &Path| path.file_stem().map_or("record".into(), |stem| stem.to_string_lossy().into_owned());
-    if let (Some(record), Some(first)) = (joined, args.records.first()) {
-        let others = args.records.len() - 1;
-        let name = if others == 0 { name(first) } else { format!("{} and {others} more", name(first)) };
-        texts.push(Text::new(name, record));
+    if let Some(record) = joined {
+        texts.push(Text::new(records_name(&args.records), record));
     }
     for name in &args.synthetic {
         let (sequences, positions) = SYNTHETIC;
@@ -160,6 +162,20 @@ fn texts(args: &ReplayArgs) -> Result<Vec<Text>> {
         )));
     }
     Ok(texts)
+}
+
+/// What to call texts that are played together: the file, or the folder of all files.
+fn records_name(paths: &[PathBuf]) -> String {
+    let shown =
+        |part: Option<&OsStr>| part.map_or("records".into(), |part| part.to_string_lossy().into_owned());
+    match paths {
+        [path] => shown(path.file_stem()),
+        _ => {
+            let folder = paths.first().and_then(|path| path.parent());
+            let common = folder.filter(|folder| paths.iter().all(|path| path.parent() == Some(folder)));
+            shown(common.and_then(Path::file_name))
+        }
+    }
 }
 
 impl Text {

@@ -89,19 +89,7 @@ pub struct LowProfile {
 
 /// Sees the flags of `profile` together.
 pub fn profile(typed: LowProfile) -> Result<ProfileArgs, String> {
-    let out = match typed.out {
-        None => None,
-        Some(path) => match path.extension().and_then(|end| end.to_str()) {
-            Some("html") => Some((path, Picture::Html)),
-            Some("svg") => Some((path, Picture::Svg)),
-            _ => {
-                return Err(format!(
-                    "--out {}: the name of the file should end in .html or .svg",
-                    path.display()
-                ));
-            }
-        },
-    };
+    let out = typed.out.map(picture).transpose()?;
     let subject = match typed.costs {
         Some(costs) => ProfileSubject::Table(costs),
         None => ProfileSubject::Machine {
@@ -113,6 +101,15 @@ pub fn profile(typed: LowProfile) -> Result<ProfileArgs, String> {
         },
     };
     Ok(ProfileArgs { subject, out, save_table: typed.save_table, format: typed.format })
+}
+
+/// A file to draw to, and how: by the end of its name.
+pub fn picture(path: PathBuf) -> Result<(PathBuf, Picture), String> {
+    match path.extension().and_then(|end| end.to_str()) {
+        Some("html") => Ok((path, Picture::Html)),
+        Some("svg") => Ok((path, Picture::Svg)),
+        _ => Err(format!("--out {}: the name of the file should end in .html or .svg", path.display())),
+    }
 }
 
 fn max_sequences(typed: &str) -> Result<usize, String> {

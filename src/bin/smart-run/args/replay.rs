@@ -6,7 +6,8 @@ use clap::Args;
 
 use smart_run::control::Policy;
 
-use super::{OutputFormat, from_str, integer, number};
+use super::profile::picture;
+use super::{OutputFormat, Picture, from_str, integer, number};
 
 /// Most sequences at once.
 const MAX_BATCH: usize = 1024;
@@ -44,8 +45,8 @@ pub struct ReplayArgs {
     pub oracle: bool,
     /// What to print.
     pub format: OutputFormat,
-    /// File to write the report to.
-    pub out: Option<PathBuf>,
+    /// File to draw to.
+    pub out: Option<(PathBuf, Picture)>,
 }
 
 /// `replay` as typed.
@@ -91,7 +92,7 @@ pub struct LowReplay {
     /// What to print: text, or one object as json
     #[arg(long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
     format: OutputFormat,
-    /// File to write an HTML report to
+    /// File to draw to: .html for a page with all charts, .svg for speed by batch size alone
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -119,7 +120,7 @@ pub fn replay(typed: LowReplay) -> Result<ReplayArgs, String> {
         rivals: typed.rivals,
         oracle: typed.oracle,
         format: typed.format,
-        out: typed.out,
+        out: typed.out.map(picture).transpose()?,
     })
 }
 

@@ -6,6 +6,8 @@ use crate::plots::{Axis, Chart, Series};
 
 /// Colour of the best static tree and of the oracle, in every chart.
 const BEST_STATIC: usize = 5;
+/// Paths that a share of them must rest on.
+const LEAST_PATHS: u64 = 20;
 /// Policies drawn as lines; more cannot be told apart.
 const MAX_LINES: usize = 5;
 
@@ -62,7 +64,7 @@ fn acceptance(text: &str, cells: &[&Cell], players: &[&str], batch: usize) -> Ch
         let own = cells.iter().find(|cell| cell.player == *player && cell.batch == batch);
         let counts = own.map_or(&[][..], |cell| &cell.outcome.accepted_by_depth);
         let share = |(depth, &(tried, accepted)): (usize, &(u64, u64))| {
-            (tried > 0).then(|| (depth as f64 + 1.0, accepted as f64 / tried as f64))
+            (tried >= LEAST_PATHS).then(|| (depth as f64 + 1.0, accepted as f64 / tried as f64))
         };
         chart =
             chart.with(Series::line(*player, colour, counts.iter().enumerate().filter_map(share).collect()));
