@@ -170,8 +170,9 @@ fn nodes_of(lane: &Lane, levels: usize) -> Vec<Node> {
         if depth >= deepest {
             continue;
         }
-        for child in row * tree.top_k()..(row + 1) * tree.top_k() {
-            let path_prob = above * probs[child].clamp(0.0, 1.0);
+        let children = row * tree.top_k()..(row + 1) * tree.top_k();
+        for (child, prob) in children.clone().zip(&probs[children]) {
+            let path_prob = above * prob.clamp(0.0, 1.0);
             if path_prob < LEAST {
                 continue;
             }

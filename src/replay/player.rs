@@ -168,7 +168,9 @@ impl<'a> Player<'a> {
             let mut us_rows = rows.len();
             let mut context = 0;
             let (mut last, first_new) = (NONE, self.children.len());
-            (tokens.clear(), logps.clear(), probs.clear());
+            tokens.clear();
+            logps.clear();
+            probs.clear();
             for row in rows {
                 let lane = &self.lanes[row.sequence as usize];
                 if row.sequence != last {
