@@ -52,7 +52,7 @@ pub mod acceptance;
 pub mod controller;
 pub mod cost;
 mod forecast;
-mod gain;
+pub(crate) mod gain;
 pub mod policy;
 pub mod pool;
 pub mod roofline;
