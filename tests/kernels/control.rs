@@ -152,8 +152,8 @@ impl<'a> Mirror<'a> {
     #[track_caller]
     fn compare_pools(&self, round: &DraftRound) {
         let states: Vec<SequenceState> = words(&self.control.sequence_state);
-        for sequence in 0..round.batch() {
-            let (pool, state) = (round.pool(sequence), states[sequence]);
+        for (sequence, state) in states[..round.batch()].iter().enumerate() {
+            let pool = round.pool(sequence);
             let nodes: Vec<ControlNode> = words(&self.control.pool.index(sequence));
             let want = pool.newest();
             assert_eq!(
@@ -305,7 +305,7 @@ const POLICIES: [&str; 7] =
     ["plain", "chain:5", "chain:1", "eagle2:3,2,8", "eagle2:4,3,60", "eagle2:10,1,30", "smart"];
 
 #[test]
-fn every_policy_under_every_schedule() {
+fn every_policy_under_all_schedules() {
     let held = device();
     for policy in POLICIES {
         let mut controller =
