@@ -281,15 +281,15 @@ fn plain_mode(held: &TestDevice) -> Mode {
     held.modes()[0]
 }
 
-/// Feeds the outcome of a round back: every second path is accepted as far as it goes.
-fn learn(controller: &mut Controller, trees: &[SelectedTree], random: &mut Rng) {
+/// Feeds the outcome of a round back: at every node the target draws a child's token in `odds` of 3 cases, or another.
+fn learn(controller: &mut Controller, trees: &[SelectedTree], odds: usize, random: &mut Rng) {
     let walks: Vec<(Vec<u32>, Vec<i32>)> = trees
         .iter()
         .map(|selected| {
             let tree = &selected.tree;
             let mut drawn = vec![-7; tree.num_nodes()];
             for node in 1..tree.num_nodes() {
-                if random.below(3) > 0 {
+                if random.below(3) < odds {
                     drawn[tree.parent(node).unwrap()] = tree.token(node);
                 }
             }
@@ -349,7 +349,7 @@ fn risky_drafters_and_batches() {
                     let views: Vec<_> = (0..batch).map(view).collect();
                     controller.begin_round(&views);
                     let trees = mirror.run(controller.round_mut(), drafter, seed);
-                    learn(&mut controller, &trees, &mut random);
+                    learn(&mut controller, &trees, 2, &mut random);
                 }
             }
         }
@@ -419,7 +419,7 @@ fn random_rounds_at_random_costs() {
             inner += usize::from(selection.prefix > 0 && selection.prefix < round.candidates().len());
             cut +=
                 usize::from(trees.iter().any(|tree| tree.tree.num_draft_tokens() == config.max_draft_tokens));
-            learn(&mut controller, &trees, &mut random);
+            learn(&mut controller, &trees, 2, &mut random);
         }
     }
     assert!(
@@ -461,6 +461,50 @@ fn costs_of_nothing_and_of_everything() {
             };
             round.restart(round.plan(), costs);
             Mirror::new(&held, &format!("{name}, {policy}"), limits(64, 32)).run(round, ordinary, 5);
+        }
+    }
+}
+
+/// Tokens and time grow alike: every prefix has the same rate, and the shortest wins.
+#[test]
+fn ties_of_rate_go_to_the_shorter_prefix() {
+    let held = device();
+    held.enter(plain_mode(&held));
+    let config = ControllerConfig { top_k: 10, max_depth: 3, ..ControllerConfig::default() };
+    let mut controller = controller("smart", config);
+    controller.begin_round(&[even_view(0)]);
+    let round = controller.round_mut();
+    let costs = CostTables {
+        tread: 1,
+        verify_ns: (0..300).map(|tokens| 1000 * tokens).collect(),
+        draft_ns: vec![0; 2],
+        ..free_costs(1)
+    };
+    for block in [32, 256] {
+        round.restart(round.plan(), costs.clone());
+        Mirror::new(&held, "ties", limits(block, 64)).run(round, certain, 1);
+        assert!(round.candidates().len() > 2 * 32);
+        assert_eq!(round.selection().prefix, 0);
+    }
+}
+
+/// Deep trees that are accepted to their leaves: curves and gains of every depth differ from each other.
+#[test]
+fn curves_and_gains_of_every_depth() {
+    let held = device();
+    held.enter(plain_mode(&held));
+    for policy in ["chain:10", "smart"] {
+        let config = ControllerConfig { top_k: 2, max_depth: 10, ..ControllerConfig::default() };
+        let mut controller = controller(policy, config);
+        let mut mirror = Mirror::new(&held, policy, limits(64, 512));
+        let mut random = Rng::new(5);
+        for seed in 0..8 {
+            controller.begin_round(&[even_view(0), SequenceView { sampled: true, ..even_view(1) }]);
+            let round = controller.round_mut();
+            round.restart(round.plan(), free_costs(2));
+            let trees = mirror.run(round, ordinary, seed);
+            assert!(trees.iter().any(|tree| tree.tree.depths().iter().any(|&depth| depth >= 8)));
+            learn(&mut controller, &trees, 3, &mut random);
         }
     }
 }
