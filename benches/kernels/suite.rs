@@ -1,6 +1,7 @@
 //! The table: which cases, how a row is printed.
 
 mod cases;
+mod control_cases;
 mod measure;
 mod setting;
 mod tree_cases;
@@ -23,8 +24,14 @@ pub fn run(device: &Device, filter: &str) -> Result<()> {
         "kernel and shape", "median us", "p10", "p90", "GB/s", "TFLOP/s", "% copy"
     );
     let mut json = std::env::var_os("SMART_BENCH_JSON").map(open_json).transpose()?;
-    let families =
-        [cases::linear, cases::rows, tree_cases::attention, tree_cases::tokens, tree_cases::drafter];
+    let families = [
+        cases::linear,
+        cases::rows,
+        tree_cases::attention,
+        tree_cases::tokens,
+        tree_cases::drafter,
+        control_cases::control,
+    ];
     for family in families {
         for case in family(&setting, filter)? {
             let timing = time(device, &case)?;

@@ -173,6 +173,10 @@ __forceinline__ float __uint_as_float(unsigned v) {
   return __builtin_bit_cast(float, v);
 }
 
+__forceinline__ long long __double_as_longlong(double v) {
+  return __builtin_bit_cast(long long, v);
+}
+
 __forceinline__ int __popc(unsigned v) {
   return __builtin_popcount(v);
 }

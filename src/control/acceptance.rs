@@ -102,6 +102,18 @@ impl Calibration {
     }
 }
 
+/// The same for an executor that reads the curves itself.
+#[cfg(feature = "engine")]
+impl Calibration {
+    /// Log-probabilities between which curves are linear.
+    pub(crate) const KNOTS: &[f32; NUM_KNOTS] = &KNOTS;
+
+    /// Values at the knots, by depth bin.
+    pub(crate) fn curves(&self) -> &[[f32; NUM_KNOTS]; NUM_DEPTHS] {
+        &self.curves
+    }
+}
+
 impl Default for AcceptanceModel {
     fn default() -> Self {
         Self::new()

@@ -68,6 +68,18 @@ impl GainTable {
     }
 }
 
+/// The same for an executor that reads the table itself.
+#[cfg(feature = "engine")]
+impl GainTable {
+    /// Log-probabilities from which on a node counts as more confident.
+    pub(crate) const CONFIDENCE_EDGES: &[f32; NUM_CONFIDENCES - 1] = &CONFIDENCE_EDGES;
+
+    /// By depth, headroom and confidence.
+    pub(crate) fn gains(&self) -> &[[[f32; NUM_CONFIDENCES]; NUM_HEADROOMS]; NUM_DEPTHS] {
+        &self.gains
+    }
+}
+
 impl GainModel {
     /// The table in force.
     pub fn table(&self) -> &GainTable {

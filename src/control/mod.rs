@@ -54,7 +54,7 @@ pub mod acceptance;
 pub mod controller;
 pub mod cost;
 mod forecast;
-mod gain;
+pub(crate) mod gain;
 pub mod plan;
 pub mod planner;
 pub mod policy;

@@ -1,5 +1,6 @@
 //! Typed, shape-checked launch wrappers: one module per `kernels/*.cu`, the only code that launches.
 
+pub mod control;
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 pub(crate) mod common;
 
+mod control;
 mod draft;
 mod embedding;
 mod gather_rows;

@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod executor;
 mod frontier;
 mod pack;
 mod selection;
@@ -61,7 +62,7 @@ pub struct SelectedTree {
 
 /// What the executor must know of a sequence.
 #[derive(Clone, Debug)]
-pub(super) struct RoundSequence {
+pub(crate) struct RoundSequence {
     pub root_token: i32,
     pub drafts: bool,
     /// Depth beyond which a node could not be emitted, or is not to be drafted.
