@@ -152,7 +152,8 @@ impl ControlRound {
     /// until the device has passed this point.
     ///
     /// # Errors
-    /// [`Error::Input`] where the plan has a rule that these kernels do not know or the round exceeds the limits.
+    /// [`Error::Input`] where the plan has a rule that these kernels do not know, a floor or weighted sequences, or where the round
+    /// exceeds the limits.
     pub fn upload(&mut self, round: &DraftRound) -> Result<()> {
         self.bytes.clear();
         PlanWriter::write(round, &self.limits, &mut self.bytes)?;
