@@ -106,6 +106,8 @@ fn every_fault_is_one_sentence() {
         (vec!["replay", &file("trace.jsonl")], "no record"),
         (vec!["replay", &file("empty.jsonl")], "empty"),
         (vec!["replay", &file("greedy.jsonl"), "--oracle"], "--oracle"),
+        (vec!["replay", &file("greedy.jsonl"), "--true-probabilities"], "--true-probabilities"),
+        (vec!["replay", &file("greedy.jsonl"), "--belief", "h300/x/y"], "h300"),
         (vec!["replay", &file("greedy.jsonl"), "--policy", "smrt"], "unknown policy"),
         (vec!["replay", &file("greedy.jsonl"), "--policy", "eagle2:16,1,20"], "16 children"),
         (vec!["replay", &file("greedy.jsonl"), "--batch", "0"], "--batch"),

@@ -78,7 +78,7 @@ impl Engine {
         };
         let controller = Controller::new(policy, config, CostModel::unmeasured());
         let own = std::mem::replace(&mut self.controller, controller);
-        let (stats, trace) = (self.times.stats.clone(), self.trace.take());
+        let (stats, trace, recording) = (self.times.stats.clone(), self.trace.take(), self.recording.take());
         let request = Request {
             prompt: vec![0; PROMPT],
             max_new_tokens,
@@ -89,6 +89,7 @@ impl Engine {
         self.controller = own;
         self.times.stats = stats;
         self.trace = trace;
+        self.recording = recording;
         let mut samples = samples?;
         samples.sort_by(f64::total_cmp);
         Ok(samples.get(samples.len() / 2).copied().unwrap_or(0.0))

@@ -5,8 +5,8 @@
 
 use std::io::Write;
 
+use crate::control::DraftRound;
 use crate::control::plan::{Plan, SelectionRule, StopRule, WidthRule};
-use crate::control::{DraftRound, SequenceView};
 use crate::device::Tensor;
 use crate::engine::round::{Emission, run_levels};
 use crate::engine::verifier::Verified;
@@ -112,16 +112,7 @@ impl Engine {
             max_draft_tokens: crate::control::MAX_DRAFT_TOKENS,
             floor: 0,
         };
-        let sequence = self.sequence(slot);
-        let view = SequenceView {
-            id: sequence.id.0,
-            root_token: sequence.root_token(),
-            context_len: sequence.root(),
-            sampled: !sequence.sampling.is_greedy(),
-            backlog: sequence.backlog().saturating_sub(1),
-            weight: 1.0,
-            max_depth: shape.levels,
-        };
+        let view = self.sequence(slot).view(shape.levels);
         let mut round = DraftRound::fixed(plan, &[view]);
         let Engine { drafting, sequences, times, .. } = self;
         if let Some(drafting) = drafting {

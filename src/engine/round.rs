@@ -87,15 +87,7 @@ impl Engine {
             .map(|&slot| {
                 let sequence = self.sequences[slot].as_ref().expect("running slots hold sequences");
                 let left = sequence.max_new_tokens - sequence.emitted().len();
-                SequenceView {
-                    id: sequence.id.0,
-                    root_token: sequence.root_token(),
-                    context_len: sequence.root(),
-                    sampled: sequence.sampling.temperature > 0.0,
-                    backlog: sequence.backlog().saturating_sub(1),
-                    max_depth: (left - 1).min(MAX_ROWS_PER_SEQUENCE - 1),
-                    weight: 1.0,
-                }
+                sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1))
             })
             .collect();
         let plan = self.controller.begin_round(&views);

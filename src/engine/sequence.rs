@@ -1,5 +1,6 @@
 //! One request being served: what is committed, what the drafter still has to see, when to stop.
 
+use crate::control::SequenceView;
 use crate::error::{Error, Result};
 use crate::sampling::SamplingParams;
 
@@ -100,6 +101,20 @@ impl Sequence {
     /// Tokens emitted so far.
     pub fn emitted(&self) -> &[i32] {
         &self.committed[self.prompt_len..]
+    }
+
+    /// The sequence as a controller sees it; `max_depth` as in [`SequenceView`].
+    pub fn view(&self, max_depth: usize) -> SequenceView {
+        SequenceView {
+            id: self.id.0,
+            root_token: self.root_token(),
+            context_len: self.root(),
+            sampled: !self.sampling.is_greedy(),
+            // The newest feature goes with the root itself.
+            backlog: self.backlog().saturating_sub(1),
+            max_depth,
+            weight: 1.0,
+        }
     }
 
     /// Appends drawn tokens until an end-of-sequence token or the limit, and returns how many counted. The

@@ -5,13 +5,19 @@ use serde::{Deserialize, Serialize};
 
 use super::random::Random;
 
+/// Geometric mean of positive `values`, the mean of speeds and of their ratios; 0 if there are none.
+pub fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value.ln(), count + 1));
+    if count > 0 { (sum / f64::from(count)).exp() } else { 0.0 }
+}
+
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 2000;
 
 /// A mean with its spread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// Geometric mean: values are speeds and ratios of speeds.
+    /// [`geometric_mean`].
     pub mean: f64,
     /// 95 % interval of the mean by the percentile bootstrap (Efron 1979). Of five repetitions it is a little too narrow: no resample
     /// reaches beyond the values seen.
@@ -38,7 +44,7 @@ impl Interval {
         means.sort_by(f64::total_cmp);
         let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize].exp();
         Self {
-            mean: (logs.iter().sum::<f64>() / logs.len() as f64).exp(),
+            mean: geometric_mean(values.iter().copied()),
             low: at(0.025),
             high: at(0.975),
             least: values.iter().copied().fold(f64::INFINITY, f64::min),

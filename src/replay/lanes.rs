@@ -5,6 +5,7 @@ use super::player::Settings;
 use super::random::Random;
 use super::record::{Record, RecordedSequence, RecordedTree};
 use crate::control::SequenceView;
+use crate::tree::MAX_NODES;
 
 /// A text being played.
 pub(super) struct Lane<'a> {
@@ -77,8 +78,10 @@ impl<'a> Lane<'a> {
     pub fn advance(&mut self, accepted: usize, drafted: bool, texts: &mut Texts<'a>) {
         self.at += accepted + 1;
         self.backlog = if drafted { accepted } else { self.backlog + accepted + 1 };
-        // The engine lets no backlog grow beyond a pass.
-        self.backlog %= crate::tree::MAX_NODES;
+        // The engine lets the drafter catch up by a pass once a whole pass of tokens, the root's among them, waits for it.
+        if self.backlog + 1 >= MAX_NODES {
+            self.backlog = (self.backlog + 1 - MAX_NODES).saturating_sub(1);
+        }
         if self.at >= self.text.trees.len() {
             *self = texts.next();
         }

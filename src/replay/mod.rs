@@ -29,7 +29,7 @@ mod random;
 mod record;
 mod rivals;
 
-pub use interval::Interval;
+pub use interval::{Interval, geometric_mean};
 pub use lines::{RECORD_VERSION, RecordHeader, RecordWriter};
 pub use oracle::oracle;
 pub use outcome::{Outcome, RELIABILITY_BINS, ReliabilityBin};

@@ -1,6 +1,8 @@
 //! [`replay`]: the rounds that a policy would run over recorded texts.
 #![forbid(unsafe_code)]
 
+use serde::Serialize;
+
 use super::lanes::{Lane, Texts};
 use super::outcome::Outcome;
 use super::random::Random;
@@ -12,7 +14,7 @@ use crate::control::{
 use crate::error::{Error, Result};
 
 /// What the policy is told that it would have to learn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Knowledge {
     /// Acceptance: the target's own probabilities in place of calibrated ones.
     pub probabilities: bool,

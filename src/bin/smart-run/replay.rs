@@ -13,7 +13,7 @@ use serde::Serialize;
 use smart_run::control::{CostModel, CostTable, Policy};
 use smart_run::replay::process::Process;
 use smart_run::replay::{
-    Interval, Outcome, Record, RecordShape, Settings, best_static, oracle, replay, static_grid,
+    Interval, Knowledge, Outcome, Record, RecordShape, Settings, best_static, oracle, replay, static_grid,
 };
 use smart_run::{Error, Result};
 
@@ -37,6 +37,8 @@ struct Report {
     repetitions: usize,
     seed: u64,
     noise: f64,
+    belief: Option<String>,
+    knowledge: Knowledge,
     texts: Vec<Text>,
     cells: Vec<Cell>,
 }
@@ -82,6 +84,7 @@ struct Cell {
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let costs = CostTable::open(&args.costs)?;
     let model = costs.cost_model()?;
+    let belief = args.belief.as_deref().map(|name| CostTable::open(name)?.cost_model()).transpose()?;
     let texts = texts(args)?;
     if let Some((path, _)) = &args.out {
         // A wrong path should not cost minutes.
@@ -98,7 +101,7 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         .par_iter()
         .filter(|_| !interrupt::requested())
         .map(|&(text, batch)| {
-            let cells = play(args, text, batch, &model);
+            let cells = play(args, text, batch, &model, belief.as_ref());
             bar.inc(1);
             cells
         })
@@ -114,6 +117,8 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         repetitions: args.repetitions,
         seed: args.seed,
         noise: args.noise,
+        belief: args.belief.clone(),
+        knowledge: args.knowledge,
         texts,
         cells,
     };
@@ -155,9 +160,11 @@ fn texts(args: &ReplayArgs) -> Result<Vec<Text>> {
             .record(RecordShape::DEFAULT, sequences, positions)?;
         texts.push(Text::new(name.clone(), record));
     }
-    if let Some(text) = texts.iter().find(|text| args.oracle && !text.record.has_probs()) {
+    let flag = if args.oracle { "--oracle" } else { "--true-probabilities" };
+    let needs_probs = args.oracle || args.knowledge.probabilities;
+    if let Some(text) = texts.iter().find(|text| needs_probs && !text.record.has_probs()) {
         return Err(Error::Input(format!(
-            "--oracle: {} does not hold the target's probabilities; record at a temperature above 0",
+            "{flag}: {} does not hold the target's probabilities; record at a temperature above 0",
             text.name
         )));
     }
@@ -191,13 +198,21 @@ impl Text {
 }
 
 /// All players over one text at one batch size.
-fn play(args: &ReplayArgs, text: &Text, batch: usize, costs: &CostModel) -> Result<Vec<Cell>> {
+fn play(
+    args: &ReplayArgs,
+    text: &Text,
+    batch: usize,
+    costs: &CostModel,
+    belief: Option<&CostModel>,
+) -> Result<Vec<Cell>> {
     let record = &text.record;
     let tokens = args.tokens.unwrap_or_else(|| record.num_positions().max(100 * batch));
     let settings = |repetition: usize| Settings {
         context: args.context,
         seed: args.seed + repetition as u64,
         noise: args.noise,
+        belief: belief.cloned(),
+        knowledge: args.knowledge,
         ..Settings::new(batch, tokens)
     };
     let repeat = |play: &dyn Fn(&Settings) -> Result<Outcome>| -> Result<Vec<Outcome>> {
@@ -244,10 +259,4 @@ fn play(args: &ReplayArgs, text: &Text, batch: usize, costs: &CostModel) -> Resu
         }
     };
     Ok(players.iter().map(cell).collect())
-}
-
-/// Geometric mean of positive `values`; 0 if there are none.
-fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value.ln(), count + 1));
-    if count > 0 { (sum / f64::from(count)).exp() } else { 0.0 }
 }

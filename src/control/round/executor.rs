@@ -8,10 +8,6 @@ use crate::control::scan::Candidate;
 
 #[cfg(feature = "engine")]
 impl DraftRound {
-    pub(crate) fn tables(&self) -> &CostTables {
-        &self.tables
-    }
-
     pub(crate) fn gains(&self) -> &crate::control::gain::GainTable {
         &self.gains
     }

@@ -171,7 +171,7 @@ impl PlanWriter {
     /// # Errors
     /// As for [`ControlRound::upload`](super::ControlRound::upload).
     pub fn write(round: &DraftRound, limits: &ControlLimits, bytes: &mut Vec<u8>) -> Result<()> {
-        let (plan, tables, sequences) = (round.plan(), round.tables(), round.sequences());
+        let (plan, tables, sequences) = (round.plan(), round.costs(), round.sequences());
         let (width_rule, beam_width) = match &plan.width {
             WidthRule::Beam(width) => (0, *width),
             WidthRule::Scan => (1, 0),

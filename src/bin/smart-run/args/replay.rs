@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use smart_run::control::Policy;
+use smart_run::replay::Knowledge;
 
 use super::profile::picture;
 use super::{OutputFormat, Picture, from_str, integer, number};
@@ -39,6 +40,10 @@ pub struct ReplayArgs {
     pub seed: u64,
     /// Spread of measured times.
     pub noise: f64,
+    /// Cost table that policies believe at the start; the one that prices the rounds if `None`.
+    pub belief: Option<String>,
+    /// What policies are told that they would have to learn.
+    pub knowledge: Knowledge,
     /// Whether to search the best static tree for every batch.
     pub rivals: bool,
     /// Whether to play the oracle.
@@ -83,6 +88,15 @@ pub struct LowReplay {
     /// Spread of the times that policies measure, as a share
     #[arg(long, value_name = "X", default_value = "0", value_parser = noise)]
     noise: f64,
+    /// Cost table that policies believe at the start [default: that of --costs]
+    #[arg(long, value_name = "TABLE")]
+    belief: Option<String>,
+    /// Tell policies the target's probabilities of what is drafted, in place of calibrated ones (records of a temperature above 0)
+    #[arg(long)]
+    true_probabilities: bool,
+    /// Tell policies the true costs, whatever --belief and --noise say
+    #[arg(long)]
+    true_costs: bool,
     /// Search the best static tree for every batch size: 4 to 60 nodes, 1 to 8 levels, 1 to 10 children
     #[arg(long)]
     rivals: bool,
@@ -117,6 +131,8 @@ pub fn replay(typed: LowReplay) -> Result<ReplayArgs, String> {
         repetitions: typed.repetitions,
         seed: typed.seed,
         noise: typed.noise,
+        belief: typed.belief,
+        knowledge: Knowledge { probabilities: typed.true_probabilities, costs: typed.true_costs },
         rivals: typed.rivals,
         oracle: typed.oracle,
         format: typed.format,

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Cell, Report, Role, geometric_mean};
+use smart_run::replay::geometric_mean;
+
+use super::{Cell, Report, Role};
 
 /// Lines that say what was played.
 pub fn facts(report: &Report) -> Vec<String> {
@@ -14,6 +16,16 @@ pub fn facts(report: &Report) -> Vec<String> {
         "Times are modelled by the cost table {} ({}, {}); {context}; {} repetitions, each with the texts in another order.",
         report.costs.name, report.costs.model, report.costs.drafter, report.repetitions
     )];
+    let told = [
+        (report.knowledge.probabilities, "the target's probabilities"),
+        (report.knowledge.costs, "the true costs"),
+    ];
+    for (_, what) in told.iter().filter(|(is_told, _)| *is_told) {
+        facts.push(format!("Policies are told {what}."));
+    }
+    if let Some(belief) = &report.belief {
+        facts.push(format!("Policies begin with the costs of {belief}."));
+    }
     for text in &report.texts {
         let draws = if text.sampled { "sampled" } else { "greedy" };
         facts
