@@ -86,15 +86,6 @@ fn smart_beats_the_default_tree_on_the_papers_cards() {
     }
 }
 
-#[test]
-fn a_hopeless_text_costs_under_a_percent() {
-    let record = record("hopeless", 64, 200);
-    for batch in [1, 8, 64] {
-        let outcome = replay(&record, &h200(), Policy::Smart, &settings(batch, 12800)).unwrap();
-        assert!(speed(&outcome) >= 0.99, "batch {batch}: {:.4}", speed(&outcome));
-    }
-}
-
 /// From 4.5 accepted tokens to next to none within a text, and back with the next text.
 #[test]
 fn a_collapse_in_mid_text_heals() {

@@ -33,6 +33,6 @@ pub use interval::{Interval, geometric_mean};
 pub use lines::{RECORD_VERSION, RecordHeader, RecordWriter};
 pub use oracle::oracle;
 pub use outcome::{Outcome, RELIABILITY_BINS, ReliabilityBin};
-pub use player::{Knowledge, Settings, replay};
+pub use player::{Knowledge, Player, Settings, replay};
 pub use record::{Record, RecordShape, RecordedSequence, RecordedTree};
 pub use rivals::{best_static, static_grid};

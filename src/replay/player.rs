@@ -72,8 +72,8 @@ pub fn replay(record: &Record, costs: &CostModel, policy: Policy, settings: &Set
     Ok(player.finish())
 }
 
-/// Rounds of a policy over a record, one after another.
-pub(super) struct Player<'a> {
+/// Rounds of a policy over a record, one after another: what [`replay`] plays to its end.
+pub struct Player<'a> {
     costs: &'a CostModel,
     settings: &'a Settings,
     texts: Texts<'a>,
@@ -82,10 +82,14 @@ pub(super) struct Player<'a> {
     /// For each candidate of the round its child in the recorded tree.
     children: Vec<u32>,
     random: Random,
-    pub outcome: Outcome,
+    outcome: Outcome,
 }
 
 impl<'a> Player<'a> {
+    /// Before the first round.
+    ///
+    /// # Errors
+    /// As [`replay`].
     pub fn new(
         record: &'a Record,
         costs: &'a CostModel,
@@ -152,6 +156,16 @@ impl<'a> Player<'a> {
         self.count(&walks, plain_us, &draft_us, verify_us, overhead_us);
         self.learn(&walks, &draft_us, verify_us, overhead_us);
         self.advance(&walks);
+    }
+
+    /// Sums so far, without what [`finish`](Self::finish) adds.
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    /// The policy's controller.
+    pub fn controller(&self) -> &Controller {
+        &self.controller
     }
 
     /// The outcome, with what only the end tells.

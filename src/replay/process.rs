@@ -40,8 +40,8 @@ pub enum Ease {
 pub enum Quality {
     /// The same at every position; 1 is what its confidence says.
     Constant(f64),
-    /// Another from this position of every text on.
-    ChangesAt(usize, f64, f64),
+    /// 1, but this from the first to before the second position of every text.
+    Drops(usize, usize, f64),
 }
 
 /// A synthetic text with its drafter.
@@ -80,7 +80,7 @@ impl Process {
             "hopeless" => uniform(0.0, 0.05),
             "mixed" => Self::calibrated(seed, Ease::Mixed(0.95, 0.2)),
             "changing" => Self::calibrated(seed, Ease::Stretches(20)),
-            "collapsing" => Self { quality: Quality::ChangesAt(100, 1.0, 0.02), ..uniform(0.9, 1.0) },
+            "collapsing" => Self { quality: Quality::Drops(100, usize::MAX, 0.02), ..uniform(0.9, 1.0) },
             "distorted" => Self { distortion: 0.4, ..uniform(0.4, 0.96) },
             _ => {
                 let names = SUITE.join(", ");
@@ -196,13 +196,8 @@ impl Process {
     fn quality_at(&self, position: usize) -> f64 {
         match self.quality {
             Quality::Constant(quality) => quality,
-            Quality::ChangesAt(at, before, after) => {
-                if position < at {
-                    before
-                } else {
-                    after
-                }
-            }
+            Quality::Drops(from, to, quality) if (from..to).contains(&position) => quality,
+            Quality::Drops(..) => 1.0,
         }
     }
 }

@@ -9,7 +9,6 @@ mod eagle2;
 mod executor;
 mod planners;
 mod priorities;
-mod process;
 mod properties;
 mod scan;
 mod simulation;

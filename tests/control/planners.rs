@@ -9,13 +9,17 @@ use smart_run::control::planner::disco::Disco;
 use smart_run::control::planner::goodput::Goodput;
 use smart_run::control::planner::sequoia::{Sequoia, TreeTable};
 use smart_run::control::planner::tapout::{ARMS, Bandit, BanditKind};
+use smart_run::control::roofline::Roofline;
 use smart_run::control::round::stop::Spread;
 use smart_run::control::{
     Controller, ControllerConfig, CostModel, RoundReport, SequenceOutcome, SweepKind, SweepPoint, Treads,
 };
 
 use crate::common::{Random, view};
-use crate::process::{Ease, Process, Simulation};
+use smart_run::replay::Player;
+use smart_run::replay::process::{Ease, Process};
+
+use crate::simulation::{record, run, settings, speed};
 
 /// Acceptance with certain, hopeless and tied ranks among them, in no order.
 fn rates(random: &mut Random, ranks: usize) -> Vec<f64> {
@@ -399,15 +403,18 @@ fn a_broken_reward_is_none() {
 #[test]
 fn tapout_tries_every_rule_and_gives_the_same_run_twice() {
     let rules = |policy: &str| {
-        let process = Process::calibrated(3, Ease::Mixed(0.95, 0.2));
-        let mut simulation = Simulation::new(policy.parse().expect("a policy"), process, 2);
+        let record = record(Process::calibrated(3, Ease::Mixed(0.95, 0.2)), 2, 200);
+        let costs = Roofline::H200_LLAMA_8B.cost_model(512);
+        let settings = settings(2);
+        let policy = policy.parse().expect("a policy");
+        let mut player = Player::new(&record, &costs, policy, &settings).expect("sound");
         let rules: Vec<StopRule> = (0..300)
             .map(|_| {
-                simulation.run(1);
-                simulation.controller.round().plan().stop
+                player.round();
+                player.controller().round().plan().stop
             })
             .collect();
-        (rules, simulation.run(1))
+        (rules, player.finish())
     };
     for policy in ["tapout:ucb1", "tapout:thompson"] {
         let (stops, outcome) = rules(policy);
@@ -452,18 +459,18 @@ fn disco_learns_that_a_drafter_is_wrong_about_itself() {
 
 #[test]
 fn planners_beat_plain_decoding_where_drafting_pays() {
+    let record = record(Process::calibrated(1, Ease::Uniform(0.6)), 4, 200);
     for policy in ["opt-tree:60", "sequoia:64", "goodput", "ddd", "svip", "specdec++", "disco", "tapout"] {
-        let process = Process::calibrated(1, Ease::Uniform(0.6));
-        let outcome = Simulation::new(policy.parse().expect("a policy"), process, 1).run(100);
-        assert!(outcome.speedup > 1.5, "{policy}: {outcome:?}");
+        let speedup = speed(&run(policy, &record, 1, 100));
+        assert!(speedup > 1.5, "{policy}: {speedup:.3}");
     }
 }
 
 #[test]
 fn planners_that_read_costs_adapt_to_the_batch() {
-    let process = Process::calibrated(1, Ease::Uniform(0.6));
+    let record = record(Process::calibrated(1, Ease::Uniform(0.6)), 64, 120);
     for policy in ["sequoia:64", "goodput"] {
-        let nodes = |batch| Simulation::new(policy.parse().expect("a policy"), process, batch).run(60).nodes;
+        let nodes = |batch| run(policy, &record, batch, 60).mean_nodes();
         let (alone, crowded) = (nodes(1), nodes(64));
         assert!(crowded < 0.7 * alone, "{policy}: {alone} nodes alone, {crowded} in a batch of 64");
     }

@@ -1,57 +1,93 @@
-//! Whole simulated runs on an H200's roofline: SMART against fixed policies, against plain decoding, against bad luck.
+//! Whole runs on an H200's roofline, by replay of synthetic records: SMART against fixed policies, against plain decoding, against bad luck.
 
 use smart_run::control::roofline::{Card, Roofline, Shape};
 use smart_run::control::{
     Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceOutcome, SweepKind, SweepPoint,
     Treads,
 };
+use smart_run::replay::process::{Ease, Process, Quality};
+use smart_run::replay::{Outcome, Player, Record, RecordShape, Settings};
 
-use crate::process::{Ease, Outcome, Process, Simulation};
+const H200: Roofline = Roofline::H200_LLAMA_8B;
 
-const TEXTS: [(&str, Ease); 3] = [
-    ("uniform 0.6", Ease::Uniform(0.6)),
-    ("mixed 0.95/0.2", Ease::Mixed(0.95, 0.2)),
-    ("random", Ease::Random),
-];
-
-fn run(policy: &str, process: Process, batch: usize, rounds: usize) -> Outcome {
-    let policy: Policy = policy.parse().expect("a policy");
-    Simulation::new(policy, process, batch).run(rounds)
+/// A record of `sequences` texts of `positions` positions.
+pub fn record(process: Process, sequences: usize, positions: usize) -> Record {
+    process.record(RecordShape::DEFAULT, sequences, positions).expect("a sound shape")
 }
 
-/// Speeds are expectations over the trees that were verified, so what noise there is comes from what the controller learned from
-/// draws; over 300 rounds it stays below a percent, a tenth of the lead.
+/// `batch` sequences with 1024 cached tokens at the start.
+pub fn settings(batch: usize) -> Settings {
+    Settings { context: Some(1024), ..Settings::new(batch, 0) }
+}
+
+/// `rounds` rounds of `policy` on an H200.
+pub fn run(policy: &str, record: &Record, batch: usize, rounds: usize) -> Outcome {
+    run_with(policy, record, &H200.cost_model(batch * 61 + 256), &settings(batch), rounds)
+}
+
+fn run_with(policy: &str, record: &Record, costs: &CostModel, settings: &Settings, rounds: usize) -> Outcome {
+    let mut player = Player::new(record, costs, policy.parse().expect("a policy"), settings).expect("sound");
+    (0..rounds).for_each(|_| player.round());
+    player.finish()
+}
+
+/// By expected tokens: what noise there is comes from what the controller learned from draws.
+pub fn speed(outcome: &Outcome) -> f64 {
+    outcome.expected_speedup().expect("synthetic records have probabilities")
+}
+
+/// What a player does from now until its sequences are at `position` on average: speed by expected tokens, and tokens a round.
+fn until(player: &mut Player, batch: usize, position: usize) -> (f64, f64) {
+    let start = player.outcome().clone();
+    while player.outcome().tokens < (position * batch) as u64 {
+        player.round();
+    }
+    let end = player.outcome();
+    let tokens = (end.tokens - start.tokens) as f64;
+    let expected = |outcome: &Outcome| outcome.expected_tokens.expect("probabilities are recorded");
+    let luck = (expected(end) - expected(&start)) / tokens;
+    let rounds = end.sequence_rounds - start.sequence_rounds;
+    (luck * (end.plain_us - start.plain_us) / (end.us - start.us), tokens / rounds as f64)
+}
+
+fn texts() -> [(&'static str, Process); 3] {
+    [
+        ("uniform 0.6", Process::calibrated(1, Ease::Uniform(0.6))),
+        ("mixed 0.95/0.2", Process::calibrated(2, Ease::Mixed(0.95, 0.2))),
+        ("changing", Process::calibrated(3, Ease::Stretches(20))),
+    ]
+}
+
 #[test]
 fn at_batch_1_smart_is_at_least_the_best_fixed_policy() {
     let chains = (1..=8).map(|length| format!("chain:{length}"));
     let trees = [8, 16, 24, 32, 48, 60].map(|total| format!("eagle2:10,5,{total}"));
     let rivals: Vec<String> =
         chains.chain(trees).chain(["plain".into(), "eagle1".into(), "smart-paper".into()]).collect();
-    for (seed, (text, ease)) in (1..).zip(TEXTS) {
-        let process = Process::calibrated(seed, ease);
-        let smart = run("smart", process, 1, 300).speedup;
+    for (text, process) in texts() {
+        let record = record(process, 8, 200);
+        let smart = speed(&run("smart", &record, 1, 300));
         for rival in &rivals {
-            let speedup = run(rival, process, 1, 300).speedup;
-            assert!(smart >= speedup, "{text}: smart {smart:.3}, {rival} {speedup:.3}");
+            let rival_speed = speed(&run(rival, &record, 1, 300));
+            assert!(smart >= rival_speed, "{text}: smart {smart:.3}, {rival} {rival_speed:.3}");
         }
     }
 }
 
 #[test]
 fn at_larger_batches_smart_is_at_least_the_tree_tuned_for_the_batch() {
-    // The best of 64 static trees for each batch size; see `table`.
-    for (batch, best) in [
-        (4, "eagle2:10,4,48"),
-        (8, "eagle2:10,4,24"),
-        (16, "eagle2:10,3,8"),
-        (32, "eagle2:10,2,4"),
-        (64, "eagle2:10,1,4"),
-    ] {
-        for (text, ease) in TEXTS {
-            let process = Process::calibrated(1, ease);
+    for (text, process) in texts() {
+        let record = record(process, 64, 120);
+        for (batch, best) in [
+            (4, "eagle2:10,4,48"),
+            (8, "eagle2:10,4,24"),
+            (16, "eagle2:10,3,8"),
+            (32, "eagle2:10,2,4"),
+            (64, "eagle2:10,1,4"),
+        ] {
             let rounds = (400 / batch).max(30);
             let (smart, rival) =
-                (run("smart", process, batch, rounds).speedup, run(best, process, batch, rounds).speedup);
+                (speed(&run("smart", &record, batch, rounds)), speed(&run(best, &record, batch, rounds)));
             assert!(smart >= rival, "{text}, batch {batch}: smart {smart:.3}, {best} {rival:.3}");
         }
     }
@@ -60,33 +96,38 @@ fn at_larger_batches_smart_is_at_least_the_tree_tuned_for_the_batch() {
 #[test]
 fn a_hopeless_drafter_costs_under_one_percent() {
     for quality in [0.02, 0.05, 0.1] {
+        let process =
+            Process { quality: Quality::Constant(quality), ..Process::calibrated(1, Ease::Uniform(0.6)) };
+        let record = record(process, 64, 100);
         for (batch, rounds) in [(1, 400), (8, 300), (64, 100)] {
-            let process = Process { quality, ..Process::calibrated(1, Ease::Uniform(0.6)) };
-            let outcome = run("smart", process, batch, rounds);
-            assert!(outcome.speedup >= 0.99, "quality {quality}, batch {batch}: {outcome:?}");
-            assert!(outcome.probe_share <= 0.005 + 0.4 / rounds as f64, "{outcome:?}");
+            let outcome = run("smart", &record, batch, rounds);
+            assert!(speed(&outcome) >= 0.99, "quality {quality}, batch {batch}: {:.4}", speed(&outcome));
+            assert!(outcome.probe_share <= 0.005 + 0.4 / rounds as f64, "{}", outcome.probe_share);
         }
     }
 }
 
+/// Against the same text without a collapse.
 #[test]
 fn a_collapse_heals_and_so_does_its_end() {
     for batch in [1, 8] {
-        let mut simulation =
-            Simulation::new(Policy::Smart, Process::calibrated(1, Ease::Uniform(0.95)), batch);
-        let before = simulation.run(100);
-        assert!(before.tokens_per_round > 4.5, "{before:?}");
-        simulation.process.quality = 0.02;
-        simulation.run(40);
-        let collapsed = simulation.run(60);
-        assert!(
-            collapsed.tokens_per_round < 1.05 && collapsed.speedup > 0.97,
-            "batch {batch}: {collapsed:?}"
-        );
-        simulation.process.quality = 1.0;
-        simulation.run(100);
-        let healed = simulation.run(50);
-        assert!(healed.speedup > 0.97 * before.speedup, "batch {batch}: {before:?}, then {healed:?}");
+        let calm = Process::calibrated(1, Ease::Uniform(0.95));
+        let collapsing = Process { quality: Quality::Drops(600, 800, 0.02), ..calm };
+        let (calm, collapsing) = (record(calm, batch, 2000), record(collapsing, batch, 2000));
+        let costs = H200.cost_model(batch * 61 + 256);
+        let settings = settings(batch);
+        let start = |record| Player::new(record, &costs, Policy::Smart, &settings).expect("sound");
+        let (mut undisturbed, mut player) = (start(&calm), start(&collapsing));
+        let before = until(&mut player, batch, 550);
+        assert!(before.1 > 4.5, "{before:?}");
+        until(&mut player, batch, 680);
+        let collapsed = until(&mut player, batch, 750);
+        assert!(collapsed.1 < 1.05 && collapsed.0 > 0.97, "batch {batch}: {collapsed:?}");
+        until(&mut player, batch, 1400);
+        let healed = until(&mut player, batch, 1900);
+        until(&mut undisturbed, batch, 1400);
+        let wanted = until(&mut undisturbed, batch, 1900);
+        assert!(healed.0 > 0.97 * wanted.0, "batch {batch}: {healed:?}, undisturbed {wanted:?}");
     }
 }
 
@@ -94,33 +135,40 @@ fn a_collapse_heals_and_so_does_its_end() {
 fn a_distorted_drafter_is_corrected() {
     // Confidences to the power 0.4: far too hopeful about unlikely tokens.
     let honest = Process::calibrated(1, Ease::Uniform(0.6));
-    let distorted = Process { distortion: 0.4, ..honest };
+    let distorted = record(Process { distortion: 0.4, ..honest }, 16, 120);
+    let honest = record(honest, 16, 120);
     for batch in [1, 16] {
         let (best, got) =
-            (run("smart", honest, batch, 120).speedup, run("smart", distorted, batch, 120).speedup);
+            (speed(&run("smart", &honest, batch, 120)), speed(&run("smart", &distorted, batch, 120)));
         assert!(got > 0.95 * best, "batch {batch}: {got:.3} against {best:.3} with honest confidences");
     }
 }
 
+/// Costs as a sweep would measure them whose times of some kinds are off by a factor.
+fn wrong_costs(batch: usize, factor: f64, is_wrong: impl Fn(SweepKind) -> bool) -> CostModel {
+    let mut sweep = H200.sweep(batch * 61 + 256);
+    sweep.iter_mut().filter(|point| is_wrong(point.kind)).for_each(|point| point.us *= factor);
+    CostModel::from_sweep(&sweep, H200.shape.treads()).expect("a sound sweep")
+}
+
 #[test]
 fn wrong_cost_tables_heal_within_fifty_rounds() {
-    let process = Process::calibrated(1, Ease::Uniform(0.6));
+    let record = record(Process::calibrated(1, Ease::Uniform(0.6)), 16, 300);
     for (batch, kind, factor) in [
         (1, SweepKind::Draft, 3.0),
         (16, SweepKind::Draft, 0.33),
         (16, SweepKind::Verify, 3.0),
         (16, SweepKind::Verify, 0.33),
     ] {
-        let mut right = Simulation::new(Policy::Smart, process, batch);
-        let roofline = Roofline::H200_LLAMA_8B;
-        let mut sweep = roofline.sweep(batch * 61 + 256);
-        for point in sweep.iter_mut().filter(|point| point.kind == kind) {
-            point.us *= factor;
-        }
-        let mut wrong = Simulation::on(roofline, sweep, Policy::Smart, process, batch);
-        right.run(50);
-        wrong.run(50);
-        let (right, wrong) = (right.run(50).speedup, wrong.run(50).speedup);
+        let costs = H200.cost_model(batch * 61 + 256);
+        let late = |belief: Option<CostModel>| {
+            let settings = Settings { belief, ..settings(batch) };
+            let mut player = Player::new(&record, &costs, Policy::Smart, &settings).expect("sound");
+            (0..50).for_each(|_| player.round());
+            let position = player.outcome().tokens as usize / batch;
+            until(&mut player, batch, position + 200).0
+        };
+        let (right, wrong) = (late(None), late(Some(wrong_costs(batch, factor, |wrong| wrong == kind))));
         assert!(
             wrong > 0.97 * right,
             "batch {batch}, {kind:?} off by {factor}: {wrong:.3} against {right:.3}"
@@ -131,33 +179,31 @@ fn wrong_cost_tables_heal_within_fifty_rounds() {
 /// The table was measured on an idle machine, or on a busy one.
 #[test]
 fn a_machine_that_changes_speed_is_noticed_at_once() {
-    let process = Process::calibrated(1, Ease::Uniform(0.6));
-    let roofline = Roofline::H200_LLAMA_8B;
+    let record = record(Process::calibrated(1, Ease::Uniform(0.6)), 16, 120);
     for batch in [1, 16] {
-        let right = run("smart", process, batch, 60).speedup;
+        let right = speed(&run("smart", &record, batch, 60));
+        let costs = H200.cost_model(batch * 61 + 256);
         for factor in [3.0, 1.0 / 3.0] {
-            let mut sweep = roofline.sweep(batch * 61 + 256);
-            sweep.iter_mut().for_each(|point| point.us *= factor);
-            let mut simulation = Simulation::on(roofline, sweep, Policy::Smart, process, batch);
-            let speedup = simulation.run(60).speedup;
+            let settings = Settings { belief: Some(wrong_costs(batch, factor, |_| true)), ..settings(batch) };
+            let outcome = run_with("smart", &record, &costs, &settings, 60);
             assert!(
-                speedup > 0.95 * right,
-                "batch {batch}, off by {factor:.2}: {speedup:.3} against {right:.3}"
+                speed(&outcome) > 0.95 * right,
+                "batch {batch}, off by {factor:.2}: {:.3} against {right:.3}",
+                speed(&outcome)
             );
-            let error = simulation.controller.cost().prediction_error_p95();
-            assert!(error.is_some(), "predictions are judged");
+            assert!(outcome.prediction_error_p95.is_some(), "predictions are judged");
         }
     }
 }
 
 #[test]
 fn a_noisy_clock_costs_little() {
-    let process = Process::calibrated(1, Ease::Uniform(0.6));
+    let record = record(Process::calibrated(1, Ease::Uniform(0.6)), 16, 120);
     for batch in [1, 16] {
-        let quiet = run("smart", process, batch, 150).speedup;
-        let mut simulation = Simulation::new(Policy::Smart, process, batch);
-        simulation.noise = 0.15;
-        let noisy = simulation.run(150).speedup;
+        let quiet = speed(&run("smart", &record, batch, 150));
+        let settings = Settings { noise: 0.15, ..settings(batch) };
+        let costs = H200.cost_model(batch * 61 + 256);
+        let noisy = speed(&run_with("smart", &record, &costs, &settings, 150));
         assert!(noisy > 0.95 * quiet, "batch {batch}: {noisy:.3} against {quiet:.3} by a quiet clock");
     }
 }
@@ -173,67 +219,18 @@ fn on_a_slow_machine_smart_is_at_least_the_best_fixed_policy() {
         ..Shape::LLAMA_8B_EAGLE3
     };
     let card = Card { bandwidth: 10e9, matmul: 160e9, attention: 160e9 };
-    let roofline = Roofline { card, shape };
-    let process = Process::calibrated(1, Ease::Uniform(0.6));
-    let speed = |policy: &str| {
-        let sweep = roofline.sweep(256);
-        let mut simulation = Simulation::on(roofline, sweep, policy.parse().expect("a policy"), process, 1);
-        simulation.context = 64;
-        simulation.run(200)
-    };
+    let costs = Roofline { card, shape }.cost_model(256);
+    let record = record(Process::calibrated(1, Ease::Uniform(0.6)), 8, 120);
+    let settings = Settings { context: Some(64), ..settings(1) };
+    let speed = |policy: &str| speed(&run_with(policy, &record, &costs, &settings, 200));
     let smart = speed("smart");
     let chains = (1..=8).map(|length| format!("chain:{length}"));
     let trees = [4, 8, 16, 24, 60]
         .into_iter()
         .flat_map(|total| [1, 3, 5].map(|depth| format!("eagle2:10,{depth},{total}")));
     for rival in chains.chain(trees) {
-        let speedup = speed(&rival).speedup;
-        assert!(smart.speedup >= speedup, "smart {smart:?}, {rival} {speedup:.3}");
+        assert!(smart >= speed(&rival), "smart {smart:.3}, {rival} {:.3}", speed(&rival));
     }
-}
-
-#[test]
-fn the_same_seeds_give_the_same_run() {
-    let process = Process::calibrated(5, Ease::Random);
-    let (a, b) = (run("smart", process, 4, 40), run("smart", process, 4, 40));
-    assert_eq!(a, b);
-}
-
-/// SMART against the best static tree tuned per batch size over n and depth.
-/// `cargo test --test control -- --ignored --nocapture table`
-#[test]
-#[ignore = "prints a table; a minute"]
-fn table() {
-    println!(
-        "| text | batch | best static | smart | ratio | nodes | levels | smart-paper |\n|---|---|---|---|---|---|---|---|"
-    );
-    let mut log_sum = 0.0;
-    for (text, ease) in TEXTS {
-        for batch in [1, 2, 4, 8, 16, 32, 64] {
-            let process = Process::calibrated(1, ease);
-            let rounds = (400 / batch).max(40);
-            let mut best = (0.0, String::new());
-            for depth in 0..8 {
-                for total in [2, 4, 8, 16, 24, 32, 48, 60] {
-                    let policy = format!("eagle2:10,{depth},{total}");
-                    let speedup = run(&policy, process, batch, rounds / 4).speedup;
-                    if speedup > best.0 {
-                        best = (speedup, policy);
-                    }
-                }
-            }
-            best.0 = run(&best.1, process, batch, rounds).speedup;
-            let smart = run("smart", process, batch, rounds);
-            let paper = run("smart-paper", process, batch, rounds).speedup;
-            let ratio = smart.speedup / best.0;
-            log_sum += ratio.ln();
-            println!(
-                "| {text} | {batch} | {:.2} ({}) | {:.2} | {ratio:.3} | {:.1} | {:.1} | {paper:.2} |",
-                best.0, best.1, smart.speedup, smart.nodes, smart.levels
-            );
-        }
-    }
-    println!("geometric mean {:.3}", (log_sum / 21.0f64).exp());
 }
 
 /// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain.
