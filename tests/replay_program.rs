@@ -116,7 +116,7 @@ fn every_fault_is_one_sentence() {
         (vec!["replay", &file("greedy.jsonl"), "--costs", "h300/x/y"], "h300"),
         (vec!["replay", &file("greedy.jsonl"), "--costs", &file("costs.json")], "costs.json"),
         (vec!["replay", &file("greedy.jsonl"), "--costs", &file("negative.json")], "negative.json"),
-        (vec!["replay", &file("greedy.jsonl"), "--out", "/nowhere/p.html"], "/nowhere/p.html"),
+        (vec!["replay", &file("greedy.jsonl"), "--out", "/nowhere/p.html"], "/nowhere: no such folder"),
         (vec!["replay", &file("greedy.jsonl"), "--out", "p.png"], ".html or .svg"),
         (vec!["replay", "--synthetic", "nothing"], "--synthetic"),
         (vec!["generate", "--prompt", "x", "--record", "/nowhere/r"], "/nowhere/r"),

@@ -4,7 +4,6 @@ mod figures;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -40,13 +39,7 @@ struct Sweep {
 pub fn run(args: &ProfileArgs) -> Result<()> {
     // Where files go is tried before anything is measured: a wrong path should not cost minutes.
     for path in args.out.iter().map(|(path, _)| path).chain(&args.save_table) {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            return Err(Error::format(
-                folder,
-                "no such folder; make it, or choose another place for the file",
-            ));
-        }
+        plots::check_place(path)?;
     }
     let profile = match &args.subject {
         ProfileSubject::Table(name) => {

@@ -88,7 +88,7 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     let texts = texts(args)?;
     if let Some((path, _)) = &args.out {
         // A wrong path should not cost minutes.
-        std::fs::write(path, "").map_err(|error| Error::io(path, error))?;
+        plots::check_place(path)?;
     }
     interrupt::listen();
     let tasks: Vec<(&Text, usize)> =
