@@ -41,6 +41,9 @@ pub enum Error {
     /// No usable GPU driver, or the device cannot be used.
     #[error("{0}")]
     Device(String),
+    /// A result is not what it has to be: a defect of this crate or of the machine.
+    #[error("{0}")]
+    Defect(String),
     /// A driver call failed.
     #[error("{call} failed: {reason}")]
     Driver {

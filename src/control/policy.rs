@@ -94,6 +94,25 @@ pub enum Policy {
     TapOut(BanditKind),
 }
 
+impl Policy {
+    /// Whether plans depend on the cost model.
+    pub fn reads_costs(self) -> bool {
+        matches!(
+            self,
+            Policy::Smart
+                | Policy::SmartPaper
+                | Policy::AutoN
+                | Policy::Sequoia { .. }
+                | Policy::Goodput { .. }
+        )
+    }
+
+    /// Whether this is a static tree: of the same size and depth in every round, whatever a round costs and brings. What people tune by hand.
+    pub fn is_static_tree(self) -> bool {
+        matches!(self, Policy::Chain(_) | Policy::Eagle1 | Policy::Eagle2 { .. })
+    }
+}
+
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use crate::config::{Eagle3Config, FloatType, ModelConfig, ModelSource};
-use crate::control::{Controller, ControllerConfig, CostModel, Policy};
+use crate::control::{Controller, CostModel, Policy};
 use crate::device::{Device, DeviceChoice};
 use crate::drafter::Eagle3;
+use crate::engine::Engine;
 use crate::engine::drafting::Drafting;
+use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
-use crate::engine::{Engine, sweep};
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
 use crate::model::{Llama, MAX_ROWS_PER_SEQUENCE};
@@ -111,11 +112,7 @@ impl<'a> EngineBuilder<'a> {
     pub fn build(mut self) -> Result<Engine> {
         let policy =
             self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain });
-        if policy != Policy::Plain && self.drafter.is_none() {
-            return Err(Error::Input(format!(
-                "policy {policy} needs a drafter; give one with --draft, or use plain"
-            )));
-        }
+        check_drafter(policy, self.drafter.is_some())?;
         if self.max_sequences == 0 {
             return Err(Error::Input("an engine serves at least one sequence".into()));
         }
@@ -167,38 +164,29 @@ impl<'a> EngineBuilder<'a> {
             None => None,
         };
 
+        let fingerprint = format!(
+            "smart-run {} | {} | {} | {} | {} | {max_context} | {max_sequences}",
+            env!("CARGO_PKG_VERSION"),
+            device.name(),
+            self.model.name(),
+            float_type.name(),
+            kernels_fingerprint(),
+        );
+        // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
+        let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
+        let mut start_costs = StartCosts::new(cache.map(|path| (path, fingerprint)));
         let cost = match &mut drafting {
-            Some(drafting) if reads_costs(policy) => {
-                let fingerprint = format!(
-                    "smart-run {} | {} | {} | {} | {} | {max_context} | {max_sequences}",
-                    env!("CARGO_PKG_VERSION"),
-                    device.name(),
-                    self.model.name(),
-                    float_type.name(),
-                    kernels_fingerprint(),
-                );
-                // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
-                let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
-                match cache.as_deref().and_then(|path| CostModel::load(path, &fingerprint)) {
-                    Some(cost) => cost,
-                    None => {
-                        let scope = sweep::Scope { max_context, max_sequences, plain_passes: false };
-                        let sweep = sweep::measure(&device, &mut verifier, Some(drafting), scope)?;
-                        let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
-                        if let Some(path) = cache {
-                            cost.save(&path, &fingerprint);
-                        }
-                        cost
-                    }
-                }
+            Some(drafting) if policy.reads_costs() => {
+                let scope = start_scope(max_context, max_sequences);
+                start_costs.model(&device, &mut verifier, drafting, scope)?
             }
             _ => CostModel::unmeasured(),
         };
-        let limits = ControllerConfig { max_level_rows: max_rows, ..ControllerConfig::default() };
         Ok(Engine {
             verifier,
             drafting,
-            controller: Controller::new(policy, limits, cost),
+            controller: Controller::new(policy, limits(max_sequences), cost),
+            start_costs,
             sequences: (0..max_sequences).map(|_| None).collect(),
             pending: Vec::new(),
             next_id: 0,
@@ -206,20 +194,13 @@ impl<'a> EngineBuilder<'a> {
             times: RoundClock::new(&device),
             trace: None,
             recording: None,
+            last_round: None,
             dtype_name: float_type.name(),
             #[cfg(test)]
             planted: None,
             device,
         })
     }
-}
-
-/// Whether plans of `policy` depend on the cost model.
-fn reads_costs(policy: Policy) -> bool {
-    matches!(
-        policy,
-        Policy::Smart | Policy::SmartPaper | Policy::AutoN | Policy::Sequoia { .. } | Policy::Goodput { .. }
-    )
 }
 
 /// Pages of each cache: enough for `max_sequences` contexts, within the budget.

@@ -2,7 +2,7 @@
 //!
 //! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
 //! target's side of a round), `drafting` (the drafter's side), `prefill`, `sweep` (start-up cost measurement), `profile` (the
-//! same on demand), `builder`, `stats`, `generation`, `scoring`, `recording`.
+//! same on demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
 //! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
@@ -30,6 +30,7 @@ mod drafting;
 mod generation;
 #[cfg(test)]
 mod mutations;
+mod policy;
 mod prefill;
 mod profile;
 mod recording;
@@ -46,6 +47,8 @@ use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
 use crate::control::{Controller, SequenceOutcome};
 use crate::device::Device;
 use crate::engine::drafting::Drafting;
+use crate::engine::policy::StartCosts;
+use crate::engine::round::LastRound;
 use crate::engine::sequence::Sequence;
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::{Verified, Verifier};
@@ -64,6 +67,7 @@ pub struct Engine {
     verifier: Verifier,
     drafting: Option<Drafting>,
     controller: Controller,
+    start_costs: StartCosts,
     /// By slot; a slot is a row of the page tables.
     sequences: Vec<Option<Sequence>>,
     /// Emissions of prefill that the next `step` hands out.
@@ -71,6 +75,7 @@ pub struct Engine {
     next_id: u64,
     max_context: usize,
     times: RoundClock,
+    last_round: Option<LastRound>,
     trace: Option<Trace>,
     recording: Option<recording::Recording>,
     dtype_name: &'static str,

@@ -67,7 +67,10 @@ impl Engine {
 
     /// Gives the drafter the features of a prompt chunk and runs the pairs whose second token is known.
     fn feed_drafter(&mut self, slot: usize, chunk: std::ops::Range<usize>) -> Result<()> {
-        let Some(drafting) = &mut self.drafting else { return self.device.synchronize() };
+        let speculates = self.speculates();
+        let Some(drafting) = self.drafting.as_mut().filter(|_| speculates) else {
+            return self.device.synchronize();
+        };
         let rows: Vec<_> = chunk.clone().enumerate().map(|(row, position)| (slot, position, row)).collect();
         drafting.remember(&rows)?;
         self.device.synchronize()?;

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::conditions::Conditions;
-use crate::control::{Controller, ControllerConfig, CostModel, Policy, SweepPoint, Treads};
+use crate::control::{Controller, CostModel, Policy, SweepPoint, Treads};
 use crate::device::ConditionsProbe;
+use crate::engine::policy::limits;
 use crate::engine::{Engine, Request, sweep};
-use crate::error::{Error, Result};
-use crate::model::MAX_ROWS_PER_SEQUENCE;
+use crate::error::Result;
 use crate::sampling::SamplingParams;
 
 /// What [`Engine::measure_costs`] found; the numbers of a `control::CostTable`.
@@ -36,9 +36,7 @@ impl Engine {
     /// # Errors
     /// Sequences are running; driver failures.
     pub fn measure_costs(&mut self) -> Result<MeasuredCosts> {
-        if self.sequences.iter().any(Option::is_some) {
-            return Err(Error::Input("costs are measured while no sequence is running".into()));
-        }
+        self.check_idle()?;
         let probe = ConditionsProbe::start(&self.device);
         let scope = sweep::Scope {
             max_context: self.max_context,
@@ -72,11 +70,7 @@ impl Engine {
         if max_new_tokens == 0 {
             return Ok(0.0);
         }
-        let config = ControllerConfig {
-            max_level_rows: MAX_ROWS_PER_SEQUENCE * self.sequences.len(),
-            ..ControllerConfig::default()
-        };
-        let controller = Controller::new(policy, config, CostModel::unmeasured());
+        let controller = Controller::new(policy, limits(self.sequences.len()), CostModel::unmeasured());
         let own = std::mem::replace(&mut self.controller, controller);
         let (stats, trace, recording) = (self.times.stats.clone(), self.trace.take(), self.recording.take());
         let request = Request {

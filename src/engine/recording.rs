@@ -40,7 +40,7 @@ impl Engine {
     /// drafter would have offered there and what the target says to it (see [`crate::replay`]).
     ///
     /// # Errors
-    /// [`Error::Input`]: no drafter, an impossible shape, more than one sequence at once; a writer that fails.
+    /// [`Error::Input`]: no drafter, an impossible shape, more than one sequence at once, one that is running; a writer that fails.
     pub fn set_record(&mut self, out: impl Write + Send + 'static, header: &RecordHeader) -> Result<()> {
         header.shape.validate()?;
         if self.drafting.is_none() {
@@ -49,6 +49,7 @@ impl Engine {
         if self.sequences.len() != 1 {
             return Err(Error::Input("an engine that records serves one sequence at a time".into()));
         }
+        self.check_idle()?;
         let writer = RecordWriter::new(out, header).map_err(record_error)?;
         self.recording = Some(Recording { writer, shape: header.shape, sequence: None });
         Ok(())

@@ -12,6 +12,7 @@ use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine, FinishReason, SequenceId};
 use crate::error::{Error, Result};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words};
+use crate::replay::{Outcome, RoundCount};
 use crate::tree::DraftTree;
 
 /// What one round emitted for one sequence.
@@ -25,6 +26,12 @@ pub struct Emission {
     pub finished: Option<FinishReason>,
 }
 
+/// The latest round under a controller, for who counts rounds.
+pub(super) struct LastRound {
+    verified: Vec<Verified>,
+    tokens: usize,
+}
+
 impl Engine {
     /// Runs one round over all running sequences and returns what each emitted. After [`Engine::submit`] the first call
     /// returns the tokens that prefill drew, without a round. Empty when nothing is running.
@@ -33,6 +40,7 @@ impl Engine {
     /// A driver failure, or logits that are not numbers. The engine's sequences are in no defined state then.
     pub fn step(&mut self) -> Result<Vec<Emission>> {
         let slots = self.running_slots();
+        self.last_round = None;
         if slots.is_empty() || !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
         }
@@ -53,7 +61,26 @@ impl Engine {
         let emissions = self.commit(&slots, &trees, &verified)?;
         self.times.stats.count_round(&trees, &verified, &emissions);
         self.times.end();
+        let tokens = emissions.iter().map(|emission| emission.tokens.len()).sum();
+        self.last_round = Some(LastRound { verified, tokens });
         Ok(emissions)
+    }
+
+    /// Adds the round that the latest [`Engine::step`] ran to `outcome`; nothing if it ran none. What plain rounds would have taken
+    /// is not known here.
+    pub fn count_round(&self, outcome: &mut Outcome) {
+        let Some(round) = &self.last_round else { return };
+        let accepted = accepted_nodes(&round.verified);
+        let times = &self.times.last;
+        let times = RoundCount {
+            tokens: round.tokens,
+            draft_us: times.draft_us.iter().sum::<f64>() - times.control_in_draft_us,
+            verify_us: times.verify_us - times.control_in_verify_us,
+            control_us: times.control_us,
+            us: times.total_us,
+            plain_us: 0.0,
+        };
+        outcome.count_round(&self.controller, &outcomes(&accepted, &round.verified), &times);
     }
 
     /// Runs one round with the caller's trees, one for each sequence of [`Engine::running`] in that order: for drafters outside
@@ -70,6 +97,7 @@ impl Engine {
                 "one tree per running sequence is needed, rooted at its last token, which `step` has handed out".into(),
             ));
         }
+        self.last_round = None;
         self.times.begin()?;
         let verified = self.verify(&slots, trees)?;
         self.times.collect()?;
@@ -82,12 +110,14 @@ impl Engine {
     /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
     fn draft(&mut self, slots: &[usize]) -> Result<bool> {
         let control = Instant::now();
+        let speculates = self.speculates();
         let views: Vec<SequenceView> = slots
             .iter()
             .map(|&slot| {
                 let sequence = self.sequences[slot].as_ref().expect("running slots hold sequences");
                 let left = sequence.max_new_tokens - sequence.emitted().len();
-                sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1))
+                let view = sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1));
+                if speculates { view } else { SequenceView { backlog: 0, ..view } }
             })
             .collect();
         let plan = self.controller.begin_round(&views);
@@ -151,10 +181,10 @@ impl Engine {
         Ok(ranges)
     }
 
-    /// The target over the `num_rows` rows of its pass, with draws, and with features for the drafter if there is one; the logits.
+    /// The target over the `num_rows` rows of its pass, with draws, and with features for the drafter if it may run; the logits.
     pub(super) fn run_target(&mut self, num_rows: usize) -> Result<Tensor> {
-        let taps =
-            self.drafting.as_ref().map(|d| (d.taps.rows(0..num_rows), d.network.config().tap_layers.clone()));
+        let drafting = self.drafting.as_ref().filter(|_| self.speculates());
+        let taps = drafting.map(|d| (d.taps.rows(0..num_rows), d.network.config().tap_layers.clone()));
         self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))
     }
 
@@ -181,7 +211,7 @@ impl Engine {
             first_row += tree.num_nodes();
             emissions.push(Emission { sequence: sequence.id, tokens, finished: sequence.finished });
         }
-        if self.drafting.is_some() {
+        if self.speculates() {
             self.remember(&features)?;
         }
         for (&slot, emission) in slots.iter().zip(&emissions) {
@@ -215,13 +245,8 @@ impl Engine {
     /// Feeds times and outcomes to the controller.
     fn learn(&mut self, verified: &[Verified]) {
         let control = Instant::now();
-        let accepted: Vec<Vec<u32>> =
-            verified.iter().map(|v| v.accepted.iter().map(|&node| node as u32).collect()).collect();
-        let outcomes: Vec<SequenceOutcome> = accepted
-            .iter()
-            .zip(verified)
-            .map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn })
-            .collect();
+        let accepted = accepted_nodes(verified);
+        let outcomes = outcomes(&accepted, verified);
         let times = &self.times.last;
         let levels: Vec<f32> = times.draft_us.iter().map(|&us| us as f32).collect();
         let times = PhaseTimes {
@@ -232,6 +257,17 @@ impl Engine {
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
     }
+}
+
+/// Accepted nodes as controllers name them.
+fn accepted_nodes(verified: &[Verified]) -> Vec<Vec<u32>> {
+    verified.iter().map(|v| v.accepted.iter().map(|&node| node as u32).collect()).collect()
+}
+
+/// What a controller is told; `accepted` by [`accepted_nodes`].
+fn outcomes<'a>(accepted: &'a [Vec<u32>], verified: &'a [Verified]) -> Vec<SequenceOutcome<'a>> {
+    let pairs = accepted.iter().zip(verified);
+    pairs.map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn }).collect()
 }
 
 /// Runs the drafter level by level, on what `round` asks for, until it asks for nothing more.

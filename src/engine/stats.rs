@@ -65,6 +65,12 @@ pub struct RoundTimes {
     pub draft_us: Vec<f64>,
     /// The target pass.
     pub verify_us: f64,
+    /// Host time of the controller, all of it; 0 where time is modelled.
+    pub control_us: f64,
+    /// The part of `control_us` that passed while drafter passes were timed, and so is part of `draft_us`.
+    pub control_in_draft_us: f64,
+    /// The part of `control_us` that is part of `verify_us`.
+    pub control_in_verify_us: f64,
     /// The whole round, with the host work that followed the target pass of the round before it.
     pub total_us: f64,
 }
@@ -78,6 +84,7 @@ pub(super) struct RoundClock {
     /// How long that took, µs. Zero where time is modelled: a host's real time has no place in it.
     tail_us: f64,
     modelled: bool,
+    control: ControlTime,
     pub stats: Stats,
     pub last: RoundTimes,
 }
@@ -90,6 +97,7 @@ impl RoundClock {
             tail_start: Instant::now(),
             tail_us: 0.0,
             modelled: device.has_modelled_time(),
+            control: ControlTime::default(),
             stats: Stats::default(),
             last: RoundTimes::default(),
         }
@@ -99,23 +107,29 @@ impl RoundClock {
     pub fn begin(&mut self) -> Result<()> {
         self.timeline.restart();
         self.levels = 0;
+        self.control = ControlTime::default();
         self.timeline.mark()
     }
 
     /// Ends a drafter pass.
     pub fn mark_level(&mut self) -> Result<()> {
         self.levels += 1;
+        self.control.in_draft_us += std::mem::take(&mut self.control.unmarked_us);
         self.timeline.mark()
     }
 
     /// Ends the target pass.
     pub fn mark_verify(&mut self) -> Result<()> {
+        self.control.in_verify_us += std::mem::take(&mut self.control.unmarked_us);
         self.timeline.mark()
     }
 
     /// Adds host time of the controller since `start`.
     pub fn control(&mut self, start: Instant) {
-        self.stats.control_ms += start.elapsed().as_secs_f64() * 1e3;
+        let us = start.elapsed().as_secs_f64() * 1e6;
+        self.stats.control_ms += us / 1e3;
+        self.control.us += us;
+        self.control.unmarked_us += us;
     }
 
     /// Reads the phases of the round, whose results have been waited for, and starts the host's tail.
@@ -127,6 +141,7 @@ impl RoundClock {
             draft_us: draft.to_vec(),
             verify_us: verify.iter().sum(),
             total_us: phases.iter().sum::<f64>() + self.tail_us,
+            ..RoundTimes::default()
         };
         self.stats.draft_ms += draft.iter().sum::<f64>() / 1e3;
         self.stats.verify_ms += self.last.verify_us / 1e3;
@@ -137,5 +152,25 @@ impl RoundClock {
     /// Ends the round.
     pub fn end(&mut self) {
         self.tail_us = if self.modelled { 0.0 } else { self.tail_start.elapsed().as_secs_f64() * 1e6 };
+        if !self.modelled {
+            self.last.control_us = self.control.us;
+            self.last.control_in_draft_us = self.control.in_draft_us;
+            self.last.control_in_verify_us = self.control.in_verify_us;
+        }
     }
+
+    /// Leaves what followed the latest round out of the next one's time.
+    pub fn forget_tail(&mut self) {
+        self.tail_us = 0.0;
+    }
+}
+
+/// Host time of the controller in the present round, µs.
+#[derive(Default)]
+struct ControlTime {
+    us: f64,
+    in_draft_us: f64,
+    in_verify_us: f64,
+    /// Since the last mark.
+    unmarked_us: f64,
 }

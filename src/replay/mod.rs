@@ -12,7 +12,7 @@
 //! | `process` | synthetic records of known acceptance |
 //! | `lanes` | texts in play |
 //! | `player` | rounds of a policy over a record |
-//! | `outcome` | what a replay came to |
+//! | `outcome` | what rounds came to, replayed or run |
 //! | `rivals` | the best static tree for a record, batch and cost model |
 //! | `interval` | how sure a mean of repetitions is |
 //! | `oracle` | the ceiling: true probabilities known beforehand |
@@ -32,7 +32,7 @@ mod rivals;
 pub use interval::{Interval, geometric_mean};
 pub use lines::{RECORD_VERSION, RecordHeader, RecordWriter};
 pub use oracle::oracle;
-pub use outcome::{Outcome, RELIABILITY_BINS, ReliabilityBin};
+pub use outcome::{Outcome, RELIABILITY_BINS, ReliabilityBin, RoundCount};
 pub use player::{Knowledge, Player, Settings, replay};
 pub use record::{Record, RecordShape, RecordedSequence, RecordedTree};
 pub use rivals::{best_static, static_grid};

@@ -1,7 +1,9 @@
-//! [`Outcome`]: what a policy's replay came to.
+//! [`Outcome`]: what a policy's rounds came to, replayed or run.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
+
+use crate::control::{Controller, SequenceOutcome};
 
 /// Bins of the reliability diagram, equally wide over [0, 1].
 pub const RELIABILITY_BINS: usize = 20;
@@ -17,7 +19,27 @@ pub struct ReliabilityBin {
     pub accepted: u64,
 }
 
-/// A policy's rounds over a record, summed up. Times are modelled, in microseconds.
+/// Most pairs of predicted and measured times that are kept.
+const MAX_PREDICTIONS: usize = 256;
+
+/// A round to be counted: what its controller does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RoundCount {
+    /// Tokens emitted.
+    pub tokens: usize,
+    /// Drafter passes, us.
+    pub draft_us: f64,
+    /// Target pass, us.
+    pub verify_us: f64,
+    /// Host time of the controller, us.
+    pub control_us: f64,
+    /// The whole round, us.
+    pub us: f64,
+    /// What a plain round would have taken for as many tokens, us; 0 where it is not known.
+    pub plain_us: f64,
+}
+
+/// A policy's rounds, summed up: replayed over a record in modelled time, or run by an engine. Times are in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Tokens emitted.
@@ -44,6 +66,8 @@ pub struct Outcome {
     pub draft_us: f64,
     /// Of which in target passes.
     pub verify_us: f64,
+    /// Of which the host's for the controller; 0 in a replay.
+    pub control_us: f64,
     /// What the same tokens would have taken in plain rounds, at the batches and contexts at which they were emitted.
     pub plain_us: f64,
     /// By depth - 1: accepted paths that could have gone on to a verified node of that depth, and those that did.
@@ -52,6 +76,8 @@ pub struct Outcome {
     pub reliability: Vec<ReliabilityBin>,
     /// 95th percentile of the relative error of the latest predicted rounds.
     pub prediction_error_p95: Option<f64>,
+    /// Rounds as (predicted, actual) times: all of them, or every 2nd, 4th, ... so that they stay few.
+    pub predictions: Vec<(f32, f32)>,
     /// Drafter rows that the policy would have run and the record does not hold; where there are none the replay is exact.
     pub rows_refused: u64,
     /// Levels after which a stop rule had to wait for the host.
@@ -96,7 +122,76 @@ impl Outcome {
         ratio(gap, count as f64)
     }
 
-    pub(super) fn count_estimate(&mut self, q: f32, accepted: bool) {
+    /// Adds the round that `controller` has just been through; `sequences` in its order.
+    pub fn count_round(
+        &mut self,
+        controller: &Controller,
+        sequences: &[SequenceOutcome<'_>],
+        count: &RoundCount,
+    ) {
+        let batch = sequences.len() as u64;
+        self.keep_prediction(controller.predicted().total, count.us as f32);
+        self.rounds += 1;
+        self.sequence_rounds += batch;
+        self.accepted += sequences.iter().map(|sequence| sequence.accepted.len() as u64).sum::<u64>();
+        self.tokens += count.tokens as u64;
+        self.us += count.us;
+        self.draft_us += count.draft_us;
+        self.verify_us += count.verify_us;
+        self.control_us += count.control_us;
+        self.plain_us += count.plain_us;
+        let round = controller.round();
+        if round.selected().is_empty() {
+            self.plain_rounds += 1;
+            self.nodes += batch;
+            return;
+        }
+        self.rows_refused += round.rows_refused() as u64;
+        self.host_syncs += round.host_syncs() as u64;
+        self.levels += round.levels().len() as u64;
+        self.drafter_rows += round.levels().iter().map(|level| level.rows as u64).sum::<u64>();
+        for (index, (sequence, selected)) in sequences.iter().zip(round.selected()).enumerate() {
+            let pool = round.pool(index);
+            self.nodes += selected.tree.num_nodes() as u64;
+            self.drafted_nodes += pool.nodes().len() as u64 - 1;
+            for (depth, &node) in std::iter::once(&0).chain(sequence.accepted).enumerate() {
+                let node = node as usize;
+                if selected.tree.children(node).next().is_some() {
+                    self.count_depth(depth + 1, depth < sequence.accepted.len());
+                }
+                for label in pool.labels(selected.pool_nodes[node] as usize, sequence.drawn[node]) {
+                    self.count_estimate(label.q, label.accepted);
+                }
+            }
+        }
+    }
+
+    /// Adds what only the end tells.
+    pub fn conclude(&mut self, controller: &Controller) {
+        self.prediction_error_p95 = controller.cost().prediction_error_p95();
+        self.probe_share = controller.probe_share();
+    }
+
+    /// Keeps the pair if its turn has come; where there are too many, every other one goes.
+    fn keep_prediction(&mut self, predicted_us: f32, us: f32) {
+        let mut stride = 1;
+        while self.rounds >= stride * MAX_PREDICTIONS as u64 {
+            stride *= 2;
+        }
+        if self.rounds % stride != 0 {
+            return;
+        }
+        if self.predictions.len() == MAX_PREDICTIONS {
+            let mut index = 0;
+            self.predictions.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+        }
+        self.predictions.push((predicted_us, us));
+    }
+
+    fn count_estimate(&mut self, q: f32, accepted: bool) {
         self.reliability.resize(RELIABILITY_BINS, ReliabilityBin::default());
         let bin = ((q.clamp(0.0, 1.0) * RELIABILITY_BINS as f32) as usize).min(RELIABILITY_BINS - 1);
         let bin = &mut self.reliability[bin];
@@ -105,7 +200,7 @@ impl Outcome {
         bin.accepted += u64::from(accepted);
     }
 
-    pub(super) fn count_depth(&mut self, depth: usize, accepted: bool) {
+    fn count_depth(&mut self, depth: usize, accepted: bool) {
         if self.accepted_by_depth.len() < depth {
             self.accepted_by_depth.resize(depth, (0, 0));
         }

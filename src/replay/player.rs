@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::lanes::{Lane, Texts};
-use super::outcome::Outcome;
+use super::outcome::{Outcome, RoundCount};
 use super::random::Random;
 use super::record::{Record, RecordedTree};
 use crate::control::{
@@ -148,7 +148,6 @@ impl<'a> Player<'a> {
             let contexts = views.iter().map(|view| view.context_len);
             (self.costs.verify_us(tokens, nodes.zip(contexts)), self.costs.overhead_us())
         } else {
-            self.outcome.plain_rounds += 1;
             (plain_us - self.costs.plain_overhead_us(), self.costs.plain_overhead_us())
         };
         let walks: Vec<(Vec<u32>, Vec<i32>)> =
@@ -170,8 +169,7 @@ impl<'a> Player<'a> {
 
     /// The outcome, with what only the end tells.
     pub fn finish(mut self) -> Outcome {
-        self.outcome.prediction_error_p95 = self.controller.cost().prediction_error_p95();
-        self.outcome.probe_share = self.controller.probe_share();
+        self.outcome.conclude(&self.controller);
         self.outcome
     }
 
@@ -246,53 +244,29 @@ impl<'a> Player<'a> {
         verify_us: f64,
         overhead_us: f64,
     ) {
-        let outcome = &mut self.outcome;
         let batch = walks.len();
         let draft_us: f64 = draft_us.iter().sum();
-        let accepted: usize = walks.iter().map(|(accepted, _)| accepted.len()).sum();
-        outcome.rounds += 1;
-        outcome.sequence_rounds += batch as u64;
-        outcome.accepted += accepted as u64;
-        outcome.tokens += (accepted + batch) as u64;
-        outcome.plain_us += plain_us * (accepted + batch) as f64 / batch as f64;
-        outcome.us += draft_us + verify_us + overhead_us;
-        outcome.draft_us += draft_us;
-        outcome.verify_us += verify_us;
-        if let Some(expected) = &mut outcome.expected_tokens {
+        let tokens = batch + walks.iter().map(|(accepted, _)| accepted.len()).sum::<usize>();
+        let count = RoundCount {
+            tokens,
+            draft_us,
+            verify_us,
+            control_us: 0.0,
+            us: draft_us + verify_us + overhead_us,
+            plain_us: plain_us * tokens as f64 / batch as f64,
+        };
+        self.outcome.count_round(&self.controller, &outcomes(walks), &count);
+        if let Some(expected) = &mut self.outcome.expected_tokens {
             *expected += batch as f64;
-        }
-        let round = self.controller.round();
-        if round.selected().is_empty() {
-            outcome.nodes += batch as u64;
-            return;
-        }
-        outcome.rows_refused += round.rows_refused() as u64;
-        outcome.host_syncs += round.host_syncs() as u64;
-        outcome.levels += round.levels().len() as u64;
-        outcome.drafter_rows += round.levels().iter().map(|level| level.rows as u64).sum::<u64>();
-        for (sequence, ((accepted, drawn), selected)) in walks.iter().zip(round.selected()).enumerate() {
-            let pool = round.pool(sequence);
-            outcome.nodes += selected.tree.num_nodes() as u64;
-            if let Some(expected) = &mut outcome.expected_tokens {
-                *expected += expected_len(selected, pool, self.lanes[sequence].tree(), &self.children);
-            }
-            outcome.drafted_nodes += pool.nodes().len() as u64 - 1;
-            for (i, &node) in std::iter::once(&0).chain(accepted).enumerate() {
-                let node = node as usize;
-                if selected.tree.children(node).next().is_some() {
-                    outcome.count_depth(i + 1, i < accepted.len());
-                }
-                let pool_node = selected.pool_nodes[node] as usize;
-                for label in pool.labels(pool_node, drawn[node]) {
-                    outcome.count_estimate(label.q, label.accepted);
-                }
+            let round = self.controller.round();
+            for (sequence, selected) in round.selected().iter().enumerate() {
+                let (pool, tree) = (round.pool(sequence), self.lanes[sequence].tree());
+                *expected += expected_len(selected, pool, tree, &self.children);
             }
         }
     }
 
     fn learn(&mut self, walks: &[(Vec<u32>, Vec<i32>)], draft_us: &[f64], verify_us: f64, overhead_us: f64) {
-        let outcomes: Vec<_> =
-            walks.iter().map(|(accepted, drawn)| SequenceOutcome { accepted, drawn }).collect();
         let mut shown = |us: f64| measured(&mut self.random, us, self.settings.noise);
         let levels: Vec<f32> = draft_us.iter().map(|&us| shown(us)).collect();
         let (verify, overhead) = (shown(verify_us), shown(overhead_us));
@@ -302,7 +276,7 @@ impl<'a> Player<'a> {
             let total = levels.iter().sum::<f32>() + verify + overhead;
             PhaseTimes { draft_levels: &levels, verify: Some(verify), total: Some(total) }
         };
-        self.controller.observe(&RoundReport { sequences: &outcomes, times });
+        self.controller.observe(&RoundReport { sequences: &outcomes(walks), times });
     }
 
     fn advance(&mut self, walks: &[(Vec<u32>, Vec<i32>)]) {
@@ -312,6 +286,11 @@ impl<'a> Player<'a> {
             self.lanes[sequence].advance(accepted.len(), drafted, &mut self.texts);
         }
     }
+}
+
+/// Walks as the controller is told of them.
+fn outcomes(walks: &[(Vec<u32>, Vec<i32>)]) -> Vec<SequenceOutcome<'_>> {
+    walks.iter().map(|(accepted, drawn)| SequenceOutcome { accepted, drawn }).collect()
 }
 
 /// The recorded row of the node that `row` runs.

@@ -1,6 +1,7 @@
 //! The whole engine on the device at hand (the host driver where there is no GPU), through the public API.
 
 mod batch;
+mod controllers;
 mod costs;
 mod eagle3;
 pub(crate) mod fixtures;

@@ -1,5 +1,6 @@
 //! The command line: what was typed ([`LowArgs`]) and what it means ([`Command`], validated).
 
+mod bench;
 mod profile;
 mod replay;
 
@@ -16,6 +17,7 @@ use smart_run::config::FloatType;
 use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 
+pub use bench::BenchArgs;
 pub use profile::{Picture, ProfileArgs, ProfileSubject};
 pub use replay::ReplayArgs;
 
@@ -26,6 +28,8 @@ pub enum Command {
     Demo,
     /// Complete one prompt.
     Generate(GenerateArgs),
+    /// Compare policies on this machine.
+    Bench(BenchArgs),
     /// Show what passes cost.
     Profile(ProfileArgs),
     /// Play policies over recorded or synthetic texts under modelled time.
@@ -158,6 +162,7 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
     match LowArgs::from_arg_matches(&matches).map_err(stop)?.command {
         None => Ok(Command::Demo),
         Some(LowCommand::Generate(typed)) => generate(typed).map(Command::Generate).map_err(Stop::Usage),
+        Some(LowCommand::Bench(typed)) => bench::bench(typed).map(Command::Bench).map_err(Stop::Usage),
         Some(LowCommand::Profile(typed)) => {
             profile::profile(typed).map(Command::Profile).map_err(Stop::Usage)
         }
@@ -180,6 +185,10 @@ struct LowArgs {
 enum LowCommand {
     /// Complete a prompt.
     Generate(LowGenerate),
+    /// Compare policies on this machine: tokens per second by batch size, on the same prompts, in turn.
+    ///
+    /// Every policy must give the same text as plain decoding, token by token; if one does not, that is an error.
+    Bench(bench::LowBench),
     /// Measure what target and drafter passes cost here, or show a cost table
     Profile(profile::LowProfile),
     /// Play policies over recorded or synthetic texts, under the time that a cost table models
@@ -398,6 +407,10 @@ fn top_k(typed: &str) -> Result<u32, String> {
 
 fn max_new_tokens(typed: &str) -> Result<usize, String> {
     integer(typed, 1, i32::MAX as usize)
+}
+
+fn repetitions(typed: &str) -> Result<usize, String> {
+    integer(typed, 1, 1000)
 }
 
 fn seed(typed: &str) -> Result<u64, String> {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod demo;
 mod demo_model;
 mod generate;
@@ -12,6 +13,7 @@ mod loading;
 mod plots;
 mod profile;
 mod replay;
+mod report;
 mod trace;
 
 use std::io::Write;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo => demo::run(),
         Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Trace(args) => trace::run(&args),

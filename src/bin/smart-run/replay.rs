@@ -1,9 +1,6 @@
 //! `smart-run replay`: policies over recorded or synthetic texts, under the time that a cost table models, against the best static
 //! tree and the oracle.
 
-mod figures;
-mod table;
-
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -13,16 +10,16 @@ use serde::Serialize;
 use smart_run::control::{CostModel, CostTable, Policy};
 use smart_run::replay::process::Process;
 use smart_run::replay::{
-    Interval, Knowledge, Outcome, Record, RecordShape, Settings, best_static, oracle, replay, static_grid,
+    Knowledge, Outcome, Record, RecordShape, Settings, best_static, oracle, replay, static_grid,
 };
 use smart_run::{Error, Result};
 
-use crate::args::{OutputFormat, Picture, ReplayArgs};
-use crate::generate::print_now;
+use crate::args::ReplayArgs;
+use crate::report::{self, Cell, Played, Results, Role, Text};
 use crate::{interrupt, plots};
 
 /// Changes whenever a field's meaning does.
-const REPORT_VERSION: u32 = 1;
+const REPORT_VERSION: u32 = 2;
 /// Texts and positions of a synthetic record.
 const SYNTHETIC: (usize, usize) = (64, 200);
 
@@ -39,45 +36,8 @@ struct Report {
     noise: f64,
     belief: Option<String>,
     knowledge: Knowledge,
-    texts: Vec<Text>,
-    cells: Vec<Cell>,
-}
-
-/// Texts that are played together.
-#[derive(Serialize)]
-struct Text {
-    name: String,
-    sequences: usize,
-    positions: usize,
-    sampled: bool,
-    #[serde(skip)]
-    record: Record,
-}
-
-/// Who is played.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Role {
-    Policy,
-    BestStatic,
-    Oracle,
-}
-
-/// One player at one batch size over one text.
-#[derive(Serialize)]
-struct Cell {
-    text: String,
-    batch: usize,
-    role: Role,
-    player: String,
-    /// Speed relative to plain decoding; by expected tokens where the target's probabilities were recorded.
-    speedup: Interval,
-    /// Speed relative to the best static tree, repetition by repetition.
-    against_best_static: Option<Interval>,
-    /// Speed relative to the oracle, repetition by repetition.
-    of_oracle: Option<Interval>,
-    /// The first repetition.
-    outcome: Outcome,
+    #[serde(flatten)]
+    results: Results,
 }
 
 /// Runs the command.
@@ -85,14 +45,14 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     let costs = CostTable::open(&args.costs)?;
     let model = costs.cost_model()?;
     let belief = args.belief.as_deref().map(|name| CostTable::open(name)?.cost_model()).transpose()?;
-    let texts = texts(args)?;
+    let records = records(args)?;
     if let Some((path, _)) = &args.out {
         // A wrong path should not cost minutes.
         plots::check_place(path)?;
     }
     interrupt::listen();
-    let tasks: Vec<(&Text, usize)> =
-        texts.iter().flat_map(|text| args.batches.iter().map(move |&batch| (text, batch))).collect();
+    let tasks: Vec<(&(Text, Record), usize)> =
+        records.iter().flat_map(|record| args.batches.iter().map(move |&batch| (record, batch))).collect();
     let style = ProgressStyle::with_template("replaying {bar:30} {pos}/{len}");
     let bar = ProgressBar::new(tasks.len() as u64)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -100,14 +60,17 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     let played: Result<Vec<Vec<Cell>>> = tasks
         .par_iter()
         .filter(|_| !interrupt::requested())
-        .map(|&(text, batch)| {
-            let cells = play(args, text, batch, &model, belief.as_ref());
+        .map(|&((text, record), batch)| {
+            let cells = play(args, &text.name, record, batch, &model, belief.as_ref());
             bar.inc(1);
             cells
         })
         .collect();
     bar.finish_and_clear();
-    let cells = played?.into_iter().flatten().collect();
+    let results = Results {
+        cells: played?.into_iter().flatten().collect(),
+        texts: records.into_iter().map(|(text, _)| text).collect(),
+    };
     let report = Report {
         version: REPORT_VERSION,
         program: env!("CARGO_PKG_VERSION"),
@@ -119,29 +82,49 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         noise: args.noise,
         belief: args.belief.clone(),
         knowledge: args.knowledge,
-        texts,
-        cells,
+        results,
     };
-    if let Some((path, picture)) = &args.out {
-        let charts = figures::charts(&report);
-        let drawn = match picture {
-            Picture::Html => plots::page("Replay", &table::facts(&report), &charts)?,
-            // The one that says it all.
-            Picture::Svg => plots::sheet(&charts[..1.min(charts.len())])?,
-        };
-        std::fs::write(path, drawn).map_err(|error| Error::io(path, error))?;
+    let facts = report.facts();
+    if let Some(out) = &args.out {
+        report::draw(&report.results, "Replay", &facts, out)?;
     }
-    match args.format {
-        OutputFormat::Text => print_now(&table::text(&report)),
-        OutputFormat::Json => {
-            let json = serde_json::to_string(&report).map_err(|e| Error::Device(e.to_string()))?;
-            print_now(&format!("{json}\n"))
+    report::print(&report.results, &facts, &report, args.format)
+}
+
+impl Report {
+    /// What was played, a sentence each.
+    fn facts(&self) -> Vec<String> {
+        let context = match self.context {
+            Some(tokens) => format!("{tokens} cached tokens at the first position"),
+            None => "contexts as recorded".into(),
+        };
+        let mut facts = vec![format!(
+            "Times are modelled by the cost table {} ({}, {}); {context}; {} repetitions, each with the texts in another order.",
+            self.costs.name, self.costs.model, self.costs.drafter, self.repetitions
+        )];
+        let told = [
+            (self.knowledge.probabilities, "the target's probabilities"),
+            (self.knowledge.costs, "the true costs"),
+        ];
+        for (_, what) in told.iter().filter(|(is_told, _)| *is_told) {
+            facts.push(format!("Policies are told {what}."));
         }
+        if let Some(belief) = &self.belief {
+            facts.push(format!("Policies begin with the costs of {belief}."));
+        }
+        for text in &self.results.texts {
+            let draws = if text.sampled { "sampled" } else { "greedy" };
+            facts.push(format!(
+                "{}: {} texts, {} positions, {draws}.",
+                text.name, text.sequences, text.positions
+            ));
+        }
+        facts
     }
 }
 
-fn texts(args: &ReplayArgs) -> Result<Vec<Text>> {
-    let mut texts = Vec::new();
+fn records(args: &ReplayArgs) -> Result<Vec<(Text, Record)>> {
+    let mut records = Vec::new();
     let mut joined: Option<Record> = None;
     for path in &args.records {
         let (_, record) = Record::read(path)?;
@@ -151,24 +134,24 @@ fn texts(args: &ReplayArgs) -> Result<Vec<Text>> {
         });
     }
     if let Some(record) = joined {
-        texts.push(Text::new(records_name(&args.records), record));
+        records.push((text(records_name(&args.records), &record), record));
     }
     for name in &args.synthetic {
         let (sequences, positions) = SYNTHETIC;
         let record = Process::named(name, args.seed)
             .map_err(|error| Error::Input(format!("--synthetic: {error}")))?
             .record(RecordShape::DEFAULT, sequences, positions)?;
-        texts.push(Text::new(name.clone(), record));
+        records.push((text(name.clone(), &record), record));
     }
     let flag = if args.oracle { "--oracle" } else { "--true-probabilities" };
     let needs_probs = args.oracle || args.knowledge.probabilities;
-    if let Some(text) = texts.iter().find(|text| needs_probs && !text.record.has_probs()) {
+    if let Some((text, _)) = records.iter().find(|(_, record)| needs_probs && !record.has_probs()) {
         return Err(Error::Input(format!(
             "{flag}: {} does not hold the target's probabilities; record at a temperature above 0",
             text.name
         )));
     }
-    Ok(texts)
+    Ok(records)
 }
 
 /// What to call texts that are played together: the file, or the folder of all files.
@@ -185,27 +168,24 @@ fn records_name(paths: &[PathBuf]) -> String {
     }
 }
 
-impl Text {
-    fn new(name: String, record: Record) -> Self {
-        Self {
-            name,
-            sequences: record.sequences().len(),
-            positions: record.num_positions(),
-            sampled: record.sequences().iter().any(|sequence| sequence.sampled),
-            record,
-        }
+fn text(name: String, record: &Record) -> Text {
+    Text {
+        name,
+        sequences: record.sequences().len(),
+        positions: record.num_positions(),
+        sampled: record.sequences().iter().any(|sequence| sequence.sampled),
     }
 }
 
 /// All players over one text at one batch size.
 fn play(
     args: &ReplayArgs,
-    text: &Text,
+    text: &str,
+    record: &Record,
     batch: usize,
     costs: &CostModel,
     belief: Option<&CostModel>,
 ) -> Result<Vec<Cell>> {
-    let record = &text.record;
     let tokens = args.tokens.unwrap_or_else(|| record.num_positions().max(100 * batch));
     let settings = |repetition: usize| Settings {
         context: args.context,
@@ -233,30 +213,15 @@ fn play(
     if args.oracle {
         players.push((Role::Oracle, "oracle".into(), repeat(&|settings| oracle(record, costs, settings))?));
     }
-    let speeds = |outcomes: &[Outcome]| -> Vec<f64> {
-        outcomes
+    let played = |(role, player, outcomes): (Role, String, Vec<Outcome>)| Played {
+        role,
+        player,
+        tokens_per_second: outcomes.iter().map(Outcome::tokens_per_second).collect(),
+        speedups: outcomes
             .iter()
             .map(|outcome| outcome.expected_speedup().unwrap_or_else(|| outcome.speedup()))
-            .collect()
+            .collect(),
+        outcome: outcomes.into_iter().next().unwrap_or_default(),
     };
-    let of = |role: Role| players.iter().find(|player| player.0 == role).map(|player| speeds(&player.2));
-    let (best, ceiling) = (of(Role::BestStatic), of(Role::Oracle));
-    let ratio = |own: &[f64], others: &Option<Vec<f64>>| {
-        let others = others.as_ref()?;
-        Some(Interval::of(&own.iter().zip(others).map(|(own, other)| own / other).collect::<Vec<_>>()))
-    };
-    let cell = |(role, player, outcomes): &(Role, String, Vec<Outcome>)| {
-        let own = speeds(outcomes);
-        Cell {
-            text: text.name.clone(),
-            batch,
-            role: *role,
-            player: player.clone(),
-            speedup: Interval::of(&own),
-            against_best_static: ratio(&own, &best),
-            of_oracle: ratio(&own, &ceiling),
-            outcome: outcomes.first().cloned().unwrap_or_default(),
-        }
-    };
-    Ok(players.iter().map(cell).collect())
+    Ok(report::compare(text, batch, players.into_iter().map(played).collect()))
 }

@@ -8,7 +8,7 @@ use smart_run::control::Policy;
 use smart_run::replay::Knowledge;
 
 use super::profile::picture;
-use super::{OutputFormat, Picture, from_str, integer, number};
+use super::{OutputFormat, Picture, from_str, integer, number, repetitions};
 
 /// Most sequences at once.
 const MAX_BATCH: usize = 1024;
@@ -159,10 +159,6 @@ fn batch(typed: &str) -> Result<usize, String> {
 
 fn tokens(typed: &str) -> Result<usize, String> {
     integer(typed, 1, 1 << 32)
-}
-
-fn repetitions(typed: &str) -> Result<usize, String> {
-    integer(typed, 1, 1000)
 }
 
 fn noise(typed: &str) -> Result<f64, String> {

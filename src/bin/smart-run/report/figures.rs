@@ -1,7 +1,6 @@
-//! The charts of a replay.
+//! Results as charts.
 
-use super::table::players;
-use super::{Cell, Report, Role};
+use super::{Cell, Results, Role, policies};
 use crate::plots::{Axis, Chart, Series};
 
 /// Colour of the best static tree and of the oracle, in every chart.
@@ -11,14 +10,14 @@ const LEAST_PATHS: u64 = 20;
 /// Policies drawn as lines; more cannot be told apart.
 const MAX_LINES: usize = 5;
 
-/// Charts of every text: speed, size of trees, depth, calibration, shares of time.
-pub fn charts(report: &Report) -> Vec<Chart> {
-    report.texts.iter().flat_map(|text| charts_of(report, &text.name)).collect()
+/// Charts of every text: speed, size of trees, depth, calibration, shares of time, predicted times.
+pub fn charts(results: &Results) -> Vec<Chart> {
+    results.texts.iter().flat_map(|text| charts_of(results, &text.name)).collect()
 }
 
-fn charts_of(report: &Report, text: &str) -> Vec<Chart> {
-    let cells: Vec<&Cell> = report.cells.iter().filter(|cell| cell.text == text).collect();
-    let players: Vec<&str> = players(report).into_iter().take(MAX_LINES).collect();
+fn charts_of(results: &Results, text: &str) -> Vec<Chart> {
+    let cells: Vec<&Cell> = results.cells.iter().filter(|cell| cell.text == text).collect();
+    let players: Vec<&str> = policies(results).into_iter().take(MAX_LINES).collect();
     let by_batch = |title: &str, axis: &str, value: &dyn Fn(&Cell) -> f64| {
         let mut chart =
             Chart::new(format!("{title}: {text}"), Axis::log("batch (log scale)"), Axis::linear(axis));
@@ -53,6 +52,7 @@ fn charts_of(report: &Report, text: &str) -> Vec<Chart> {
     charts.push(acceptance(text, &cells, &players, first.batch));
     charts.push(reliability(text, first));
     charts.push(shares(text, &cells, first));
+    charts.push(predictions(text, &cells, first));
     charts
 }
 
@@ -100,9 +100,46 @@ fn shares(text: &str, cells: &[&Cell], first: &Cell) -> Chart {
     )
     .with(Series::line("drafting", 0, share(&|cell| cell.outcome.draft_us)))
     .with(Series::line("target passes", 1, share(&|cell| cell.outcome.verify_us)))
+    .with(Series::line("controller", 3, share(&|cell| cell.outcome.control_us)))
     .with(Series::line(
         "the rest of a round",
         2,
-        share(&|cell| cell.outcome.us - cell.outcome.draft_us - cell.outcome.verify_us),
+        share(&|cell| {
+            let outcome = &cell.outcome;
+            outcome.us - outcome.draft_us - outcome.verify_us - outcome.control_us
+        }),
     ))
+}
+
+/// How well rounds were predicted.
+fn predictions(text: &str, cells: &[&Cell], first: &Cell) -> Chart {
+    let own: Vec<&&Cell> =
+        cells.iter().filter(|cell| cell.player == first.player && cell.role == Role::Policy).collect();
+    let pairs = |cell: &Cell| -> Vec<(f64, f64)> {
+        let both = cell.outcome.predictions.iter().map(|&(predicted, us)| (predicted.into(), us.into()));
+        both.filter(|&(predicted, us): &(f64, f64)| predicted > 0.0 && us > 0.0).collect()
+    };
+    let all = own.iter().flat_map(|cell| pairs(cell)).map(|(_, us)| us);
+    let (low, high) = all.fold((f64::INFINITY, 0.0_f64), |(low, high), us| (low.min(us), high.max(us)));
+    let mut chart = Chart::new(
+        format!("Rounds of {}: {text}", first.player),
+        Axis::log("predicted time, us (log scale)"),
+        Axis::log("actual time, us (log scale)"),
+    );
+    let errors: Vec<String> = own
+        .iter()
+        .filter_map(|cell| Some((cell.batch, cell.outcome.prediction_error_p95?)))
+        .map(|(batch, error)| format!("{:.1} % at {batch}", 100.0 * error))
+        .collect();
+    if !errors.is_empty() {
+        chart = chart.note(format!("95 % of the latest within: {}", errors.join(", ")));
+    }
+    if high > 0.0 {
+        chart = chart.with(Series::line("as predicted", BEST_STATIC, vec![(low, low), (high, high)]));
+    }
+    // As many as there are colours.
+    for (colour, cell) in own.into_iter().take(MAX_LINES).enumerate() {
+        chart = chart.with(Series::points(format!("batch {}", cell.batch), colour, pairs(cell)));
+    }
+    chart
 }

@@ -1,0 +1,117 @@
+//! Which policy an engine runs: its controllers, and the measured costs that they start from.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use crate::control::{Controller, ControllerConfig, CostModel, Policy};
+use crate::device::Device;
+use crate::engine::drafting::Drafting;
+use crate::engine::verifier::Verifier;
+use crate::engine::{Engine, sweep};
+use crate::error::{Error, Result};
+use crate::model::MAX_ROWS_PER_SEQUENCE;
+
+impl Engine {
+    /// A controller for `policy` that knows the start-up costs and nothing else. If the policy reads costs and none has asked for them
+    /// yet, they are measured now.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: the policy needs a drafter and there is none, or sequences are running; driver failures.
+    pub fn new_controller(&mut self, policy: Policy) -> Result<Controller> {
+        check_drafter(policy, self.drafting.is_some())?;
+        self.check_idle()?;
+        let cost = match &mut self.drafting {
+            Some(drafting) if policy.reads_costs() => {
+                let scope = start_scope(self.max_context, self.sequences.len());
+                self.start_costs.model(&self.device, &mut self.verifier, drafting, scope)?
+            }
+            _ => CostModel::unmeasured(),
+        };
+        Ok(Controller::new(policy, limits(self.sequences.len()), cost))
+    }
+
+    /// Runs under `controller`, one of [`Engine::new_controller`], from the next request on; returns the one so far, with all that it
+    /// has learned, which may be put back later.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: the controller's policy needs a drafter and there is none, or sequences are running.
+    pub fn set_controller(&mut self, controller: Controller) -> Result<Controller> {
+        check_drafter(controller.policy(), self.drafting.is_some())?;
+        self.check_idle()?;
+        self.last_round = None;
+        self.times.forget_tail();
+        Ok(std::mem::replace(&mut self.controller, controller))
+    }
+
+    /// Whether the drafter may run at all; if not, the target's features are not kept for it.
+    pub(super) fn speculates(&self) -> bool {
+        self.drafting.is_some() && (self.controller.policy() != Policy::Plain || self.recording.is_some())
+    }
+
+    /// # Errors
+    /// [`Error::Input`] while sequences are running.
+    pub(super) fn check_idle(&self) -> Result<()> {
+        if self.running().next().is_none() && self.pending.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Input("sequences are running; wait for them to end, or cancel them".into()))
+    }
+}
+
+/// Costs as measured at start-up: at most once, and only for who reads them.
+pub(super) struct StartCosts {
+    /// A file that keeps them from run to run, and what they hold for.
+    cache: Option<(PathBuf, String)>,
+    measured: Option<CostModel>,
+}
+
+impl StartCosts {
+    pub fn new(cache: Option<(PathBuf, String)>) -> Self {
+        Self { cache, measured: None }
+    }
+
+    /// The measured model; no sequence may be running.
+    pub fn model(
+        &mut self,
+        device: &Device,
+        verifier: &mut Verifier,
+        drafting: &mut Drafting,
+        scope: sweep::Scope,
+    ) -> Result<CostModel> {
+        if let Some(cost) = &self.measured {
+            return Ok(cost.clone());
+        }
+        let cached = self.cache.as_ref().and_then(|(path, fingerprint)| CostModel::load(path, fingerprint));
+        let cost = match cached {
+            Some(cost) => cost,
+            None => {
+                let sweep = sweep::measure(device, verifier, Some(drafting), scope)?;
+                let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
+                if let Some((path, fingerprint)) = &self.cache {
+                    cost.save(path, fingerprint);
+                }
+                cost
+            }
+        };
+        Ok(self.measured.insert(cost).clone())
+    }
+}
+
+/// What a start-up measures.
+pub(super) fn start_scope(max_context: usize, max_sequences: usize) -> sweep::Scope {
+    sweep::Scope { max_context, max_sequences, plain_passes: false }
+}
+
+/// # Errors
+/// [`Error::Input`] if `policy` drafts and there is nothing to draft with.
+pub(super) fn check_drafter(policy: Policy, has_drafter: bool) -> Result<()> {
+    if policy == Policy::Plain || has_drafter {
+        return Ok(());
+    }
+    Err(Error::Input(format!("policy {policy} needs a drafter; give one with --draft, or use plain")))
+}
+
+/// Bounds of the controller of an engine with `max_sequences` places.
+pub(super) fn limits(max_sequences: usize) -> ControllerConfig {
+    ControllerConfig { max_level_rows: MAX_ROWS_PER_SEQUENCE * max_sequences, ..ControllerConfig::default() }
+}
