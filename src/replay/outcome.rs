@@ -178,7 +178,7 @@ impl Outcome {
         while self.rounds >= stride * MAX_PREDICTIONS as u64 {
             stride *= 2;
         }
-        if self.rounds % stride != 0 {
+        if !self.rounds.is_multiple_of(stride) {
             return;
         }
         if self.predictions.len() == MAX_PREDICTIONS {

@@ -85,7 +85,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|drafter| drafter.name()));
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     for set in &sets {
-        let check = |prompt| request(args, prompt, 0.0, 0).validate(config.vocab_size, config.max_position);
+        let check = |prompt: &Vec<i32>| {
+            request(args, prompt, 0.0, 0).validate(config.vocab_size, config.max_position)
+        };
         set.prompts
             .iter()
             .try_for_each(check)
