@@ -27,6 +27,7 @@ pub struct EngineBuilder<'a> {
     float_type: Option<FloatType>,
     policy: Option<Policy>,
     max_sequences: usize,
+    floor: usize,
     max_context: usize,
     kv_budget_bytes: Option<usize>,
     cost_cache: Option<PathBuf>,
@@ -42,6 +43,7 @@ impl EngineBuilder<'static> {
             float_type: None,
             policy: None,
             max_sequences: 1,
+            floor: 0,
             max_context: usize::MAX,
             kv_budget_bytes: None,
             cost_cache: None,
@@ -78,6 +80,13 @@ impl<'a> EngineBuilder<'a> {
     /// Sequences served at once; 1 by default.
     pub fn max_sequences(mut self, count: usize) -> Self {
         self.max_sequences = count;
+        self
+    }
+
+    /// Under `smart`: draft tokens that every drafting sequence keeps in verification before the rest of the pass goes to the best nodes of
+    /// the batch; 0 by default, which is fastest overall. A floor bounds how long a hard sequence waits for its easy neighbours.
+    pub fn floor(mut self, draft_tokens: usize) -> Self {
+        self.floor = draft_tokens;
         self
     }
 
@@ -185,8 +194,9 @@ impl<'a> EngineBuilder<'a> {
         Ok(Engine {
             verifier,
             drafting,
-            controller: Controller::new(policy, limits(max_sequences), cost),
+            controller: Controller::new(policy, limits(max_sequences, self.floor), cost),
             start_costs,
+            floor: self.floor,
             sequences: (0..max_sequences).map(|_| None).collect(),
             pending: Vec::new(),
             next_id: 0,

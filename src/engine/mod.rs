@@ -16,7 +16,7 @@
 //!     .drafter(std::path::Path::new("assets/demo/drafter"))
 //!     .build()?;
 //! let sampling = SamplingParams { temperature: 0.7, seed: 1, ..Default::default() };
-//! let request = Request { prompt: vec![0, 87, 12], max_new_tokens: 16, sampling, ignore_eos: false };
+//! let request = Request { prompt: vec![0, 87, 12], max_new_tokens: 16, sampling, ignore_eos: false, weight: 1.0 };
 //! for tokens in engine.generate(request)? {
 //!     println!("{:?}", tokens?); // the tokens of one round
 //! }
@@ -68,6 +68,8 @@ pub struct Engine {
     drafting: Option<Drafting>,
     controller: Controller,
     start_costs: StartCosts,
+    /// Draft tokens that every sequence keeps; see [`EngineBuilder::floor`].
+    floor: usize,
     /// By slot; a slot is a row of the page tables.
     sequences: Vec<Option<Sequence>>,
     /// Emissions of prefill that the next `step` hands out.

@@ -27,7 +27,7 @@ impl Engine {
             }
             _ => CostModel::unmeasured(),
         };
-        Ok(Controller::new(policy, limits(self.sequences.len()), cost))
+        Ok(Controller::new(policy, limits(self.sequences.len(), self.floor), cost))
     }
 
     /// Runs under `controller`, one of [`Engine::new_controller`], from the next request on; returns the one so far, with all that it
@@ -112,6 +112,7 @@ pub(super) fn check_drafter(policy: Policy, has_drafter: bool) -> Result<()> {
 }
 
 /// Bounds of the controller of an engine with `max_sequences` places.
-pub(super) fn limits(max_sequences: usize) -> ControllerConfig {
-    ControllerConfig { max_level_rows: MAX_ROWS_PER_SEQUENCE * max_sequences, ..ControllerConfig::default() }
+pub(super) fn limits(max_sequences: usize, floor: usize) -> ControllerConfig {
+    let max_level_rows = MAX_ROWS_PER_SEQUENCE * max_sequences;
+    ControllerConfig { max_level_rows, floor, ..ControllerConfig::default() }
 }

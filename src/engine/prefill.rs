@@ -39,6 +39,7 @@ impl Engine {
             prompt_len,
             max_new_tokens: request.max_new_tokens,
             sampling: request.sampling,
+            weight: request.weight,
             eos,
             draft_len: 0,
             finished: None,

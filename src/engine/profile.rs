@@ -70,7 +70,7 @@ impl Engine {
         if max_new_tokens == 0 {
             return Ok(0.0);
         }
-        let controller = Controller::new(policy, limits(self.sequences.len()), CostModel::unmeasured());
+        let controller = Controller::new(policy, limits(self.sequences.len(), 0), CostModel::unmeasured());
         let own = std::mem::replace(&mut self.controller, controller);
         let (stats, trace, recording) = (self.times.stats.clone(), self.trace.take(), self.recording.take());
         let request = Request {
@@ -78,6 +78,7 @@ impl Engine {
             max_new_tokens,
             sampling: SamplingParams::default(),
             ignore_eos: true,
+            weight: 1.0,
         };
         let samples = self.overheads_of(request, ROUNDS, TIME_LIMIT);
         self.controller = own;

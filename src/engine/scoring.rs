@@ -17,6 +17,7 @@ impl Engine {
             max_new_tokens: 1,
             sampling: SamplingParams::default(),
             ignore_eos: true,
+            weight: 1.0,
         };
         // Nothing is drawn, so the text may fill the context.
         request.validate(self.model_config().vocab_size, self.max_context + 1)?;

@@ -15,6 +15,9 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Keep going past end-of-sequence tokens.
     pub ignore_eos: bool,
+    /// What a token of this request is worth to the `smart` policy relative to those of the requests beside it; finite and above 0. An urgent
+    /// one gets more of the shared pass. 1 for all is throughput.
+    pub weight: f32,
 }
 
 impl Request {
@@ -22,7 +25,7 @@ impl Request {
     ///
     /// # Errors
     /// [`Error::Input`]: an empty prompt, one that leaves no room, an id outside the vocabulary, nothing asked for, or
-    /// sampling parameters out of range.
+    /// sampling parameters or a weight out of range.
     pub fn validate(&self, vocab_size: usize, max_context: usize) -> Result<()> {
         if self.prompt.is_empty() {
             return Err(Error::Input("the prompt is empty: at least one token is needed".into()));
@@ -38,6 +41,9 @@ impl Request {
         }
         if self.max_new_tokens == 0 {
             return Err(Error::Input("max_new_tokens is 0: ask for at least one token".into()));
+        }
+        if !(self.weight.is_finite() && self.weight > 0.0) {
+            return Err(Error::Input(format!("weight is {}: it should be finite and above 0", self.weight)));
         }
         self.sampling.validate()
     }
@@ -77,6 +83,7 @@ pub(super) struct Sequence {
     pub prompt_len: usize,
     pub max_new_tokens: usize,
     pub sampling: SamplingParams,
+    pub weight: f32,
     pub eos: Vec<i32>,
     pub draft_len: usize,
     pub finished: Option<FinishReason>,
@@ -113,7 +120,7 @@ impl Sequence {
             // The newest feature goes with the root itself.
             backlog: self.backlog().saturating_sub(1),
             max_depth,
-            weight: 1.0,
+            weight: self.weight,
         }
     }
 
@@ -146,6 +153,7 @@ mod tests {
             prompt_len: 2,
             max_new_tokens,
             sampling: SamplingParams::default(),
+            weight: 1.0,
             eos: eos.to_vec(),
             draft_len: 0,
             finished: None,

@@ -266,6 +266,7 @@ impl Drafting {
             prompt_len: 1,
             max_new_tokens: 1,
             sampling: SamplingParams::default(),
+            weight: 1.0,
             eos: vec![],
             draft_len: context,
             finished: None,

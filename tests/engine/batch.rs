@@ -28,7 +28,7 @@ fn requests() -> Vec<Request> {
     prompts
         .iter()
         .enumerate()
-        .map(|(i, p)| Request { sampling: sampling(i), ..greedy(p, 20 + 3 * i) })
+        .map(|(i, p)| Request { sampling: sampling(i), weight: 1.0 + i as f32, ..greedy(p, 20 + 3 * i) })
         .collect()
 }
 
@@ -56,6 +56,22 @@ fn a_sequence_is_the_same_alone_and_in_a_batch() {
             }
         }
         assert_eq!(got, wanted, "{policy}");
+    }
+}
+
+#[test]
+fn weights_reach_the_controller_and_senseless_ones_are_refused() {
+    let mut engine = batched(Policy::Smart, 3);
+    for request in requests().into_iter().take(3) {
+        engine.submit(request).unwrap();
+    }
+    engine.step().unwrap();
+    engine.step().unwrap();
+    let weights: Vec<f32> = engine.controller().views().iter().map(|view| view.weight).collect();
+    assert_eq!(weights, [1.0, 2.0, 3.0]);
+    for weight in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let refused = engine.submit(Request { weight, ..requests()[0].clone() }).unwrap_err();
+        assert!(refused.is_input() && refused.to_string().contains("weight"), "{refused}");
     }
 }
 

@@ -84,7 +84,13 @@ pub fn tiny(float_type: FloatType, policy: Policy) -> Engine {
 }
 
 pub fn greedy(prompt: &[i32], max_new_tokens: usize) -> Request {
-    Request { prompt: prompt.to_vec(), max_new_tokens, sampling: SamplingParams::default(), ignore_eos: true }
+    Request {
+        prompt: prompt.to_vec(),
+        max_new_tokens,
+        sampling: SamplingParams::default(),
+        ignore_eos: true,
+        weight: 1.0,
+    }
 }
 
 /// All tokens of a request.

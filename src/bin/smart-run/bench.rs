@@ -246,6 +246,7 @@ fn request(args: &BenchArgs, prompt: &[i32], temperature: f32, index: u64) -> Re
         max_new_tokens: args.max_new_tokens,
         sampling: SamplingParams { temperature, seed, ..SamplingParams::default() },
         ignore_eos: args.ignore_eos,
+        weight: 1.0,
     }
 }
 

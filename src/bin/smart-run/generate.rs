@@ -35,6 +35,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         max_new_tokens: args.max_new_tokens,
         sampling,
         ignore_eos: args.ignore_eos,
+        weight: 1.0,
     };
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     request.validate(config.vocab_size, config.max_position)?;

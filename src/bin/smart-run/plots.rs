@@ -112,12 +112,14 @@ pub struct Series {
     colour: usize,
     look: Look,
     data: Vec<(f64, f64)>,
+    /// Vertical bars: x, from y, to y.
+    spread: Vec<(f64, f64, f64)>,
 }
 
 impl Series {
     /// A line through `data`.
     pub fn line(name: impl Into<String>, colour: usize, data: Vec<(f64, f64)>) -> Self {
-        Self { name: name.into(), colour, look: Look::Line, data }
+        Self { name: name.into(), colour, look: Look::Line, data, spread: Vec::new() }
     }
 
     /// Dots at `data`.
@@ -128,6 +130,12 @@ impl Series {
     /// Bars from 0, over the places of [`Axis::categories`].
     pub fn bars(name: impl Into<String>, colour: usize, data: Vec<(f64, f64)>) -> Self {
         Self { look: Look::Bars, ..Self::line(name, colour, data) }
+    }
+
+    /// How far each value may be off, as (x, from, to).
+    pub fn spread(mut self, spread: Vec<(f64, f64, f64)>) -> Self {
+        self.spread = spread;
+        self
     }
 
     fn colour(&self) -> RGBColor {
@@ -182,7 +190,8 @@ impl Chart {
         let (left, right, above, below) = MARGINS;
         let data = || self.series.iter().flat_map(|series| &series.data);
         let x_range = self.x.range(data().map(|point| point.0));
-        let y_range = self.y.range(data().map(|point| point.1));
+        let ends = self.series.iter().flat_map(|series| series.spread.iter().map(|bar| bar.2));
+        let y_range = self.y.range(data().map(|point| point.1).chain(ends));
         area.fill(&BACKGROUND)?;
         let text = |words: &str, size: u32, colour: &RGBColor, at: (i32, i32), pos: Pos| {
             let style = (FONT, size).into_text_style(area).color(colour).pos(pos);
@@ -264,6 +273,10 @@ impl Chart {
         series: &Series,
     ) -> std::result::Result<(), Failure<'a>> {
         let colour = series.colour();
+        for &(x, from, to) in &series.spread {
+            let (x, from, to) = (self.x.place(x), self.y.place(from), self.y.place(to));
+            plot.draw_series([PathElement::new(vec![(x, from), (x, to)], colour.stroke_width(1))])?;
+        }
         let placed = series.data.iter().map(|&(x, y)| (self.x.place(x), self.y.place(y)));
         match series.look {
             Look::Line => {

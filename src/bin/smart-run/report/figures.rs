@@ -1,11 +1,13 @@
 //! Results as charts.
 
+use smart_run::replay::Interval;
+
 use super::{Cell, Results, Role, policies};
 use crate::plots::{Axis, Chart, Series};
 
 /// Colour of the best static tree and of the oracle, in every chart.
 const BEST_STATIC: usize = 5;
-/// Paths that a share of them must rest on.
+/// Paths, or children, that a share of them must rest on.
 const LEAST_PATHS: u64 = 20;
 /// Policies drawn as lines; more cannot be told apart.
 const MAX_LINES: usize = 5;
@@ -18,35 +20,37 @@ pub fn charts(results: &Results) -> Vec<Chart> {
 fn charts_of(results: &Results, text: &str) -> Vec<Chart> {
     let cells: Vec<&Cell> = results.cells.iter().filter(|cell| cell.text == text).collect();
     let players: Vec<&str> = policies(results).into_iter().take(MAX_LINES).collect();
-    let by_batch = |title: &str, axis: &str, value: &dyn Fn(&Cell) -> f64| {
-        let mut chart =
-            Chart::new(format!("{title}: {text}"), Axis::log("batch (log scale)"), Axis::linear(axis));
-        for (colour, player) in players.iter().enumerate() {
-            let own = cells.iter().filter(|cell| cell.role == Role::Policy && cell.player == *player);
-            chart = chart.with(Series::line(
-                *player,
-                colour,
-                own.map(|cell| (cell.batch as f64, value(cell))).collect(),
-            ));
-        }
-        for (role, name) in [(Role::BestStatic, "best static tree"), (Role::Oracle, "oracle")] {
-            let data: Vec<(f64, f64)> = cells
-                .iter()
-                .filter(|cell| cell.role == role)
-                .map(|cell| (cell.batch as f64, value(cell)))
-                .collect();
-            if !data.is_empty() {
-                chart = chart.with(match role {
-                    Role::Oracle => Series::points(name, BEST_STATIC, data),
-                    _ => Series::line(name, BEST_STATIC, data),
-                });
+    let by_batch =
+        |title: &str, axis: &str, value: &dyn Fn(&Cell) -> f64, sure: &dyn Fn(&Cell) -> Option<Interval>| {
+            let mut chart =
+                Chart::new(format!("{title}: {text}"), Axis::log("batch (log scale)"), Axis::linear(axis));
+            for (colour, player) in players.iter().enumerate() {
+                let own = || cells.iter().filter(|cell| cell.role == Role::Policy && cell.player == *player);
+                let data = own().map(|cell| (cell.batch as f64, value(cell))).collect();
+                let spread =
+                    own().filter_map(|cell| sure(cell).map(|sure| (cell.batch as f64, sure.low, sure.high)));
+                chart = chart.with(Series::line(*player, colour, data).spread(spread.collect()));
             }
-        }
-        chart
-    };
+            for (role, name) in [(Role::BestStatic, "best static tree"), (Role::Oracle, "oracle")] {
+                let data: Vec<(f64, f64)> = cells
+                    .iter()
+                    .filter(|cell| cell.role == role)
+                    .map(|cell| (cell.batch as f64, value(cell)))
+                    .collect();
+                if !data.is_empty() {
+                    chart = chart.with(match role {
+                        Role::Oracle => Series::points(name, BEST_STATIC, data),
+                        _ => Series::line(name, BEST_STATIC, data),
+                    });
+                }
+            }
+            chart
+        };
     let mut charts = vec![
-        by_batch("Speed against plain decoding", "speedup", &|cell| cell.speedup.mean),
-        by_batch("Size of trees", "nodes verified a sequence", &|cell| cell.outcome.mean_nodes()),
+        by_batch("Speed against plain decoding", "speedup", &|cell| cell.speedup.mean, &|cell| {
+            Some(cell.speedup)
+        }),
+        by_batch("Size of trees", "nodes verified a sequence", &|cell| cell.outcome.mean_nodes(), &|_| None),
     ];
     let Some(first) = cells.iter().find(|cell| cell.role == Role::Policy) else { return charts };
     charts.push(acceptance(text, &cells, &players, first.batch));
@@ -74,7 +78,7 @@ fn acceptance(text: &str, cells: &[&Cell], players: &[&str], batch: usize) -> Ch
 
 /// Estimated against observed acceptance.
 fn reliability(text: &str, cell: &Cell) -> Chart {
-    let bins = cell.outcome.reliability.iter().filter(|bin| bin.count > 0);
+    let bins = cell.outcome.reliability.iter().filter(|bin| bin.count >= LEAST_PATHS);
     let data =
         bins.map(|bin| (bin.predicted / bin.count as f64, bin.accepted as f64 / bin.count as f64)).collect();
     Chart::new(
