@@ -73,13 +73,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """The projections only: what attends to what differs between training and drafting."""
 
-    def __init__(self, config: DrafterConfig):
+    def __init__(self, config: DrafterConfig, input_width: int | None = None):
         super().__init__()
+        width = input_width or 2 * config.hidden_size
         query_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(2 * config.hidden_size, query_width, bias=False)
-        self.k_proj = nn.Linear(2 * config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(2 * config.hidden_size, kv_width, bias=False)
+        self.q_proj = nn.Linear(width, query_width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
 
@@ -108,19 +109,22 @@ class DrafterLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def project(self, feature: Tensor, embedding: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def enter(self, feature: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what attention reads."""
+        return feature, torch.cat([self.input_layernorm(embedding), self.hidden_norm(feature)], dim=-1)
+
+    def project(self, z: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (rotated) and values, [.., query heads, tokens, head_dim] each: K/V heads repeat."""
-        z = torch.cat([self.input_layernorm(embedding), self.hidden_norm(feature)], dim=-1)
         query = rotate(self.heads(self.self_attn.q_proj(z)), positions, self.config.rope_theta)
         key = rotate(self.heads(self.self_attn.k_proj(z)), positions, self.config.rope_theta)
         value = self.heads(self.self_attn.v_proj(z))
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         return query, key.repeat_interleave(group, dim=-3), value.repeat_interleave(group, dim=-3)
 
-    def finish(self, feature: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, from what attention gathered for each query head."""
         joined = attended.transpose(-2, -3).flatten(-2)
-        x = feature + self.self_attn.o_proj(joined)
+        x = residual + self.self_attn.o_proj(joined)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def heads(self, x: Tensor) -> Tensor:
@@ -140,6 +144,14 @@ class Drafter(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
+
+    def target_features(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        """What it reads of the target, for `first_features`."""
+        return target_features(hidden_states)
+
+    def first_features(self, target_features: Tensor) -> Tensor:
+        """The features of committed tokens."""
+        return self.fc(target_features)
 
     def set_draft_vocabulary(self, kept: Tensor) -> None:
         """Draft token i is target token kept[i], ascending. `d2t` holds the offsets: kept[i] = i + d2t[i]."""

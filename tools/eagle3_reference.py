@@ -1,4 +1,4 @@
-"""EAGLE-3 with the EAGLE-2 dynamic tree as its authors published it, the oracle behind tests/golden/eagle3_*.
+"""EAGLE-1 and EAGLE-3 with the EAGLE-2 dynamic tree as their authors published it, the oracle behind tests/golden/eagle*.
 
 Written for reading, for one sequence and greedy decoding. Nothing is cached between rounds, and the target
 never runs a tree: each round drafts from the features of the committed text and is verified against the
@@ -66,11 +66,11 @@ def draft_tree(
     layer, top_k, num_pairs = drafter.midlayer, shape.top_k, len(text) - 1
 
     # The committed text, from true features.
-    feature = drafter.fc(features)
-    query, key, value = layer.project(
-        feature, embedding(torch.tensor(text[1:]), embeddings), torch.arange(num_pairs)
+    residual, z = layer.enter(
+        drafter.first_features(features), embedding(torch.tensor(text[1:]), embeddings)
     )
-    output = layer.finish(feature, attend(query, key, value, torch.ones(num_pairs, num_pairs).tril().bool()))
+    query, key, value = layer.project(z, torch.arange(num_pairs))
+    output = layer.finish(residual, attend(query, key, value, torch.ones(num_pairs, num_pairs).tril().bool()))
     text_logits = drafter.logits(output)
     pool = children(drafter, text_logits[-1:], [-1], torch.zeros(1), top_k)
 
@@ -83,9 +83,10 @@ def draft_tree(
         visible = torch.cat([torch.ones(top_k, num_pairs).bool(), ancestry], dim=1)
         tokens = torch.tensor([pool[node].token for node in beam])
         positions = torch.full((top_k,), num_pairs + depth)
-        query, new_key, new_value = layer.project(feature, embedding(tokens, embeddings), positions)
+        residual, z = layer.enter(feature, embedding(tokens, embeddings))
+        query, new_key, new_value = layer.project(z, positions)
         key, value = torch.cat([key, new_key], dim=-2), torch.cat([value, new_value], dim=-2)
-        output = layer.finish(feature, attend(query, key, value, visible))
+        output = layer.finish(residual, attend(query, key, value, visible))
         levels.append(Level(beam, drafter.logits(output)))
 
         path_logprobs = torch.tensor([pool[node].path_logprob for node in beam])

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import train_drafter
-from eagle3 import Drafter, DrafterConfig, load_drafter, save_drafter, target_features
+from eagle3 import Drafter, DrafterConfig, load_drafter, save_drafter
 from eagle3_reference import DraftTree, Round, TreeShape, generate
 from golden_files import versions, write_json
 from training_loop import Budget
@@ -89,7 +89,7 @@ def run(target: LlamaForCausalLM, drafter: Drafter, prompt_ids: list[int]) -> Ge
     greedy_ids = text[0, len(prompt_ids) :].tolist()
     assert greedy_ids == logits.argmax(dim=-1).tolist(), "decoding with and without a cache disagree"
     best = logits.topk(2).values
-    features = target_features(seen.hidden_states)[0]
+    features = drafter.target_features(seen.hidden_states)[0]
     embeddings = target.model.embed_tokens.weight
     rounds = generate(drafter, embeddings, features, text[0].tolist(), len(prompt_ids), NEW_TOKENS, SHAPE)
     margin = float((best[:, 0] - best[:, 1]).min())
@@ -185,22 +185,28 @@ def load_target(folder: Path) -> LlamaForCausalLM:
     return model.eval().requires_grad_(False)
 
 
-def distilled_drafter(target: LlamaForCausalLM) -> Drafter:
-    """A drafter that has seen a little of what the target says."""
-    torch.manual_seed(0)
+def sampled_texts(target: LlamaForCausalLM) -> Tensor:
+    """What the random target says, [256, 96]."""
     starts = torch.randint(RANDOM_DRAFTER.vocab_size, (256, 4))
     mask = torch.ones_like(starts)
-    texts = target.generate(
+    return target.generate(
         starts, attention_mask=mask, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=92
     )
 
-    def next_windows() -> Tensor:
-        rows = torch.randint(len(texts), (RANDOM_BATCH,))
-        start = int(torch.randint(texts.size(1) - RANDOM_WINDOW, ()))
-        return texts[rows, start : start + RANDOM_WINDOW]
 
+def random_windows(texts: Tensor) -> Tensor:
+    """Windows of some of the texts, to train on."""
+    rows = torch.randint(len(texts), (RANDOM_BATCH,))
+    start = int(torch.randint(texts.size(1) - RANDOM_WINDOW, ()))
+    return texts[rows, start : start + RANDOM_WINDOW]
+
+
+def distilled_drafter(target: LlamaForCausalLM) -> Drafter:
+    """A drafter that has seen a little of what the target says."""
+    torch.manual_seed(0)
+    texts = sampled_texts(target)
     drafter = train_drafter.new_drafter(target, RANDOM_DRAFTER, texts.flatten())
-    train_drafter.distil(target, drafter, next_windows, Budget(minutes=0, steps=RANDOM_STEPS))
+    train_drafter.distil(target, drafter, lambda: random_windows(texts), Budget(minutes=0, steps=RANDOM_STEPS))
     return drafter.requires_grad_(False)
 
 

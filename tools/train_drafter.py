@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 import demo_data
 import training_loop
-from eagle3 import Drafter, DrafterConfig, save_drafter, target_features
+from eagle3 import Drafter, DrafterConfig, save_drafter
 
 BATCH, LENGTH = 6, 256
 UNROLL = 5  # draft steps that are trained
@@ -54,14 +54,15 @@ def unrolled_steps(
     with torch.no_grad():
         seen = target(windows, output_hidden_states=True, use_cache=False)
         embeddings = target.model.embed_tokens(windows)
-    feature = drafter.fc(target_features(seen.hidden_states)[:, :length])
+    feature = drafter.first_features(drafter.target_features(seen.hidden_states)[:, :length])
     kept = drafter.target_ids(torch.arange(drafter.config.draft_vocab_size, device=windows.device))
     is_future = torch.ones(length, length, device=windows.device).triu(1).bool()
 
     keys, values, losses, agreements = [], [], [], []
     for step in range(unroll):
         positions = torch.arange(length) + step
-        query, key, value = layer.project(feature, embeddings[:, 1 + step : 1 + step + length], positions)
+        residual, z = layer.enter(feature, embeddings[:, 1 + step : 1 + step + length])
+        query, key, value = layer.project(z, positions)
         keys.append(key)
         values.append(value)
         text_scores = (query @ keys[0].transpose(-1, -2)).masked_fill(is_future, -math.inf)
@@ -72,7 +73,7 @@ def unrolled_steps(
         attended = weights[..., :length] @ values[0]
         for i, value in enumerate(values[1:]):
             attended = attended + weights[..., length + i, None] * value
-        feature = layer.finish(feature, attended)
+        feature = layer.finish(residual, attended)
 
         logits = drafter.logits(feature)
         wanted = seen.logits[:, 1 + step : 1 + step + length]

@@ -5,6 +5,7 @@
 //! come from: a folder, or a model embedded in the program.
 #![forbid(unsafe_code)]
 
+mod eagle1;
 mod eagle3;
 mod fields;
 mod float_type;
@@ -12,6 +13,7 @@ mod model;
 mod rope;
 mod source;
 
+pub use eagle1::Eagle1Config;
 pub use eagle3::Eagle3Config;
 pub use float_type::FloatType;
 pub use model::{Architecture, HEAD_DIMS, ModelConfig};

@@ -1,12 +1,12 @@
 //! The EAGLE-3 drafter (Li et al., *EAGLE-3*, arXiv 2503.01840, and its published checkpoints): one decoder layer that
 //! reads a token's embedding beside a feature of the position before it.
 //!
-//! A row is the pair (feature of position t, token t+1); it has rotary position and key/value position t, and its logits
-//! predict token t+2. The feature is `fc` of three tapped residual streams of the target where the target has seen the
-//! position ([`Eagle3::extend`]), and the drafter's own output where it has not ([`Eagle3::step`]).
+//! The feature of a committed token is `fc` of three tapped residual streams of the target.
 
 use crate::config::{Eagle3Config, FloatType};
 use crate::device::{DType, Device, Tensor};
+use crate::drafter::Drafter;
+use crate::drafter::features::FeatureStore;
 use crate::error::{Error, Result};
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
@@ -44,10 +44,10 @@ pub struct Eagle3 {
 }
 
 struct Buffers {
-    /// Drafter outputs before the final norm, by row of the round: the features of later levels.
-    features: Tensor,
-    /// First free row of `features`.
-    used: usize,
+    /// Drafter outputs before the final norm: the features of later levels.
+    features: FeatureStore,
+    /// The target's streams of one pass, gathered, `[rows, taps * target hidden]`.
+    taps: Tensor,
     embedded: Tensor,
     /// `[rows, 2 hidden]`: normed embedding beside normed feature.
     pair: Tensor,
@@ -129,75 +129,9 @@ impl Eagle3 {
         Ok(drafter)
     }
 
-    /// Sizes the activations: passes of at most `max_rows` rows, rounds of at most `max_round_rows` rows in all, contexts
-    /// of at most `max_positions`.
-    pub fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
-        let config = &self.config;
-        let (hidden, shape) = (config.hidden_size, attention_shape(config));
-        let buffer = |rows: usize, cols: usize| Tensor::uninit(&self.device, self.dtype, &[rows, cols]);
-        let size = ScratchSize {
-            max_rows,
-            max_kv_len: max_positions,
-            shape,
-            intermediate: config.intermediate_size,
-            hidden,
-            attention_input: 2 * hidden,
-            others: vec![(hidden, self.fc.dim(1)), (config.draft_vocab_size, hidden)],
-            dtype: self.dtype,
-        };
-        self.buffers = Some(Buffers {
-            features: buffer(max_round_rows, hidden)?,
-            used: 0,
-            embedded: buffer(max_rows, hidden)?,
-            pair: buffer(max_rows, 2 * hidden)?,
-            normed: buffer(max_rows, hidden)?,
-            delta: buffer(max_rows, hidden)?,
-            head_in: buffer(max_rows, hidden)?,
-            logits: Tensor::uninit(&self.device, DType::F32, &[max_rows, config.draft_vocab_size])?,
-            scratch: Scratch::new(&self.device, &size)?,
-        });
-        let table = config.rope.cos_sin_table(max_positions, config.head_dim);
-        self.cos_sin = Tensor::from_slice(&self.device, &table, &[max_positions, config.head_dim])?;
-        Ok(())
-    }
-
-    /// Runs committed pairs with true features, `taps[rows, taps * target hidden]`, and begins a round: the outputs are
-    /// rows `0..rows` of the feature store. Returns the f32 logits of the rows that want them.
-    pub fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
-        let buffers = self.buffers.as_mut().expect("prepare comes before extend");
-        buffers.used = 0;
-        let features = buffers.features.rows(0..pass.num_rows());
-        linear(
-            &self.device,
-            LinearArgs {
-                x: taps,
-                weight: &self.fc,
-                bias: None,
-                out: &features,
-                workspace: &buffers.scratch.workspace,
-            },
-        )?;
-        self.forward(pass, kv, &features)
-    }
-
-    /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. The outputs are appended
-    /// to the store; returns the f32 logits of the rows that want them.
-    pub fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
-        let buffers = self.buffers.as_ref().expect("prepare comes before step");
-        let start = buffers.used;
-        let features = buffers.features.rows(start..start + pass.num_rows());
-        gather_rows(
-            &self.device,
-            GatherRowsArgs { src: &buffers.features, index: &pass.links(), out: &features },
-        )?;
-        self.forward(pass, kv, &features)
-    }
-
     /// The layer itself; `features` holds the input features and receives the outputs.
-    fn forward(&mut self, pass: &Pass, kv: &KvCache, features: &Tensor) -> Result<Tensor> {
-        let buffers = self.buffers.as_mut().expect("prepare comes before forward");
-        buffers.used += pass.num_rows();
-        let buffers = &*buffers;
+    fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor) -> Result<Tensor> {
+        let buffers = self.buffers.as_ref().expect("prepare comes before forward");
         let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.rms_norm_eps);
         let hidden = self.config.hidden_size;
         let [embedded, pair, normed, delta] =
@@ -229,32 +163,77 @@ impl Eagle3 {
         }
         Ok(logits)
     }
+}
 
-    /// The configuration.
-    pub fn config(&self) -> &Eagle3Config {
-        &self.config
+impl Drafter for Eagle3 {
+    fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
+        let config = &self.config;
+        let (hidden, shape) = (config.hidden_size, attention_shape(config));
+        let buffer = |rows: usize, cols: usize| Tensor::uninit(&self.device, self.dtype, &[rows, cols]);
+        let size = ScratchSize {
+            max_rows,
+            max_kv_len: max_positions,
+            shape,
+            intermediate: config.intermediate_size,
+            hidden,
+            attention_input: 2 * hidden,
+            others: vec![(hidden, self.fc.dim(1)), (config.draft_vocab_size, hidden)],
+            dtype: self.dtype,
+        };
+        self.buffers = Some(Buffers {
+            features: FeatureStore::new(&self.device, self.dtype, max_round_rows, hidden)?,
+            taps: buffer(max_rows, self.fc.dim(1))?,
+            embedded: buffer(max_rows, hidden)?,
+            pair: buffer(max_rows, 2 * hidden)?,
+            normed: buffer(max_rows, hidden)?,
+            delta: buffer(max_rows, hidden)?,
+            head_in: buffer(max_rows, hidden)?,
+            logits: Tensor::uninit(&self.device, DType::F32, &[max_rows, config.draft_vocab_size])?,
+            scratch: Scratch::new(&self.device, &size)?,
+        });
+        let table = config.rope.cos_sin_table(max_positions, config.head_dim);
+        self.cos_sin = Tensor::from_slice(&self.device, &table, &[max_positions, config.head_dim])?;
+        Ok(())
     }
 
-    /// Rows that the round's feature store can still take; 0 before [`Eagle3::extend`] has begun a round.
-    pub fn free_feature_rows(&self) -> usize {
-        match &self.buffers {
-            Some(buffers) if buffers.used > 0 => buffers.features.dim(0) - buffers.used,
-            _ => 0,
-        }
+    fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
+        let buffers = self.buffers.as_mut().expect("prepare comes before extend");
+        let (features, x) = (buffers.features.begin(pass.num_rows()), buffers.taps.rows(0..pass.num_rows()));
+        gather_rows(&self.device, GatherRowsArgs { src: taps, index: &pass.links(), out: &x })?;
+        let workspace = &buffers.scratch.workspace;
+        linear(&self.device, LinearArgs { x: &x, weight: &self.fc, bias: None, out: &features, workspace })?;
+        self.forward(pass, kv, &features)
     }
 
-    /// Row of the feature store that the next pass writes first.
-    pub fn next_feature_row(&self) -> usize {
-        self.buffers.as_ref().map_or(0, |buffers| buffers.used)
+    fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+        let store = &mut self.buffers.as_mut().expect("prepare comes before step").features;
+        let features = store.push(pass.num_rows());
+        let args = GatherRowsArgs { src: store.all(), index: &pass.links(), out: &features };
+        gather_rows(&self.device, args)?;
+        self.forward(pass, kv, &features)
     }
 
-    /// Offsets from draft ids to target ids; `None` when they are equal.
-    pub fn d2t(&self) -> Option<&Tensor> {
+    fn tap_layers(&self) -> &[usize] {
+        &self.config.tap_layers
+    }
+
+    fn tap_width(&self) -> usize {
+        self.fc.dim(1)
+    }
+
+    fn free_feature_rows(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.features.free_rows())
+    }
+
+    fn next_feature_row(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.features.next_row())
+    }
+
+    fn d2t(&self) -> Option<&Tensor> {
         self.d2t.as_ref()
     }
 
-    /// Geometry of the key/value cache this drafter needs.
-    pub fn kv_shape(&self) -> KvShape {
+    fn kv_shape(&self) -> KvShape {
         let Eagle3Config { num_kv_heads, head_dim, .. } = self.config;
         KvShape { num_layers: 1, num_kv_heads, head_dim, dtype: self.dtype }
     }

@@ -1,6 +1,101 @@
 //! Drafters: small networks that propose the tokens of a draft tree. One file a drafting method.
+//!
+//! A drafter's row is a pair: the feature of position t beside token t+1. It has rotary position and key/value position t, and its
+//! logits predict token t+2. Where the target has seen position t the feature comes from it (its *taps*); where it has not, the
+//! feature is the drafter's own output at the pair before.
 #![forbid(unsafe_code)]
 
+mod eagle1;
 mod eagle3;
+mod features;
 
-pub use eagle3::Eagle3;
+use crate::config::{Eagle1Config, Eagle3Config, FloatType, ModelConfig, ModelSource};
+use crate::device::{Device, Tensor};
+use crate::error::Result;
+use crate::kv_cache::{KvCache, KvShape};
+use crate::model::{Llama, Pass, Progress};
+use crate::weights::Checkpoint;
+
+use eagle1::Eagle1;
+use eagle3::Eagle3;
+
+/// A drafter as the engine runs it.
+pub trait Drafter {
+    /// Sizes the activations: passes of at most `max_rows` rows, rounds of at most `max_round_rows` rows in all, contexts
+    /// of at most `max_positions`.
+    fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()>;
+
+    /// Runs committed pairs and begins a round: what the target's streams were at row i is row `pass.links()[i]` of
+    /// `taps[.., tap_width]`, and the outputs are the first rows of the feature store. Returns the f32 logits of the rows that want them.
+    fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor>;
+
+    /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. The outputs are appended
+    /// to the store; returns the f32 logits of the rows that want them.
+    fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor>;
+
+    /// The target's streams that it reads, as [`Taps`](crate::model::Taps) names them.
+    fn tap_layers(&self) -> &[usize];
+
+    /// Columns of a row of taps.
+    fn tap_width(&self) -> usize;
+
+    /// Rows that the round's feature store can still take; 0 before [`Drafter::extend`] has begun a round.
+    fn free_feature_rows(&self) -> usize;
+
+    /// Row of the feature store that the next pass writes first.
+    fn next_feature_row(&self) -> usize;
+
+    /// Offsets from draft ids to target ids, i32 `[draft vocab]`; `None` when both vocabularies are one.
+    fn d2t(&self) -> Option<&Tensor>;
+
+    /// Geometry of the key/value cache it needs.
+    fn kv_shape(&self) -> KvShape;
+}
+
+/// What kind of drafter a folder holds, and its configuration.
+pub enum DrafterConfig {
+    /// EAGLE-1 and EAGLE-2, whose weights are the same.
+    Eagle1(Eagle1Config),
+    /// EAGLE-3.
+    Eagle3(Eagle3Config),
+}
+
+impl DrafterConfig {
+    /// Reads and validates the configuration of a drafter for `target`. Configs of both kinds may look alike; the tensors tell them apart.
+    ///
+    /// # Errors
+    /// A configuration that is broken, not supported, or made for another target.
+    pub fn read(source: &ModelSource, checkpoint: &Checkpoint, target: &ModelConfig) -> Result<Self> {
+        let is_eagle1 = ["", "model."].iter().any(|root| {
+            checkpoint.contains(&format!("{root}fc.weight"))
+                && checkpoint.contains(&format!("{root}layers.0.self_attn.q_proj.weight"))
+                && !checkpoint.contains(&format!("{root}layers.0.hidden_norm.weight"))
+        });
+        if is_eagle1 {
+            return Eagle1Config::from_hf(source, target).map(Self::Eagle1);
+        }
+        Eagle3Config::from_hf(source, target).map(Self::Eagle3)
+    }
+
+    /// Loads the drafter for `target`; every tensor of the checkpoint must have a use.
+    ///
+    /// # Errors
+    /// Missing, unknown or misshapen tensors; a lack of memory.
+    pub fn load(
+        self,
+        device: &Device,
+        checkpoint: &Checkpoint,
+        float_type: FloatType,
+        target: &Llama,
+        progress: Progress,
+    ) -> Result<Box<dyn Drafter>> {
+        Ok(match self {
+            Self::Eagle1(config) => {
+                Box::new(Eagle1::load(device, config, checkpoint, float_type, target, progress)?)
+            }
+            Self::Eagle3(config) => {
+                Box::new(Eagle3::load(device, config, checkpoint, float_type, target, progress)?)
+            }
+        })
+    }
+}

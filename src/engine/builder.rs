@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Eagle3Config, FloatType, ModelConfig, ModelSource};
+use crate::config::{FloatType, ModelConfig, ModelSource};
 use crate::control::{Controller, CostModel, Policy};
 use crate::device::{Device, DeviceChoice};
-use crate::drafter::Eagle3;
+use crate::drafter::DrafterConfig;
 use crate::engine::Engine;
 use crate::engine::drafting::Drafting;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
@@ -53,7 +53,7 @@ impl EngineBuilder<'static> {
 }
 
 impl<'a> EngineBuilder<'a> {
-    /// An EAGLE-3 drafter for the model.
+    /// A drafter for the model: an EAGLE-3 or EAGLE-1 checkpoint.
     pub fn drafter(mut self, drafter: impl Into<ModelSource>) -> Self {
         self.drafter = Some(drafter.into());
         self
@@ -127,10 +127,14 @@ impl<'a> EngineBuilder<'a> {
         }
         // Everything that can be said without a device is said first.
         let config = ModelConfig::from_hf(&self.model)?;
-        let draft_config =
-            self.drafter.as_ref().map(|source| Eagle3Config::from_hf(source, &config)).transpose()?;
         let checkpoint = Checkpoint::open(&self.model)?;
-        let draft_checkpoint = self.drafter.as_ref().map(Checkpoint::open).transpose()?;
+        let draft_files = match &self.drafter {
+            Some(source) => {
+                let checkpoint = Checkpoint::open(source)?;
+                Some((DrafterConfig::read(source, &checkpoint, &config)?, checkpoint))
+            }
+            None => None,
+        };
         let float_type = match self.float_type.or(config.dtype) {
             Some(float_type) => float_type,
             None => checkpoint.float_type()?,
@@ -141,19 +145,20 @@ impl<'a> EngineBuilder<'a> {
         let mut target = Llama::load(&device, config, &checkpoint, float_type, &mut |done, all| {
             progress("target", done, all)
         })?;
-        let mut drafter = match (draft_config, &draft_checkpoint) {
-            (Some(config), Some(checkpoint)) => {
+        let drafter = match draft_files {
+            Some((config, checkpoint)) => {
                 let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
-                Some(Eagle3::load(&device, config, checkpoint, float_type, &target, progress)?)
+                Some(config.load(&device, &checkpoint, float_type, &target, progress)?)
             }
-            _ => None,
+            None => None,
         };
 
         let budget = self.kv_budget_bytes;
         let max_sequences = self.max_sequences;
         let wanted_context = self.max_context.min(target.config().max_position);
-        let shapes: Vec<KvShape> =
-            std::iter::once(target.kv_shape()).chain(drafter.as_ref().map(Eagle3::kv_shape)).collect();
+        let shapes: Vec<KvShape> = std::iter::once(target.kv_shape())
+            .chain(drafter.as_ref().map(|drafter| drafter.kv_shape()))
+            .collect();
         let num_pages = plan_pages(&device, &shapes, wanted_context, max_sequences, budget)?;
         let max_context =
             wanted_context.min((num_pages * PAGE_SIZE).saturating_sub(MAX_ROWS_PER_SEQUENCE)).max(1);
@@ -164,7 +169,7 @@ impl<'a> EngineBuilder<'a> {
         target.prepare(max_rows, max_rows, max_positions)?;
         let kv = cache(target.kv_shape())?;
         let mut verifier = Verifier::new(&device, target, kv, max_rows, max_sequences)?;
-        let mut drafting = match drafter.take() {
+        let mut drafting = match drafter {
             Some(mut network) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;
                 let kv = cache(network.kv_shape())?;

@@ -2,7 +2,7 @@
 
 use crate::control::{FrontierRow, NONE};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
-use crate::drafter::Eagle3;
+use crate::drafter::Drafter;
 use crate::engine::sequence::Sequence;
 use crate::error::Result;
 use crate::kernels::draft::{
@@ -25,15 +25,13 @@ fn backlog_row(slot: usize, position: usize) -> usize {
 
 /// Drafter, its cache, and the target features it has not seen yet.
 pub(super) struct Drafting {
-    pub network: Eagle3,
+    pub network: Box<dyn Drafter>,
     pub kv: KvCache,
     /// Tapped streams of the last target pass, `[rows, taps * hidden]`.
     pub taps: Tensor,
     pass: Pass,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
     backlog: Tensor,
-    /// The features of one catch-up pass, gathered.
-    extend_in: Tensor,
     index: Tensor,
     /// Log-probability of the path to each row's node, f32 `[rows]`.
     parent_logp: Tensor,
@@ -60,12 +58,12 @@ pub(super) struct Drafting {
 impl Drafting {
     pub fn new(
         device: &Device,
-        network: Eagle3,
+        network: Box<dyn Drafter>,
         kv: KvCache,
         max_rows: usize,
         max_sequences: usize,
     ) -> Result<Self> {
-        let width = network.config().tap_layers.len() * network.config().target_hidden_size;
+        let width = network.tap_width();
         let dtype = network.kv_shape().dtype;
         // A round runs each sequence's root and its runs.
         let max_candidates = (max_sequences + max_rows) * MAX_TOP_K;
@@ -74,7 +72,6 @@ impl Drafting {
             taps: floats(dtype, &[max_rows, width])?,
             pass: Pass::new(device, max_rows, max_sequences)?,
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
-            extend_in: floats(dtype, &[max_rows, width])?,
             index: floats(DType::I32, &[max_rows])?,
             parent_logp: floats(DType::F32, &[max_rows])?,
             // Zeroed: the start-up sweep runs candidates that no pass has brought.
@@ -153,12 +150,7 @@ impl Drafting {
             return Ok(0);
         }
         self.pass.upload()?;
-        let features = self.extend_in.rows(0..num_rows);
-        gather_rows(
-            self.pass.device(),
-            GatherRowsArgs { src: &self.backlog, index: &self.pass.links(), out: &features },
-        )?;
-        let logits = self.network.extend(&self.pass, &self.kv, &features)?;
+        let logits = self.network.extend(&self.pass, &self.kv, &self.backlog)?;
         if let Some(top_k) = top_k {
             // The host's copy is all zeros: a root has probability 1.
             self.host_root_logp.write_to(&self.parent_logp, slots.len())?;

@@ -184,7 +184,7 @@ impl Engine {
     /// The target over the `num_rows` rows of its pass, with draws, and with features for the drafter if it may run; the logits.
     pub(super) fn run_target(&mut self, num_rows: usize) -> Result<Tensor> {
         let drafting = self.drafting.as_ref().filter(|_| self.speculates());
-        let taps = drafting.map(|d| (d.taps.rows(0..num_rows), d.network.config().tap_layers.clone()));
+        let taps = drafting.map(|d| (d.taps.rows(0..num_rows), d.network.tap_layers().to_vec()));
         self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))
     }
 

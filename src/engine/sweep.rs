@@ -227,7 +227,7 @@ fn verify_pass(verifier: &mut Verifier, drafting: Option<&Drafting>, size: PassS
                 .push(Row { token: 0, position, slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
         }
     }
-    let taps = drafting.map(|d| (d.taps.rows(0..size.tokens), &d.network.config().tap_layers));
+    let taps = drafting.map(|d| (d.taps.rows(0..size.tokens), d.network.tap_layers()));
     verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
     verifier.walk(nodes - 1)
 }

@@ -49,8 +49,8 @@ struct Buffers {
     scratch: Scratch,
 }
 
-/// Which residual streams a drafter wants to see: `columns(i * hidden..)` of `out` receives the stream that enters layer
-/// `layers[i]`.
+/// Which streams a drafter wants to see: `columns(i * hidden..)` of `out` receives the residual stream that enters layer
+/// `layers[i]`, or where that is the number of layers, what the final norm makes of the stream behind the last one.
 pub struct Taps<'a> {
     /// Layer indices.
     pub layers: &'a [usize],
@@ -178,19 +178,28 @@ impl Llama {
             )?;
             layer.mlp.forward(device, &normed, scratch, &delta)?;
         }
+        // The first norm adds the last half-layer's delta to the stream; later ones find it there.
+        let mut last = Some(&delta);
+        for chunk in tapped_chunks(&taps, self.layers.len(), hidden) {
+            let (weight, delta) = (&self.final_norm, last.take());
+            let out = &chunk.rows(rows.clone());
+            rmsnorm(device, RmsNormArgs { residual: &residual, delta, weight, out, tap: None, eps })?;
+        }
         let wanted = pass.num_logit_rows();
         let [head_in, head_delta] = [&buffers.head_in, &buffers.head_delta].map(|b| b.rows(0..wanted));
         let logits = buffers.logits.rows(0..wanted);
         if wanted > 0 {
             let index = &pass.logit_rows();
             gather_rows(device, GatherRowsArgs { src: &residual, index, out: &head_in })?;
-            gather_rows(device, GatherRowsArgs { src: &delta, index, out: &head_delta })?;
+            if let Some(delta) = last {
+                gather_rows(device, GatherRowsArgs { src: delta, index, out: &head_delta })?;
+            }
             let normed = normed.rows(0..wanted);
             rmsnorm(
                 device,
                 RmsNormArgs {
                     residual: &head_in,
-                    delta: Some(&head_delta),
+                    delta: last.map(|_| &head_delta),
                     weight: &self.final_norm,
                     out: &normed,
                     tap: None,

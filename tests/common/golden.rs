@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 
 /// The Llama cases.
 pub const LLAMA_CASES: [&str; 4] = ["llama2_mha", "llama31_gqa", "tied_head", "head_dim128"];
-/// The EAGLE-3 cases.
-pub const EAGLE3_CASES: [&str; 2] = ["eagle3_random", "eagle3_demo"];
+/// The EAGLE-3 and EAGLE-1 cases.
+pub const EAGLE_CASES: [&str; 4] = ["eagle3_random", "eagle3_demo", "eagle1_random", "eagle1_demo"];
 
 /// A prompt and the target's greedy continuation.
 #[derive(Debug, Deserialize)]
@@ -45,7 +45,7 @@ pub struct GoldenLevel {
 
 /// A prompt, its greedy continuation, the first round's tree and what every round accepted.
 #[derive(Debug, Deserialize)]
-pub struct Eagle3Prompt {
+pub struct EaglePrompt {
     /// Line of assets/demo/prompts.jsonl.
     pub prompt_id: Option<usize>,
     pub prompt_ids: Vec<i32>,
@@ -55,14 +55,14 @@ pub struct Eagle3Prompt {
     pub levels: Vec<GoldenLevel>,
 }
 
-/// `expected.json` of an EAGLE-3 case.
+/// `expected.json` of an EAGLE case.
 #[derive(Debug, Deserialize)]
-pub struct Eagle3Golden {
+pub struct EagleGolden {
     pub target: PathBuf,
     pub drafters: Vec<PathBuf>,
     pub policy: String,
     pub new_tokens: usize,
-    pub prompts: Vec<Eagle3Prompt>,
+    pub prompts: Vec<EaglePrompt>,
 }
 
 /// The folder of a case: for a Llama case a checkpoint, for an EAGLE-3 case what its paths start from.

@@ -3,7 +3,7 @@
 mod batch;
 mod controllers;
 mod costs;
-mod eagle3;
+mod drafters;
 pub(crate) mod fixtures;
 mod lossless;
 mod recording;

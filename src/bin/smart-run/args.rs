@@ -207,7 +207,7 @@ struct LowGenerate {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 checkpoint made for the target
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Text to complete

@@ -64,7 +64,7 @@ pub struct LowBench {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 checkpoint made for the target
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Prompts, as JSON Lines with a "prompt", "turns" (of which the first is taken) or "prompt_token_ids"; taken as they are,

@@ -61,7 +61,7 @@ pub struct LowProfile {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR", conflicts_with = "costs")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 checkpoint made for the target
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target
     #[arg(long, value_name = "DIR", conflicts_with = "costs")]
     draft: Option<PathBuf>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32 [default: auto]

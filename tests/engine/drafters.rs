@@ -1,10 +1,11 @@
-//! The EAGLE-3 drafter and the eagle2:10,5,60 tree against an independent PyTorch computation (`tools/eagle3_reference.py`).
+//! Drafters and the eagle2:10,5,60 tree against an independent PyTorch computation (`tools/eagle3_reference.py`), and without loss.
 
 use smart_run::config::FloatType;
 use smart_run::control::{NONE, Policy};
-use smart_run::engine::Engine;
+use smart_run::engine::{Engine, Request};
+use smart_run::sampling::SamplingParams;
 
-use crate::fixtures::{assert_close, expected, floats, greedy, ids, repository};
+use crate::fixtures::{assert_close, expected, floats, greedy, ids, repository, run};
 
 /// Log-probabilities are compared on their own scale: largest error over largest magnitude.
 const LOGP_LIMIT: f32 = 1e-4;
@@ -69,11 +70,74 @@ fn check_tree(what: &str, engine: &Engine, tree: &serde_json::Value) {
 }
 
 #[test]
-fn random_pair() {
+fn eagle3_random_pair() {
     check("eagle3_random", usize::MAX);
 }
 
 #[test]
-fn demo_pair() {
+fn eagle3_demo_pair() {
     check("eagle3_demo", usize::MAX);
+}
+
+/// A bias in `fc` that config.json does not mention, and an embedding of its own.
+#[test]
+fn eagle1_random_pair() {
+    check("eagle1_random", usize::MAX);
+}
+
+/// The tapped pass of an EAGLE-1 pair norms all rows, a plain one those that are drawn from: the draws are the same.
+#[test]
+fn eagle1_gives_the_plain_text() {
+    let golden = repository("tests/golden");
+    let build = |float_type, policy: Policy| {
+        Engine::builder(golden.join("llama31_gqa"))
+            .drafter(golden.join("eagle1_random/drafter"))
+            .float_type(float_type)
+            .policy(policy)
+            .max_context(256)
+            .build()
+            .unwrap()
+    };
+    let sampled = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
+    for float_type in [FloatType::F32, FloatType::Bf16, FloatType::F16] {
+        let mut plain = build(float_type, Policy::Plain);
+        let requests: Vec<Request> = (0..6)
+            .map(|i| (0..1 + 9 * i).map(|t| (t * 37 + i * 11) % 160).collect::<Vec<i32>>())
+            .zip([SamplingParams::default(), sampled].into_iter().cycle())
+            .map(|(prompt, sampling)| Request { sampling, ..greedy(&prompt, 30) })
+            .collect();
+        let wanted: Vec<Vec<i32>> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
+        for policy in ["chain:3", "eagle2:10,5,60", "smart"] {
+            let mut engine = build(float_type, policy.parse().unwrap());
+            let got: Vec<Vec<i32>> =
+                requests.iter().map(|request| run(&mut engine, request.clone())).collect();
+            assert_eq!(got, wanted, "{policy}, {float_type:?}");
+        }
+    }
+}
+
+#[test]
+fn an_eagle1_checkpoint_and_its_config_must_agree() {
+    let golden = repository("tests/golden");
+    let folder = tempfile::tempdir().unwrap();
+    let drafter = golden.join("eagle1_random/drafter");
+    std::fs::copy(drafter.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(drafter.join("config.json")).unwrap()).unwrap();
+    for (field, value, says) in [
+        ("bias", serde_json::json!(false), "fc.bias"),
+        ("hidden_size", serde_json::json!(96), "does not fit its target"),
+        ("vocab_size", serde_json::json!(161), "does not fit its target"),
+        ("num_hidden_layers", serde_json::json!(2), "num_hidden_layers"),
+        ("qkv_bias", serde_json::json!(true), "qkv_bias"),
+        ("intermediate_size", serde_json::json!(65), "layers.0.mlp"),
+        ("architectures", serde_json::json!(["MambaForCausalLM"]), "MambaForCausalLM"),
+    ] {
+        let mut broken = config.clone();
+        broken[field] = value;
+        std::fs::write(folder.path().join("config.json"), broken.to_string()).unwrap();
+        let built = Engine::builder(golden.join("llama31_gqa")).drafter(folder.path()).build();
+        let error = built.err().unwrap_or_else(|| panic!("{field} was accepted"));
+        assert!(error.is_input() && error.to_string().contains(says), "{field}: {error}");
+    }
 }
