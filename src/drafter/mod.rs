@@ -8,6 +8,7 @@
 mod eagle1;
 mod eagle3;
 mod features;
+pub mod ngram;
 
 use crate::config::{Eagle1Config, Eagle3Config, FloatType, ModelConfig, ModelSource};
 use crate::device::{Device, Tensor};

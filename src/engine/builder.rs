@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use crate::config::{FloatType, ModelConfig, ModelSource};
-use crate::control::{Controller, CostModel, Policy};
+use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
 use crate::drafter::DrafterConfig;
 use crate::engine::Engine;
 use crate::engine::drafting::Drafting;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
+use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ pub type LoadProgress<'a> = Box<dyn FnMut(&str, usize, usize) + 'a>;
 pub struct EngineBuilder<'a> {
     model: ModelSource,
     drafter: Option<ModelSource>,
+    ngrams: bool,
     device: DeviceChoice,
     float_type: Option<FloatType>,
     policy: Option<Policy>,
@@ -39,6 +41,7 @@ impl EngineBuilder<'static> {
         Self {
             model,
             drafter: None,
+            ngrams: false,
             device: DeviceChoice::Auto,
             float_type: None,
             policy: None,
@@ -56,6 +59,12 @@ impl<'a> EngineBuilder<'a> {
     /// A drafter for the model: an EAGLE-3 or EAGLE-1 checkpoint.
     pub fn drafter(mut self, drafter: impl Into<ModelSource>) -> Self {
         self.drafter = Some(drafter.into());
+        self
+    }
+
+    /// Drafts with n-grams of each request's own text, which needs no weights; a drafter, if one is given, goes before.
+    pub fn ngram_drafter(mut self) -> Self {
+        self.ngrams = true;
         self
     }
 
@@ -119,9 +128,9 @@ impl<'a> EngineBuilder<'a> {
     /// # Errors
     /// Unusable files or options ([`Error::is_input`]); no usable device, or not enough memory on it.
     pub fn build(mut self) -> Result<Engine> {
-        let policy =
-            self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain });
-        check_drafter(policy, self.drafter.is_some())?;
+        let drafts = self.drafter.is_some() || self.ngrams;
+        let policy = self.policy.unwrap_or(if drafts { Policy::Smart } else { Policy::Plain });
+        check_drafter(policy, drafts)?;
         if self.max_sequences == 0 {
             return Err(Error::Input("an engine serves at least one sequence".into()));
         }
@@ -169,36 +178,47 @@ impl<'a> EngineBuilder<'a> {
         target.prepare(max_rows, max_rows, max_positions)?;
         let kv = cache(target.kv_shape())?;
         let mut verifier = Verifier::new(&device, target, kv, max_rows, max_sequences)?;
-        let mut drafting = match drafter {
+        let mut proposer = match drafter {
             Some(mut network) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;
                 let kv = cache(network.kv_shape())?;
-                Some(Drafting::new(&device, network, kv, max_rows, max_sequences)?)
+                let drafting = Drafting::new(&device, network, kv, max_rows, max_sequences)?;
+                Some(Proposer::Network(Box::new(drafting)))
+            }
+            None if self.ngrams => {
+                let vocab_size = verifier.target.config().vocab_size;
+                if vocab_size < MAX_TOP_K {
+                    return Err(Error::Input(format!(
+                        "n-grams draft up to {MAX_TOP_K} different tokens a node, the vocabulary has {vocab_size}"
+                    )));
+                }
+                Some(Proposer::Ngram(NgramProposer::new(vocab_size, max_sequences)))
             }
             None => None,
         };
 
         let fingerprint = format!(
-            "smart-run {} | {} | {} | {} | {} | {max_context} | {max_sequences}",
+            "smart-run {} | {} | {} | {} | {} | {} | {max_context} | {max_sequences}",
             env!("CARGO_PKG_VERSION"),
             device.name(),
             self.model.name(),
+            self.drafter.as_ref().map_or("n-grams".into(), ModelSource::name),
             float_type.name(),
             kernels_fingerprint(),
         );
         // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
         let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
         let mut start_costs = StartCosts::new(cache.map(|path| (path, fingerprint)));
-        let cost = match &mut drafting {
-            Some(drafting) if policy.reads_costs() => {
+        let cost = match &mut proposer {
+            Some(proposer) if policy.reads_costs() => {
                 let scope = start_scope(max_context, max_sequences);
-                start_costs.model(&device, &mut verifier, drafting, scope)?
+                start_costs.model(&device, &mut verifier, proposer, scope)?
             }
             _ => CostModel::unmeasured(),
         };
         Ok(Engine {
             verifier,
-            drafting,
+            proposer,
             controller: Controller::new(policy, limits(max_sequences, self.floor), cost),
             start_costs,
             floor: self.floor,

@@ -1,7 +1,7 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
-//! target's side of a round), `drafting` (the drafter's side), `prefill`, `sweep` (start-up cost measurement), `profile` (the
+//! target's side of a round), `drafting` (the drafter's side), `proposer` (a drafter or the text's n-grams), `prefill`, `sweep` (start-up cost measurement), `profile` (the
 //! same on demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
@@ -33,6 +33,7 @@ mod mutations;
 mod policy;
 mod prefill;
 mod profile;
+mod proposer;
 mod recording;
 mod round;
 mod scoring;
@@ -46,8 +47,8 @@ use std::io::Write;
 use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
 use crate::control::{Controller, SequenceOutcome};
 use crate::device::Device;
-use crate::engine::drafting::Drafting;
 use crate::engine::policy::StartCosts;
+use crate::engine::proposer::Proposer;
 use crate::engine::round::LastRound;
 use crate::engine::sequence::Sequence;
 use crate::engine::stats::RoundClock;
@@ -65,7 +66,7 @@ pub use stats::{RoundTimes, Stats};
 pub struct Engine {
     device: Device,
     verifier: Verifier,
-    drafting: Option<Drafting>,
+    proposer: Option<Proposer>,
     controller: Controller,
     start_costs: StartCosts,
     /// Draft tokens that every sequence keeps; see [`EngineBuilder::floor`].
@@ -196,8 +197,8 @@ impl Engine {
     fn release(&mut self, slot: usize) {
         self.sequences[slot] = None;
         self.verifier.kv.release(slot);
-        if let Some(drafting) = &mut self.drafting {
-            drafting.kv.release(slot);
+        if let Some(proposer) = &mut self.proposer {
+            proposer.release(slot);
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::control::{Controller, ControllerConfig, CostModel, Policy};
 use crate::device::Device;
-use crate::engine::drafting::Drafting;
+use crate::engine::proposer::Proposer;
 use crate::engine::verifier::Verifier;
 use crate::engine::{Engine, sweep};
 use crate::error::{Error, Result};
@@ -18,12 +18,12 @@ impl Engine {
     /// # Errors
     /// [`Error::Input`]: the policy needs a drafter and there is none, or sequences are running; driver failures.
     pub fn new_controller(&mut self, policy: Policy) -> Result<Controller> {
-        check_drafter(policy, self.drafting.is_some())?;
+        check_drafter(policy, self.proposer.is_some())?;
         self.check_idle()?;
-        let cost = match &mut self.drafting {
-            Some(drafting) if policy.reads_costs() => {
+        let cost = match &mut self.proposer {
+            Some(proposer) if policy.reads_costs() => {
                 let scope = start_scope(self.max_context, self.sequences.len());
-                self.start_costs.model(&self.device, &mut self.verifier, drafting, scope)?
+                self.start_costs.model(&self.device, &mut self.verifier, proposer, scope)?
             }
             _ => CostModel::unmeasured(),
         };
@@ -36,16 +36,17 @@ impl Engine {
     /// # Errors
     /// [`Error::Input`]: the controller's policy needs a drafter and there is none, or sequences are running.
     pub fn set_controller(&mut self, controller: Controller) -> Result<Controller> {
-        check_drafter(controller.policy(), self.drafting.is_some())?;
+        check_drafter(controller.policy(), self.proposer.is_some())?;
         self.check_idle()?;
         self.last_round = None;
         self.times.forget_tail();
         Ok(std::mem::replace(&mut self.controller, controller))
     }
 
-    /// Whether the drafter may run at all; if not, the target's features are not kept for it.
-    pub(super) fn speculates(&self) -> bool {
-        self.drafting.is_some() && (self.controller.policy() != Policy::Plain || self.recording.is_some())
+    /// Whether there is a drafter that may run and that reads the target's features; if not, they are not kept.
+    pub(super) fn feeds_drafter(&self) -> bool {
+        let network = self.proposer.as_ref().and_then(Proposer::network);
+        network.is_some() && (self.controller.policy() != Policy::Plain || self.recording.is_some())
     }
 
     /// # Errors
@@ -75,7 +76,7 @@ impl StartCosts {
         &mut self,
         device: &Device,
         verifier: &mut Verifier,
-        drafting: &mut Drafting,
+        proposer: &mut Proposer,
         scope: sweep::Scope,
     ) -> Result<CostModel> {
         if let Some(cost) = &self.measured {
@@ -85,7 +86,7 @@ impl StartCosts {
         let cost = match cached {
             Some(cost) => cost,
             None => {
-                let sweep = sweep::measure(device, verifier, Some(drafting), scope)?;
+                let sweep = sweep::measure(device, verifier, Some(proposer), scope)?;
                 let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
                 if let Some((path, fingerprint)) = &self.cache {
                     cost.save(path, fingerprint);

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use crate::engine::Engine;
+use crate::engine::proposer::Proposer;
 use crate::engine::round::Emission;
 use crate::engine::sequence::{Request, Sequence, SequenceId};
 use crate::error::{Error, Result};
@@ -29,8 +30,8 @@ impl Engine {
         let longest =
             (request.prompt.len() + request.max_new_tokens).min(self.max_context) + MAX_ROWS_PER_SEQUENCE;
         self.verifier.kv.reserve(slot, longest)?;
-        if let Some(drafting) = &mut self.drafting {
-            drafting.kv.reserve(slot, longest).inspect_err(|_| self.verifier.kv.release(slot))?;
+        if let Some(proposer) = &mut self.proposer {
+            proposer.reserve(slot, longest).inspect_err(|_| self.verifier.kv.release(slot))?;
         }
         let prompt_len = request.prompt.len();
         self.sequences[slot] = Some(Sequence {
@@ -68,8 +69,9 @@ impl Engine {
 
     /// Gives the drafter the features of a prompt chunk and runs the pairs whose second token is known.
     fn feed_drafter(&mut self, slot: usize, chunk: std::ops::Range<usize>) -> Result<()> {
-        let speculates = self.speculates();
-        let Some(drafting) = self.drafting.as_mut().filter(|_| speculates) else {
+        let feeds = self.feeds_drafter();
+        let network = self.proposer.as_mut().and_then(Proposer::network_mut);
+        let Some(drafting) = network.filter(|_| feeds) else {
             return self.device.synchronize();
         };
         let rows: Vec<_> = chunk.clone().enumerate().map(|(row, position)| (slot, position, row)).collect();

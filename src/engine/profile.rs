@@ -43,10 +43,10 @@ impl Engine {
             max_sequences: self.sequences.len(),
             plain_passes: true,
         };
-        let sweep = sweep::measure(&self.device, &mut self.verifier, self.drafting.as_mut(), scope)?;
+        let sweep = sweep::measure(&self.device, &mut self.verifier, self.proposer.as_mut(), scope)?;
         let conditions = probe.and_then(ConditionsProbe::finish);
         let plain_overhead_us = self.measure_overhead(Policy::Plain)?;
-        let overhead_us = match self.drafting {
+        let overhead_us = match self.proposer {
             Some(_) => self.measure_overhead(Policy::Eagle2 { top_k: 10, depth: 3, total: 16 })?,
             None => plain_overhead_us,
         };

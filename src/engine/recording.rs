@@ -43,7 +43,7 @@ impl Engine {
     /// [`Error::Input`]: no drafter, an impossible shape, more than one sequence at once, one that is running; a writer that fails.
     pub fn set_record(&mut self, out: impl Write + Send + 'static, header: &RecordHeader) -> Result<()> {
         header.shape.validate()?;
-        if self.drafting.is_none() {
+        if self.proposer.is_none() {
             return Err(Error::Input("a record needs a drafter: give one with --draft".into()));
         }
         if self.sequences.len() != 1 {
@@ -115,9 +115,9 @@ impl Engine {
         };
         let view = self.sequence(slot).view(shape.levels);
         let mut round = DraftRound::fixed(plan, &[view]);
-        let Engine { drafting, sequences, times, .. } = self;
-        if let Some(drafting) = drafting {
-            run_levels(drafting, sequences, &[slot], times, &mut round)?;
+        let Engine { proposer, sequences, times, .. } = self;
+        if let Some(proposer) = proposer {
+            run_levels(proposer, sequences, &[slot], times, &mut round)?;
         }
         // One sequence's candidates lie row by row, so a node's index among them says which child of which row it is.
         let nodes = round.pool(0).nodes();

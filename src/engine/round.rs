@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::control::{DraftRound, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
 use crate::device::Tensor;
-use crate::engine::drafting::Drafting;
+use crate::engine::proposer::Proposer;
 use crate::engine::sequence::Sequence;
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verified;
@@ -110,22 +110,22 @@ impl Engine {
     /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
     fn draft(&mut self, slots: &[usize]) -> Result<bool> {
         let control = Instant::now();
-        let speculates = self.speculates();
+        let feeds = self.feeds_drafter();
         let views: Vec<SequenceView> = slots
             .iter()
             .map(|&slot| {
                 let sequence = self.sequences[slot].as_ref().expect("running slots hold sequences");
                 let left = sequence.max_new_tokens - sequence.emitted().len();
                 let view = sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1));
-                if speculates { view } else { SequenceView { backlog: 0, ..view } }
+                if feeds { view } else { SequenceView { backlog: 0, ..view } }
             })
             .collect();
         let plan = self.controller.begin_round(&views);
         self.times.control(control);
-        let Engine { drafting, sequences, times, controller, .. } = self;
-        let Some(drafting) = drafting.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
+        let Engine { proposer, sequences, times, controller, .. } = self;
+        let Some(proposer) = proposer.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
         let round = controller.round_mut();
-        run_levels(drafting, sequences, slots, times, round)?;
+        run_levels(proposer, sequences, slots, times, round)?;
         let control = Instant::now();
         round.select();
         times.control(control);
@@ -183,8 +183,8 @@ impl Engine {
 
     /// The target over the `num_rows` rows of its pass, with draws, and with features for the drafter if it may run; the logits.
     pub(super) fn run_target(&mut self, num_rows: usize) -> Result<Tensor> {
-        let drafting = self.drafting.as_ref().filter(|_| self.speculates());
-        let taps = drafting.map(|d| (d.taps.rows(0..num_rows), d.network.tap_layers().to_vec()));
+        let proposer = self.proposer.as_ref().filter(|_| self.feeds_drafter());
+        let taps = proposer.and_then(|proposer| proposer.taps(num_rows));
         self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))
     }
 
@@ -211,7 +211,7 @@ impl Engine {
             first_row += tree.num_nodes();
             emissions.push(Emission { sequence: sequence.id, tokens, finished: sequence.finished });
         }
-        if self.speculates() {
+        if self.feeds_drafter() {
             self.remember(&features)?;
         }
         for (&slot, emission) in slots.iter().zip(&emissions) {
@@ -224,7 +224,7 @@ impl Engine {
 
     /// Stores features and keeps the backlog bounded: a drafter that has been off for long sees them now.
     fn remember(&mut self, features: &[(usize, usize, usize)]) -> Result<()> {
-        let Some(drafting) = &mut self.drafting else { return Ok(()) };
+        let Some(drafting) = self.proposer.as_mut().and_then(Proposer::network_mut) else { return Ok(()) };
         drafting.remember(features)?;
         let full = |s: &&crate::engine::sequence::Sequence| {
             s.finished.is_none() && s.backlog() >= MAX_ROWS_PER_SEQUENCE
@@ -270,9 +270,9 @@ fn outcomes<'a>(accepted: &'a [Vec<u32>], verified: &'a [Verified]) -> Vec<Seque
     pairs.map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn }).collect()
 }
 
-/// Runs the drafter level by level, on what `round` asks for, until it asks for nothing more.
+/// Drafts level by level, on what `round` asks for, until it asks for nothing more.
 pub(super) fn run_levels(
-    drafting: &mut Drafting,
+    proposer: &mut Proposer,
     sequences: &mut [Option<Sequence>],
     slots: &[usize],
     times: &mut RoundClock,
@@ -284,19 +284,9 @@ pub(super) fn run_levels(
         let rows = round.next_level().map(<[_]>::to_vec);
         times.control(control);
         let Some(rows) = rows else { return Ok(()) };
-        if rows[0].node == 0 {
-            let batch: Vec<_> = rows
-                .iter()
-                .map(|row| (slots[row.sequence as usize], sequences[slots[row.sequence as usize]].as_ref()))
-                .filter_map(|(slot, sequence)| Some((slot, sequence?)))
-                .collect();
-            drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(top_k))?;
-        } else {
-            let root_of = |sequence: usize| sequences[slots[sequence]].as_ref().map_or(0, |s| s.root());
-            drafting.level(&rows, |sequence| slots[sequence], root_of, top_k)?;
-        }
+        proposer.run(&rows, sequences, slots, top_k)?;
         times.mark_level()?;
-        let (tokens, logps) = drafting.read_children()?;
+        let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;
         let control = Instant::now();
         round.add_level(&tokens[..count], &logps[..count]);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
 use crate::device::{Device, Event};
 use crate::engine::drafting::Drafting;
+use crate::engine::proposer::Proposer;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::engine::verifier::Verifier;
 use crate::error::Result;
@@ -67,18 +68,18 @@ pub(super) struct Scope {
 pub(super) fn measure(
     device: &Device,
     verifier: &mut Verifier,
-    mut drafting: Option<&mut Drafting>,
+    mut proposer: Option<&mut Proposer>,
     scope: Scope,
 ) -> Result<Sweep> {
     let Scope { max_context, max_sequences, plain_passes } = scope;
     let near = (max_context / 4).min(64);
     let far = (max_context - 1).min(1024);
     let start = Instant::now();
-    let batch = reserve(verifier, drafting.as_deref_mut(), near, far, max_sequences)?;
+    let batch = reserve(verifier, proposer.as_deref_mut(), near, far, max_sequences)?;
     let mut plan = plan(near, far, batch);
     plan.retain(|pass| match pass.kind {
         SweepKind::Verify => true,
-        SweepKind::Draft => drafting.is_some(),
+        SweepKind::Draft => proposer.is_some(),
         SweepKind::Plain => plain_passes,
     });
     let mut points: Vec<SweepPoint> = Vec::new();
@@ -95,22 +96,33 @@ pub(super) fn measure(
                 continue;
             }
         }
-        let us = match (kind, drafting.as_deref_mut()) {
-            (SweepKind::Draft, Some(drafting)) => {
+        let us = match (kind, proposer.as_deref_mut()) {
+            (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
                 drafting.catch_up_for_sweep(sequences, context)?;
                 time(device, || draft_pass(drafting, pass), start)?
             }
-            (_, drafting) => {
-                let drafting = drafting.as_deref();
-                time(device, || verify_pass(verifier, drafting, pass), start)?
+            (SweepKind::Draft, Some(Proposer::Ngram(ngrams))) => {
+                let mut draft = ngrams.for_sweep(context);
+                time(
+                    device,
+                    || {
+                        draft(tokens, TOP_K);
+                        Ok(())
+                    },
+                    start,
+                )?
+            }
+            (_, proposer) => {
+                let proposer = proposer.as_deref();
+                time(device, || verify_pass(verifier, proposer, pass), start)?
             }
         };
         points.push(SweepPoint { kind, tokens, sequences, context, us: us.max(1e-3) });
     }
     for slot in 0..batch {
         verifier.kv.release(slot);
-        if let Some(drafting) = drafting.as_deref_mut() {
-            drafting.kv.release(slot);
+        if let Some(proposer) = proposer.as_deref_mut() {
+            proposer.release(slot);
         }
     }
     let config = verifier.target.config();
@@ -126,7 +138,7 @@ pub(super) fn measure(
 /// the far context.
 fn reserve(
     verifier: &mut Verifier,
-    mut drafting: Option<&mut Drafting>,
+    mut proposer: Option<&mut Proposer>,
     near: usize,
     far: usize,
     max_sequences: usize,
@@ -135,8 +147,8 @@ fn reserve(
         let positions = if slot == 0 { far + MAX_ROWS_PER_SEQUENCE } else { near + NODES_PER_SEQUENCE + 1 };
         // The drafter reserves a whole sequence's rows for a level.
         let drafted = if slot == 0 { positions } else { near + 1 + MAX_ROWS_PER_SEQUENCE };
-        let reserved = verifier.kv.reserve(slot, positions).and_then(|()| match drafting.as_deref_mut() {
-            Some(drafting) => drafting.kv.reserve(slot, drafted),
+        let reserved = verifier.kv.reserve(slot, positions).and_then(|()| match proposer.as_deref_mut() {
+            Some(proposer) => proposer.reserve(slot, drafted),
             None => Ok(()),
         });
         match reserved {
@@ -214,7 +226,7 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -
 }
 
 /// A target pass over chains, with draws and walk.
-fn verify_pass(verifier: &mut Verifier, drafting: Option<&Drafting>, size: PassSize) -> Result<()> {
+fn verify_pass(verifier: &mut Verifier, proposer: Option<&Proposer>, size: PassSize) -> Result<()> {
     let nodes = size.tokens / size.sequences;
     verifier.pass.clear();
     for sequence in 0..size.sequences {
@@ -227,7 +239,7 @@ fn verify_pass(verifier: &mut Verifier, drafting: Option<&Drafting>, size: PassS
                 .push(Row { token: 0, position, slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
         }
     }
-    let taps = drafting.map(|d| (d.taps.rows(0..size.tokens), d.network.tap_layers()));
+    let taps = proposer.and_then(|proposer| proposer.taps(size.tokens));
     verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
     verifier.walk(nodes - 1)
 }

@@ -85,6 +85,12 @@ fn eagle1_random_pair() {
     check("eagle1_random", usize::MAX);
 }
 
+/// A trained one, without a bias, reading the target's embedding.
+#[test]
+fn eagle1_demo_pair() {
+    check("eagle1_demo", usize::MAX);
+}
+
 /// The tapped pass of an EAGLE-1 pair norms all rows, a plain one those that are drawn from: the draws are the same.
 #[test]
 fn eagle1_gives_the_plain_text() {
@@ -140,4 +146,47 @@ fn an_eagle1_checkpoint_and_its_config_must_agree() {
         let error = built.err().unwrap_or_else(|| panic!("{field} was accepted"));
         assert!(error.is_input() && error.to_string().contains(says), "{field}: {error}");
     }
+}
+
+/// N-grams need no weights: any target speculates with them, and a text that repeats itself is accepted in long pieces.
+#[test]
+fn ngrams_give_the_plain_text_and_find_repetitions() {
+    let golden = repository("tests/golden");
+    let target = golden.join("llama31_gqa");
+    let build = |policy: Policy| {
+        let builder = Engine::builder(target.as_path()).float_type(FloatType::Bf16).ngram_drafter();
+        builder.policy(policy).max_sequences(3).max_context(320).build().unwrap()
+    };
+    let sampled = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
+    let prompts = [vec![7], (0..40).map(|t| t * 37 % 160).collect::<Vec<i32>>(), [3, 9, 27, 81].repeat(12)];
+    let requests: Vec<Request> = prompts
+        .iter()
+        .map(|prompt| greedy(prompt, 60))
+        .chain([Request { sampling: sampled, ..greedy(&[5, 6], 40) }])
+        .collect();
+    let mut plain = build(Policy::Plain);
+    let wanted: Vec<Vec<i32>> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
+    for policy in ["chain:5", "eagle2:4,5,24", "eagle2:10,2,60", "smart"] {
+        let mut engine = build(policy.parse().unwrap());
+        // One after the other, so that places are taken again; then together.
+        for (request, wanted) in requests.iter().zip(&wanted) {
+            assert_eq!(run(&mut engine, request.clone()), *wanted, "{policy}");
+        }
+        let ids: Vec<_> =
+            requests[..3].iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+        let mut got = vec![Vec::new(); 3];
+        while engine.running().next().is_some() {
+            for emission in engine.step().unwrap() {
+                let place = ids.iter().position(|id| *id == emission.sequence).unwrap();
+                got[place].extend(emission.tokens);
+            }
+        }
+        assert_eq!(got, wanted[..3], "{policy}, together");
+    }
+    // A greedy text of a small random network falls into a cycle, which is what n-grams are for.
+    let mut engine = build(Policy::Chain(5));
+    let text = run(&mut engine, greedy(&[7], 250));
+    assert_eq!(text, run(&mut plain, greedy(&[7], 250)));
+    let accepted = engine.stats().mean_accepted_len();
+    assert!(accepted > 1.0, "{accepted:.2} accepted a round of {text:?}");
 }

@@ -43,7 +43,7 @@ pub enum Command {
 pub struct GenerateArgs {
     /// The target's folder; `None` is the demo pair.
     pub model: Option<PathBuf>,
-    /// The drafter's folder; `None` is the demo pair's drafter with the demo pair, else no drafter.
+    /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
     pub draft: Option<PathBuf>,
     /// What to complete.
     pub prompt: Prompt,
@@ -207,7 +207,7 @@ struct LowGenerate {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Text to complete

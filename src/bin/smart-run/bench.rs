@@ -100,7 +100,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         .max_sequences(args.batches.iter().copied().max().unwrap_or(1))
         .max_context(longest.saturating_add(args.max_new_tokens));
     if let Some(drafter) = drafter {
-        builder = builder.drafter(drafter);
+        builder = drafter.add_to(builder);
     }
     if let Some(dtype) = args.dtype {
         builder = builder.float_type(dtype);

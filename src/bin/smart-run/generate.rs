@@ -44,7 +44,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         .device(args.device)
         .max_context(prompt.len().saturating_add(args.max_new_tokens));
     if let Some(drafter) = drafter {
-        builder = builder.drafter(drafter);
+        builder = drafter.add_to(builder);
     }
     // A record follows no policy, so costs need not be measured.
     if let Some(policy) = args.policy.or(args.record.is_some().then_some(Policy::Plain)) {

@@ -9,14 +9,46 @@ use smart_run::engine::{Engine, EngineBuilder};
 
 use crate::demo_model;
 
+/// What `--draft` says for a drafter without weights.
+const NGRAM: &str = "ngram";
+
+/// What drafts.
+pub enum DraftSource {
+    /// A drafter's weights.
+    Weights(ModelSource),
+    /// N-grams of the text itself.
+    Ngrams,
+}
+
+impl DraftSource {
+    /// What reports call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Weights(source) => source.name(),
+            Self::Ngrams => "n-grams".into(),
+        }
+    }
+
+    /// Gives it to an engine.
+    pub fn add_to(self, builder: EngineBuilder<'static>) -> EngineBuilder<'static> {
+        match self {
+            Self::Weights(source) => builder.drafter(source),
+            Self::Ngrams => builder.ngram_drafter(),
+        }
+    }
+}
+
 /// The target and drafter that `--model` and `--draft` mean: without a model the demo pair, whose drafter may be replaced.
-pub fn sources(model: Option<&Path>, draft: Option<&Path>) -> Result<(ModelSource, Option<ModelSource>)> {
-    let draft = draft.map(ModelSource::from);
+pub fn sources(model: Option<&Path>, draft: Option<&Path>) -> Result<(ModelSource, Option<DraftSource>)> {
+    let draft = draft.map(|path| match path.to_str() {
+        Some(NGRAM) => DraftSource::Ngrams,
+        _ => DraftSource::Weights(ModelSource::from(path)),
+    });
     match model {
         Some(path) => Ok((ModelSource::from(path), draft)),
         None => {
             let (target, drafter) = demo_model::pair()?;
-            Ok((target, Some(draft.unwrap_or(drafter))))
+            Ok((target, Some(draft.unwrap_or(DraftSource::Weights(drafter)))))
         }
     }
 }

@@ -79,7 +79,7 @@ fn measure(subject: &ProfileSubject) -> Result<Profile> {
         .max_sequences(*max_sequences)
         .max_context(MAX_CONTEXT);
     if let Some(drafter) = drafter {
-        builder = builder.drafter(drafter);
+        builder = drafter.add_to(builder);
     }
     if let Some(dtype) = dtype {
         builder = builder.float_type(*dtype);

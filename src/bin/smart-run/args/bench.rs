@@ -25,7 +25,7 @@ const TEMPERATURES: [f32; 2] = [0.0, 1.0];
 pub struct BenchArgs {
     /// The target's folder; `None` is the demo pair.
     pub model: Option<PathBuf>,
-    /// The drafter's folder; `None` is the demo pair's drafter with the demo pair, else no drafter.
+    /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
     pub draft: Option<PathBuf>,
     /// Files of prompts, each a set of its own; empty means the demo pair's held-out prompts.
     pub prompts: Vec<PathBuf>,
@@ -64,7 +64,7 @@ pub struct LowBench {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Prompts, as JSON Lines with a "prompt", "turns" (of which the first is taken) or "prompt_token_ids"; taken as they are,

@@ -34,7 +34,7 @@ pub enum ProfileSubject {
     Machine {
         /// The target's folder; `None` is the demo pair.
         model: Option<PathBuf>,
-        /// The drafter's folder; `None` is the demo pair's drafter with the demo pair, else no drafter.
+        /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
         draft: Option<PathBuf>,
         /// Type to run in; `None` is the one that the weights are stored in.
         dtype: Option<FloatType>,
@@ -61,7 +61,7 @@ pub struct LowProfile {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR", conflicts_with = "costs")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR", conflicts_with = "costs")]
     draft: Option<PathBuf>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32 [default: auto]

@@ -1,0 +1,166 @@
+//! [`Proposer`]: what brings the children of a round's nodes, a drafter network or the text itself.
+
+use crate::control::{FrontierRow, NONE};
+use crate::device::Tensor;
+use crate::drafter::ngram::{Context, NO_CONTEXT, NgramModel, shifted};
+use crate::engine::drafting::Drafting;
+use crate::engine::sequence::{Sequence, SequenceId};
+use crate::error::Result;
+
+/// Brings children, level by level.
+pub(super) enum Proposer {
+    /// A drafter on the device.
+    Network(Box<Drafting>),
+    /// N-grams of each request's own text, on the host.
+    Ngram(NgramProposer),
+}
+
+impl Proposer {
+    /// The network, if it is one: n-grams need no cache, no features and no catching up.
+    pub fn network(&self) -> Option<&Drafting> {
+        match self {
+            Self::Network(drafting) => Some(drafting),
+            Self::Ngram(_) => None,
+        }
+    }
+
+    /// As [`Proposer::network`].
+    pub fn network_mut(&mut self) -> Option<&mut Drafting> {
+        match self {
+            Self::Network(drafting) => Some(drafting),
+            Self::Ngram(_) => None,
+        }
+    }
+
+    /// Makes room for a sequence of `positions`.
+    pub fn reserve(&mut self, slot: usize, positions: usize) -> Result<()> {
+        self.network_mut().map_or(Ok(()), |drafting| drafting.kv.reserve(slot, positions))
+    }
+
+    /// Forgets a sequence.
+    pub fn release(&mut self, slot: usize) {
+        match self {
+            Self::Network(drafting) => drafting.kv.release(slot),
+            Self::Ngram(proposer) => proposer.texts[slot] = None,
+        }
+    }
+
+    /// Where the target's streams go that the network reads, and which they are.
+    pub fn taps(&self, num_rows: usize) -> Option<(Tensor, &[usize])> {
+        self.network().map(|drafting| (drafting.taps.rows(0..num_rows), drafting.network.tap_layers()))
+    }
+
+    /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `top_k` children a row.
+    pub fn run(
+        &mut self,
+        rows: &[FrontierRow],
+        sequences: &[Option<Sequence>],
+        slots: &[usize],
+        top_k: usize,
+    ) -> Result<()> {
+        let of = |sequence: u32| {
+            let slot = slots[sequence as usize];
+            (slot, sequences[slot].as_ref())
+        };
+        match self {
+            Self::Ngram(proposer) => proposer.run(rows, of, top_k),
+            Self::Network(drafting) if rows[0].node == 0 => {
+                let batch: Vec<_> = rows
+                    .iter()
+                    .map(|row| of(row.sequence))
+                    .filter_map(|(slot, sequence)| Some((slot, sequence?)))
+                    .collect();
+                drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(top_k))?;
+            }
+            Self::Network(drafting) => {
+                let root_of = |sequence: usize| of(sequence as u32).1.map_or(0, Sequence::root);
+                drafting.level(rows, |sequence| slots[sequence], root_of, top_k)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the level and gives its children: tokens and log-probabilities, row by row.
+    pub fn read_children(&self) -> Result<(&[i32], &[f32])> {
+        match self {
+            Self::Network(drafting) => drafting.read_children(),
+            Self::Ngram(proposer) => Ok((&proposer.tokens, &proposer.logps)),
+        }
+    }
+}
+
+/// N-gram models of the running sequences.
+pub(super) struct NgramProposer {
+    vocab_size: usize,
+    /// By slot.
+    texts: Vec<Option<(SequenceId, NgramModel)>>,
+    /// By slot and run of the round: the context that the run's children follow.
+    runs: Vec<Vec<Context>>,
+    /// Children of the latest level.
+    tokens: Vec<i32>,
+    logps: Vec<f32>,
+}
+
+impl NgramProposer {
+    pub fn new(vocab_size: usize, max_sequences: usize) -> Self {
+        Self {
+            vocab_size,
+            texts: (0..max_sequences).map(|_| None).collect(),
+            runs: vec![Vec::new(); max_sequences],
+            tokens: Vec::new(),
+            logps: Vec::new(),
+        }
+    }
+
+    fn run<'a>(
+        &mut self,
+        rows: &[FrontierRow],
+        of: impl Fn(u32) -> (usize, Option<&'a Sequence>),
+        top_k: usize,
+    ) {
+        self.tokens.clear();
+        self.logps.clear();
+        for row in rows {
+            let (slot, Some(sequence)) = of(row.sequence) else { continue };
+            let (id, model) =
+                self.texts[slot].get_or_insert_with(|| (sequence.id, NgramModel::new(self.vocab_size)));
+            debug_assert_eq!(*id, sequence.id, "a slot is released before it is taken again");
+            let context = if row.node == 0 {
+                model.read(&sequence.committed[model.len()..]);
+                self.runs[slot].clear();
+                model.context()
+            } else {
+                let runs = &mut self.runs[slot];
+                let parent = match row.parent_slot {
+                    NONE => model.context(),
+                    run => runs[run as usize],
+                };
+                let context = shifted(parent, row.token);
+                let run = row.slot as usize;
+                if runs.len() <= run {
+                    runs.resize(run + 1, NO_CONTEXT);
+                }
+                runs[run] = context;
+                context
+            };
+            model.children(context, top_k, &mut self.tokens, &mut self.logps);
+        }
+    }
+
+    /// For the start-up sweep: children of so many contexts of a text of `context` tokens.
+    pub fn for_sweep(&mut self, context: usize) -> impl FnMut(usize, usize) {
+        // Any text will do whose contexts come again.
+        let vocab_size = self.vocab_size;
+        let token = move |position: usize| (position * position / 3 % 97 % vocab_size) as i32;
+        let mut model = NgramModel::new(vocab_size);
+        model.read(&(0..context).map(token).collect::<Vec<_>>());
+        move |rows, top_k| {
+            self.tokens.clear();
+            self.logps.clear();
+            for row in 0..rows {
+                let next = shifted(model.context(), token(row));
+                model.children(next, top_k, &mut self.tokens, &mut self.logps);
+            }
+        }
+    }
+}
