@@ -21,7 +21,7 @@ use eagle1::Eagle1;
 use eagle3::Eagle3;
 
 /// A drafter as the engine runs it.
-pub trait Drafter {
+pub trait Drafter: Send {
     /// Sizes the activations: passes of at most `max_rows` rows, rounds of at most `max_round_rows` rows in all, contexts
     /// of at most `max_positions`.
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()>;

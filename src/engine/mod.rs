@@ -229,3 +229,13 @@ impl Engine {
 fn trace_error(error: std::io::Error) -> Error {
     Error::Device(format!("the trace cannot be written: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    /// A server runs its engine on a thread of its own.
+    #[test]
+    fn an_engine_can_move_to_another_thread() {
+        fn moves<T: Send>() {}
+        moves::<super::Engine>();
+    }
+}
