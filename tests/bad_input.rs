@@ -63,7 +63,12 @@ const FOLDER_CASES: &[FolderCase] = &[
         &["generation_config.json", "`eos_token_id`", "below 40"]),
 
     ("no_weights", |f| f.remove("model.safetensors"), &["no model.safetensors"]),
-    ("only_pickled_weights", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"PK") }, &["convert the weights to safetensors"]),
+    ("torch_weights_cut", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"PK\x03\x04") }, &["pytorch_model.bin", "truncated"]),
+    ("torch_weights_empty", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"") }, &["pytorch_model.bin", "truncated"]),
+    ("torch_weights_are_a_web_page", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"<!DOCTYPE html>") }, &["pytorch_model.bin", "neither a zip file nor a pickle"]),
+    ("torch_weights_call_a_function", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"\x80\x02cos\nsystem\n.") }, &["pytorch_model.bin", "names os.system"]),
+    ("torch_index_leaves_the_folder", |f| { f.remove("model.safetensors"); f.write_json("pytorch_model.bin.index.json", &json!({"weight_map": {"a": "../x.bin"}})) },
+        &["pytorch_model.bin.index.json", "../x.bin"]),
     ("weights_empty", |f| f.write("model.safetensors", b""), &["model.safetensors", "truncated"]),
     ("weights_cut_in_the_length", |f| f.write("model.safetensors", &[1, 2, 3]), &["model.safetensors", "truncated"]),
     ("weights_cut_in_the_header", |f| f.write("model.safetensors", &f.read("model.safetensors")[..100]), &["model.safetensors", "truncated"]),
