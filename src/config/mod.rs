@@ -11,9 +11,11 @@ mod float_type;
 mod model;
 mod rope;
 mod source;
+mod summary;
 
 pub use eagle3::Eagle3Config;
 pub use float_type::FloatType;
 pub use model::{Architecture, HEAD_DIMS, ModelConfig};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};
+pub use summary::{ConfigSummary, ModelKind, with_dtype};

@@ -104,44 +104,30 @@ impl<'a> EngineBuilder<'a> {
         EngineBuilder { progress: Box::new(progress), ..self }
     }
 
+    /// Says what [`EngineBuilder::build`] would say about files and options, without a GPU and without reading weights:
+    /// configs, the names, shapes and types of all tensors, and whether the drafter was made for the target.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`]; no host driver.
+    pub fn check(mut self) -> Result<()> {
+        let mut files = self.open_files()?;
+        files.checkpoint.rehearse();
+        if let Some((_, checkpoint)) = &mut files.drafter {
+            checkpoint.rehearse();
+        }
+        self.load(&Device::open(DeviceChoice::Host)?, files).map(drop)
+    }
+
     /// Loads the model and prepares the device.
     ///
     /// # Errors
     /// Unusable files or options ([`Error::is_input`]); no usable device, or not enough memory on it.
     pub fn build(mut self) -> Result<Engine> {
-        let policy =
-            self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain });
-        if policy != Policy::Plain && self.drafter.is_none() {
-            return Err(Error::Input(format!(
-                "policy {policy} needs a drafter; give one with --draft, or use plain"
-            )));
-        }
-        if self.max_sequences == 0 {
-            return Err(Error::Input("an engine serves at least one sequence".into()));
-        }
-        // Everything that can be said without a device is said first.
-        let config = ModelConfig::from_hf(&self.model)?;
-        let draft_config =
-            self.drafter.as_ref().map(|source| Eagle3Config::from_hf(source, &config)).transpose()?;
-        let checkpoint = Checkpoint::open(&self.model)?;
-        let draft_checkpoint = self.drafter.as_ref().map(Checkpoint::open).transpose()?;
-        let float_type = match self.float_type.or(config.dtype) {
-            Some(float_type) => float_type,
-            None => checkpoint.float_type()?,
-        };
-
+        let policy = self.chosen_policy();
+        let files = self.open_files()?;
+        let float_type = files.float_type;
         let device = Device::open(self.device)?;
-        let progress = &mut self.progress;
-        let mut target = Llama::load(&device, config, &checkpoint, float_type, &mut |done, all| {
-            progress("target", done, all)
-        })?;
-        let mut drafter = match (draft_config, &draft_checkpoint) {
-            (Some(config), Some(checkpoint)) => {
-                let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
-                Some(Eagle3::load(&device, config, checkpoint, float_type, &target, progress)?)
-            }
-            _ => None,
-        };
+        let (mut target, mut drafter) = self.load(&device, files)?;
 
         let budget = self.kv_budget_bytes;
         let max_sequences = self.max_sequences;
@@ -211,6 +197,55 @@ impl<'a> EngineBuilder<'a> {
             planted: None,
             device,
         })
+    }
+}
+
+/// What can be known of target and drafter without a device.
+struct Files {
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    drafter: Option<(Eagle3Config, Checkpoint)>,
+    float_type: FloatType,
+}
+
+impl EngineBuilder<'_> {
+    fn chosen_policy(&self) -> Policy {
+        self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain })
+    }
+
+    /// Everything that can be said without a device is said here, first.
+    fn open_files(&self) -> Result<Files> {
+        let policy = self.chosen_policy();
+        if policy != Policy::Plain && self.drafter.is_none() {
+            return Err(Error::Input(format!(
+                "policy {policy} needs a drafter; give one with --draft, or use plain"
+            )));
+        }
+        if self.max_sequences == 0 {
+            return Err(Error::Input("an engine serves at least one sequence".into()));
+        }
+        let config = ModelConfig::from_hf(&self.model)?;
+        let draft_config =
+            self.drafter.as_ref().map(|source| Eagle3Config::from_hf(source, &config)).transpose()?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let draft_checkpoint = self.drafter.as_ref().map(Checkpoint::open).transpose()?;
+        let float_type = match self.float_type.or(config.dtype) {
+            Some(float_type) => float_type,
+            None => checkpoint.float_type()?,
+        };
+        Ok(Files { config, checkpoint, drafter: draft_config.zip(draft_checkpoint), float_type })
+    }
+
+    fn load(&mut self, device: &Device, files: Files) -> Result<(Llama, Option<Eagle3>)> {
+        let Files { config, checkpoint, drafter, float_type } = files;
+        let progress = &mut self.progress;
+        let target = Llama::load(device, config, &checkpoint, float_type, &mut |done, all| {
+            progress("target", done, all)
+        })?;
+        let Some((config, checkpoint)) = drafter else { return Ok((target, None)) };
+        let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
+        let drafter = Eagle3::load(device, config, &checkpoint, float_type, &target, progress)?;
+        Ok((target, Some(drafter)))
     }
 }
 

@@ -63,6 +63,7 @@ impl FileFormat {
 pub struct Checkpoint {
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, Tensor>,
+    is_rehearsal: bool,
 }
 
 #[derive(Debug)]
@@ -112,7 +113,7 @@ impl Checkpoint {
             ModelSource::Dir(dir) => dir,
         };
         source.check_root()?;
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty();
         for Layout { format, single, index } in LAYOUTS {
             if dir.join(single).exists() {
                 checkpoint.map_file(dir.join(single), format)?;
@@ -131,9 +132,23 @@ impl Checkpoint {
 
     /// A checkpoint of one safetensors file that is in memory; `path` stands for it in messages.
     pub fn from_static(path: impl Into<PathBuf>, bytes: &'static [u8]) -> Result<Self> {
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty();
         checkpoint.add_file(path.into(), FileFormat::Safetensors, Storage::Static(bytes))?;
         Ok(checkpoint)
+    }
+
+    fn empty() -> Self {
+        Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), is_rehearsal: false }
+    }
+
+    /// From now on a loader asks for everything that it needs, and so finds every fault, but copies nothing to the device.
+    pub fn rehearse(&mut self) {
+        self.is_rehearsal = true;
+    }
+
+    /// Whether loading is only rehearsed.
+    pub fn is_rehearsal(&self) -> bool {
+        self.is_rehearsal
     }
 
     /// The tensor `name`, which the model must have. Counts as used from now on.

@@ -10,7 +10,9 @@ mod header;
 mod storage;
 mod torch;
 mod view;
+mod writer;
 
 pub use checkpoint::{Checkpoint, FileFormat, TensorInfo};
 pub use safetensors::Dtype as StoredType;
 pub use view::TensorView;
+pub use writer::{WriteOptions, WriteProgress};

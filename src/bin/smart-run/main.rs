@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod convert;
 mod demo;
 mod demo_model;
 mod generate;
+mod inspect;
 mod interrupt;
 mod loading;
 mod plots;
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         Command::Profile(args) => profile::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Convert(args) => convert::run(&args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
