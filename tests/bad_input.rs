@@ -301,6 +301,16 @@ const COMMAND_LINES: &[(&[&str], &str)] = &[
     (&["generate", "--prompt", "x", "--policy", "eagle2:99,5,60"], "--policy"),
     (&["generate", "--prompt", "x", "--device", "tpu"], "--device"),
     (&["generate", "--prompt", "x", "--image", "cat.png"], "--image"),
+    (&["inspect"], "<DIR>"),
+    (&["inspect", "/nowhere"], "/nowhere: there is no such model folder"),
+    (&["inspect", "/dev/null"], "/dev/null: this is a file; give the model's folder"),
+    (&["convert", "/nowhere"], "--out"),
+    (&["convert", "/nowhere", "--out", "out"], "/nowhere: there is no such model folder"),
+    (&["convert", "/nowhere", "--out", "/nowhere/else/out"], "/nowhere/else: no such folder"),
+    (&["convert", "/nowhere", "--out", "/dev/null"], "/dev/null: this is a file"),
+    (&["convert", "/nowhere", "--out", "/dev"], "/dev: this folder is not empty"),
+    (&["convert", "/nowhere", "--out", "out", "--max-shard-size", "much"], "--max-shard-size"),
+    (&["convert", "/nowhere", "--out", "out", "--dtype", "i8"], "--dtype"),
 ];
 
 #[test]

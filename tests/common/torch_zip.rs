@@ -136,6 +136,25 @@ impl Zip {
     }
 }
 
+/// A file as torch.save writes it: a tensor a line of `tensors`, name, class of its storage, shape and bytes.
+pub fn torch_file(tensors: &[(&str, &str, Vec<usize>, &[u8])]) -> Vec<u8> {
+    let mut pickle = b"\x80\x02}".to_vec();
+    let mut zip = Zip::default();
+    for (i, (name, class, shape, bytes)) in tensors.iter().enumerate() {
+        let size: Vec<i32> = shape.iter().map(|&len| len as i32).collect();
+        let mut strides = vec![1; size.len()];
+        for axis in (1..size.len()).rev() {
+            strides[axis - 1] = strides[axis] * size[axis];
+        }
+        let one = state_dict_pickle(name, class, &i.to_string(), size.iter().product(), 0, &size, &strides);
+        // Without its head (PROTO, EMPTY_DICT) and its end (STOP).
+        pickle.extend(&one[3..one.len() - 1]);
+        zip = zip.entry(&format!("pytorch_model/data/{i}"), bytes);
+    }
+    pickle.push(b'.');
+    zip.entry("pytorch_model/data.pkl", &pickle).entry("pytorch_model/byteorder", b"little").file()
+}
+
 /// BINUNICODE of `text`.
 pub fn text(text: &str) -> Vec<u8> {
     [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
