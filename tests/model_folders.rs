@@ -219,6 +219,13 @@ fn a_failed_conversion_leaves_nothing() {
     assert!(said.contains("config.json: this is not valid JSON"), "{said}");
     folder.write("model.safetensors", &weights[..100]);
     is_refused(&["convert", path_of(&folder), "--out", &out]);
+    folder.remove("model.safetensors");
+    folder.write(
+        "pytorch_model.bin",
+        &torch_zip::torch_file(&[("__metadata__", "ByteStorage", vec![1], b"x")]),
+    );
+    let said = is_refused(&["convert", path_of(&folder), "--out", &out]);
+    assert!(said.contains("tensor __metadata__ has a name that safetensors files keep"), "{said}");
     assert!(files(parent.path()).is_empty(), "{:?}", files(parent.path()));
 
     let kept = Folder::drafter();
@@ -344,6 +351,16 @@ fn a_drafter_that_does_not_fit_says_where() {
     ] {
         assert!(got.contains(expected), "{expected:?} is not in {got:?}");
     }
+    // A target that cannot run is not the drafter's fault.
+    let broken = Folder::target();
+    for (file, content) in
+        [("config.json", fs::read(format!("{target}/config.json")).unwrap()), ("model.safetensors", vec![])]
+    {
+        broken.write(file, &content);
+    }
+    let answer = inspected(&[drafter.to_str().unwrap(), "--target", path_of(&broken)]);
+    let said = answer["target"]["mismatches"][0].as_str().unwrap();
+    assert!(said.starts_with("the target itself cannot run: ") && said.contains("truncated"), "{said}");
     // Faults of the drafter alone need no target.
     let config = with(tiny_model::drafter_config(), "num_hidden_layers", json!(2));
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();

@@ -295,6 +295,21 @@ fn bombs_are_refused_or_harmless_in_bounded_time() {
     assert_eq!(open(folder.path()).unwrap().names().count(), 0);
     assert!(start.elapsed() < AT_ONCE);
 
+    // A text of 16 MiB named by each of many storages, as their kind and as their key.
+    let long = [b"X", &(16u32 << 20).to_le_bytes()[..], &vec![b'k'; 16 << 20]].concat();
+    let storage = b"(h\x00ctorch\nFloatStorage\nh\x00Ntq";
+    let storages = [b"\x80\x02", &long[..], b"q\x00", &storage.repeat(1 << 18)[..], b"."].concat();
+    refused("long texts", &with_pickle(&storages));
+
+    // One call after the other of the same function with the same arguments.
+    let one = tensor_pickle(4, 0, &[1; 8], &[1; 8]);
+    let call = one.iter().rposition(|&byte| byte == b'R').unwrap();
+    let function = one.windows(8).position(|window| window == b"ctorch._").unwrap();
+    let arguments = function + b"ctorch._utils\n_rebuild_tensor_v2\n".len();
+    let mut calls = [&one[..arguments], b"q\x00", &one[arguments..call], b"q\x01R"].concat();
+    calls.extend(b"h\x00h\x01R".repeat(1 << 20));
+    assert_refused("many tensors", &with_pickle(&calls), "more than 262144 tensors");
+
     // A list that holds itself, in a dictionary that holds itself.
     let cyclic =
         [b"\x80\x04}\x94".to_vec(), text("a"), b"]\x94h\x01as".to_vec(), text("b"), b"h\x00s.".to_vec()];
@@ -344,7 +359,10 @@ fn a_broken_zip_file_is_named() {
         ("header beyond the end", sound().offset("x/data/0", 1 << 20).file(), "outside the file"),
         ("header of 16 EiB", sound().zip64().offset("x/data/0", u64::MAX).file(), "outside the file"),
         ("header inside another", sound().offset("x/data/0", 3).file(), "outside the file"),
-        ("a million entries", sound().count(1_000_000).file(), "should list 1000000 entries but holds 2"),
+        ("three entries", sound().count(3).file(), "should list 3 entries but lists 2"),
+        ("one entry", sound().count(1).file(), "should list 1 entries but lists 2"),
+        ("a million entries", sound().count(1_000_000).file(), "claims 1000000 entries, more than 262144"),
+        ("a name of 2 KiB", sound().entry(&"x".repeat(2048), b"").file(), "zip directory is damaged"),
         (
             "directory elsewhere",
             sound().directory_offset(1 << 30).file(),

@@ -104,18 +104,20 @@ impl<'a> EngineBuilder<'a> {
         EngineBuilder { progress: Box::new(progress), ..self }
     }
 
-    /// Says what [`EngineBuilder::build`] would say about files and options, without a GPU and without reading weights:
-    /// configs, the names, shapes and types of all tensors, and whether the drafter was made for the target.
+    /// Says what [`EngineBuilder::build`] would say about files and options, without reading weights: configs, the names,
+    /// shapes and types of all tensors, and whether the drafter was made for the target. Opens the device (any will do, the
+    /// host driver too) but puts no weights on it.
     ///
     /// # Errors
-    /// As [`EngineBuilder::build`]; no host driver.
+    /// As [`EngineBuilder::build`], but for lack of memory and values beyond `float_type`.
     pub fn check(mut self) -> Result<()> {
         let mut files = self.open_files()?;
         files.checkpoint.rehearse();
         if let Some((_, checkpoint)) = &mut files.drafter {
             checkpoint.rehearse();
         }
-        self.load(&Device::open(DeviceChoice::Host)?, files).map(drop)
+        let device = Device::open(self.device)?;
+        self.load(&device, files).map(drop)
     }
 
     /// Loads the model and prepares the device.

@@ -96,6 +96,14 @@ pub struct TensorInfo<'a> {
     pub size_in_bytes: usize,
 }
 
+impl TensorInfo<'_> {
+    /// Whether its elements are floating-point numbers: weights, not tables or masks.
+    pub fn is_float(&self) -> bool {
+        use StoredType::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+        !matches!(self.dtype, BOOL | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+    }
+}
+
 /// `model.safetensors.index.json` and its like: which file holds which tensor.
 #[derive(Deserialize)]
 struct Index {

@@ -54,6 +54,14 @@ impl Entry {
     }
 }
 
+/// Fails on the name of a tensor that would not print as itself on one line.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if name.chars().any(char::is_control) {
+        return Err(format!("the name of tensor {name:?} has control characters"));
+    }
+    Ok(())
+}
+
 /// Bytes of a tensor; `None` on overflow or where elements do not fill whole bytes.
 pub(super) fn size_in_bytes(dtype: StoredType, shape: &[usize]) -> Option<usize> {
     let num_elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))?;

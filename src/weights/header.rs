@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 
-use super::entry::{Entry, size_in_bytes};
+use super::entry::{Entry, check_name, size_in_bytes};
 
 /// Bytes of the length in front of the header.
 const LENGTH_BYTES: usize = 8;
@@ -26,6 +26,7 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
         if name == "__metadata__" {
             continue;
         }
+        check_name(&name)?;
         let info: TensorInfo = serde_json::from_value(value)
             .map_err(|error| format!("tensor {name} is described wrongly: {error}"))?;
         tensors.push((name, info));

@@ -17,6 +17,9 @@ const BLOCK_BYTES: usize = 8 << 20;
 /// Headers are filled up with spaces to a multiple of this, so that elements are aligned.
 const ALIGNMENT: usize = 8;
 
+/// The field of a header that is no tensor.
+const METADATA: &str = "__metadata__";
+
 /// How a checkpoint is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriteOptions {
@@ -82,19 +85,13 @@ impl Checkpoint {
         let mut shards = vec![Vec::new()];
         let mut shard_bytes = 0usize;
         for tensor in self.tensors() {
-            let is_float = !matches!(
-                tensor.dtype,
-                StoredType::BOOL
-                    | StoredType::U8
-                    | StoredType::U16
-                    | StoredType::U32
-                    | StoredType::U64
-                    | StoredType::I8
-                    | StoredType::I16
-                    | StoredType::I32
-                    | StoredType::I64
-            );
-            let convert_to = options.float_type.filter(|&to| is_float && stored_type(to) != tensor.dtype);
+            if tensor.name == METADATA {
+                return Err(self
+                    .get(METADATA)?
+                    .error("has a name that safetensors files keep for themselves"));
+            }
+            let convert_to =
+                options.float_type.filter(|&to| tensor.is_float() && stored_type(to) != tensor.dtype);
             let dtype = convert_to.map_or(tensor.dtype, stored_type);
             // Whole bytes before; one of our types after, at most eight times as wide.
             let size_in_bytes =
@@ -133,7 +130,7 @@ impl Checkpoint {
 
 fn header(shard: &[Plan]) -> Vec<u8> {
     let mut fields = Map::new();
-    fields.insert("__metadata__".into(), json!({"format": "pt"}));
+    fields.insert(METADATA.into(), json!({"format": "pt"}));
     let mut end = 0;
     for Plan { name, dtype, shape, size_in_bytes, .. } in shard {
         let begin = end;

@@ -9,9 +9,10 @@ use std::path::Path;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use smart_run::config::{ConfigSummary, Eagle3Config, FloatType, ModelKind, ModelSource};
-use smart_run::engine::Engine;
+use smart_run::device::DeviceChoice;
+use smart_run::engine::{Engine, EngineBuilder};
 use smart_run::text::{self, Tokenizer};
-use smart_run::weights::{Checkpoint, StoredType};
+use smart_run::weights::{Checkpoint, TensorInfo};
 use smart_run::{Error, Result};
 
 use crate::args::{InspectArgs, OutputFormat};
@@ -85,10 +86,7 @@ impl Inspection {
 
     /// Elements of the tensors that were trained: integers are tables.
     fn num_parameters(&self) -> usize {
-        let is_float = |dtype: StoredType| {
-            format!("{dtype:?}").starts_with(['F', 'B', 'C']) && dtype != StoredType::BOOL
-        };
-        let trained = self.checkpoint.tensors().filter(|tensor| is_float(tensor.dtype));
+        let trained = self.checkpoint.tensors().filter(TensorInfo::is_float);
         trained.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
     }
 
@@ -113,7 +111,7 @@ impl Inspection {
         let config = &self.config;
         let mut text = format!("{}\n", self.folder);
         let mut row = |name: &str, value: String| {
-            let _ = writeln!(text, "  {name:<14} {value}");
+            let _ = writeln!(text, "  {name:<14} {}", printable(&value));
         };
         let names = [&config.architecture, &config.model_type].map(|name| name.as_deref());
         let family = self.kind.map_or("of no known family", ModelKind::title);
@@ -218,7 +216,7 @@ impl Inspection {
 /// Why this version cannot run the folder, if it cannot; of a drafter, with no target.
 fn refusal(kind: Option<ModelKind>, source: &ModelSource) -> Result<Option<String>> {
     let unsupported = match kind {
-        Some(ModelKind::Target) => return fault(Engine::builder(source.clone()).check()),
+        Some(ModelKind::Target) => return fault(builder(source).check()),
         Some(ModelKind::Eagle3) => return fault(Eagle3Config::check(source)),
         Some(ModelKind::Eagle1) => "drafters of EAGLE-1 and EAGLE-2 are not supported yet: EAGLE-3 is",
         Some(ModelKind::Msd) => "MSD drafters are not supported yet: EAGLE-3 is",
@@ -226,6 +224,11 @@ fn refusal(kind: Option<ModelKind>, source: &ModelSource) -> Result<Option<Strin
         None => "config.json and the tensors' names are those of no target or drafter that is known",
     };
     Ok(Some(unsupported.into()))
+}
+
+/// An engine to rehearse with: no GPU is touched.
+fn builder(target: &ModelSource) -> EngineBuilder<'static> {
+    Engine::builder(target.clone()).device(DeviceChoice::Host)
 }
 
 /// The sentence of an error that blames the input; other errors are the caller's.
@@ -267,8 +270,10 @@ fn fit(
         }
     }
     if mismatches.is_empty() && runs && kind == Some(ModelKind::Eagle3) {
-        let pair = Engine::builder(target_source.clone()).drafter(source.clone());
-        mismatches.extend(fault(pair.check())?);
+        mismatches.extend(match fault(builder(&target_source).check())? {
+            Some(reason) => Some(format!("the target itself cannot run: {reason}")),
+            None => fault(builder(&target_source).drafter(source.clone()).check())?,
+        });
     }
     Ok(Fit { target: target_source.name(), mismatches })
 }
@@ -284,6 +289,11 @@ fn head_sizes(checkpoint: &Checkpoint) -> (Option<usize>, Option<usize>) {
         Some(&[vocab, width]) => (Some(width), Some(vocab)),
         _ => (None, None),
     }
+}
+
+/// `text` without what moves a terminal's cursor: configs come from strangers.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// A count with three digits, in thousands, millions or billions.

@@ -11,7 +11,9 @@
 
 mod legacy;
 mod objects;
+mod opcodes;
 mod pickle;
+mod reader;
 mod state_dict;
 mod zip;
 

@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::super::StoredType;
-use super::pickle::{Machine, Span, Value};
+use super::pickle::{Machine, Value};
+use super::reader::Span;
 
 /// More dimensions than any weight has.
 const MAX_DIMS: usize = 8;
+/// More tensors than any model has.
+const MAX_TENSORS: usize = 1 << 18;
 
 /// A function or type that a pickle may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +167,9 @@ impl Objects {
                 return Err(format!("its pickle calls {other:?} with arguments that torch does not write"));
             }
         };
+        if machine.objects.tensors.len() == MAX_TENSORS {
+            return Err(format!("its pickle makes more than {MAX_TENSORS} tensors"));
+        }
         machine.objects.tensors.push(tensor);
         Ok(Value::Tensor(machine.objects.tensors.len() as u32 - 1))
     }

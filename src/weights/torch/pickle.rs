@@ -9,19 +9,13 @@
 use std::ops::Range;
 
 use super::objects::{Global, Objects};
+use super::opcodes::refused_name;
+use super::reader::{Reader, Span};
 
 /// Values that a program may make; a model of 50000 tensors makes some 2 million.
 const MAX_VALUES: usize = 1 << 22;
-/// Longest program.
-pub(super) const MAX_BYTES: usize = 32 << 20;
-
-/// Where a text, or a long integer, stands in the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    start: u32,
-    len: u32,
-}
-
+/// Longest text that is kept: more is no name and no key, and a program could ask for it again and again.
+const MAX_TEXT: usize = 1024;
 /// One value. Containers are indices into [`Machine`], tensors and storages into [`Objects`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value {
@@ -31,7 +25,7 @@ pub(super) enum Value {
     /// An integer beyond 64 bits: its bytes, little endian.
     Long(Span),
     Text(Span),
-    /// A number or bytes, of which no tensor is made.
+    /// A number, bytes or a long text, of which no tensor is made.
     Other,
     Global(Global),
     Tuple(u32),
@@ -44,8 +38,7 @@ pub(super) enum Value {
 /// The machine after its program has run.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
-    program: &'a [u8],
-    at: usize,
+    input: Reader<'a>,
     stack: Vec<Value>,
     /// Heights of the stack at the marks that are open.
     marks: Vec<usize>,
@@ -63,8 +56,7 @@ impl<'a> Machine<'a> {
     /// Runs the pickle that `program` begins with. Returns the machine, what the pickle made, and its length.
     pub fn run(program: &'a [u8]) -> Result<(Self, Value, usize), String> {
         let mut machine = Machine {
-            program: &program[..program.len().min(MAX_BYTES)],
-            at: 0,
+            input: Reader::new(program),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: Vec::new(),
@@ -76,10 +68,10 @@ impl<'a> Machine<'a> {
             objects: Objects::default(),
         };
         loop {
-            let opcode = machine.byte()?;
+            let opcode = machine.input.byte()?;
             if opcode == b'.' {
                 let made = machine.pop()?;
-                let len = machine.at;
+                let len = machine.input.position();
                 return Ok((machine, made, len));
             }
             machine.step(opcode)?;
@@ -94,7 +86,7 @@ impl<'a> Machine<'a> {
 
     /// The bytes at `span`.
     pub fn bytes(&self, span: Span) -> &'a [u8] {
-        &self.program[span.start as usize..][..span.len as usize]
+        self.input.bytes(span)
     }
 
     /// The items of a tuple.
@@ -115,11 +107,11 @@ impl<'a> Machine<'a> {
     fn step(&mut self, opcode: u8) -> Result<(), String> {
         match opcode {
             // PROTO, FRAME: how to read on, which this machine knows already.
-            0x80 => match self.byte()? {
+            0x80 => match self.input.byte()? {
                 2..=5 => Ok(()),
                 other => Err(format!("its pickle protocol {other} is not one of 2 to 5")),
             },
-            0x95 => self.take(8).map(drop),
+            0x95 => self.input.take(8).map(drop),
             // MARK, and what empties it: TUPLE, APPENDS, SETITEMS.
             b'(' => {
                 self.count()?;
@@ -163,21 +155,21 @@ impl<'a> Machine<'a> {
             0x88 => self.push(Value::Bool(true)),
             0x89 => self.push(Value::Bool(false)),
             b'K' => {
-                let value = self.byte()?;
+                let value = self.input.byte()?;
                 self.push(Value::Int(value.into()))
             }
             b'M' => {
-                let value = self.length(2)?;
+                let value = self.input.length(2)?;
                 self.push(Value::Int(value as i64))
             }
             b'J' => {
-                let value = self.length(4)? as u32 as i32;
+                let value = self.input.length(4)? as u32 as i32;
                 self.push(Value::Int(value.into()))
             }
             0x8A => self.long(1),
             0x8B => self.long(4),
             b'G' => {
-                self.take(8)?;
+                self.input.take(8)?;
                 self.push(Value::Other)
             }
             // Text: SHORT_BINUNICODE, BINUNICODE, BINUNICODE8, and Python 2's SHORT_BINSTRING, BINSTRING.
@@ -202,26 +194,26 @@ impl<'a> Machine<'a> {
             b'}' => self.push_dict(),
             // Memo: BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET.
             b'q' => {
-                let index = self.length(1)?;
+                let index = self.input.length(1)?;
                 self.remember(index)
             }
             b'r' => {
-                let index = self.length(4)?;
+                let index = self.input.length(4)?;
                 self.remember(index)
             }
             0x94 => self.remember(self.memo.len()),
             b'h' => {
-                let index = self.length(1)?;
+                let index = self.input.length(1)?;
                 self.recall(index)
             }
             b'j' => {
-                let index = self.length(4)?;
+                let index = self.input.length(4)?;
                 self.recall(index)
             }
             // What names, calls, fills or fetches something: GLOBAL, STACK_GLOBAL, REDUCE, BUILD, BINPERSID.
             b'c' => {
-                let module = self.line()?;
-                let name = self.line()?;
+                let module = self.input.line()?;
+                let name = self.input.line()?;
                 self.push(Value::Global(Global::named(module, name)?))
             }
             0x93 => match (self.pop()?, self.pop()?) {
@@ -261,7 +253,7 @@ impl<'a> Machine<'a> {
             }
             other => Err(format!(
                 "its pickle has the opcode 0x{other:02X}{}, which no state dict needs: nothing of it was run",
-                opcode_name(other).map_or_else(String::new, |name| format!(" ({name})"))
+                refused_name(other).map_or_else(String::new, |name| format!(" ({name})"))
             )),
         }
     }
@@ -295,7 +287,10 @@ impl<'a> Machine<'a> {
     }
 
     fn push_text(&mut self, length_bytes: usize) -> Result<(), String> {
-        let span = self.span(length_bytes)?;
+        let span = self.input.span(length_bytes)?;
+        if span.len() > MAX_TEXT {
+            return self.push(Value::Other);
+        }
         match std::str::from_utf8(self.bytes(span)) {
             Ok(_) => self.push(Value::Text(span)),
             Err(_) => Err("its pickle has a text that is not UTF-8".into()),
@@ -303,13 +298,13 @@ impl<'a> Machine<'a> {
     }
 
     fn skip_bytes(&mut self, length_bytes: usize) -> Result<(), String> {
-        self.span(length_bytes)?;
+        self.input.span(length_bytes)?;
         self.push(Value::Other)
     }
 
     /// An integer of any length in two's complement.
     fn long(&mut self, length_bytes: usize) -> Result<(), String> {
-        let span = self.span(length_bytes)?;
+        let span = self.input.span(length_bytes)?;
         let bytes = self.bytes(span);
         if bytes.len() > size_of::<i64>() {
             return self.push(Value::Long(span));
@@ -385,86 +380,4 @@ impl<'a> Machine<'a> {
             _ => Err(format!("its pickle recalls value {index}, which it never made")),
         }
     }
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
-        let taken = self.program[self.at..].get(..len).ok_or_else(|| {
-            if self.program.len() == MAX_BYTES {
-                format!("its pickle is longer than {} MiB", MAX_BYTES >> 20)
-            } else {
-                "its pickle ends too early: the file is truncated".to_string()
-            }
-        })?;
-        self.at += len;
-        Ok(taken)
-    }
-
-    fn byte(&mut self) -> Result<u8, String> {
-        self.take(1).map(|bytes| bytes[0])
-    }
-
-    /// An unsigned integer of 1 to 8 bytes.
-    fn length(&mut self, bytes: usize) -> Result<usize, String> {
-        let mut wide = [0; 8];
-        wide[..bytes].copy_from_slice(self.take(bytes)?);
-        Ok(usize::try_from(u64::from_le_bytes(wide)).unwrap_or(usize::MAX))
-    }
-
-    /// Where the next `length` bytes stand, after the length itself.
-    fn span(&mut self, length_bytes: usize) -> Result<Span, String> {
-        let len = self.length(length_bytes)?;
-        let start = self.at;
-        self.take(len)?;
-        Ok(Span { start: start as u32, len: len as u32 })
-    }
-
-    /// The next line, without its end.
-    fn line(&mut self) -> Result<&'a str, String> {
-        /// Longer than any name of torch.
-        const MAX_LINE: usize = 256;
-        let rest = &self.program[self.at..];
-        let rest = &rest[..rest.len().min(MAX_LINE)];
-        let len = rest.iter().position(|&byte| byte == b'\n');
-        let line = match len {
-            Some(len) => self.take(len + 1)?.split_last().map_or(&[][..], |(_, line)| line),
-            // Fails where the file ends.
-            None => self.take(MAX_LINE)?,
-        };
-        match (len, std::str::from_utf8(line)) {
-            (Some(_), Ok(line)) => Ok(line),
-            _ => Err("its pickle names a function by what is no name".into()),
-        }
-    }
-}
-
-/// What the `pickletools` of Python call an opcode that this machine refuses.
-fn opcode_name(opcode: u8) -> Option<&'static str> {
-    Some(match opcode {
-        b'0' => "POP",
-        b'1' => "POP_MARK",
-        b'2' => "DUP",
-        b'F' => "FLOAT",
-        b'I' => "INT",
-        b'L' => "LONG",
-        b'P' => "PERSID",
-        b'S' => "STRING",
-        b'V' => "UNICODE",
-        b'd' => "DICT",
-        b'g' => "GET",
-        b'i' => "INST",
-        b'l' => "LIST",
-        b'o' => "OBJ",
-        b'p' => "PUT",
-        0x81 => "NEWOBJ",
-        0x82 => "EXT1",
-        0x83 => "EXT2",
-        0x84 => "EXT4",
-        0x8F => "EMPTY_SET",
-        0x90 => "ADDITEMS",
-        0x91 => "FROZENSET",
-        0x92 => "NEWOBJ_EX",
-        0x96 => "BYTEARRAY8",
-        0x97 => "NEXT_BUFFER",
-        0x98 => "READONLY_BUFFER",
-        _ => return None,
-    })
 }

@@ -19,6 +19,9 @@ const END64_BYTES: usize = 56;
 const LOCATOR64_BYTES: usize = 20;
 /// Longest comment behind the directory.
 const MAX_COMMENT: usize = u16::MAX as usize;
+/// More entries, and longer names, than `torch.save` writes.
+const MAX_ENTRIES: u64 = 1 << 18;
+const MAX_NAME: usize = 1024;
 /// Extra field that holds what does not fit in 32 bits.
 const ZIP64_FIELD: usize = 1;
 
@@ -31,10 +34,13 @@ pub(super) fn is_zip(file: &[u8]) -> bool {
 /// encrypted, outside the file, twice there or over one another.
 pub(super) fn entries(file: &[u8]) -> Result<BTreeMap<&str, Range<usize>>, String> {
     let (directory, count) = directory(file)?;
+    if count > MAX_ENTRIES {
+        return Err(format!("the zip directory claims {count} entries, more than {MAX_ENTRIES}"));
+    }
     let mut entries = BTreeMap::new();
     let mut taken = Vec::new();
     let mut at = directory.start;
-    while at < directory.end {
+    while at < directory.end && entries.len() as u64 <= count {
         let (entry, next) = central_entry(&file[..directory.end], at)
             .ok_or_else(|| format!("the zip directory is damaged at byte {at}"))?;
         at = next;
@@ -47,7 +53,7 @@ pub(super) fn entries(file: &[u8]) -> Result<BTreeMap<&str, Range<usize>>, Strin
         }
     }
     if entries.len() as u64 != count {
-        return Err(format!("the zip directory should list {count} entries but holds {}", entries.len()));
+        return Err(format!("the zip directory should list {count} entries but lists {}", entries.len()));
     }
     taken.sort_by_key(|(range, _)| range.start);
     match taken.windows(2).find(|pair| pair[0].0.end > pair[1].0.start) {
@@ -108,7 +114,7 @@ fn central_entry(file: &[u8], at: usize) -> Option<(Central<'_>, usize)> {
     let [name_len, extra_len, comment_len] =
         [u16_at(file, at + 28)?, u16_at(file, at + 30)?, u16_at(file, at + 32)?];
     let name_end = at + CENTRAL_BYTES + name_len;
-    let name = file.get(at + CENTRAL_BYTES..name_end)?;
+    let name = file.get(at + CENTRAL_BYTES..name_end).filter(|name| name.len() <= MAX_NAME)?;
     let next = name_end + extra_len + comment_len;
     let extra = file.get(name_end..name_end + extra_len)?;
     file.get(..next)?;
