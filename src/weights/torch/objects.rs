@@ -29,6 +29,8 @@ pub(super) enum Global {
     OrderedDict,
     /// `torch.Size`: a tuple.
     Size,
+    /// `_codecs.encode`: how protocol 2 writes bytes, which are passed over.
+    Encode,
 }
 
 impl Global {
@@ -36,6 +38,7 @@ impl Global {
     pub fn named(module: &str, name: &str) -> Result<Self, String> {
         let known = match (module, name) {
             ("collections", "OrderedDict") => Some(Global::OrderedDict),
+            ("_codecs", "encode") => Some(Global::Encode),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Global::RebuildTensor),
             ("torch._utils", "_rebuild_tensor_v3") => Some(Global::RebuildTensorOfType),
             ("torch._utils", "_rebuild_parameter") => Some(Global::RebuildParameter),
@@ -130,6 +133,11 @@ impl Objects {
         let arguments = machine.tuple(arguments);
         let tensor = match (global, arguments) {
             (Global::Size, &[dims @ Value::Tuple(_)]) => return Ok(dims),
+            (Global::Encode, &[Value::Text(_) | Value::Other, Value::Text(codec)])
+                if machine.text(codec) == "latin1" =>
+            {
+                return Ok(Value::Other);
+            }
             // The tensor itself, whether it needs a gradient, hooks.
             (Global::RebuildParameter, &[tensor @ Value::Tensor(_), _, _]) => return Ok(tensor),
             // ..., whether it needs a gradient, hooks; then, if at all, flags such as "conjugate lazily".
