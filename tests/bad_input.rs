@@ -63,7 +63,12 @@ const FOLDER_CASES: &[FolderCase] = &[
         &["generation_config.json", "`eos_token_id`", "below 40"]),
 
     ("no_weights", |f| f.remove("model.safetensors"), &["no model.safetensors"]),
-    ("only_pickled_weights", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"PK") }, &["convert the weights to safetensors"]),
+    ("torch_weights_cut", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"PK\x03\x04") }, &["pytorch_model.bin", "truncated"]),
+    ("torch_weights_empty", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"") }, &["pytorch_model.bin", "truncated"]),
+    ("torch_weights_are_a_web_page", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"<!DOCTYPE html>") }, &["pytorch_model.bin", "neither a zip file nor a pickle"]),
+    ("torch_weights_call_a_function", |f| { f.remove("model.safetensors"); f.write("pytorch_model.bin", b"\x80\x02cos\nsystem\n.") }, &["pytorch_model.bin", "names os.system"]),
+    ("torch_index_leaves_the_folder", |f| { f.remove("model.safetensors"); f.write_json("pytorch_model.bin.index.json", &json!({"weight_map": {"a": "../x.bin"}})) },
+        &["pytorch_model.bin.index.json", "../x.bin"]),
     ("weights_empty", |f| f.write("model.safetensors", b""), &["model.safetensors", "truncated"]),
     ("weights_cut_in_the_length", |f| f.write("model.safetensors", &[1, 2, 3]), &["model.safetensors", "truncated"]),
     ("weights_cut_in_the_header", |f| f.write("model.safetensors", &f.read("model.safetensors")[..100]), &["model.safetensors", "truncated"]),
@@ -296,6 +301,16 @@ const COMMAND_LINES: &[(&[&str], &str)] = &[
     (&["generate", "--prompt", "x", "--policy", "eagle2:99,5,60"], "--policy"),
     (&["generate", "--prompt", "x", "--device", "tpu"], "--device"),
     (&["generate", "--prompt", "x", "--image", "cat.png"], "--image"),
+    (&["inspect"], "<DIR>"),
+    (&["inspect", "/nowhere"], "/nowhere: there is no such model folder"),
+    (&["inspect", "/dev/null"], "/dev/null: this is a file; give the model's folder"),
+    (&["convert", "/nowhere"], "--out"),
+    (&["convert", "/nowhere", "--out", "out"], "/nowhere: there is no such model folder"),
+    (&["convert", "/nowhere", "--out", "/nowhere/else/out"], "/nowhere/else: no such folder"),
+    (&["convert", "/nowhere", "--out", "/dev/null"], "/dev/null: this is a file"),
+    (&["convert", "/nowhere", "--out", "/dev"], "/dev: this folder is not empty"),
+    (&["convert", "/nowhere", "--out", "out", "--max-shard-size", "much"], "--max-shard-size"),
+    (&["convert", "/nowhere", "--out", "out", "--dtype", "i8"], "--dtype"),
 ];
 
 #[test]

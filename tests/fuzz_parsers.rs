@@ -19,6 +19,10 @@ use smart_run::weights::Checkpoint;
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
+#[allow(dead_code)]
+#[path = "common/torch_zip.rs"]
+mod torch_zip;
+
 use tiny_model::Folder;
 
 /// Damaged files per parser.
@@ -384,6 +388,45 @@ fn safetensors_header() {
     let folder = Folder::target();
     fuzz(node_damage(), |damage| {
         folder.write("model.safetensors", &small_file(&damage_nodes(small_header(), &damage)));
+        check_checkpoint(&folder);
+    });
+}
+
+/// The files of torch that the goldens hold, damaged anywhere: directory, pickle, lengths, storages.
+#[test]
+fn torch_bytes() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch");
+    let folder = Folder::target();
+    folder.remove("model.safetensors");
+    for case in ["zip_protocol2", "zip_protocol5", "legacy_protocol2", "legacy_protocol5"] {
+        let file = std::fs::read(golden.join(case).with_extension("bin")).unwrap();
+        fuzz(byte_damage(), |damage| {
+            folder.write("pytorch_model.bin", &damage_bytes(file.clone(), &damage));
+            check_checkpoint(&folder);
+        });
+    }
+}
+
+/// Damage to the pickle alone, inside a sound zip file.
+#[test]
+fn torch_pickles() {
+    let pickle = torch_zip::state_dict_pickle("w", "FloatStorage", "0", 12, 1, &[2, 3], &[1, 4]);
+    let folder = Folder::target();
+    folder.remove("model.safetensors");
+    let write = |pickle: &[u8]| {
+        let zip = torch_zip::Zip::default().entry("x/data.pkl", pickle).entry("x/data/0", &[1; 48]);
+        folder.write("pytorch_model.bin", &zip.file());
+    };
+    write(&pickle);
+    assert_eq!(Checkpoint::open(&folder.source()).unwrap().get("w").unwrap().shape, [2, 3]);
+    fuzz(byte_damage(), |damage| {
+        write(&damage_bytes(pickle.clone(), &damage));
+        check_checkpoint(&folder);
+    });
+    // Programs of opcodes at random: every one of the machine's, with short operands.
+    let opcodes = b"\x80\x95(teuas N\x88\x89KMJ\x8A\x8BG\x8CUXT\x8DCB\x8E)\x85\x86\x87]}qr\x94hjc\x93RbQ.\0\x01\x02\xFF".to_vec();
+    fuzz(prop::collection::vec(prop::sample::select(opcodes), 0..200), |program| {
+        write(&[b"\x80\x02", &program[..], b"."].concat());
         check_checkpoint(&folder);
     });
 }

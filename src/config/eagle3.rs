@@ -1,7 +1,7 @@
 //! The configuration of an EAGLE-3 drafter.
 
 use super::fields::Fields;
-use super::model::Decoder;
+use super::model::{Decoder, MAX_LAYERS};
 use super::{FloatType, ModelConfig, ModelSource, RopeConfig};
 use crate::{Error, Result};
 
@@ -53,6 +53,21 @@ pub struct Eagle3Config {
 impl Eagle3Config {
     /// Reads and validates the `config.json` of a drafter for `target`.
     pub fn from_hf(source: &ModelSource, target: &ModelConfig) -> Result<Self> {
+        let config = Self::read(source, target.num_layers)?;
+        config.fits_target(target).map_err(|error| match error {
+            Error::Input(reason) => Error::format(source.path("config.json"), reason),
+            other => other,
+        })?;
+        Ok(config)
+    }
+
+    /// Whether a drafter of this `config.json` can be run with some target: all that [`Eagle3Config::from_hf`] asks of the
+    /// drafter alone.
+    pub fn check(source: &ModelSource) -> Result<()> {
+        Self::read(source, MAX_LAYERS).map(drop)
+    }
+
+    fn read(source: &ModelSource, num_target_layers: usize) -> Result<Self> {
         let fields = Fields::read(source, "config.json")?;
         let architecture = fields.architecture()?;
         if !ARCHITECTURES.contains(&architecture) {
@@ -76,7 +91,7 @@ impl Eagle3Config {
         }
         let draft_vocab_size = fields.count("draft_vocab_size", 1..=layer.vocab_size)?;
         let target_hidden_size = fields.count("target_hidden_size", 1..=1 << 18)?;
-        let config = Eagle3Config {
+        Ok(Eagle3Config {
             vocab_size: layer.vocab_size,
             draft_vocab_size: draft_vocab_size.unwrap_or(layer.vocab_size),
             hidden_size: layer.hidden_size,
@@ -87,17 +102,12 @@ impl Eagle3Config {
             head_dim: layer.head_dim,
             rms_norm_eps: layer.rms_norm_eps,
             rope: layer.rope,
-            tap_layers: tap_layers(&fields, target.num_layers)?,
+            tap_layers: tap_layers(&fields, num_target_layers)?,
             norm_before_residual: fields.flag("norm_before_residual")?.unwrap_or(false),
             attention_bias: layer.attention_bias,
             mlp_bias: layer.mlp_bias,
             dtype: layer_fields.float_type()?,
-        };
-        config.fits_target(target).map_err(|error| match error {
-            Error::Input(reason) => Error::format(source.path("config.json"), reason),
-            other => other,
-        })?;
-        Ok(config)
+        })
     }
 
     /// Whether the drafter was made for a target of this geometry. [`Eagle3Config::from_hf`] has asked already.

@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use super::{FloatType, ModelSource};
 use crate::{Error, Result};
 
+/// Where a config names the stored dtype: transformers 5 and 4.
+const DTYPE_FIELDS: [&str; 2] = ["dtype", "torch_dtype"];
+
 /// A JSON object and where it stands. A field that is `null` counts as absent, as it does for Hugging Face.
 #[derive(Debug, Clone)]
 pub(super) struct Fields {
@@ -29,7 +32,7 @@ impl Fields {
         source.read_optional(file)?.map(|content| Self::parse(source.path(file), &content)).transpose()
     }
 
-    fn parse(path: PathBuf, content: &[u8]) -> Result<Self> {
+    pub fn parse(path: PathBuf, content: &[u8]) -> Result<Self> {
         match serde_json::from_slice(content) {
             Ok(Value::Object(object)) => Ok(Fields { path, prefix: String::new(), object }),
             Ok(_) => Err(Error::format(path, "this should be a JSON object")),
@@ -141,7 +144,7 @@ impl Fields {
 
     /// The stored dtype, which transformers 4 calls `torch_dtype` and transformers 5 `dtype`.
     pub fn float_type(&self) -> Result<Option<FloatType>> {
-        for field in ["dtype", "torch_dtype"] {
+        for field in DTYPE_FIELDS {
             if let Some(spelling) = self.text(field)? {
                 return match FloatType::from_hf(spelling) {
                     Some(float_type) => Ok(Some(float_type)),
@@ -153,6 +156,24 @@ impl Fields {
             }
         }
         Ok(None)
+    }
+
+    /// The object as JSON, with `dtype` wherever it names the stored dtype.
+    pub fn with_dtype(mut self, dtype: FloatType) -> Result<Vec<u8>> {
+        let nested = self.object.values_mut().filter_map(Value::as_object_mut);
+        let set = |object: &mut Map<String, Value>| {
+            for field in DTYPE_FIELDS {
+                if let Some(spelling) = object.get_mut(field) {
+                    *spelling = Value::from(dtype.hf_name());
+                }
+            }
+        };
+        nested.for_each(set);
+        set(&mut self.object);
+        let mut json = serde_json::to_vec_pretty(&self.object)
+            .map_err(|error| Error::format(&self.path, error.to_string()))?;
+        json.push(b'\n');
+        Ok(json)
     }
 
     /// The first of `architectures`.

@@ -37,6 +37,15 @@ impl FloatType {
         }
     }
 
+    /// What Hugging Face calls it.
+    pub(super) fn hf_name(self) -> &'static str {
+        match self {
+            FloatType::Bf16 => "bfloat16",
+            FloatType::F16 => "float16",
+            FloatType::F32 => "float32",
+        }
+    }
+
     /// The type that Hugging Face calls `spelling` (`bfloat16`, `torch.float16`, …), if it is one of ours.
     pub(super) fn from_hf(spelling: &str) -> Option<Self> {
         match spelling.strip_prefix("torch.").unwrap_or(spelling) {

@@ -12,6 +12,7 @@ mod float_type;
 mod model;
 mod rope;
 mod source;
+mod summary;
 
 pub use eagle1::Eagle1Config;
 pub use eagle3::Eagle3Config;
@@ -19,3 +20,4 @@ pub use float_type::FloatType;
 pub use model::{Architecture, HEAD_DIMS, ModelConfig};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};
+pub use summary::{ConfigSummary, ModelKind, with_dtype};

@@ -7,6 +7,9 @@ use crate::Result;
 /// Widths of an attention head that the kernels are built for.
 pub const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
 
+/// Most layers that a model may have.
+pub(super) const MAX_LAYERS: usize = 1 << 10;
+
 /// Target architectures that can be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
@@ -126,7 +129,7 @@ impl Decoder {
             vocab_size: size("vocab_size", 1 << 24)?,
             hidden_size,
             intermediate_size: size("intermediate_size", 1 << 20)?,
-            num_layers: size("num_hidden_layers", 1 << 10)?,
+            num_layers: size("num_hidden_layers", MAX_LAYERS)?,
             num_q_heads,
             num_kv_heads,
             head_dim: head_dim(fields, hidden_size, num_q_heads)?,

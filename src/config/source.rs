@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// A model: a folder in Hugging Face layout, or one embedded in the program.
 #[derive(Debug, Clone)]
 pub enum ModelSource {
-    /// A folder with `config.json`, `*.safetensors` and usually `tokenizer.json`.
+    /// A folder with `config.json`, weights (`*.safetensors`, `pytorch_model*.bin`) and usually `tokenizer.json`.
     Dir(PathBuf),
     /// Files that the program carries.
     Embedded(&'static EmbeddedModel),

@@ -65,7 +65,7 @@ struct Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
+        if self.ptr != 0 && self.device.bind().is_ok() {
             // SAFETY: allocated by `Tensor::uninit`, freed once; cuMemFree waits for work that still uses it.
             let _ = unsafe { sys::cuMemFree_v2(self.ptr) };
         }
@@ -113,6 +113,17 @@ impl Tensor {
             shape: shape.to_vec(),
             row_stride: shape.iter().skip(1).product(),
         })
+    }
+
+    /// A shape without memory, to rehearse loading: its pointer is null, so the driver refuses every use.
+    pub(crate) fn without_memory(device: &Device, dtype: DType, shape: &[usize]) -> Self {
+        Self {
+            allocation: Arc::new(Allocation { device: device.clone(), ptr: 0 }),
+            byte_offset: 0,
+            dtype,
+            shape: shape.to_vec(),
+            row_stride: shape.iter().skip(1).product(),
+        }
     }
 
     /// Memory filled with zero bytes.

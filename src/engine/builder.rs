@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::config::{FloatType, ModelConfig, ModelSource};
 use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
-use crate::drafter::DrafterConfig;
+use crate::drafter::{Drafter, DrafterConfig};
 use crate::engine::Engine;
 use crate::engine::drafting::Drafting;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
@@ -123,44 +123,32 @@ impl<'a> EngineBuilder<'a> {
         EngineBuilder { progress: Box::new(progress), ..self }
     }
 
+    /// Says what [`EngineBuilder::build`] would say about files and options, without reading weights: configs, the names,
+    /// shapes and types of all tensors, and whether the drafter was made for the target. Opens the device (any will do, the
+    /// host driver too) but puts no weights on it.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`], but for lack of memory and values beyond `float_type`.
+    pub fn check(mut self) -> Result<()> {
+        let mut files = self.open_files()?;
+        files.checkpoint.rehearse();
+        if let Some((_, checkpoint)) = &mut files.drafter {
+            checkpoint.rehearse();
+        }
+        let device = Device::open(self.device)?;
+        self.load(&device, files).map(drop)
+    }
+
     /// Loads the model and prepares the device.
     ///
     /// # Errors
     /// Unusable files or options ([`Error::is_input`]); no usable device, or not enough memory on it.
     pub fn build(mut self) -> Result<Engine> {
-        let drafts = self.drafter.is_some() || self.ngrams;
-        let policy = self.policy.unwrap_or(if drafts { Policy::Smart } else { Policy::Plain });
-        check_drafter(policy, drafts)?;
-        if self.max_sequences == 0 {
-            return Err(Error::Input("an engine serves at least one sequence".into()));
-        }
-        // Everything that can be said without a device is said first.
-        let config = ModelConfig::from_hf(&self.model)?;
-        let checkpoint = Checkpoint::open(&self.model)?;
-        let draft_files = match &self.drafter {
-            Some(source) => {
-                let checkpoint = Checkpoint::open(source)?;
-                Some((DrafterConfig::read(source, &checkpoint, &config)?, checkpoint))
-            }
-            None => None,
-        };
-        let float_type = match self.float_type.or(config.dtype) {
-            Some(float_type) => float_type,
-            None => checkpoint.float_type()?,
-        };
-
+        let policy = self.chosen_policy();
+        let files = self.open_files()?;
+        let float_type = files.float_type;
         let device = Device::open(self.device)?;
-        let progress = &mut self.progress;
-        let mut target = Llama::load(&device, config, &checkpoint, float_type, &mut |done, all| {
-            progress("target", done, all)
-        })?;
-        let drafter = match draft_files {
-            Some((config, checkpoint)) => {
-                let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
-                Some(config.load(&device, &checkpoint, float_type, &target, progress)?)
-            }
-            None => None,
-        };
+        let (mut target, drafter) = self.load(&device, files)?;
 
         let budget = self.kv_budget_bytes;
         let max_sequences = self.max_sequences;
@@ -235,6 +223,58 @@ impl<'a> EngineBuilder<'a> {
             planted: None,
             device,
         })
+    }
+}
+
+/// What can be known of target and drafter without a device.
+struct Files {
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    drafter: Option<(DrafterConfig, Checkpoint)>,
+    float_type: FloatType,
+}
+
+impl EngineBuilder<'_> {
+    fn chosen_policy(&self) -> Policy {
+        self.policy.unwrap_or(if self.drafts() { Policy::Smart } else { Policy::Plain })
+    }
+
+    fn drafts(&self) -> bool {
+        self.drafter.is_some() || self.ngrams
+    }
+
+    /// Everything that can be said without a device is said here, first.
+    fn open_files(&self) -> Result<Files> {
+        check_drafter(self.chosen_policy(), self.drafts())?;
+        if self.max_sequences == 0 {
+            return Err(Error::Input("an engine serves at least one sequence".into()));
+        }
+        let config = ModelConfig::from_hf(&self.model)?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let drafter = match &self.drafter {
+            Some(source) => {
+                let checkpoint = Checkpoint::open(source)?;
+                Some((DrafterConfig::read(source, &checkpoint, &config)?, checkpoint))
+            }
+            None => None,
+        };
+        let float_type = match self.float_type.or(config.dtype) {
+            Some(float_type) => float_type,
+            None => checkpoint.float_type()?,
+        };
+        Ok(Files { config, checkpoint, drafter, float_type })
+    }
+
+    fn load(&mut self, device: &Device, files: Files) -> Result<(Llama, Option<Box<dyn Drafter>>)> {
+        let Files { config, checkpoint, drafter, float_type } = files;
+        let progress = &mut self.progress;
+        let target = Llama::load(device, config, &checkpoint, float_type, &mut |done, all| {
+            progress("target", done, all)
+        })?;
+        let Some((config, checkpoint)) = drafter else { return Ok((target, None)) };
+        let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
+        let drafter = config.load(device, &checkpoint, float_type, &target, progress)?;
+        Ok((target, Some(drafter)))
     }
 }
 

@@ -4,11 +4,13 @@
 //! an id is within a model's vocabulary is for its caller to check.
 #![forbid(unsafe_code)]
 
+mod chat_template;
 mod fence;
 mod merges;
 mod stream;
 mod tokenizer;
 
+pub use chat_template::chat_template_file;
 pub use fence::silence_fenced_panics;
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;

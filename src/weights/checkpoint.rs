@@ -2,30 +2,74 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 
-use super::header::{self, Entry};
+use super::entry::Entry;
 use super::storage::Storage;
 use super::view::{TensorView, stored_type};
+use super::{StoredType, header, torch};
 use crate::config::{FloatType, ModelSource};
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Where the weights of a folder may be: in one file, or in those that an index lists.
+struct Layout {
+    format: FileFormat,
+    single: &'static str,
+    index: Option<&'static str>,
+}
+
+/// In the order in which they are looked for: safetensors first, whatever else is there.
+const LAYOUTS: [Layout; 3] = [
+    Layout {
+        format: FileFormat::Safetensors,
+        single: SINGLE_FILE,
+        index: Some("model.safetensors.index.json"),
+    },
+    Layout {
+        format: FileFormat::Torch,
+        single: "pytorch_model.bin",
+        index: Some("pytorch_model.bin.index.json"),
+    },
+    Layout { format: FileFormat::Torch, single: "medusa_lm_head.pt", index: None },
+];
+
+/// How a file of weights is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFormat {
+    /// A JSON header, then the tensors.
+    Safetensors,
+    /// What `torch.save` writes of a state dict.
+    Torch,
+}
+
+impl FileFormat {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            FileFormat::Safetensors => "safetensors",
+            FileFormat::Torch => "PyTorch",
+        }
+    }
+}
 
 /// The tensors of a model, mapped read-only. The files must not change while this lives.
 #[derive(Debug)]
 pub struct Checkpoint {
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, Tensor>,
+    is_rehearsal: bool,
 }
 
 #[derive(Debug)]
 struct TensorFile {
     path: PathBuf,
+    format: FileFormat,
     storage: Storage,
 }
 
@@ -35,16 +79,40 @@ struct Tensor {
     entry: Entry,
     /// Whether a loader has asked for it, or said that it does not want it.
     used: AtomicBool,
+    /// Its elements in row-major order, once they were asked for; only if they are stored in another order.
+    copied: OnceLock<Vec<u8>>,
 }
 
-/// `model.safetensors.index.json`: which file holds which tensor.
+/// What is known of a tensor without reading it.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorInfo<'a> {
+    /// Its name in the checkpoint.
+    pub name: &'a str,
+    /// Element type.
+    pub dtype: StoredType,
+    /// Dimensions, outermost first.
+    pub shape: &'a [usize],
+    /// Bytes of its elements.
+    pub size_in_bytes: usize,
+}
+
+impl TensorInfo<'_> {
+    /// Whether its elements are floating-point numbers: weights, not tables or masks.
+    pub fn is_float(&self) -> bool {
+        use StoredType::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+        !matches!(self.dtype, BOOL | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+    }
+}
+
+/// `model.safetensors.index.json` and its like: which file holds which tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
-    /// Opens the weights of `source`: `model.safetensors`, else the files that `model.safetensors.index.json` lists.
+    /// Opens the weights of `source`: `model.safetensors`, else the files that `model.safetensors.index.json` lists, else
+    /// `pytorch_model.bin` or the files of its index, else `medusa_lm_head.pt`.
     pub fn open(source: &ModelSource) -> Result<Self> {
         let dir = match source {
             ModelSource::Embedded(model) => {
@@ -53,28 +121,42 @@ impl Checkpoint {
             ModelSource::Dir(dir) => dir,
         };
         source.check_root()?;
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
-        if dir.join(SINGLE_FILE).exists() {
-            checkpoint.map_file(dir.join(SINGLE_FILE))?;
-        } else if let Some(content) = source.read_optional(INDEX_FILE)? {
-            checkpoint.map_shards(source, &content)?;
-        } else if dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists()
-        {
-            return Err(Error::format(
-                dir,
-                "holds only pytorch_model.bin: convert the weights to safetensors",
-            ));
-        } else {
-            return Err(Error::format(dir, format!("no {SINGLE_FILE} or {INDEX_FILE} here")));
+        let mut checkpoint = Self::empty();
+        for Layout { format, single, index } in LAYOUTS {
+            if dir.join(single).exists() {
+                checkpoint.map_file(dir.join(single), format)?;
+                return Ok(checkpoint);
+            }
+            let Some(index) = index else { continue };
+            if let Some(content) = source.read_optional(index)? {
+                checkpoint.map_shards(source, index, &content, format)?;
+                return Ok(checkpoint);
+            }
         }
-        Ok(checkpoint)
+        let places: Vec<&str> =
+            LAYOUTS.iter().flat_map(|layout| [Some(layout.single), layout.index]).flatten().collect();
+        Err(Error::format(dir, format!("no {} here", places.join(", "))))
     }
 
     /// A checkpoint of one safetensors file that is in memory; `path` stands for it in messages.
     pub fn from_static(path: impl Into<PathBuf>, bytes: &'static [u8]) -> Result<Self> {
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_file(path.into(), Storage::Static(bytes))?;
+        let mut checkpoint = Self::empty();
+        checkpoint.add_file(path.into(), FileFormat::Safetensors, Storage::Static(bytes))?;
         Ok(checkpoint)
+    }
+
+    fn empty() -> Self {
+        Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), is_rehearsal: false }
+    }
+
+    /// From now on a loader asks for everything that it needs, and so finds every fault, but copies nothing to the device.
+    pub fn rehearse(&mut self) {
+        self.is_rehearsal = true;
+    }
+
+    /// Whether loading is only rehearsed.
+    pub fn is_rehearsal(&self) -> bool {
+        self.is_rehearsal
     }
 
     /// The tensor `name`, which the model must have. Counts as used from now on.
@@ -90,9 +172,13 @@ impl Checkpoint {
     pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
         let (name, tensor) = self.tensors.get_key_value(name)?;
         tensor.used.store(true, Ordering::Relaxed);
-        let TensorFile { path, storage } = &self.files[tensor.file_idx];
-        let Entry { dtype, shape, bytes } = &tensor.entry;
-        Some(TensorView { name, path, dtype: *dtype, shape, bytes: &storage[bytes.clone()] })
+        let TensorFile { path, storage, .. } = &self.files[tensor.file_idx];
+        let entry = &tensor.entry;
+        let bytes = match entry.strides {
+            None => &storage[entry.bytes.clone()],
+            Some(_) => tensor.copied.get_or_init(|| entry.gather(storage)),
+        };
+        Some(TensorView { name, path, dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 
     /// Counts the tensor `name` as used, if there is one: the loader knows it and does not need it.
@@ -110,16 +196,31 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// What is known of all tensors without reading them, in order of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
+        self.tensors.iter().map(|(name, Tensor { entry, .. })| TensorInfo {
+            name,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            size_in_bytes: entry.size_in_bytes(),
+        })
+    }
+
+    /// The files and their lengths in bytes.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, FileFormat, usize)> {
+        self.files.iter().map(|file| (file.path.as_path(), file.format, file.storage.len()))
+    }
+
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.entry.bytes.len()).sum()
+        self.tensors().map(|tensor| tensor.size_in_bytes).sum()
     }
 
     /// The type that most of the weights are stored in, by bytes: what `--dtype auto` means where the config is silent.
     pub fn float_type(&self) -> Result<FloatType> {
         let bytes_stored_as = |dtype: FloatType| -> usize {
-            let entries = self.tensors.values().map(|tensor| &tensor.entry);
-            entries.filter(|entry| entry.dtype == stored_type(dtype)).map(|entry| entry.bytes.len()).sum()
+            let of_this_type = self.tensors().filter(|tensor| tensor.dtype == stored_type(dtype));
+            of_this_type.map(|tensor| tensor.size_in_bytes).sum()
         };
         FloatType::ALL
             .into_iter()
@@ -152,8 +253,14 @@ impl Checkpoint {
 }
 
 impl Checkpoint {
-    fn map_shards(&mut self, source: &ModelSource, index: &[u8]) -> Result<()> {
-        let index_path = source.path(INDEX_FILE);
+    fn map_shards(
+        &mut self,
+        source: &ModelSource,
+        index_name: &str,
+        index: &[u8],
+        format: FileFormat,
+    ) -> Result<()> {
+        let index_path = source.path(index_name);
         let index: Index = serde_json::from_slice(index)
             .map_err(|error| Error::format(&index_path, format!("this is not a valid index: {error}")))?;
         let file_names: BTreeSet<&String> = index.weight_map.values().collect();
@@ -164,7 +271,7 @@ impl Checkpoint {
                     format!("`weight_map` names {file_name:?}, which is not a file of this folder"),
                 ));
             }
-            self.map_file(source.path(file_name))?;
+            self.map_file(source.path(file_name), format)?;
         }
         for (tensor, file_name) in &index.weight_map {
             if !self.tensors.contains_key(tensor) {
@@ -174,22 +281,27 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn map_file(&mut self, path: PathBuf) -> Result<()> {
+    fn map_file(&mut self, path: PathBuf, format: FileFormat) -> Result<()> {
         let storage = Storage::map(&path)?;
-        self.add_file(path, storage)
+        self.add_file(path, format, storage)
     }
 
-    fn add_file(&mut self, path: PathBuf, storage: Storage) -> Result<()> {
-        let entries = header::parse(&storage).map_err(|reason| Error::format(&path, reason))?;
+    fn add_file(&mut self, path: PathBuf, format: FileFormat, storage: Storage) -> Result<()> {
+        let entries = match format {
+            FileFormat::Safetensors => header::parse(&storage),
+            FileFormat::Torch => torch::parse(&storage),
+        };
+        let entries = entries.map_err(|reason| Error::format(&path, reason))?;
         let file_idx = self.files.len();
         for (name, entry) in entries {
             if let Some(twin) = self.tensors.get(&name) {
                 let first = self.files[twin.file_idx].path.display();
                 return Err(Error::format(&path, format!("tensor {name} is here and in {first} as well")));
             }
-            self.tensors.insert(name, Tensor { file_idx, entry, used: AtomicBool::new(false) });
+            let (used, copied) = (AtomicBool::new(false), OnceLock::new());
+            self.tensors.insert(name, Tensor { file_idx, entry, used, copied });
         }
-        self.files.push(TensorFile { path, storage });
+        self.files.push(TensorFile { path, format, storage });
         Ok(())
     }
 

@@ -6,26 +6,16 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 
-use super::StoredType;
+use super::entry::{Entry, check_name, size_in_bytes};
 
 /// Bytes of the length in front of the header.
 const LENGTH_BYTES: usize = 8;
 /// Longest header accepted, the limit of the format's own library.
 const MAX_HEADER_BYTES: usize = 100_000_000;
-
-/// One tensor of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub dtype: StoredType,
-    pub shape: Vec<usize>,
-    /// Where its bytes lie in the file; as many as dtype and shape need.
-    pub bytes: Range<usize>,
-}
 
 /// The tensors of a whole safetensors `file` by name. Fails, with a reason for the user, unless the header is valid and
 /// the tensors cover the data without gap or overlap.
@@ -36,6 +26,7 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
         if name == "__metadata__" {
             continue;
         }
+        check_name(&name)?;
         let info: TensorInfo = serde_json::from_value(value)
             .map_err(|error| format!("tensor {name} is described wrongly: {error}"))?;
         tensors.push((name, info));
@@ -65,7 +56,8 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
             ));
         }
         end_of_last = end;
-        entries.insert(name, Entry { dtype, shape, bytes: data_start + begin..data_start + end });
+        let bytes = data_start + begin..data_start + end;
+        entries.insert(name, Entry { dtype, shape, bytes, strides: None });
     }
     if end_of_last != data_len {
         return Err(format!(
@@ -97,15 +89,9 @@ fn split(file: &[u8]) -> Result<(Map<String, Value>, usize), String> {
     }
 }
 
-/// Bytes of a tensor; `None` on overflow or where elements do not fill whole bytes.
-fn size_in_bytes(dtype: StoredType, shape: &[usize]) -> Option<usize> {
-    let num_elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
-    let bits = num_elements.checked_mul(dtype.bitsize())?;
-    bits.is_multiple_of(8).then_some(bits / 8)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::StoredType;
     use super::*;
 
     /// A file with this header in front of `data_len` zero bytes.
@@ -122,10 +108,13 @@ mod tests {
                          "a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}"#;
         let entries = parse(&file(header, 12)).unwrap();
         let start = 8 + header.len();
-        assert_eq!(entries["a"], Entry { dtype: StoredType::BF16, shape: vec![2], bytes: start..start + 4 });
+        assert_eq!(
+            entries["a"],
+            Entry { dtype: StoredType::BF16, shape: vec![2], bytes: start..start + 4, strides: None }
+        );
         assert_eq!(
             entries["b"],
-            Entry { dtype: StoredType::F32, shape: vec![2, 1], bytes: start + 4..start + 12 }
+            Entry { dtype: StoredType::F32, shape: vec![2, 1], bytes: start + 4..start + 12, strides: None }
         );
     }
 

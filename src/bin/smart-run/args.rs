@@ -1,6 +1,7 @@
 //! The command line: what was typed ([`LowArgs`]) and what it means ([`Command`], validated).
 
 mod bench;
+mod folders;
 mod profile;
 mod replay;
 
@@ -18,6 +19,7 @@ use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 
 pub use bench::BenchArgs;
+pub use folders::{ConvertArgs, InspectArgs};
 pub use profile::{Picture, ProfileArgs, ProfileSubject};
 pub use replay::ReplayArgs;
 
@@ -36,6 +38,10 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Show a trace as a page.
     Trace(TraceArgs),
+    /// Say what a model folder is.
+    Inspect(InspectArgs),
+    /// Write a model folder's weights as safetensors.
+    Convert(ConvertArgs),
 }
 
 /// A request to complete one prompt; every value is within its range.
@@ -168,6 +174,8 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
         }
         Some(LowCommand::Replay(typed)) => replay::replay(typed).map(Command::Replay).map_err(Stop::Usage),
         Some(LowCommand::Trace(typed)) => Ok(Command::Trace(trace(typed))),
+        Some(LowCommand::Inspect(typed)) => Ok(Command::Inspect(folders::inspect(typed))),
+        Some(LowCommand::Convert(typed)) => Ok(Command::Convert(folders::convert(typed))),
     }
 }
 
@@ -198,6 +206,16 @@ enum LowCommand {
     /// A page holds up to 4000 rounds and 64 MiB of them; of a longer trace it holds the first ones, or those from the first that
     /// --rounds names, and says so. The trace itself may be of any length.
     Trace(LowTrace),
+    /// Say what a model folder is, and whether this version can run it
+    ///
+    /// Nothing is loaded: configs and the names, shapes and types of tensors are read. The exit code is 0 whatever the answer;
+    /// with --format json it is in `runs` and in `target.fits`.
+    Inspect(folders::LowInspect),
+    /// Write a model folder's weights as safetensors
+    ///
+    /// Reads what `generate` reads (safetensors, PyTorch files). The configuration, tokenizer and licence files are copied. The
+    /// new folder appears when all of it is written.
+    Convert(folders::LowConvert),
 }
 
 /// `generate` as typed: each value parsed and within its range, not yet seen together.

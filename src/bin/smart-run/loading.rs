@@ -55,8 +55,7 @@ pub fn sources(model: Option<&Path>, draft: Option<&Path>) -> Result<(ModelSourc
 
 /// Builds the engine, drawing a bar on stderr while weights load (none when stderr is no terminal).
 pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
-    let style = ProgressStyle::with_template("loading {msg} {bar:30} {bytes}/{total_bytes}");
-    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar("loading {msg}");
     let shown = bar.clone();
     let engine = builder
         .cost_cache(cost_cache())
@@ -68,6 +67,12 @@ pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
         .build();
     bar.finish_and_clear();
     engine
+}
+
+/// A bar of bytes on stderr behind `what`; hidden when stderr is no terminal.
+pub fn bar(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}}"));
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Where measured costs are kept: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary folder.

@@ -5,9 +5,11 @@
 
 mod args;
 mod bench;
+mod convert;
 mod demo;
 mod demo_model;
 mod generate;
+mod inspect;
 mod interrupt;
 mod loading;
 mod plots;
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
         Command::Profile(args) => profile::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Convert(args) => convert::run(&args),
     };
     match outcome {
         Ok(()) if interrupt::requested() => ExitCode::from(130),

@@ -155,6 +155,45 @@ fn without_a_drafter_only_plain_may_be_asked_for() {
     assert!(!generate_args("generate --prompt x --model m").has_drafter());
 }
 
+#[test]
+fn inspect_and_convert_take_a_folder() {
+    assert_eq!(
+        typed("inspect d --target t --format json"),
+        Ok(Command::Inspect(InspectArgs {
+            folder: "d".into(),
+            target: Some("t".into()),
+            format: OutputFormat::Json,
+        }))
+    );
+    let convert = |line: &str| match typed(line) {
+        Ok(Command::Convert(args)) => (args.dtype, args.max_shard_bytes),
+        other => panic!("{line}: {other:?}"),
+    };
+    assert_eq!(convert("convert d --out o"), (None, 4 << 30));
+    assert_eq!(
+        convert("convert d --out o --dtype f16 --max-shard-size 5GB"),
+        (Some(FloatType::F16), 5_000_000_000)
+    );
+    assert_eq!(convert("convert d --out o --max-shard-size 3KiB"), (None, 3072));
+    assert_eq!(convert("convert d --out o --max-shard-size 7"), (None, 7));
+    for line in [
+        "inspect",
+        "inspect a b",
+        "inspect d --format yaml",
+        "convert d",
+        "convert --out o",
+        "convert d --out o --dtype auto",
+        "convert d --out o --max-shard-size 0GB",
+        "convert d --out o --max-shard-size -1",
+        "convert d --out o --max-shard-size +1",
+        "convert d --out o --max-shard-size 1.5GB",
+        "convert d --out o --max-shard-size GB",
+        "convert d --out o --max-shard-size 99999999999999GiB",
+    ] {
+        assert!(matches!(typed(line), Err(Stop::Usage(_))), "{line}");
+    }
+}
+
 fn profile_args(line: &str) -> ProfileArgs {
     match typed(line) {
         Ok(Command::Profile(args)) => args,
