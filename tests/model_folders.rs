@@ -369,7 +369,7 @@ fn a_drafter_that_does_not_fit_says_where() {
     assert!(answer["reason"].as_str().unwrap().contains("only drafters of one layer"), "{answer}");
 }
 
-/// Families that are known and not run yet; nothing is known of the last.
+/// Families that are known, some of them not run yet; nothing is known of the last.
 #[test]
 fn other_families_are_told_apart() {
     let eagle: &[(&str, &[usize])] = &[
@@ -386,7 +386,13 @@ fn other_families_are_told_apart() {
     write(eagle);
     let target = Folder::target();
     let answer = inspected(&[path_of(&folder), "--target", path_of(&target)]);
+    // The config is an EAGLE-3 drafter's, so the sizes fit and it does not run.
     assert_eq!((&answer["kind"], &answer["runs"]), (&json!("eagle1"), &json!(false)));
+    assert_eq!(answer["target"]["fits"], true, "{answer}");
+    let (whole, its_target) =
+        (in_repository("tests/golden/eagle1_random/drafter"), in_repository("tests/golden/llama31_gqa"));
+    let answer = inspected(&[&whole, "--target", &its_target]);
+    assert_eq!((&answer["kind"], &answer["runs"]), (&json!("eagle1"), &json!(true)));
     assert_eq!(answer["target"]["fits"], true, "{answer}");
     folder.write_json("config.json", &with(tiny_model::drafter_config(), "model_type", json!("qwen2_vl")));
     assert_eq!(inspected(&[path_of(&folder)])["kind"], "msd");

@@ -40,6 +40,29 @@ pub struct Eagle1Config {
 impl Eagle1Config {
     /// Reads and validates the `config.json` of a drafter for `target`.
     pub fn from_hf(source: &ModelSource, target: &ModelConfig) -> Result<Self> {
+        let config = Self::read(source, target.num_layers)?;
+        for (what, ours, theirs) in [
+            ("a vocabulary of", config.vocab_size, target.vocab_size),
+            ("features of width", config.hidden_size, target.hidden_size),
+        ] {
+            if ours != theirs {
+                return Err(Error::format(
+                    source.path("config.json"),
+                    format!(
+                        "this drafter does not fit its target: it expects {what} {ours}, the target has {theirs}"
+                    ),
+                ));
+            }
+        }
+        Ok(config)
+    }
+
+    /// Whether a drafter of this `config.json` can be run with some target.
+    pub fn check(source: &ModelSource) -> Result<()> {
+        Self::read(source, 1).map(drop)
+    }
+
+    fn read(source: &ModelSource, num_target_layers: usize) -> Result<Self> {
         let fields = Fields::read(source, "config.json")?;
         let architecture = fields.architecture()?;
         if !ARCHITECTURES.contains(&architecture) {
@@ -61,7 +84,7 @@ impl Eagle1Config {
                 format_args!("is {}: an EAGLE-1 drafter has one layer", layer.num_layers),
             ));
         }
-        let config = Eagle1Config {
+        Ok(Eagle1Config {
             vocab_size: layer.vocab_size,
             hidden_size: layer.hidden_size,
             intermediate_size: layer.intermediate_size,
@@ -73,21 +96,7 @@ impl Eagle1Config {
             fc_bias: fields.flag("bias")?,
             attention_bias: layer.attention_bias,
             mlp_bias: layer.mlp_bias,
-            num_target_layers: target.num_layers,
-        };
-        for (what, ours, theirs) in [
-            ("a vocabulary of", config.vocab_size, target.vocab_size),
-            ("features of width", config.hidden_size, target.hidden_size),
-        ] {
-            if ours != theirs {
-                return Err(Error::format(
-                    source.path("config.json"),
-                    format!(
-                        "this drafter does not fit its target: it expects {what} {ours}, the target has {theirs}"
-                    ),
-                ));
-            }
-        }
-        Ok(config)
+            num_target_layers,
+        })
     }
 }

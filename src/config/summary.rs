@@ -66,10 +66,21 @@ impl ModelKind {
             ModelKind::Medusa => "Medusa heads",
         }
     }
+
+    /// The name of several, in sentences.
+    pub fn plural(self) -> &'static str {
+        match self {
+            ModelKind::Target => "targets",
+            ModelKind::Eagle3 => "EAGLE-3 drafters",
+            ModelKind::Eagle1 => "EAGLE-1 drafters",
+            ModelKind::Msd => "MSD drafters",
+            ModelKind::Medusa => "Medusa heads",
+        }
+    }
 }
 
 /// The sizes that a `config.json` names. A field that is missing or makes no sense is `None`: what can be run is for
-/// [`super::ModelConfig`] and [`super::Eagle3Config`] to say.
+/// [`super::ModelConfig`], [`super::Eagle3Config`] and [`super::Eagle1Config`] to say.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct ConfigSummary {

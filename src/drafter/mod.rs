@@ -10,9 +10,11 @@ mod eagle3;
 mod features;
 pub mod ngram;
 
-use crate::config::{Eagle1Config, Eagle3Config, FloatType, ModelConfig, ModelSource};
+use crate::config::{
+    ConfigSummary, Eagle1Config, Eagle3Config, FloatType, ModelConfig, ModelKind, ModelSource,
+};
 use crate::device::{Device, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{Llama, Pass, Progress};
 use crate::weights::Checkpoint;
@@ -67,15 +69,16 @@ impl DrafterConfig {
     /// # Errors
     /// A configuration that is broken, not supported, or made for another target.
     pub fn read(source: &ModelSource, checkpoint: &Checkpoint, target: &ModelConfig) -> Result<Self> {
-        let is_eagle1 = ["", "model."].iter().any(|root| {
-            checkpoint.contains(&format!("{root}fc.weight"))
-                && checkpoint.contains(&format!("{root}layers.0.self_attn.q_proj.weight"))
-                && !checkpoint.contains(&format!("{root}layers.0.hidden_norm.weight"))
-        });
-        if is_eagle1 {
-            return Eagle1Config::from_hf(source, target).map(Self::Eagle1);
+        let summary = ConfigSummary::read(source)?;
+        match ModelKind::of(&summary, checkpoint.tensors().map(|tensor| tensor.name)) {
+            Some(ModelKind::Eagle1) => Eagle1Config::from_hf(source, target).map(Self::Eagle1),
+            Some(kind @ (ModelKind::Msd | ModelKind::Medusa)) => Err(Error::format(
+                source.path("config.json"),
+                format!("{} are not supported yet: EAGLE-3 and EAGLE-1 are", kind.plural()),
+            )),
+            // What is none of these is said by who expects it.
+            _ => Eagle3Config::from_hf(source, target).map(Self::Eagle3),
         }
-        Eagle3Config::from_hf(source, target).map(Self::Eagle3)
     }
 
     /// Loads the drafter for `target`; every tensor of the checkpoint must have a use.

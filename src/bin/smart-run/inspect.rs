@@ -8,7 +8,7 @@ use std::path::Path;
 
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
-use smart_run::config::{ConfigSummary, Eagle3Config, FloatType, ModelKind, ModelSource};
+use smart_run::config::{ConfigSummary, Eagle1Config, Eagle3Config, FloatType, ModelKind, ModelSource};
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, EngineBuilder};
 use smart_run::text::{self, Tokenizer};
@@ -218,9 +218,10 @@ fn refusal(kind: Option<ModelKind>, source: &ModelSource) -> Result<Option<Strin
     let unsupported = match kind {
         Some(ModelKind::Target) => return fault(builder(source).check()),
         Some(ModelKind::Eagle3) => return fault(Eagle3Config::check(source)),
-        Some(ModelKind::Eagle1) => "drafters of EAGLE-1 and EAGLE-2 are not supported yet: EAGLE-3 is",
-        Some(ModelKind::Msd) => "MSD drafters are not supported yet: EAGLE-3 is",
-        Some(ModelKind::Medusa) => "Medusa heads are not supported yet: EAGLE-3 is",
+        Some(ModelKind::Eagle1) => return fault(Eagle1Config::check(source)),
+        Some(kind @ (ModelKind::Msd | ModelKind::Medusa)) => {
+            return Ok(Some(format!("{} are not supported yet: EAGLE-3 and EAGLE-1 are", kind.plural())));
+        }
         None => "config.json and the tensors' names are those of no target or drafter that is known",
     };
     Ok(Some(unsupported.into()))
@@ -269,7 +270,7 @@ fn fit(
             (_, None) => mismatches.push(format!("the target's config.json names no usable `{field}`")),
         }
     }
-    if mismatches.is_empty() && runs && kind == Some(ModelKind::Eagle3) {
+    if mismatches.is_empty() && runs && matches!(kind, Some(ModelKind::Eagle3 | ModelKind::Eagle1)) {
         mismatches.extend(match fault(builder(&target_source).check())? {
             Some(reason) => Some(format!("the target itself cannot run: {reason}")),
             None => fault(builder(&target_source).drafter(source.clone()).check())?,
