@@ -12,7 +12,7 @@ use crate::engine::verifier::Verifier;
 use crate::engine::{Engine, sweep};
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
-use crate::model::{Llama, MAX_ROWS_PER_SEQUENCE};
+use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE};
 use crate::weights::Checkpoint;
 
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
@@ -132,7 +132,7 @@ impl<'a> EngineBuilder<'a> {
 
         let device = Device::open(self.device)?;
         let progress = &mut self.progress;
-        let mut target = Llama::load(&device, config, &checkpoint, float_type, &mut |done, all| {
+        let mut target = Decoder::load(&device, config, &checkpoint, float_type, &mut |done, all| {
             progress("target", done, all)
         })?;
         let mut drafter = match (draft_config, &draft_checkpoint) {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod costs;
+pub(crate) mod drafters;
 mod eagle3;
 pub(crate) mod fixtures;
 mod lossless;
