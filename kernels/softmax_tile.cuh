@@ -10,6 +10,16 @@
 constexpr int kTileKeys = 64;     // keys per softmax step: four k16 steps of P*V
 constexpr int kMmaThreads = 128;  // four warps
 
+// Which keys of a tile a row sees: all 64; the first ones; or, under a window, some from the middle.
+enum class Visible { kAll, kFirst, kWindow };
+
+// What two rows of a lane see of a tile: keys [begin, end) of row r, and what the rows of the row tile see together.
+// Only kWindow looks at the begins.
+struct SeenKeys {
+  int begin[2], end[2];
+  int first, last;
+};
+
 // kParts warps share the row tile: 1 (wide: each warp has its own) or 4 (narrow).
 template <typename T, int kHeadDim, int kParts>
 struct SoftmaxTile {
@@ -67,10 +77,18 @@ struct SoftmaxTile {
   }
 
   // Adds the keys of a tile to the split state. ring_row_of(i) is the ring row of the key at position i of
-  // the tile; limit[r] is how many of them this lane's row r sees, visible the most that any row sees. With
-  // kAllVisible every row sees all 64 and the limits are not looked at.
-  template <bool kAllVisible, typename RingRowOf>
-  __device__ __forceinline__ void step(const int (&limit)[2], int visible, RingRowOf ring_row_of) {
+  // the tile. With Visible::kAll `seen` is not looked at.
+  template <Visible kVisible, typename RingRowOf>
+  __device__ __forceinline__ void step(const SeenKeys& seen, RingRowOf ring_row_of) {
+    auto sees = [&](int r, int key) {
+      return kVisible == Visible::kAll ||
+             (key < seen.end[r] && (kVisible == Visible::kFirst || key >= seen.begin[r]));
+    };
+    // Whether any row sees one of the 16 keys from `first_key` on. A block that none does adds zeros: it is skipped.
+    auto any_sees = [&](int first_key) {
+      return kVisible == Visible::kAll ||
+             (first_key < seen.last && (kVisible == Visible::kFirst || first_key + 16 > seen.first));
+    };
     const int pair = lane_idx % 4 * 2;
     float score[2 * kScoreBlocks][4];
     float tile_max[2] = {kNoScore, kNoScore};
@@ -83,7 +101,7 @@ struct SoftmaxTile {
       float (&odd)[4] = score[2 * b + 1];
 #pragma unroll
       for (int j = 0; j < 4; ++j) even[j] = odd[j] = 0.0f;
-      if (!kAllVisible && first_key >= visible) continue;
+      if (!any_sees(first_key)) continue;
       const int key_row =
           row_offset(ring_row_of(first_key + lane_idx % 8 + lane_idx / 16 * 8)) ^ lane_idx / 8 % 2 * 8;
 #pragma unroll
@@ -96,8 +114,8 @@ struct SoftmaxTile {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int key = first_key + pair + j % 2;
-        if (kAllVisible || key < limit[j / 2]) tile_max[j / 2] = fmaxf(tile_max[j / 2], even[j]);
-        if (kAllVisible || key + 8 < limit[j / 2]) tile_max[j / 2] = fmaxf(tile_max[j / 2], odd[j]);
+        if (sees(j / 2, key)) tile_max[j / 2] = fmaxf(tile_max[j / 2], even[j]);
+        if (sees(j / 2, key + 8)) tile_max[j / 2] = fmaxf(tile_max[j / 2], odd[j]);
       }
     }
 
@@ -138,8 +156,9 @@ struct SoftmaxTile {
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const bool seen = kAllVisible || first_key + 8 * h + pair + j % 2 < limit[j / 2];
-          weight[h][j] = seen ? exp2_approx(fmaf(score[2 * b + h][j], p.scale_log2, -base[j / 2])) : 0.0f;
+          weight[h][j] = sees(j / 2, first_key + 8 * h + pair + j % 2)
+                             ? exp2_approx(fmaf(score[2 * b + h][j], p.scale_log2, -base[j / 2]))
+                             : 0.0f;
         }
       }
       fragment[b][0] = pack<T>(weight[0][0], weight[0][1]);
@@ -159,18 +178,18 @@ struct SoftmaxTile {
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (kAllVisible || half * 32 < visible) {
-        const bool both =
-            kAllVisible || half * 32 + 16 < visible;  // a block that no row sees adds zeros: skipped
+      const bool odd = any_sees(half * 32 + 16);
+      const bool even = kVisible != Visible::kWindow || any_sees(half * 32);
+      if (kVisible == Visible::kWindow ? even || odd : any_sees(half * 32)) {
         const int value_row = row_offset(ring_row_of(half * 32 + lane_idx));
-        mma<T>(split_sum, fragment[2 * half], {kOnes, kOnes});
-        if (both) mma<T>(split_sum, fragment[2 * half + 1], {kOnes, kOnes});
+        if (even) mma<T>(split_sum, fragment[2 * half], {kOnes, kOnes});
+        if (odd) mma<T>(split_sum, fragment[2 * half + 1], {kOnes, kOnes});
 #pragma unroll
         for (int n = 0; n < kOutBlocks; ++n) {
           uint32_t values[4];
           ldmatrix_x4_trans(values, v_ring + piece_offset(value_row, part * kOutBlocks + n));
-          mma<T>(split_acc[n], fragment[2 * half], {values[0], values[1]});
-          if (both) mma<T>(split_acc[n], fragment[2 * half + 1], {values[2], values[3]});
+          if (even) mma<T>(split_acc[n], fragment[2 * half], {values[0], values[1]});
+          if (odd) mma<T>(split_acc[n], fragment[2 * half + 1], {values[2], values[3]});
         }
       }
     }

@@ -1,15 +1,15 @@
 // WHAT      Attention of packed tree rows over a paged K/V cache: the prefix is visible to every row of its
-//           sequence, the rows behind it by ancestor words. Serves prefill, plain decoding, verification and
-//           the drafter.
+//           sequence, the rows behind it by ancestor words, and of these, if there is a window, the last
+//           `window` in logical order. Serves prefill, plain decoding, verification and the drafter.
 // MATH      out[t,h] = sum_i p_i v_i / sum_i p_i,  p_i = exp(sm_scale * q[t,h].k_i), i over the keys t sees
 // SHAPES    see TreeAttentionParams (tree_attention.cuh); all in, except out (out), workspace (scratch)
 // LAUNCH    grid (row tile, unit of keys, sequence * kv head), block 128. CTAs without work exit.
 //           mma narrow: 16 packed rows (node, q head of the kv group) a CTA; mma wide: 64; f32: 4.
 //           Dynamic shared memory: the K/V ring of the mma kernels and, wide, the span's acc.
 //           combine: grid (row of the sequence, q head, sequence), block head_dim.
-// REQUIRES  page_size a multiple of 16; tensors 16-byte aligned; K/V finite in every row that some row sees;
-//           at most 256 rows a sequence, each with its own bit set. K/V behind the highest set bit is never
-//           read.
+// REQUIRES  page_size a multiple of 16; tensors 16-byte aligned; K/V finite in every row that some row sees and,
+//           with a window, in all of the prefix tile where the first window begins; at most 256 rows a sequence,
+//           each with its own bit set. K/V behind the highest set bit is never read.
 // ORDER     The bits of a row depend on its query and its keys in logical order, on nothing else: not on the
 //           slots of its ancestors, the rows beside it, or how keys are divided into prefix and tree. Key i
 //           means the key at logical position i. Keys are cut at absolute positions and merged left to right
@@ -19,9 +19,14 @@
 //           A CTA handles a unit: one split, one span, or all keys, as the launch finds best. Units that are
 //           not all keys leave partial states to the combining kernel, which goes on in the same order; a row
 //           of one unit is finished by its CTA. Masked keys weigh exactly 0 and add exact zeros wherever they
-//           are not skipped. Of tensor cores it is assumed that an output element depends only on its row of
-//           A, its column of B along k and its element of C, and that products with zero add nothing.
+//           are not skipped: in front of a row's window as behind its last key, whole tiles, splits and units
+//           that it does not see leave its state as it is, and are skipped where no row of a CTA sees them.
+//           Of tensor cores it is assumed that an output element depends only on its row of A, its column of B
+//           along k and its element of C, and that products with zero add nothing.
 // NUMERICS  f32 scores and sums; base-2 exponentials; weights rounded to T before P*V and summed as rounded.
+// WINDOWS   On tensor cores a window has entry points of its own (tree_attention_windowed.cu): as a branch it cost
+//           models without one up to 40 registers and spilled. The f32 and the combining kernels branch on
+//           p.window, all threads alike: they have registers to spare.
 // TWINS     src/kernels/tree_attention.rs, src/reference/tree_attention.rs, tests/kernels/tree_attention.rs,
 //           kernels/host/native/tree_attention.cpp
 // SOURCE    FlashAttention-2 and Flash-Decoding (online softmax, key splits); the path-wise tail is ours
@@ -79,9 +84,11 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
   seq.load_ancestors(mask, packed / group);
   const LaneBits path = spread(mask);
   const int kv_len = seq.prefix_len + count_bits(mask);
+  const int window_begin = seq.window_begin(kv_len);
   const int unit_keys = p.splits_per_unit * kSplitKeys;
-  const int key_begin = blockIdx.y * unit_keys;
-  const int key_end = min(key_begin + unit_keys, kv_len);
+  const int unit_begin = blockIdx.y * unit_keys;
+  const int key_begin = max(unit_begin, window_begin / kF32TileKeys * kF32TileKeys);
+  const int key_end = min(unit_begin + unit_keys, kv_len);
   if (key_end <= key_begin) return;
 
   const float* k_cache = static_cast<const float*>(p.k_cache);
@@ -99,6 +106,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
   for (int first_key = key_begin; first_key < key_end; first_key += kF32TileKeys) {
     // where the tile's keys are
     const int num_keys = min(key_end - first_key, kF32TileKeys);
+    const int first_seen = max(window_begin - first_key, 0);
     __syncwarp();
     if (first_key + lane_idx < seq.prefix_len) positions[lane_idx] = first_key + lane_idx;
     if (first_key + kF32TileKeys > seq.prefix_len) {
@@ -110,8 +118,9 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
     __syncwarp();
 
     // a score per lane
+    const bool is_seen = lane_idx >= first_seen && lane_idx < num_keys;
     float score = kNoScore;
-    if (lane_idx < num_keys) {
+    if (is_seen) {
       const int64_t cache_row = seq.cache_row(kv_head_idx, positions[lane_idx]);
       cache_rows[lane_idx] = cache_row;
       const float4* key = reinterpret_cast<const float4*>(k_cache + cache_row * kHeadDim);
@@ -135,7 +144,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
     const float new_max = fmaxf(split.max, tile_max * p.scale_log2);
     const float base = softmax_base(new_max);
     const float rescale = exp2_approx(split.max - base);
-    const float weight = lane_idx < num_keys ? exp2_approx(fmaf(score, p.scale_log2, -base)) : 0.0f;
+    const float weight = is_seen ? exp2_approx(fmaf(score, p.scale_log2, -base)) : 0.0f;
     split.max = new_max;
     weights[lane_idx] = weight;
     float tile_sum = weight;
@@ -149,7 +158,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
     // P*V, keys in order
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) split.acc[n] *= rescale;
-    for (int i = 0; i < num_keys; ++i) {
+    for (int i = first_seen; i < num_keys; ++i) {
       const float* value = v_cache + cache_rows[i] * kHeadDim + lane_idx;
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) split.acc[n] = fmaf(weights[i], value[n * 32], split.acc[n]);
@@ -183,12 +192,13 @@ __device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams
   const int node = blockIdx.x, q_head_idx = blockIdx.y, column = threadIdx.x;
   if (node >= seq.num_rows) return;
   const int unit_keys = p.splits_per_unit * kSplitKeys;
-  const int num_units = (seq.kv_len(node) + unit_keys - 1) / unit_keys;
+  const int kv_len = seq.kv_len(node);
+  const int num_units = (kv_len + unit_keys - 1) / unit_keys;
   if (num_units <= 1) return;  // finished by its CTA
 
   float span_acc = 0.0f, span_sum = 0.0f, span_max = kNoScore;
   float acc = 0.0f, sum = 0.0f, max = kNoScore;
-  for (int unit = 0; unit < num_units; ++unit) {
+  for (int unit = seq.window_begin(kv_len) / unit_keys; unit < num_units; ++unit) {
     const float* state = p.workspace + partial_offset(p, kHeadDim, unit, seq.first_row + node, q_head_idx);
     const Fold split(span_max, state[kHeadDim]);
     span_acc = split(span_acc, state[column]);
@@ -210,26 +220,6 @@ __device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams
 
 // ---- entry points ----
 
-template <typename T, int kHeadDim, int kParts>
-__device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p) {
-  using Kernel = MmaAttention<T, kHeadDim, kParts>;
-  constexpr bool kNarrow = kParts > 1;
-  DYN_SMEM(T, ring);
-  SHARED(typename Kernel::Batch, batch);
-  SHARED(uint8_t[4][kTileKeys], path_rows);
-  SHARED(float[kNarrow ? 64 : 4], part_max);
-  SHARED(T[kNarrow ? 16 * kTileKeys : 8], weights);
-  Kernel kernel(p, ring, batch, path_rows[threadIdx.x / 32], part_max, weights);
-  kernel.run();
-}
-
-#define TREE_ATTENTION_MMA(dtype, D, layout, parts)                                              \
-  extern "C" __global__ void __launch_bounds__(kMmaThreads, 2)                                   \
-      tree_attention_##dtype##_hd##D##_##layout(const __grid_constant__ TreeAttentionParams p) { \
-    tree_attention_mma<dtype, D, parts>(p);                                                      \
-  }                                                                                              \
-  EXPORT_KERNEL(tree_attention_##dtype##_hd##D##_##layout)
-
 #define TREE_ATTENTION_F32(D)                                                   \
   extern "C" __global__ void __launch_bounds__(kF32Warps * 32, kF32CtasPerSm)   \
       tree_attention_f32_hd##D(const __grid_constant__ TreeAttentionParams p) { \
@@ -244,14 +234,14 @@ __device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p)
   }                                                                                           \
   EXPORT_KERNEL(tree_attention_combine_##dtype##_hd##D)
 
-#define TREE_ATTENTION(D)                \
-  TREE_ATTENTION_MMA(bf16, D, narrow, 4) \
-  TREE_ATTENTION_MMA(bf16, D, wide, 1)   \
-  TREE_ATTENTION_MMA(f16, D, narrow, 4)  \
-  TREE_ATTENTION_MMA(f16, D, wide, 1)    \
-  TREE_ATTENTION_F32(D)                  \
-  TREE_ATTENTION_COMBINE(bf16, bf16, D)  \
-  TREE_ATTENTION_COMBINE(f16, f16, D)    \
+#define TREE_ATTENTION(D)                                    \
+  TREE_ATTENTION_MMA(bf16_hd##D##_narrow, bf16, D, 4, false) \
+  TREE_ATTENTION_MMA(bf16_hd##D##_wide, bf16, D, 1, false)   \
+  TREE_ATTENTION_MMA(f16_hd##D##_narrow, f16, D, 4, false)   \
+  TREE_ATTENTION_MMA(f16_hd##D##_wide, f16, D, 1, false)     \
+  TREE_ATTENTION_F32(D)                                      \
+  TREE_ATTENTION_COMBINE(bf16, bf16, D)                      \
+  TREE_ATTENTION_COMBINE(f16, f16, D)                        \
   TREE_ATTENTION_COMBINE(f32, float, D)
 
 TREE_ATTENTION(32)

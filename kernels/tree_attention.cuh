@@ -23,6 +23,7 @@ struct TreeAttentionParams {
   int max_pages;
   int splits_per_unit;  // 1, kSplitsPerSpan, or enough for every key
   int num_units;        // units that cover the longest row
+  int window;           // keys that a row sees at most, its own and those before it; 0: all
 };
 POINTER_FIELDS(TreeAttentionParams, &TreeAttentionParams::q, &TreeAttentionParams::k_cache,
                &TreeAttentionParams::v_cache, &TreeAttentionParams::page_table,
@@ -52,7 +53,12 @@ struct Sequence {
     load_mask(mask, p.ancestors + static_cast<int64_t>(first_row + row) * 4);
   }
 
-  // Keys that it sees in all; they have logical positions 0..kv_len-1.
+  // First logical position that a row of `kv_len` keys sees.
+  __device__ __forceinline__ int window_begin(int kv_len) const {
+    return p.window > 0 ? max(kv_len - p.window, 0) : 0;
+  }
+
+  // Keys up to its own; they have logical positions 0..kv_len-1. Without a window it sees all of them.
   __device__ __forceinline__ int kv_len(int row) const {
     TreeMask mask;
     load_ancestors(mask, row);

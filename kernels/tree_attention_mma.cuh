@@ -1,5 +1,5 @@
-// Tree attention on tensor cores (bf16, f16): the body of tree_attention_<dtype>_hd<D>_{narrow,wide}.
-// MATH, ORDER and the contract are in tree_attention.cu.
+// Tree attention on tensor cores (bf16, f16): the body of tree_attention_<dtype>_hd<D>_{narrow,wide} and of their
+// windowed forms. MATH, ORDER and the contract are in tree_attention.cu.
 //
 // A CTA is four warps over row tiles of 16 packed rows (node, q head of the kv group), one (sequence, kv
 // head) and one unit of keys. kParts = 1 (wide): each warp has a row tile of its own. kParts = 4 (narrow):
@@ -13,10 +13,13 @@
 // serves them all, each with its own limit; rows of other paths are masked out and pass through unchanged.
 // ldmatrix takes an address per lane, so gathering the keys of a path into logical order costs one look-up. A
 // causal chunk is one path.
+//
+// kWindowed: rows see the last p.window of their keys only. A tile then is masked at its front, too, where some row's
+// window begins in it or behind it; what lies before every window of the CTA is not loaded.
 #pragma once
 #include "softmax_tile.cuh"
 
-template <typename T, int kHeadDim, int kParts>
+template <typename T, int kHeadDim, int kParts, bool kWindowed>
 struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
   using Tile = SoftmaxTile<T, kHeadDim, kParts>;
   using Tile::kOutBlocks, Tile::kQueryFragments, Tile::kRingRows, Tile::kStages;
@@ -250,14 +253,16 @@ struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
   // One tile of the tail for the rows of this warp that belong to the batch: a step per path.
   __device__ __forceinline__ void walk_paths(int tile) {
     // lane i stands for the i-th node of the row tile
+    const int first_key = tile * kTileKeys;
     const int tile_packed = first_packed + row_tile * 16;
     const int tile_node = tile_packed / group;
     const int last_node = (min(tile_packed + 16, first_packed + num_packed) - 1) / group;
     const int node = tile_node + lane_idx - first_node;
     const bool exists = tile_node + lane_idx <= last_node;
     const int len = exists ? seq.kv_len(first_node + node) : 0;
-    uint32_t pending = __ballot_sync(
-        kAllLanes, exists && node >= batch.node_begin && node < batch.node_end && len > tile * kTileKeys);
+    const int begin = window_begin(len);
+    uint32_t pending = __ballot_sync(kAllLanes, exists && node >= batch.node_begin && node < batch.node_end &&
+                                                    len > first_key && begin < first_key + kTileKeys);
     while (pending != 0) {
       const int leaf_lane = 31 - __clz(static_cast<int>(pending));
       const int leaf_len = __shfl_sync(kAllLanes, len, leaf_lane);
@@ -268,21 +273,38 @@ struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
       const uint32_t on_path = __ballot_sync(kAllLanes, is_pending && is_upper_part(own, leaf));
       pending &= ~on_path;
 
-      int limit[2];
+      SeenKeys seen;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int idx = row_tile * 16 + lane_idx / 4 + 8 * r;
         const int row_lane = idx < num_packed ? (first_packed + idx) / group - tile_node : 31;
         const int row_len = __shfl_sync(kAllLanes, len, row_lane);
-        limit[r] = (on_path >> row_lane & 1) != 0 ? row_len - tile * kTileKeys : 0;
+        seen.begin[r] = window_begin(row_len) - first_key;
+        seen.end[r] = (on_path >> row_lane & 1) != 0 ? row_len - first_key : 0;
       }
+      seen.last = leaf_len - first_key;
       find_path_rows(tile, leaf, leaf_len);
-      Tile::template step<false>(limit, leaf_len - tile * kTileKeys,
-                                 [&](int i) { return static_cast<int>(path_rows[i]); });
+      auto ring_row_of = [&](int i) { return static_cast<int>(path_rows[i]); };
+      // The window of the path's first node begins first.
+      if constexpr (kWindowed) {
+        seen.first = __shfl_sync(kAllLanes, begin, __ffs(static_cast<int>(on_path)) - 1) - first_key;
+      }
+      Tile::template step<kWindowed ? Visible::kWindow : Visible::kFirst>(seen, ring_row_of);
     }
   }
 
   // ---- the whole unit ----
+
+  // A tile of the prefix that some rows of the CTA see only in part or not at all: their windows begin in it or behind it.
+  template <typename RingRowOf>
+  __device__ __forceinline__ void step_at_window(int tile, RingRowOf ring_row_of) {
+    SeenKeys seen{{kTileKeys, kTileKeys}, {kTileKeys, kTileKeys}, 0, kTileKeys};
+    for_each_row([&](int r, int row, int) {
+      seen.begin[r] = max(window_begin(seq.kv_len(row - seq.first_row)) - tile * kTileKeys, 0);
+    });
+    seen.first = smallest(min(seen.begin[0], seen.begin[1]));
+    if (seen.first < kTileKeys) Tile::template step<Visible::kWindow>(seen, ring_row_of);
+  }
 
   __device__ __forceinline__ void load_query() {
 #pragma unroll
@@ -298,10 +320,29 @@ struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
     });
   }
 
+  // Least and greatest `value` of the warp; values are not negative.
+  static __device__ __forceinline__ int smallest(int value) {
+    return static_cast<int>(__reduce_min_sync(kAllLanes, static_cast<unsigned>(value)));
+  }
+  static __device__ __forceinline__ int greatest(int value) {
+    return static_cast<int>(__reduce_max_sync(kAllLanes, static_cast<unsigned>(value)));
+  }
+
+  // First logical position that a row of `kv_len` keys sees.
+  __device__ __forceinline__ int window_begin(int kv_len) const {
+    return kWindowed ? seq.window_begin(kv_len) : 0;
+  }
+
+  // Least and greatest number of keys up to a row of the CTA.
+  __device__ __forceinline__ int shortest_row() const {
+    int shortest = seq.kv_len(first_node);
+    for (int i = lane_idx; i < num_nodes; i += 32) shortest = min(shortest, seq.kv_len(first_node + i));
+    return smallest(shortest);
+  }
   __device__ __forceinline__ int longest_row() const {
     int longest = 0;
     for (int i = lane_idx; i < num_nodes; i += 32) longest = max(longest, seq.kv_len(first_node + i));
-    return static_cast<int>(__reduce_max_sync(kAllLanes, static_cast<unsigned>(longest)));
+    return greatest(longest);
   }
 
   __device__ __forceinline__ void run() {
@@ -314,16 +355,21 @@ struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
 
     const int unit_idx = blockIdx.y;
     const int unit_keys = p.splits_per_unit * kSplitKeys;
-    const int key_begin = unit_idx * unit_keys;
+    const int unit_end = (unit_idx + 1) * unit_keys;
+    int key_begin = unit_idx * unit_keys;
+    int all_seen_from = 0;  // every row of the CTA sees the prefix from here on
+    if constexpr (kWindowed) {
+      key_begin = max(key_begin, window_begin(shortest_row()) / kTileKeys * kTileKeys);
+      all_seen_from = window_begin(longest_row());
+    }
     const int first_tile = key_begin / kTileKeys;
-    const int num_prefix_tiles = max(min(key_begin + unit_keys, seq.prefix_len) / kTileKeys - first_tile, 0);
+    const int num_prefix_tiles = max(min(unit_end, seq.prefix_len) / kTileKeys - first_tile, 0);
     int issued = 0;  // loads: prefix tiles, then 64-row pieces of the tail's first batch
     for (; issued < min(num_prefix_tiles, kStages - 1); ++issued) {
       load_prefix_tile(first_tile + issued, issued);
       cp_async_commit();
     }
 
-    const int unit_end = key_begin + unit_keys;
     const int key_end = seq.prefix_len >= unit_end ? unit_end : min(unit_end, longest_row());
     if (key_end <= key_begin) return;
     const int tile_end = (key_end + kTileKeys - 1) / kTileKeys;
@@ -346,9 +392,13 @@ struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
         load_batch_rows(issued - num_prefix_tiles);
       }
       cp_async_commit();
-      const int all[2] = {kTileKeys, kTileKeys};
-      if (has_rows)
-        Tile::template step<true>(all, kTileKeys, [&](int key) { return stage * kTileKeys + key; });
+      auto ring_row_of = [&](int key) { return stage * kTileKeys + key; };
+      if (has_rows) {
+        if (!kWindowed || (first_tile + i) * kTileKeys >= all_seen_from)
+          Tile::template step<Visible::kAll>({}, ring_row_of);
+        else
+          step_at_window(first_tile + i, ring_row_of);
+      }
       end_tile(first_tile + i, tile_end - 1);
     }
 
@@ -375,3 +425,25 @@ struct MmaAttention : SoftmaxTile<T, kHeadDim, kParts> {
     if (has_rows) emit(unit_idx, unit_keys);
   }
 };
+
+// ---- entry points ----
+
+template <typename T, int kHeadDim, int kParts, bool kWindowed>
+__device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p) {
+  using Kernel = MmaAttention<T, kHeadDim, kParts, kWindowed>;
+  constexpr bool kNarrow = kParts > 1;
+  DYN_SMEM(T, ring);
+  SHARED(typename Kernel::Batch, batch);
+  SHARED(uint8_t[4][kTileKeys], path_rows);
+  SHARED(float[kNarrow ? 64 : 4], part_max);
+  SHARED(T[kNarrow ? 16 * kTileKeys : 8], weights);
+  Kernel kernel(p, ring, batch, path_rows[threadIdx.x / 32], part_max, weights);
+  kernel.run();
+}
+
+#define TREE_ATTENTION_MMA(name, T, D, parts, windowed)                      \
+  extern "C" __global__ void __launch_bounds__(kMmaThreads, 2)               \
+      tree_attention_##name(const __grid_constant__ TreeAttentionParams p) { \
+    tree_attention_mma<T, D, parts, windowed>(p);                            \
+  }                                                                          \
+  EXPORT_KERNEL(tree_attention_##name)

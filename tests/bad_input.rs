@@ -171,7 +171,7 @@ fn a_missing_folder_or_a_file_in_its_place_is_named() {
 /// A field, a value that it must not have, and what the sentence must contain beside file and field.
 const TARGET_CASES: &[(&str, &str, &str)] = &[
     ("architectures", r#"["GPT2LMHeadModel"]"#, "GPT2LMHeadModel"),
-    ("architectures", r#"["MistralForCausalLM"]"#, "only \"LlamaForCausalLM\""),
+    ("architectures", r#"["GemmaForCausalLM"]"#, "not supported; those that are: LlamaForCausalLM, Mistral"),
     ("architectures", r#"[]"#, "one name"),
     ("architectures", r#""LlamaForCausalLM""#, "one name"),
     ("architectures", "null", "is missing"),
@@ -199,7 +199,10 @@ const TARGET_CASES: &[(&str, &str, &str)] = &[
     ("max_position_embeddings", "null", "is missing"),
     ("max_position_embeddings", "0", "is 0"),
     ("hidden_act", "\"gelu\"", "only \"silu\""),
-    ("sliding_window", "4096", "sliding-window attention is not supported"),
+    ("sliding_window", "4096", "Llama layers have no sliding-window attention"),
+    ("layer_types", "7", "a list of strings"),
+    ("layer_types", r#"["full_attention", 1]"#, "a list of strings"),
+    ("layer_types", r#"["full_attention", "sliding_attention"]"#, "holds \"sliding_attention\""),
     ("quantization_config", r#"{"quant_method": "awq"}"#, "awq"),
     ("tie_word_embeddings", "1", "true or false"),
     ("attention_bias", "\"no\"", "true or false"),
@@ -248,6 +251,40 @@ fn an_absurd_field_of_a_target_is_named() {
         if !expected.contains("valid JSON") {
             assert_contains(&case, &sentence, &[field]);
         }
+    }
+}
+
+/// An architecture, a field of it, a value that it must not have, and what the sentence must contain beside file and field.
+const ARCHITECTURE_CASES: &[(&str, &str, &str, &str)] = &[
+    ("MistralForCausalLM", "num_key_value_heads", "null", "is missing"),
+    ("MistralForCausalLM", "sliding_window", "0", "is 0"),
+    ("MistralForCausalLM", "sliding_window", "\"wide\"", "from 1 to"),
+    ("MistralForCausalLM", "layer_types", "[\"full_attention\"]", "all of one type"),
+    ("Qwen2ForCausalLM", "num_key_value_heads", "null", "is missing"),
+    ("Qwen2ForCausalLM", "use_sliding_window", "1", "true or false"),
+    ("Qwen2ForCausalLM", "max_window_layers", "-1", "is -1"),
+    ("Qwen2ForCausalLM", "layer_types", "[\"full_attention\"]", "holds 1 types: `num_hidden_layers` is 4"),
+    ("Qwen2ForCausalLM", "layer_types", SLIDING, "no `sliding_window` in use"),
+    ("Qwen3ForCausalLM", "layer_types", LINEAR, "holds \"linear_attention\""),
+    ("Qwen3ForCausalLM", "head_dim", "null", "is missing"),
+    ("Qwen3ForCausalLM", "head_dim", "80", "only [32, 64, 96, 128]"),
+    ("Qwen2ForCausalLM", "rope_scaling", r#"{"type": "mrope", "mrope_section": [16, 24, 24]}"#, "\"mrope\""),
+];
+
+const SLIDING: &str = r#"["full_attention", "full_attention", "full_attention", "sliding_attention"]"#;
+const LINEAR: &str = r#"["full_attention", "linear_attention", "full_attention", "full_attention"]"#;
+
+#[test]
+fn an_absurd_field_of_an_architecture_is_named() {
+    let folder = Folder::target();
+    for (architecture, field, value, expected) in ARCHITECTURE_CASES {
+        let case = format!("{architecture}: {field} = {value}");
+        let mut config = tiny_model::config();
+        config["architectures"] = json!([architecture]);
+        config["head_dim"] = json!(32);
+        folder.write("config.json", with_field(config, field, value).as_bytes());
+        let sentence = sentence(&case, ModelConfig::from_hf(&folder.source()).expect_err(&case));
+        assert_contains(&case, &sentence, &["config.json", field, expected]);
     }
 }
 

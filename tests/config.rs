@@ -10,6 +10,9 @@ use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
 
 #[allow(dead_code)]
+#[path = "common/golden.rs"]
+mod golden;
+#[allow(dead_code)]
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
@@ -36,8 +39,11 @@ fn the_demo_target_is_what_its_card_says() {
         rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
         max_position: 2048,
         tie_word_embeddings: true,
-        attention_bias: false,
+        qkv_bias: false,
+        o_bias: false,
         mlp_bias: false,
+        qk_norm: false,
+        windows: vec![None; 8],
         dtype: Some(FloatType::Bf16),
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
@@ -57,7 +63,7 @@ fn the_demo_drafter_fits_and_taps_the_published_layers() {
 /// The goldens hold each config twice: as transformers 4 and as transformers 5 write it.
 #[test]
 fn transformers_4_and_5_say_the_same() {
-    for case in ["llama2_mha", "llama31_gqa", "tied_head", "head_dim128"] {
+    for case in golden::TARGET_CASES {
         let source = in_repository("tests/golden").path(case);
         let folder = Folder::target();
         folder.remove("tokenizer.json");
@@ -112,6 +118,92 @@ fn what_a_config_leaves_out_is_what_hugging_face_assumes() {
     assert_eq!(config.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None });
     assert_eq!((config.dtype, config.tie_word_embeddings), (None, false));
     assert!(config.eos_token_ids.is_empty());
+}
+
+/// A tiny target's config with these fields changed; `null` removes one.
+fn changed(changes: serde_json::Value) -> smart_run::Result<ModelConfig> {
+    let mut config = tiny_model::config();
+    for (field, value) in changes.as_object().unwrap() {
+        config[field] = value.clone();
+    }
+    let folder = Folder::target();
+    folder.write_json("config.json", &config);
+    ModelConfig::from_hf(&folder.source())
+}
+
+/// What each architecture adds to the common layer, as published configs (cut to the tiny model's size) say it.
+#[test]
+fn architectures_differ_in_biases_norms_and_windows() {
+    let llama = changed(json!({"attention_bias": true, "mlp_bias": true})).unwrap();
+    assert_eq!((llama.qkv_bias, llama.o_bias, llama.mlp_bias, llama.qk_norm), (true, true, true, false));
+
+    // Qwen2.5-7B-Instruct and DeepSeek-R1-Distill-Qwen-7B: a window that is not used.
+    let published = json!({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 131,
+        "use_sliding_window": false, "max_window_layers": 28, "use_mrope": false, "rope_theta": 1e6});
+    let qwen2 = changed(published).unwrap();
+    assert_eq!(qwen2.architecture, Architecture::Qwen2);
+    assert_eq!((qwen2.qkv_bias, qwen2.o_bias, qwen2.mlp_bias, qwen2.qk_norm), (true, false, false, false));
+    assert_eq!(qwen2.windows, [None; 4]);
+
+    // Qwen3-8B.
+    let published = json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": false,
+        "head_dim": 128, "max_window_layers": 36, "sliding_window": null, "use_sliding_window": false});
+    let qwen3 = changed(published).unwrap();
+    assert_eq!((qwen3.architecture, qwen3.head_dim), (Architecture::Qwen3, 128));
+    assert_eq!((qwen3.qkv_bias, qwen3.o_bias, qwen3.qk_norm), (false, false, true));
+    assert_eq!(qwen3.windows, [None; 4]);
+
+    // Mistral-7B-v0.1 has a window, v0.3 has none; Nemo says its head_dim.
+    let mistral = |window: serde_json::Value| {
+        changed(json!({"architectures": ["MistralForCausalLM"], "head_dim": 64, "sliding_window": window}))
+            .unwrap()
+    };
+    assert_eq!(mistral(json!(100)).windows, [Some(100); 4]);
+    assert_eq!(mistral(json!(null)).windows, [None; 4]);
+    assert_eq!(mistral(json!(256)).windows, [None; 4], "no shorter than the longest context");
+    assert_eq!((mistral(json!(1)).head_dim, mistral(json!(1)).qk_norm), (64, false));
+    let silent =
+        changed(json!({"architectures": ["MistralForCausalLM"], "max_position_embeddings": 8192})).unwrap();
+    assert_eq!(silent.windows, [Some(4096); 4], "transformers' default");
+}
+
+#[test]
+fn qwen_windows_are_those_of_the_upper_layers_or_of_the_layer_types() {
+    let windows = |changes: serde_json::Value| {
+        let mut config =
+            json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "sliding_window": 32});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        changed(config).unwrap().windows
+    };
+    let window = Some(32);
+    assert_eq!(windows(json!({"max_window_layers": 3})), [None, None, None, window]);
+    assert_eq!(windows(json!({})), [None; 4]);
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    let types = json!({"layer_types": [sliding, full, sliding, full], "max_window_layers": 0});
+    assert_eq!(windows(types), [window, None, window, None]);
+}
+
+#[test]
+fn vicuna_of_16k_says_its_context_beside_the_one_before_stretching() {
+    let config = changed(json!({"max_position_embeddings": 4096, "max_sequence_length": 16384,
+        "rope_scaling": {"factor": 4.0, "type": "linear"}}))
+    .unwrap();
+    assert_eq!(config.max_position, 16384);
+    assert_eq!(config.rope.scaling, RopeScaling::Linear { factor: 4.0 });
+}
+
+/// Some exporters keep the language model's fields one level down, as multimodal configs do.
+#[test]
+fn fields_may_stand_in_a_text_config() {
+    let mut inner = tiny_model::config();
+    let outer_fields = ["architectures", "torch_dtype", "tie_word_embeddings"];
+    let mut outer: serde_json::Map<_, _> =
+        outer_fields.iter().map(|&field| (field.to_owned(), inner[field].take())).collect();
+    outer.insert("text_config".into(), inner);
+    let folder = Folder::target();
+    let plain = ModelConfig::from_hf(&folder.source()).unwrap();
+    folder.write_json("config.json", &serde_json::Value::Object(outer));
+    assert_eq!(ModelConfig::from_hf(&folder.source()).unwrap(), plain);
 }
 
 #[test]

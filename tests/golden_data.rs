@@ -4,7 +4,7 @@
 #[path = "common/golden.rs"]
 mod golden;
 
-use golden::{EAGLE_CASES, EagleGolden, LLAMA_CASES, LlamaGolden};
+use golden::{EAGLE_CASES, EagleGolden, TARGET_CASES, TargetGolden};
 use smart_run::tree::DraftTree;
 
 fn argmax(logits: &[f32]) -> i32 {
@@ -13,8 +13,8 @@ fn argmax(logits: &[f32]) -> i32 {
 
 #[test]
 fn the_first_greedy_token_is_the_best_of_the_last_logits() {
-    for case in LLAMA_CASES {
-        let expected: LlamaGolden = golden::expected(case);
+    for case in TARGET_CASES {
+        let expected: TargetGolden = golden::expected(case);
         assert_eq!(expected.prompts.iter().map(|p| p.length).collect::<Vec<_>>(), [1, 7, 33, 150]);
         for prompt in expected.prompts {
             assert_eq!(prompt.prompt_ids.len(), prompt.length);

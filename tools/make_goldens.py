@@ -1,4 +1,4 @@
-"""Make tests/golden/<case>/: tiny random Llamas, and the logits and greedy tokens of transformers for them.
+"""Make tests/golden/<case>/: tiny random targets, and the logits and greedy tokens of transformers for them.
 
     python tools/make_goldens.py [--out tests/golden] [--case NAME]...
 
@@ -12,13 +12,13 @@ import argparse
 import itertools
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from golden_files import versions, write_json
 
@@ -36,8 +36,35 @@ class Case:
 
     name: str
     config: dict
+    model_type: str = "llama"
     shards: int = 1
+    # What the transformers-4 file says besides, and the only keys it has (None: all that transformers 4 wrote).
+    older_config: dict = field(default_factory=dict)
+    older_keys: tuple[str, ...] | None = None
 
+
+# The keys of published Vicuna configs, which transformers 4.28 wrote.
+LEGACY_KEYS = (
+    "architectures",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+)
 
 CASES = (
     Case(
@@ -109,6 +136,114 @@ CASES = (
         ),
         shards=2,
     ),
+    Case(
+        "vicuna_16k",
+        dict(
+            vocab_size=160,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0),
+            tie_word_embeddings=False,
+        ),
+        older_keys=LEGACY_KEYS,
+    ),
+    Case(
+        "llama32_tied",
+        dict(
+            vocab_size=160,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=32,
+            rms_norm_eps=1e-5,
+            rope_parameters=dict(
+                rope_type="llama3",
+                rope_theta=500000.0,
+                factor=32.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            ),
+            tie_word_embeddings=True,
+        ),
+    ),
+    Case(
+        "qwen2",
+        dict(
+            vocab_size=160,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            rms_norm_eps=1e-6,
+            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+            tie_word_embeddings=True,
+            use_sliding_window=False,
+        ),
+        model_type="qwen2",
+        # Published configs name a window that is not used.
+        older_config=dict(sliding_window=16, max_window_layers=2),
+    ),
+    Case(
+        "qwen3",
+        dict(
+            vocab_size=160,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            rms_norm_eps=1e-6,
+            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+            tie_word_embeddings=False,
+        ),
+        model_type="qwen3",
+    ),
+    Case(
+        # The first layer sees everything, the others 40 keys.
+        "qwen3_windows",
+        dict(
+            vocab_size=160,
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            rms_norm_eps=1e-6,
+            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=40,
+            max_window_layers=1,
+        ),
+        model_type="qwen3",
+    ),
+    Case(
+        "mistral_window",
+        dict(
+            vocab_size=160,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            rms_norm_eps=1e-5,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+            tie_word_embeddings=False,
+            sliding_window=24,
+        ),
+        model_type="mistral",
+    ),
 )
 
 # What every case shares. No end-of-sequence token: a generation always has NEW_TOKENS tokens.
@@ -129,14 +264,17 @@ class Expected:
         return self.min_margin > MIN_MARGIN and len(set(self.greedy_ids)) >= MIN_DISTINCT
 
 
-def random_model(case: Case, seed: int) -> LlamaForCausalLM:
+def random_model(case: Case, seed: int) -> PreTrainedModel:
     """A model of spread logits and selective attention, unlike with transformers' small initial weights."""
     generator = torch.Generator().manual_seed(seed)
-    config = LlamaConfig(**case.config, **COMMON, attn_implementation="eager", dtype=torch.float32)
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    config = AutoConfig.for_model(case.model_type, **case.config, **COMMON, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = model.eval().requires_grad_(False)
     for name, weight in model.named_parameters():  # a tied head is listed once, as the embedding
         noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 1:
+        if name.endswith(".bias"):
+            weight.copy_(0.5 * noise)
+        elif weight.dim() == 1:
             weight.copy_(1.0 + 0.2 * noise)
         elif "embed_tokens" in name and not config.tie_word_embeddings:
             weight.copy_(noise)
@@ -156,7 +294,7 @@ def gain(name: str) -> float:
     return 1.0
 
 
-def greedy(model: LlamaForCausalLM, prompt_ids: list[int]) -> Expected:
+def greedy(model: PreTrainedModel, prompt_ids: list[int]) -> Expected:
     """Extend the prompt by NEW_TOKENS tokens, running the whole text again for each."""
     ids, margins = list(prompt_ids), []
     for step in range(NEW_TOKENS):
@@ -169,9 +307,9 @@ def greedy(model: LlamaForCausalLM, prompt_ids: list[int]) -> Expected:
     return Expected(prompt_ids, ids[len(prompt_ids) :], prompt_logits, min(margins))
 
 
-def transformers4_config(config: dict) -> dict:
-    """The same configuration as transformers 4 spells it, and with it the published Llama checkpoints."""
-    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
+def transformers4_config(case: Case, config: dict) -> dict:
+    """The same configuration as transformers 4 spells it, and with it the published checkpoints."""
+    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
     rope = dict(config["rope_parameters"])
     old["rope_theta"] = rope.pop("rope_theta")
     old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
@@ -179,15 +317,16 @@ def transformers4_config(config: dict) -> dict:
         old["rope_scaling"] = {"type": "linear", "factor": rope["factor"]}  # the key before transformers 4.45
     old["torch_dtype"] = config["dtype"]
     old["transformers_version"] = "4.46.0"
-    if old["head_dim"] == old["hidden_size"] // old["num_attention_heads"]:
+    if old.get("head_dim") == old["hidden_size"] // old["num_attention_heads"]:
         del old["head_dim"]
-    if old["num_key_value_heads"] == old["num_attention_heads"]:
+    if case.model_type == "llama" and old["num_key_value_heads"] == old["num_attention_heads"]:
         del old["num_key_value_heads"]
-    return old
+    old.update(case.older_config)
+    return {key: value for key, value in old.items() if case.older_keys is None or key in case.older_keys}
 
 
 def write_case(
-    folder: Path, case: Case, seed: int, model: LlamaForCausalLM, expected: list[Expected]
+    folder: Path, case: Case, seed: int, model: PreTrainedModel, expected: list[Expected]
 ) -> None:
     """Checkpoint, the configuration in both spellings, and the expected numbers."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -196,7 +335,7 @@ def write_case(
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.transformers4.json").write_text(
-        json.dumps(transformers4_config(config), indent=2) + "\n"
+        json.dumps(transformers4_config(case, config), indent=2) + "\n"
     )
 
     tensors = {f"last_logits.{len(e.prompt_ids)}": e.prompt_logits[-1].clone() for e in expected}
@@ -225,7 +364,7 @@ def check_reload(folder: Path, expected: Expected) -> None:
     try:
         for spelling in (new_spelling, (folder / "config.transformers4.json").read_text()):
             written.write_text(spelling)
-            model = LlamaForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 folder, attn_implementation="eager", dtype=torch.float32
             ).eval()
             with torch.no_grad():

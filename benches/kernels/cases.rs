@@ -7,7 +7,7 @@ use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use smart_run::kernels::linear::{self, LinearArgs};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
-use smart_run::kernels::rope::{RopeArgs, rope_kv_write};
+use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use smart_run::kernels::swiglu::{SwigluArgs, swiglu};
 use smart_run::reference;
 
@@ -78,7 +78,7 @@ fn linear_case(setting: &Setting, name: String, rows: usize, n: usize, k: usize)
 
 /// The kernels between the linear layers, at every width. Their operands stay in cache, as they do in a pass.
 pub fn rows(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let builders = [embedding_case, rmsnorm_case, swiglu_case, rope_case, gather_case];
+    let builders = [embedding_case, rmsnorm_case, swiglu_case, rope_case, rope_norm_case, gather_case];
     let all = builders.iter().flat_map(|build| setting.model.widths.iter().map(|&rows| build(setting, rows)));
     let mut cases = all.collect::<Result<Vec<Case>>>()?;
     cases.retain(|case| case.name.contains(filter));
@@ -149,6 +149,15 @@ fn swiglu_case(setting: &Setting, rows: usize) -> Result<Case> {
 }
 
 fn rope_case(setting: &Setting, rows: usize) -> Result<Case> {
+    rope_case_of(setting, rows, false)
+}
+
+/// With every head of q and k normalised, as in Qwen3.
+fn rope_norm_case(setting: &Setting, rows: usize) -> Result<Case> {
+    rope_case_of(setting, rows, true)
+}
+
+fn rope_case_of(setting: &Setting, rows: usize, normed: bool) -> Result<Case> {
     let m = setting.model;
     let (q_width, width) = (m.q_heads * m.head_dim, (m.q_heads + 2 * m.kv_heads) * m.head_dim);
     let qkv = setting.random(0, &[rows, width]);
@@ -158,11 +167,14 @@ fn rope_case(setting: &Setting, rows: usize) -> Result<Case> {
     let table = reference::rope::cos_sin_table(rows, m.head_dim, 500_000.0);
     let cos_sin = Tensor::from_slice(&setting.device, &table, &[rows, m.head_dim])?;
     let positions = setting.ints(&(0..rows as i32).collect::<Vec<_>>())?;
+    let (weight, gains) = (setting.random(0, &[m.head_dim]), setting.values(0, m.head_dim));
+    let what = if normed { "q/k norm + rope + K/V write" } else { "rope + K/V write" };
+    const EPS: f32 = 1e-6;
     let (device, read) = (setting.device.clone(), q_out.clone());
     let (head, angles) =
         (setting.values((rows - 1) * width, m.head_dim), table[(rows - 1) * m.head_dim..].to_vec());
     Ok(Case {
-        name: format!("rope + K/V write T={rows} heads={}/{}", m.q_heads, m.kv_heads),
+        name: format!("{what} T={rows} heads={}/{}", m.q_heads, m.kv_heads),
         bytes: (4 * rows * width + 4 * table.len()) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
@@ -177,12 +189,17 @@ fn rope_case(setting: &Setting, rows: usize) -> Result<Case> {
                 num_q_heads: m.q_heads,
                 num_kv_heads: m.kv_heads,
                 head_dim: m.head_dim,
+                norm: normed.then_some(HeadNorm { q: &weight, k: &weight, eps: EPS }),
             };
             rope_kv_write(&device, args)
         }),
         check: Box::new(move || {
             let got = row(&read, rows - 1)?;
-            near("rope", &got[..m.head_dim], &reference::rope::rotate(&head, &angles));
+            let head = match normed {
+                true => reference::rope::normalise(&head, &gains, EPS, |x| x),
+                false => head.clone(),
+            };
+            near(what, &got[..m.head_dim], &reference::rope::rotate(&head, &angles));
             Ok(())
         }),
     })

@@ -38,7 +38,9 @@ fn ancestor_words(nodes: usize) -> Vec<[u64; 4]> {
 pub fn attention(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &[sequences, context, nodes] in setting.model.attention {
-        cases.push(attention_case(setting, sequences, context, nodes)?);
+        cases.push(attention_case(setting, sequences, context, nodes, None)?);
+        // Mistral's share of context to window at 16k: 4 to 1.
+        cases.push(attention_case(setting, sequences, context, nodes, Some(context / 4))?);
     }
     for sequences in [1, 16] {
         cases.push(compact_case(setting, sequences, 5)?);
@@ -47,7 +49,13 @@ pub fn attention(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn attention_case(setting: &Setting, sequences: usize, context: usize, nodes: usize) -> Result<Case> {
+fn attention_case(
+    setting: &Setting,
+    sequences: usize,
+    context: usize,
+    nodes: usize,
+    window: Option<usize>,
+) -> Result<Case> {
     let m = setting.model;
     let (rows, q_width) = (sequences * nodes, m.q_heads * m.head_dim);
     let kv_len = context + nodes;
@@ -80,10 +88,13 @@ fn attention_case(setting: &Setting, sequences: usize, context: usize, nodes: us
     let last_q = setting.values((nodes - 1) * q_width, q_width);
     let (read, last_words) = (out.clone(), words[nodes - 1]);
     let depth: u32 = words.iter().map(|words| words.iter().map(|word| word.count_ones()).sum::<u32>()).sum();
-    let seen = sequences * (nodes * context + depth as usize);
+    // A row sees its path, or the last `window` keys of it.
+    let hidden = window.map_or(0, |window| (context + 1).saturating_sub(window));
+    let seen = sequences * (nodes * (context - hidden.min(context)) + depth as usize);
+    let of_window = window.map_or(String::new(), |window| format!(" window={window}"));
     Ok(Case {
-        name: format!("tree_attention B={sequences} context={context} nodes={nodes}"),
-        bytes: (4 * sequences * kv_len * m.kv_heads * m.head_dim + 4 * rows * q_width) as f64,
+        name: format!("tree_attention B={sequences} context={context} nodes={nodes}{of_window}"),
+        bytes: (4 * sequences * (kv_len - hidden) * m.kv_heads * m.head_dim + 4 * rows * q_width) as f64,
         flops: (4 * seen * q_width) as f64,
         launch: Box::new(move |i| {
             let args = TreeAttentionArgs {
@@ -96,6 +107,7 @@ fn attention_case(setting: &Setting, sequences: usize, context: usize, nodes: us
                 ancestors: &ancestors,
                 out: &out,
                 workspace: &workspace,
+                window,
                 sm_scale,
                 num_q_heads: m.q_heads,
                 num_kv_heads: m.kv_heads,
@@ -109,8 +121,11 @@ fn attention_case(setting: &Setting, sequences: usize, context: usize, nodes: us
             let v_start = setting.start(1, cache.iter().product());
             let second_cache = setting.values(v_start, first_cache.len());
             move || {
-                let sequence =
-                    reference::tree_attention::Sequence { prefix_len: context, pages: &table[..pages] };
+                let sequence = reference::tree_attention::Sequence {
+                    prefix_len: context,
+                    pages: &table[..pages],
+                    window,
+                };
                 let want = reference::tree_attention::row(
                     &last_q,
                     &first_cache,

@@ -1,8 +1,8 @@
 //! The configuration of an EAGLE-1 drafter, which is also EAGLE-2's.
 
 use super::fields::Fields;
-use super::model::Decoder;
-use super::{ModelConfig, ModelSource, RopeConfig};
+use super::geometry::Geometry;
+use super::{ModelConfig, ModelSource, RopeConfig, llama};
 use crate::{Error, Result};
 
 /// Names that EAGLE-1 drafters go by: the authors' and vLLM's.
@@ -29,8 +29,10 @@ pub struct Eagle1Config {
     pub rope: RopeConfig,
     /// Whether `fc` has a bias, where the config says so. The authors' code takes true where it does not.
     pub fc_bias: Option<bool>,
-    /// Whether the query, key, value and output projections have a bias.
-    pub attention_bias: bool,
+    /// Whether the query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// Whether the output projection has one.
+    pub o_bias: bool,
     /// Whether the MLP projections have a bias.
     pub mlp_bias: bool,
     /// The target's layers: the stream behind the last of them is tapped.
@@ -74,16 +76,14 @@ impl Eagle1Config {
                 ),
             ));
         }
-        if fields.flag("qkv_bias")? == Some(true) {
-            return Err(fields.error("qkv_bias", "is true: this variant is not supported yet"));
-        }
-        let layer = Decoder::from_fields(&fields)?;
+        let layer = Geometry::from_fields(&fields)?;
         if layer.num_layers != 1 {
             return Err(fields.error(
                 "num_hidden_layers",
                 format_args!("is {}: an EAGLE-1 drafter has one layer", layer.num_layers),
             ));
         }
+        let traits = llama::layer_traits(&fields, layer.num_layers)?;
         Ok(Eagle1Config {
             vocab_size: layer.vocab_size,
             hidden_size: layer.hidden_size,
@@ -94,8 +94,9 @@ impl Eagle1Config {
             rms_norm_eps: layer.rms_norm_eps,
             rope: layer.rope,
             fc_bias: fields.flag("bias")?,
-            attention_bias: layer.attention_bias,
-            mlp_bias: layer.mlp_bias,
+            qkv_bias: traits.qkv_bias || fields.flag("qkv_bias")?.unwrap_or(false),
+            o_bias: traits.o_bias,
+            mlp_bias: traits.mlp_bias,
             num_target_layers,
         })
     }

@@ -1,8 +1,8 @@
 //! The configuration of an EAGLE-3 drafter.
 
 use super::fields::Fields;
-use super::model::{Decoder, MAX_LAYERS};
-use super::{FloatType, ModelConfig, ModelSource, RopeConfig};
+use super::geometry::{Geometry, MAX_LAYERS};
+use super::{FloatType, ModelConfig, ModelSource, RopeConfig, llama};
 use crate::{Error, Result};
 
 /// Names that EAGLE-3 drafters go by: the authors', SGLang's and SpecForge's, vLLM's.
@@ -82,13 +82,14 @@ impl Eagle3Config {
         refuse_unsupported(&fields)?;
         // vLLM's speculators keep the Llama fields of the layer in an object of their own.
         let layer_fields = fields.object("transformer_layer_config")?.unwrap_or_else(|| fields.clone());
-        let layer = Decoder::from_fields(&layer_fields)?;
+        let layer = Geometry::from_fields(&layer_fields)?;
         if layer.num_layers != 1 {
             return Err(layer_fields.error(
                 "num_hidden_layers",
                 format_args!("is {}: only drafters of one layer are supported yet", layer.num_layers),
             ));
         }
+        let traits = llama::layer_traits(&layer_fields, layer.num_layers)?;
         let draft_vocab_size = fields.count("draft_vocab_size", 1..=layer.vocab_size)?;
         let target_hidden_size = fields.count("target_hidden_size", 1..=1 << 18)?;
         Ok(Eagle3Config {
@@ -104,8 +105,8 @@ impl Eagle3Config {
             rope: layer.rope,
             tap_layers: tap_layers(&fields, num_target_layers)?,
             norm_before_residual: fields.flag("norm_before_residual")?.unwrap_or(false),
-            attention_bias: layer.attention_bias,
-            mlp_bias: layer.mlp_bias,
+            attention_bias: traits.qkv_bias,
+            mlp_bias: traits.mlp_bias,
             dtype: layer_fields.float_type()?,
         })
     }

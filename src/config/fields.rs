@@ -50,6 +50,11 @@ impl Fields {
         self.object.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether `field` is there at all, if only as null.
+    pub fn mentions(&self, field: &str) -> bool {
+        self.object.contains_key(field)
+    }
+
     /// The object under `field`.
     pub fn object(&self, field: &str) -> Result<Option<Fields>> {
         match self.value(field) {
@@ -118,6 +123,17 @@ impl Fields {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.error(field, format_args!("is {}: it should be a string", brief(other)))),
+        }
+    }
+
+    /// A list of strings.
+    pub fn texts(&self, field: &str) -> Result<Option<Vec<&str>>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        match value.as_array().and_then(|items| items.iter().map(Value::as_str).collect()) {
+            Some(texts) => Ok(Some(texts)),
+            None => {
+                Err(self.error(field, format_args!("is {}: it should be a list of strings", brief(value))))
+            }
         }
     }
 

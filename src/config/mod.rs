@@ -2,22 +2,31 @@
 //!
 //! [`ModelConfig`] and [`Eagle3Config`] are parsed once, validated on the way in, and immutable. This module is the only
 //! place that knows Hugging Face spellings; it imports no CUDA and opens no weights. A [`ModelSource`] is where the files
-//! come from: a folder, or a model embedded in the program.
+//! come from: a folder, or a model embedded in the program. A new architecture is a variant of [`Architecture`] and a file that
+//! says what its layers have.
 #![forbid(unsafe_code)]
 
+mod architecture;
 mod eagle1;
 mod eagle3;
 mod fields;
 mod float_type;
+mod geometry;
+mod llama;
+mod mistral;
 mod model;
+mod qwen2;
+mod qwen3;
 mod rope;
 mod source;
 mod summary;
 
+pub use architecture::Architecture;
 pub use eagle1::Eagle1Config;
 pub use eagle3::Eagle3Config;
 pub use float_type::FloatType;
-pub use model::{Architecture, HEAD_DIMS, ModelConfig};
+pub use geometry::HEAD_DIMS;
+pub use model::ModelConfig;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};
 pub use summary::{ConfigSummary, ModelKind, with_dtype};

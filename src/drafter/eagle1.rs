@@ -15,7 +15,8 @@ use crate::kernels::linear::{LinearArgs, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
-    AttentionShape, AttentionWeights, Llama, Mlp, Pass, Progress, Scratch, ScratchSize, WeightLoader, attend,
+    AttentionKind, AttentionShape, AttentionWeights, Decoder, Mlp, Pass, Progress, Scratch, ScratchSize,
+    WeightLoader, attend,
 };
 use crate::weights::Checkpoint;
 
@@ -59,7 +60,7 @@ impl Eagle1 {
         config: Eagle1Config,
         checkpoint: &Checkpoint,
         float_type: FloatType,
-        target: &Llama,
+        target: &Decoder,
         progress: Progress,
     ) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
@@ -86,10 +87,15 @@ impl Eagle1 {
             attention: AttentionWeights::load(
                 &mut loader,
                 &format!("{layer}.self_attn"),
-                attention_shape(&config),
-                hidden,
-                hidden,
-                config.attention_bias,
+                AttentionKind {
+                    shape: attention_shape(&config),
+                    input: hidden,
+                    hidden,
+                    qkv_bias: config.qkv_bias,
+                    o_bias: config.o_bias,
+                    norm_eps: None,
+                    window: None,
+                },
             )?,
             post_norm: loader.vector(&[&format!("{layer}.post_attention_layernorm.weight")], &[hidden])?,
             mlp: Mlp::load(&mut loader, &format!("{layer}.mlp"), hidden, intermediate, config.mlp_bias)?,

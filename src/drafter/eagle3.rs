@@ -14,7 +14,8 @@ use crate::kernels::linear::{LinearArgs, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
-    AttentionShape, AttentionWeights, Llama, Mlp, Pass, Scratch, ScratchSize, WeightLoader, attend,
+    AttentionKind, AttentionShape, AttentionWeights, Decoder, Mlp, Pass, Scratch, ScratchSize, WeightLoader,
+    attend,
 };
 use crate::weights::Checkpoint;
 
@@ -65,7 +66,7 @@ impl Eagle3 {
         config: Eagle3Config,
         checkpoint: &Checkpoint,
         float_type: FloatType,
-        target: &Llama,
+        target: &Decoder,
         progress: crate::model::Progress,
     ) -> Result<Self> {
         config.fits_target(target.config())?;
@@ -109,10 +110,15 @@ impl Eagle3 {
             attention: AttentionWeights::load(
                 &mut loader,
                 &format!("{layer}.self_attn"),
-                shape,
-                2 * hidden,
-                hidden,
-                config.attention_bias,
+                AttentionKind {
+                    shape,
+                    input: 2 * hidden,
+                    hidden,
+                    qkv_bias: config.attention_bias,
+                    o_bias: config.attention_bias,
+                    norm_eps: None,
+                    window: None,
+                },
             )?,
             post_norm: norm(&mut loader, format!("{layer}.post_attention_layernorm.weight"))?,
             mlp: Mlp::load(&mut loader, &format!("{layer}.mlp"), hidden, intermediate, config.mlp_bias)?,
@@ -245,7 +251,7 @@ fn attention_shape(config: &Eagle3Config) -> AttentionShape {
 }
 
 /// The target's head, for drafters that bring none.
-fn shared_head(config: &Eagle3Config, target: &Llama) -> Result<Tensor> {
+fn shared_head(config: &Eagle3Config, target: &Decoder) -> Result<Tensor> {
     let head = target.head();
     if head.shape() == [config.draft_vocab_size, config.hidden_size] {
         return Ok(head.clone());

@@ -16,7 +16,7 @@ use crate::config::{
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape};
-use crate::model::{Llama, Pass, Progress};
+use crate::model::{Decoder, Pass, Progress};
 use crate::weights::Checkpoint;
 
 use eagle1::Eagle1;
@@ -90,7 +90,7 @@ impl DrafterConfig {
         device: &Device,
         checkpoint: &Checkpoint,
         float_type: FloatType,
-        target: &Llama,
+        target: &Decoder,
         progress: Progress,
     ) -> Result<Box<dyn Drafter>> {
         Ok(match self {

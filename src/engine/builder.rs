@@ -14,7 +14,7 @@ use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
-use crate::model::{Llama, MAX_ROWS_PER_SEQUENCE};
+use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE};
 use crate::weights::Checkpoint;
 
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
@@ -265,10 +265,10 @@ impl EngineBuilder<'_> {
         Ok(Files { config, checkpoint, drafter, float_type })
     }
 
-    fn load(&mut self, device: &Device, files: Files) -> Result<(Llama, Option<Box<dyn Drafter>>)> {
+    fn load(&mut self, device: &Device, files: Files) -> Result<(Decoder, Option<Box<dyn Drafter>>)> {
         let Files { config, checkpoint, drafter, float_type } = files;
         let progress = &mut self.progress;
-        let target = Llama::load(device, config, &checkpoint, float_type, &mut |done, all| {
+        let target = Decoder::load(device, config, &checkpoint, float_type, &mut |done, all| {
             progress("target", done, all)
         })?;
         let Some((config, checkpoint)) = drafter else { return Ok((target, None)) };

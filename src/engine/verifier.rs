@@ -9,7 +9,7 @@ use crate::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use crate::kernels::sampler::{SampleArgs, SamplerParams, sample};
 use crate::kernels::verify::{VerifyWalkArgs, verify_walk};
 use crate::kv_cache::KvCache;
-use crate::model::{Llama, MAX_ROWS_PER_SEQUENCE, Pass, Row, Taps, causal_words};
+use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE, Pass, Row, Taps, causal_words};
 use crate::sampling::SamplingParams;
 
 /// What the target said about one sequence's tree.
@@ -25,7 +25,7 @@ pub struct Verified {
 
 /// Target, its cache and the buffers of verification.
 pub(super) struct Verifier {
-    pub target: Llama,
+    pub target: Decoder,
     pub kv: KvCache,
     pub pass: Pass,
     /// One `SamplerParams` a sequence slot.
@@ -44,7 +44,7 @@ pub(super) struct Verifier {
 impl Verifier {
     pub fn new(
         device: &Device,
-        target: Llama,
+        target: Decoder,
         kv: KvCache,
         max_rows: usize,
         max_sequences: usize,

@@ -26,9 +26,26 @@ pub struct RopeArgs<'a> {
     pub num_kv_heads: usize,
     /// Elements of a head, even.
     pub head_dim: usize,
+    /// Normalises every head of q and of k before it is rotated.
+    pub norm: Option<HeadNorm<'a>>,
 }
 
-/// Rotates the pairs `(i, i + head_dim / 2)` of each q and k head by its row's position, and stores k and v.
+/// RMSNorm of each head of q and k, as in Qwen3: over `head_dim` elements, rounded before and after the weight.
+#[derive(Clone, Copy)]
+pub struct HeadNorm<'a> {
+    /// `[head_dim]`, of q heads.
+    pub q: &'a Tensor,
+    /// `[head_dim]`, of k heads.
+    pub k: &'a Tensor,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Shared memory that a launch may take without asking.
+const MAX_SHARED_BYTES: usize = 48 << 10;
+
+/// Normalises each q and k head if a norm is given, rotates its pairs `(i, i + head_dim / 2)` by its row's position, and
+/// stores k and v.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit, or `head_dim` is odd.
@@ -61,6 +78,14 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
             )
         },
     )?;
+    if let Some(norm) = &args.norm {
+        dims.dense("norm.q", norm.q, dtype, &["head_dim"])?;
+        dims.dense("norm.k", norm.k, dtype, &["head_dim"])?;
+    }
+    let shared_bytes = args.norm.map_or(0, |_| (num_q_heads + num_kv_heads) * size_of::<f32>());
+    dims.require(shared_bytes <= MAX_SHARED_BYTES, "norm", || {
+        (format!("at most {} heads", MAX_SHARED_BYTES / size_of::<f32>()), format!("{num_q_heads} of q"))
+    })?;
     let names = ["rope_kv_write_bf16", "rope_kv_write_f16", "rope_kv_write_f32"];
     let kernel = dims.variant("qkv", dtype, names)?;
     let rows = dims.get("T");
@@ -75,14 +100,17 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
         .ptr(args.cos_sin)
         .ptr(args.positions)
         .ptr(args.slots)
+        .ptr_or_null(args.norm.map(|norm| norm.q))
+        .ptr_or_null(args.norm.map(|norm| norm.k))
         .i32(num_q_heads)
         .i32(num_kv_heads)
         .i32(head_dim)
         .i32(page_size)
         .i32(num_slots)
-        .i32(max_position);
+        .i32(max_position)
+        .f32(args.norm.map_or(0.0, |norm| norm.eps));
     // SAFETY: arguments in the order of rope.cu; all shapes are checked above; positions are clamped to the
-    // table and slots outside the cache are skipped by the kernel. Written: q_out, and rows `slots[..]` of
-    // both caches.
-    unsafe { device.launch(kernel, [rows as u32, 1, 1], [128, 1, 1], 0, &launch_args) }
+    // table and slots outside the cache are skipped by the kernel; with a norm the shared memory holds a scale
+    // a q or k head. Written: q_out, and rows `slots[..]` of both caches.
+    unsafe { device.launch(kernel, [rows as u32, 1, 1], [128, 1, 1], shared_bytes as u32, &launch_args) }
 }

@@ -24,6 +24,8 @@ pub struct TreeAttentionArgs<'a> {
     pub out: &'a Tensor,
     /// f32 scratch of at least [`workspace_len`] elements; its content does not matter.
     pub workspace: &'a Tensor,
+    /// The most keys that a row sees, its own and those before it in logical order, at least 1; `None` is all of them.
+    pub window: Option<usize>,
     /// Factor of the scores before the softmax, usually `head_dim^-0.5`; positive.
     pub sm_scale: f32,
     /// Query heads, a multiple of `num_kv_heads`.
@@ -32,7 +34,7 @@ pub struct TreeAttentionArgs<'a> {
     pub num_kv_heads: usize,
     /// Elements of a head: 32, 64, 96 or 128.
     pub head_dim: usize,
-    /// The most keys that a row of the pass sees (a bound is enough).
+    /// The most keys up to a row of the pass, within its window or not (a bound is enough).
     pub max_kv_len: usize,
     /// The most rows that a sequence has in the pass, at most 256 (a bound is enough).
     pub max_rows: usize,
@@ -70,6 +72,9 @@ struct Params {
     max_pages: i32,
     splits_per_unit: i32,
     num_units: i32,
+    window: i32,
+    /// The pointers align the whole to 8 bytes.
+    padding: i32,
 }
 
 /// How the key axis is dealt out to CTAs. It decides speed only.
@@ -91,14 +96,16 @@ impl Units {
     }
 
     /// The largest units that still give enough CTAs: the fewest partial states and the fewest starts. `row_ctas` is the
-    /// number of CTAs that each unit of keys gets, `heads` the number of (row, q head) pairs.
-    fn choose(row_ctas: usize, heads: usize, max_kv_len: usize) -> Self {
+    /// number of CTAs that each unit of keys gets, `heads` the number of (row, q head) pairs. CTAs of units before
+    /// `window` have nothing to do.
+    fn choose(row_ctas: usize, heads: usize, max_kv_len: usize, window: Option<usize>) -> Self {
         let splits = max_kv_len.div_ceil(SPLIT_KEYS).max(1);
         let spans = splits.div_ceil(SPLITS_PER_SPAN);
+        let busy_spans = window.map_or(spans, |keys| spans.min(keys.div_ceil(SPLIT_KEYS * SPLITS_PER_SPAN)));
         // Eight waves even out that some rows see more keys than others.
         let splits_each = if row_ctas >= 8 * ENOUGH_CTAS {
             splits
-        } else if row_ctas * spans < ENOUGH_CTAS && heads * splits <= MAX_PARTIALS {
+        } else if row_ctas * busy_spans < ENOUGH_CTAS && heads * splits <= MAX_PARTIALS {
             1
         } else if heads * spans <= MAX_PARTIALS {
             SPLITS_PER_SPAN
@@ -145,7 +152,7 @@ fn layout(dtype: DType, head_dim: usize, packed_rows: usize) -> Layout {
 }
 
 /// `out[t, h] = sum_i p_i v_i` with `p = softmax(sm_scale * q[t, h] . k_i)` over the keys that row t sees: the prefix of its
-/// sequence, and the positions behind it whose ancestor bits are set.
+/// sequence and the positions behind it whose ancestor bits are set, or the last `window` of these.
 ///
 /// A row's bits depend on its query and its keys in logical order alone: not on the other rows, the slots its ancestors
 /// occupy, or where the prefix ends.
@@ -157,7 +164,7 @@ pub fn tree_attention(device: &Device, args: TreeAttentionArgs) -> Result<()> {
     let layout = layout(args.q.dtype(), args.head_dim, args.max_rows * group);
     let tiles = (args.max_rows * group).div_ceil(layout.packed_rows);
     let row_ctas = tiles * args.num_kv_heads * args.prefix_len.num_elements();
-    let units = Units::choose(row_ctas, args.q.dim(0) * args.num_q_heads, args.max_kv_len);
+    let units = Units::choose(row_ctas, args.q.dim(0) * args.num_q_heads, args.max_kv_len, args.window);
     launch(device, args, units)
 }
 
@@ -206,6 +213,10 @@ fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> 
     dims.require(args.sm_scale.is_finite() && args.sm_scale > 0.0, "sm_scale", || {
         ("a positive number".into(), format!("{}", args.sm_scale))
     })?;
+    let window = args.window.map_or(Some(0), |keys| i32::try_from(keys).ok().filter(|&keys| keys > 0));
+    dims.require(window.is_some(), "window", || {
+        ("1 to 2^31 - 1 keys, or none".into(), format!("{:?}", args.window))
+    })?;
     dims.require(max_rows <= 256, "max_rows", || {
         ("at most 256 rows a sequence".into(), format!("{max_rows}"))
     })?;
@@ -251,11 +262,15 @@ fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> 
         max_pages: dims.get("max_pages") as i32,
         splits_per_unit: units.splits_each as i32,
         num_units: units.count as i32,
+        window: window.unwrap_or(0),
+        padding: 0,
     };
     let packed_rows = max_rows * (num_q_heads / num_kv_heads);
     let layout = layout(dtype, head_dim, packed_rows);
+    // The f32 kernel takes the window as it comes; those on tensor cores have a form for it.
+    let windowed = if args.window.is_some() && dtype != DType::F32 { "_windowed" } else { "" };
     let attention = Launch {
-        kernel: format!("tree_attention_{name}_hd{head_dim}{}", layout.suffix),
+        kernel: format!("tree_attention_{name}_hd{head_dim}{}{windowed}", layout.suffix),
         grid: [
             packed_rows.div_ceil(layout.packed_rows) as u32,
             units.count as u32,
@@ -299,15 +314,16 @@ mod tests {
     #[test]
     fn units_grow_with_the_pass() {
         let units = |splits_each, count, partials| Units { splits_each, count, partials };
+        let choose = |row_ctas, heads, max_kv_len| Units::choose(row_ctas, heads, max_kv_len, None);
         // 32 q heads on 8 kv heads
-        assert_eq!(Units::choose(8, 32, 256), units(1, 1, 0));
-        assert_eq!(Units::choose(8, 32, 4096), units(1, 16, 16));
-        assert_eq!(Units::choose(8, 32, 131072), units(8, 64, 64));
-        assert_eq!(Units::choose(32, 60 * 32, 8192), units(8, 4, 4));
-        assert_eq!(Units::choose(32, 60 * 32, 16384), units(8, 8, 8));
-        assert_eq!(Units::choose(512, 64 * 32, 4096), units(8, 2, 2)); // 64 sequences
-        assert_eq!(Units::choose(128, 256 * 32, 2048), units(8, 1, 0)); // a prefill chunk
-        assert_eq!(Units::choose(128, 256 * 32, 65536), units(256, 1, 1));
+        assert_eq!(choose(8, 32, 256), units(1, 1, 0));
+        assert_eq!(choose(8, 32, 4096), units(1, 16, 16));
+        assert_eq!(choose(8, 32, 131072), units(8, 64, 64));
+        assert_eq!(choose(32, 60 * 32, 8192), units(8, 4, 4));
+        assert_eq!(choose(32, 60 * 32, 16384), units(8, 8, 8));
+        assert_eq!(choose(512, 64 * 32, 4096), units(8, 2, 2)); // 64 sequences
+        assert_eq!(choose(128, 256 * 32, 2048), units(8, 1, 0)); // a prefill chunk
+        assert_eq!(choose(128, 256 * 32, 65536), units(256, 1, 1));
     }
 
     #[test]
@@ -317,15 +333,23 @@ mod tests {
             let len = workspace_len(max_rows, heads, 128, max_kv_len);
             for rows in (1..=max_rows).step_by(3) {
                 for kv_len in (0..=max_kv_len).step_by(97).chain([max_kv_len]) {
-                    for row_ctas in [1, 8, 200, 3000] {
-                        let needed =
-                            Units::choose(row_ctas, rows * heads, kv_len).partials * rows * heads * 130;
+                    for (row_ctas, window) in [(1, None), (8, Some(64)), (200, None), (3000, Some(4096))] {
+                        let needed = Units::choose(row_ctas, rows * heads, kv_len, window).partials
+                            * rows
+                            * heads
+                            * 130;
                         assert!(needed <= len, "{rows} rows, {kv_len} keys: {needed} > {len}");
                     }
                 }
             }
         }
         assert_eq!(workspace_len(256, 32, 128, 256), 0);
+    }
+
+    #[test]
+    fn a_window_leaves_few_busy_units() {
+        let splits_each = |window| Units::choose(8, 32, 131_072, window).splits_each;
+        assert_eq!([None, Some(131_072), Some(4096)].map(splits_each), [8, 8, 1]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::kernels::linear::{self, LinearArgs, linear};
-use crate::kernels::rope::{RopeArgs, rope_kv_write};
+use crate::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use crate::kernels::swiglu::{SwigluArgs, swiglu};
 use crate::kernels::tree_attention::{self, TreeAttentionArgs, tree_attention};
 use crate::kv_cache::KvCache;
@@ -31,38 +31,57 @@ impl AttentionShape {
     }
 }
 
-/// Projections of one attention.
+/// What one attention is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionKind {
+    pub shape: AttentionShape,
+    /// Width of what it projects.
+    pub input: usize,
+    /// Width of what it adds to.
+    pub hidden: usize,
+    pub qkv_bias: bool,
+    pub o_bias: bool,
+    /// Epsilon of the norm of every query and key head, if there is one.
+    pub norm_eps: Option<f32>,
+    /// Keys that a row sees at most, its own included; `None` is all.
+    pub window: Option<usize>,
+}
+
+/// Weights of one attention.
 pub(crate) struct AttentionWeights {
-    shape: AttentionShape,
+    kind: AttentionKind,
     /// `[q_dim + 2 kv_dim, input]`: queries, keys, values.
     qkv: Tensor,
     qkv_bias: Option<Tensor>,
     /// `[hidden, q_dim]`.
     o: Tensor,
     o_bias: Option<Tensor>,
+    /// `[head_dim]` each: of query and of key heads.
+    norms: Option<[Tensor; 2]>,
 }
 
 impl AttentionWeights {
-    pub fn load(
-        loader: &mut WeightLoader,
-        prefix: &str,
-        shape: AttentionShape,
-        input: usize,
-        hidden: usize,
-        bias: bool,
-    ) -> Result<Self> {
+    pub fn load(loader: &mut WeightLoader, prefix: &str, kind: AttentionKind) -> Result<Self> {
+        let AttentionKind { shape, input, hidden, .. } = kind;
         let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");
         let (q, k, v) = (name("q", "weight"), name("k", "weight"), name("v", "weight"));
         let rows = [shape.q_dim(), shape.kv_dim(), shape.kv_dim()];
         let qkv = loader.stacked(&[&q, &k, &v], &rows, input)?;
         let o = loader.matrix(&name("o", "weight"), hidden, shape.q_dim())?;
-        let (mut qkv_bias, mut o_bias) = (None, None);
-        if bias {
+        let (mut qkv_bias, mut o_bias, mut norms) = (None, None, None);
+        if kind.qkv_bias {
             let (q, k, v) = (name("q", "bias"), name("k", "bias"), name("v", "bias"));
             qkv_bias = Some(loader.vector(&[&q, &k, &v], &rows)?);
+        }
+        if kind.o_bias {
             o_bias = Some(loader.vector(&[&name("o", "bias")], &[hidden])?);
         }
-        Ok(Self { shape, qkv, qkv_bias, o, o_bias })
+        if kind.norm_eps.is_some() {
+            let mut norm =
+                |head: &str| loader.vector(&[&format!("{prefix}.{head}_norm.weight")], &[shape.head_dim]);
+            norms = Some([norm("q")?, norm("k")?]);
+        }
+        Ok(Self { kind, qkv, qkv_bias, o, o_bias, norms })
     }
 }
 
@@ -184,7 +203,9 @@ pub(crate) fn attend(
     out: &Tensor,
 ) -> Result<()> {
     let (device, num_rows) = (pass.device(), pass.num_rows());
-    let AttentionShape { num_q_heads, num_kv_heads, head_dim } = weights.shape;
+    let AttentionKind { shape, norm_eps, window, .. } = weights.kind;
+    let AttentionShape { num_q_heads, num_kv_heads, head_dim } = shape;
+    let norm = weights.norms.as_ref().zip(norm_eps).map(|([q, k], eps)| HeadNorm { q, k, eps });
     let [qkv, q, attended] =
         [&scratch.qkv, &scratch.q, &scratch.attended].map(|buffer| buffer.rows(0..num_rows));
     let (k_cache, v_cache) = kv.layer(layer);
@@ -206,6 +227,7 @@ pub(crate) fn attend(
             num_q_heads,
             num_kv_heads,
             head_dim,
+            norm,
         },
     )?;
     tree_attention(
@@ -220,6 +242,8 @@ pub(crate) fn attend(
             ancestors: &pass.ancestors(),
             out: &attended,
             workspace,
+            // Until the window hides a key of the pass, the kernels without one give the same bits.
+            window: window.filter(|&keys| keys < pass.max_kv_len()),
             sm_scale: (head_dim as f32).sqrt().recip(),
             num_q_heads,
             num_kv_heads,

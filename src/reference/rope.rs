@@ -13,6 +13,13 @@ pub fn cos_sin_table(max_position: usize, head_dim: usize, theta: f64) -> Vec<f3
     table
 }
 
+/// One head of q or k normalised as Qwen3 does it: `round` to the model's dtype comes before and after the weight.
+pub fn normalise(head: &[f32], weight: &[f32], eps: f32, round: impl Fn(f32) -> f32) -> Vec<f32> {
+    let squares: f64 = head.iter().map(|&v| f64::from(v).powi(2)).sum();
+    let rms = (squares / head.len() as f64 + f64::from(eps)).sqrt();
+    head.iter().zip(weight).map(|(&v, &w)| round(round((f64::from(v) / rms) as f32) * w)).collect()
+}
+
 /// One head rotated by a row of the table: the pairs `(i, i + head_dim / 2)` turn by angle i.
 pub fn rotate(head: &[f32], cos_sin: &[f32]) -> Vec<f32> {
     let half = head.len() / 2;
@@ -28,6 +35,13 @@ pub fn rotate(head: &[f32], cos_sin: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_head_is_normalised_and_weighed() {
+        let rms = 12.5f32.sqrt();
+        assert_eq!(normalise(&[3.0, 4.0], &[1.0, 2.0], 0.0, |v| v), [3.0 / rms, 4.0 / rms * 2.0]);
+        assert_eq!(normalise(&[3.0, 4.0], &[1.0, 0.4], 0.0, f32::round), [1.0, 0.0]);
+    }
 
     #[test]
     fn position_zero_is_the_identity_and_a_quarter_turn_swaps() {

@@ -6,6 +6,8 @@ pub struct Sequence<'a> {
     pub prefix_len: usize,
     /// Page of KV positions `i * page_size..`.
     pub pages: &'a [i32],
+    /// The most keys that a row sees, its own and those before it; `None` is all.
+    pub window: Option<usize>,
 }
 
 /// Sizes that the tensors share.
@@ -30,10 +32,17 @@ impl Heads {
     }
 }
 
-/// KV positions that a row sees, in logical order: the prefix, then the set bits of its ancestor words.
-pub fn visible(prefix_len: usize, ancestors: &[u64; 4]) -> Vec<usize> {
+/// KV positions up to a row's own, in logical order: the prefix, then the set bits of its ancestor words.
+pub fn path(prefix_len: usize, ancestors: &[u64; 4]) -> Vec<usize> {
     let is_set = |bit: &usize| ancestors[bit / 64] >> (bit % 64) & 1 == 1;
     (0..prefix_len).chain((0..256).filter(is_set).map(|bit| prefix_len + bit)).collect()
+}
+
+/// KV positions that a row of `sequence` sees, in logical order: the last of its path, as many as the window holds.
+pub fn visible(sequence: &Sequence, ancestors: &[u64; 4]) -> Vec<usize> {
+    let mut keys = path(sequence.prefix_len, ancestors);
+    let hidden = sequence.window.map_or(0, |window| keys.len().saturating_sub(window));
+    keys.split_off(hidden)
 }
 
 /// The output `[num_q_heads * head_dim]` of one row with query `q` (same shape).
@@ -47,7 +56,7 @@ pub fn row(
     heads: Heads,
 ) -> Vec<f32> {
     let Heads { num_q_heads, num_kv_heads, head_dim, .. } = heads;
-    let keys = visible(sequence.prefix_len, ancestors);
+    let keys = visible(sequence, ancestors);
     let mut out = Vec::new();
     for q_head in 0..num_q_heads {
         let kv_head = q_head / (num_q_heads / num_kv_heads);
@@ -84,16 +93,27 @@ mod tests {
     #[test]
     fn sees_the_prefix_and_its_path_only() {
         // pages swapped: KV positions 0..4 hold v = 1, 2, 3, 4
-        let sequence = Sequence { prefix_len: 1, pages: &[1, 0] };
+        let sequence = Sequence { prefix_len: 1, pages: &[1, 0], window: None };
         let (k, v) = ([0.0; 4], [3.0, 4.0, 1.0, 2.0]);
         let out = row(&[5.0, 1.0], &k, &v, &sequence, &[0b101, 0, 0, 0], 1.0, HEADS); // the mean of 1, 2 and 4
         assert!(out.iter().all(|x| (x - 7.0 / 3.0).abs() < 1e-6), "{out:?}");
-        assert_eq!(visible(2, &[0b110, 0, 0, 1]), [0, 1, 3, 4, 194]);
+        assert_eq!(path(2, &[0b110, 0, 0, 1]), [0, 1, 3, 4, 194]);
+    }
+
+    #[test]
+    fn a_window_holds_the_last_of_the_path() {
+        let sequence = |window| Sequence { prefix_len: 2, pages: &[], window };
+        let words = [0b110, 0, 0, 1];
+        assert_eq!(visible(&sequence(Some(4)), &words), [1, 3, 4, 194]);
+        assert_eq!(visible(&sequence(Some(1)), &words), [194]);
+        for all in [None, Some(5), Some(100)] {
+            assert_eq!(visible(&sequence(all), &words), path(2, &words));
+        }
     }
 
     #[test]
     fn weighs_by_the_scaled_scores() {
-        let sequence = Sequence { prefix_len: 2, pages: &[0] };
+        let sequence = Sequence { prefix_len: 2, pages: &[0], window: None };
         let out = row(&[2.0, 0.0], &[0.0, 3f32.ln()], &[0.0, 1.0], &sequence, &[0; 4], 0.5, HEADS);
         assert!((out[0] - 0.75).abs() < 1e-6);
         assert_eq!(out[1], 0.5);

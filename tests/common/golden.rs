@@ -7,23 +7,34 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// The Llama cases.
-pub const LLAMA_CASES: [&str; 4] = ["llama2_mha", "llama31_gqa", "tied_head", "head_dim128"];
+/// The cases of targets.
+pub const TARGET_CASES: [&str; 10] = [
+    "llama2_mha",
+    "llama31_gqa",
+    "tied_head",
+    "head_dim128",
+    "vicuna_16k",
+    "llama32_tied",
+    "qwen2",
+    "qwen3",
+    "qwen3_windows",
+    "mistral_window",
+];
 /// The EAGLE-3 and EAGLE-1 cases.
 pub const EAGLE_CASES: [&str; 4] = ["eagle3_random", "eagle3_demo", "eagle1_random", "eagle1_demo"];
 
 /// A prompt and the target's greedy continuation.
 #[derive(Debug, Deserialize)]
-pub struct LlamaPrompt {
+pub struct TargetPrompt {
     pub length: usize,
     pub prompt_ids: Vec<i32>,
     pub greedy_ids: Vec<i32>,
 }
 
-/// `expected.json` of a Llama case.
+/// `expected.json` of a target's case.
 #[derive(Debug, Deserialize)]
-pub struct LlamaGolden {
-    pub prompts: Vec<LlamaPrompt>,
+pub struct TargetGolden {
+    pub prompts: Vec<TargetPrompt>,
 }
 
 /// The tree of a first round. Node 0 is the root, whose parent is -1.
@@ -65,7 +76,7 @@ pub struct EagleGolden {
     pub prompts: Vec<EaglePrompt>,
 }
 
-/// The folder of a case: for a Llama case a checkpoint, for an EAGLE-3 case what its paths start from.
+/// The folder of a case: for a target's case a checkpoint, for an EAGLE-3 case what its paths start from.
 pub fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
 }

@@ -135,7 +135,7 @@ fn an_eagle1_checkpoint_and_its_config_must_agree() {
         ("hidden_size", serde_json::json!(96), "does not fit its target"),
         ("vocab_size", serde_json::json!(161), "does not fit its target"),
         ("num_hidden_layers", serde_json::json!(2), "num_hidden_layers"),
-        ("qkv_bias", serde_json::json!(true), "qkv_bias"),
+        ("qkv_bias", serde_json::json!(true), "q_proj.bias"),
         ("intermediate_size", serde_json::json!(65), "layers.0.mlp"),
         ("architectures", serde_json::json!(["MambaForCausalLM"]), "MambaForCausalLM"),
     ] {

@@ -6,7 +6,8 @@ use smart_run::engine::{Engine, Request};
 use smart_run::sampling::SamplingParams;
 use smart_run::tree::DraftTree;
 
-use crate::fixtures::{demo, demo_prompts, greedy, run, soak, tiny};
+use crate::fixtures::{demo, demo_prompts, greedy, repository, run, soak, tiny};
+use crate::random_drafters::random_drafter;
 
 const POLICIES: [&str; 8] =
     ["chain:1", "chain:4", "eagle1", "eagle2:10,5,60", "eagle2:4,3,16", "auto-n", "smart-paper", "smart"];
@@ -41,7 +42,7 @@ fn request(prompt: &[i32], max_new_tokens: usize, sampling: SamplingParams) -> R
 /// have drafted; else the cost-aware ones may rightly refuse.
 fn every_policy(
     policies: &[&str],
-    build: fn(FloatType, Policy) -> Engine,
+    build: impl Fn(FloatType, Policy) -> Engine,
     float_type: FloatType,
     prompts: &[Vec<i32>],
     new_tokens: usize,
@@ -101,10 +102,46 @@ fn every_policy_gives_the_plain_text_f16() {
 
 #[test]
 fn every_policy_gives_the_plain_text_on_a_tiny_pair() {
-    let prompts: Vec<Vec<i32>> =
-        (0..12).map(|i| (0..1 + 5 * i).map(|t| (t * 37 + i * 11) % 160).collect()).collect();
+    let prompts = tiny_prompts((0..12).map(|i| 1 + 5 * i));
     for float_type in [FloatType::F32, FloatType::Bf16] {
         every_policy(&POLICIES, tiny, float_type, &prompts, 12, false);
+    }
+}
+
+/// Prompts of these lengths, of tokens below 160.
+fn tiny_prompts(lengths: impl Iterator<Item = i32>) -> Vec<Vec<i32>> {
+    lengths.enumerate().map(|(i, len)| (0..len).map(|t| (t * 37 + i as i32 * 11) % 160).collect()).collect()
+}
+
+/// A tiny target that is not Llama's, with or without a drafter.
+fn tiny_target(
+    case: &str,
+    float_type: FloatType,
+    drafter: Option<&std::path::Path>,
+    policy: Policy,
+) -> Engine {
+    let builder =
+        Engine::builder(repository("tests/golden").join(case)).float_type(float_type).policy(policy);
+    let builder = builder.max_context(256);
+    match drafter {
+        Some(drafter) => builder.drafter(drafter).build().unwrap(),
+        None => builder.build().unwrap(),
+    }
+}
+
+/// Biased projections, normalised heads, a window in all layers and in some; a biased drafter for one of them.
+const TINY_TARGETS: [&str; 4] = ["qwen2", "qwen3", "qwen3_windows", "mistral_window"];
+
+#[test]
+fn every_architecture_gives_the_plain_text_on_tiny_pairs() {
+    // Short, and so long that windows of 24 and 40 keys move past the prompt's end and its beginning.
+    let prompts = tiny_prompts([5, 21, 47].into_iter());
+    for case in TINY_TARGETS {
+        let drafter = random_drafter(&repository("tests/golden").join(case), case == "qwen2");
+        let build = |float_type, policy| tiny_target(case, float_type, Some(drafter.path()), policy);
+        for float_type in [FloatType::F32, FloatType::Bf16] {
+            every_policy(&["chain:4", "eagle2:4,3,16", "smart"], build, float_type, &prompts, 12, false);
+        }
     }
 }
 
@@ -140,26 +177,45 @@ fn random_tree(truth: &[i32], size: usize, vocab: i32, state: &mut u64) -> Draft
     tree
 }
 
+/// Random trees that often hold the true continuation, against plain decoding; returns the accepted nodes of all prompts.
+fn random_trees(engine: &mut Engine, prompts: &[Vec<i32>], new_tokens: usize, what: &str) -> usize {
+    let vocab = engine.model_config().vocab_size as i32;
+    let mut state = 1u64;
+    let mut accepted = 0;
+    for (prompt, sampling) in prompts.iter().zip(samplings().into_iter().cycle()) {
+        let request = request(prompt, new_tokens, sampling);
+        let truth = run(engine, request.clone());
+        engine.submit(request).unwrap();
+        let mut tokens = engine.step().unwrap().remove(0).tokens;
+        while tokens.len() < truth.len() {
+            let size = 1 + (tokens.len() * 7) % 61;
+            let tree = random_tree(&truth[tokens.len() - 1..], size, vocab, &mut state);
+            let emission = engine.step_with(&[tree]).unwrap().remove(0);
+            accepted += emission.tokens.len() - 1;
+            tokens.extend(emission.tokens);
+        }
+        assert_eq!(tokens, truth, "{what}, prompt of {}", prompt.len());
+    }
+    accepted
+}
+
 #[test]
 fn random_trees_give_the_plain_text() {
-    let mut state = 1u64;
     for float_type in [FloatType::Bf16, FloatType::F32] {
         let mut engine = demo(float_type, Policy::Plain);
-        let mut accepted = 0;
-        for (prompt, sampling) in demo_prompts(6, 90).iter().zip(samplings().into_iter().cycle()) {
-            let request = request(prompt, 40, sampling);
-            let truth = run(&mut engine, request.clone());
-            engine.submit(request).unwrap();
-            let mut tokens = engine.step().unwrap().remove(0).tokens;
-            while tokens.len() < truth.len() {
-                let size = 1 + (tokens.len() * 7) % 61;
-                let tree = random_tree(&truth[tokens.len() - 1..], size, 4096, &mut state);
-                let emission = engine.step_with(&[tree]).unwrap().remove(0);
-                accepted += emission.tokens.len() - 1;
-                tokens.extend(emission.tokens);
-            }
-            assert_eq!(tokens, truth);
-        }
+        let accepted = random_trees(&mut engine, &demo_prompts(6, 90), 40, "demo");
         assert!(accepted > 50, "random trees hardly ever contained the truth: {accepted}");
+    }
+}
+
+#[test]
+fn random_trees_give_the_plain_text_of_every_architecture() {
+    let prompts = tiny_prompts([3, 17, 40].into_iter());
+    for case in TINY_TARGETS {
+        for float_type in [FloatType::Bf16, FloatType::F32] {
+            let mut engine = tiny_target(case, float_type, None, Policy::Plain);
+            let accepted = random_trees(&mut engine, &prompts, 40, case);
+            assert!(accepted > 25, "{case}: random trees hardly ever contained the truth: {accepted}");
+        }
     }
 }

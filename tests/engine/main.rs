@@ -6,5 +6,6 @@ mod costs;
 mod drafters;
 pub(crate) mod fixtures;
 mod lossless;
+pub(crate) mod random_drafters;
 mod recording;
 mod targets;

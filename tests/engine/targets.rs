@@ -1,4 +1,4 @@
-//! Targets against Hugging Face transformers: logits and greedy tokens of tiny random-weight Llamas.
+//! Targets against Hugging Face transformers: logits and greedy tokens of tiny random-weight models of every architecture.
 
 use std::path::PathBuf;
 
@@ -57,7 +57,8 @@ macro_rules! target {
         }
     )* };
 }
-target!(llama2_mha, llama31_gqa, tied_head, head_dim128);
+target!(llama2_mha, llama31_gqa, tied_head, head_dim128, vicuna_16k, llama32_tied);
+target!(qwen2, qwen3, qwen3_windows, mistral_window);
 
 #[test]
 fn an_end_of_sequence_token_ends_the_text_before_itself() {

@@ -1,10 +1,10 @@
 use smart_run::device::{DType, Device, Tensor};
-use smart_run::kernels::rope::{RopeArgs, rope_kv_write};
+use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use smart_run::reference;
 
 use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
 use crate::common::device::device;
-use crate::common::inputs::{MODEL_DTYPES, Rng, download, poisoned, rounded, upload};
+use crate::common::inputs::{MODEL_DTYPES, Rng, download, poisoned, round_to, rounded, upload};
 
 const PAGES: usize = 20;
 const PAGE_SIZE: usize = 16;
@@ -24,6 +24,24 @@ impl Heads {
     }
 }
 
+/// Weights of the norm of q and of k heads.
+struct Norm {
+    q: Vec<f32>,
+    k: Vec<f32>,
+}
+
+const EPS: f32 = 1e-6;
+
+impl Norm {
+    /// Random around 1, as they are in a model.
+    fn new(dtype: DType, dim: usize, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut weights =
+            || rounded(dtype, rng.normals(dim).into_iter().map(|x| 1.0 + 0.2 * x).collect::<Vec<f32>>());
+        Norm { q: weights(), k: weights() }
+    }
+}
+
 /// What one call leaves behind: rotated q, and the caches.
 struct Outcome {
     q: Vec<f32>,
@@ -38,8 +56,10 @@ fn run(
     qkv: &[f32],
     positions: &[i32],
     slots: &[i32],
+    norm: Option<&Norm>,
 ) -> Outcome {
     let rows = positions.len();
+    let weights = norm.map(|norm| [&norm.q, &norm.k].map(|w| upload(device, dtype, w, &[heads.dim])));
     let cache_shape = [PAGES, heads.kv, PAGE_SIZE, heads.dim];
     let [k_cache, v_cache] = [(), ()].map(|()| poisoned(device, dtype, &cache_shape));
     let q_out = poisoned(device, dtype, &[rows, heads.q * heads.dim]);
@@ -55,13 +75,25 @@ fn run(
         num_q_heads: heads.q,
         num_kv_heads: heads.kv,
         head_dim: heads.dim,
+        norm: weights.as_ref().map(|[q, k]| HeadNorm { q, k, eps: EPS }),
     };
     rope_kv_write(device, args).unwrap();
     Outcome { q: download(&q_out), k: download(&k_cache), v: download(&v_cache) }
 }
 
 /// The oracle of one call; NaN where nothing is written.
-fn expected(heads: Heads, qkv: &[f32], positions: &[i32], slots: &[i32]) -> Outcome {
+fn expected(
+    dtype: DType,
+    heads: Heads,
+    qkv: &[f32],
+    positions: &[i32],
+    slots: &[i32],
+    norm: Option<&Norm>,
+) -> Outcome {
+    let normed = |head: &[f32], weight: fn(&Norm) -> &[f32]| match norm {
+        Some(norm) => reference::rope::normalise(head, weight(norm), EPS, |v| round_to(dtype, v)),
+        None => head.to_vec(),
+    };
     let table = reference::rope::cos_sin_table(MAX_POSITION, heads.dim, 10_000.0);
     let cache = vec![f32::NAN; PAGES * heads.kv * PAGE_SIZE * heads.dim];
     let mut want = Outcome { q: vec![], k: cache.clone(), v: cache };
@@ -70,14 +102,16 @@ fn expected(heads: Heads, qkv: &[f32], positions: &[i32], slots: &[i32]) -> Outc
         let angles = &table[position * heads.dim..][..heads.dim];
         let head_rows: Vec<&[f32]> = row.chunks(heads.dim).collect();
         let (q, kv) = head_rows.split_at(heads.q);
-        want.q.extend(q.iter().flat_map(|head| reference::rope::rotate(head, angles)));
+        want.q
+            .extend(q.iter().flat_map(|head| reference::rope::rotate(&normed(head, |norm| &norm.q), angles)));
         if !(0..(PAGES * PAGE_SIZE) as i32).contains(&slot) {
             continue;
         }
         let (page, offset) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
         for head in 0..heads.kv {
             let at = ((page * heads.kv + head) * PAGE_SIZE + offset) * heads.dim;
-            want.k[at..][..heads.dim].copy_from_slice(&reference::rope::rotate(kv[head], angles));
+            let key = reference::rope::rotate(&normed(kv[head], |norm| &norm.k), angles);
+            want.k[at..][..heads.dim].copy_from_slice(&key);
             want.v[at..][..heads.dim].copy_from_slice(kv[heads.kv + head]);
         }
     }
@@ -101,11 +135,11 @@ fn every_case_matches_the_oracle() {
     for dtype in MODEL_DTYPES {
         for (seed, (name, heads)) in cases.into_iter().enumerate() {
             let qkv = rounded(dtype, Rng::new(seed as u64).with_outliers(positions.len() * heads.width()));
-            let want = expected(heads, &qkv, &positions, &slots);
+            let want = expected(dtype, heads, &qkv, &positions, &slots, None);
             for mode in device.modes() {
                 device.enter(mode);
                 let name = format!("{name} {} {mode:?}", dtype.name());
-                let got = run(&device, dtype, heads, &qkv, &positions, &slots);
+                let got = run(&device, dtype, heads, &qkv, &positions, &slots, None);
                 // Two products that may cancel: their own rounding in f32, of values up to about 100.
                 let tol = Tol::rounding(dtype, 100.0 / (1 << 23) as f32);
                 close(&format!("{name} q"), &got.q, &want.q, tol);
@@ -113,6 +147,64 @@ fn every_case_matches_the_oracle() {
                 close(&format!("{name} v"), &got.v, &want.v, Tol { abs: 0.0, rel: 0.0 });
             }
         }
+    }
+}
+
+/// A head's mean square is f32, so a scaled element may round to the other neighbour (one unit of the dtype), which the
+/// weight and the second rounding carry on: two units and a half with the last rounding, of values up to head_dim^0.5 * 2.
+fn normed_tolerance(dtype: DType) -> Tol {
+    let Tol { rel, .. } = Tol::rounding(dtype, 0.0);
+    Tol { abs: 12.0 * rel, rel: 6.0 * rel }
+}
+
+#[test]
+fn heads_are_normalised_before_they_are_rotated() {
+    let device = device();
+    let cases = [
+        ("qwen3", Heads { q: 4, kv: 2, dim: 128 }),
+        ("more_heads_than_warps", Heads { q: 8, kv: 4, dim: 32 }),
+        ("one_head_each", Heads { q: 1, kv: 1, dim: 64 }),
+        ("not_a_vector", Heads { q: 2, kv: 1, dim: 20 }),
+    ];
+    let (positions, slots) = ([0, 7, 47], [33, -1, 16]);
+    for dtype in MODEL_DTYPES {
+        for (seed, (name, heads)) in cases.into_iter().enumerate() {
+            let mut qkv = rounded(dtype, Rng::new(40 + seed as u64).normals(3 * heads.width()));
+            qkv[..heads.dim].fill(0.0); // eps alone keeps this head finite
+            let norm = Norm::new(dtype, heads.dim, 50 + seed as u64);
+            let want = expected(dtype, heads, &qkv, &positions, &slots, Some(&norm));
+            for mode in device.modes() {
+                device.enter(mode);
+                let name = format!("{name} {} {mode:?}", dtype.name());
+                let got = run(&device, dtype, heads, &qkv, &positions, &slots, Some(&norm));
+                close(&format!("{name} q"), &got.q, &want.q, normed_tolerance(dtype));
+                close(&format!("{name} k"), &got.k, &want.k, normed_tolerance(dtype));
+                close(&format!("{name} v"), &got.v, &want.v, Tol { abs: 0.0, rel: 0.0 });
+            }
+        }
+    }
+}
+
+/// The order of rounding is that of transformers: scaled, rounded, weighed, rounded.
+#[test]
+fn the_norm_rounds_before_and_after_its_weight() {
+    let device = device();
+    let (heads, dtype) = (Heads { q: 1, kv: 1, dim: 32 }, DType::Bf16);
+    // Position 0 does not rotate.
+    let head: Vec<f32> = (0..32).map(|i| if i < 21 { 1.0 } else { 5.0 }).collect();
+    let square: f32 = head.iter().map(|x| x * x).sum::<f32>() / 32.0;
+    let norm = Norm { q: vec![1.25; 32], k: vec![0.75; 32] };
+    let qkv = head.repeat(3);
+    for mode in device.modes() {
+        device.enter(mode);
+        let got = run(&device, dtype, heads, &qkv, &[0], &[0], Some(&norm));
+        for (i, &x) in head.iter().enumerate() {
+            let scaled = round_to(dtype, x / (square + EPS).sqrt());
+            assert_eq!(got.q[i], round_to(dtype, scaled * 1.25), "{mode:?} q {i}");
+            assert_eq!(got.k[i], round_to(dtype, scaled * 0.75), "{mode:?} k {i}");
+        }
+        let once = round_to(dtype, 1.0 / (square + EPS).sqrt() * 0.75);
+        assert_ne!(got.k[0], once, "one rounding must give another number, else this test says nothing");
     }
 }
 
@@ -124,7 +216,7 @@ fn a_slot_outside_the_cache_writes_nothing() {
     for mode in device.modes() {
         device.enter(mode);
         let slots = [-1, (PAGES * PAGE_SIZE) as i32, i32::MAX];
-        let got = run(&device, DType::F32, heads, &qkv, &[0, 1, 2], &slots);
+        let got = run(&device, DType::F32, heads, &qkv, &[0, 1, 2], &slots, None);
         assert!(got.k.iter().chain(&got.v).all(|v| v.is_nan()), "{mode:?}: a cache was written");
         assert!(got.q.iter().all(|v| v.is_finite()), "{mode:?}: q is rotated all the same");
     }
@@ -134,18 +226,20 @@ fn a_slot_outside_the_cache_writes_nothing() {
 fn a_row_has_the_same_bits_in_any_pass() {
     let device = device();
     let heads = Heads { q: 2, kv: 1, dim: 20 };
+    let norms = |dtype| [None, Some(Norm::new(dtype, heads.dim, 60))];
     let positions: Vec<i32> = (0..200).map(|row| row % 48).collect();
     let slots: Vec<i32> = (0..200).map(|row| (row * 7 + 3) % 320).collect();
     for dtype in MODEL_DTYPES {
         let qkv = rounded(dtype, Rng::new(6).with_outliers(200 * heads.width()));
-        for mode in device.modes() {
+        for (mode, norm) in device.modes().into_iter().flat_map(|mode| norms(dtype).map(|norm| (mode, norm)))
+        {
             device.enter(mode);
             // q, then this row's k and v, side by side
             let width = heads.width();
             rows_are_independent(&format!("{} {mode:?}", dtype.name()), width, |rows| {
                 let elements = rows.start * width..rows.end * width;
                 let (positions, slots) = (&positions[rows.clone()], &slots[rows]);
-                let got = run(&device, dtype, heads, &qkv[elements], positions, slots);
+                let got = run(&device, dtype, heads, &qkv[elements], positions, slots, norm.as_ref());
                 let row = |(i, &slot): (usize, &i32)| {
                     let at = slot as usize * heads.dim; // one KV head: pages are contiguous
                     let q = &got.q[i * heads.q * heads.dim..][..heads.q * heads.dim];
@@ -163,11 +257,12 @@ fn schedules_do_not_change_a_bit() {
     let heads = Heads { q: 4, kv: 2, dim: 64 };
     for dtype in MODEL_DTYPES {
         let qkv = rounded(dtype, Rng::new(7).with_outliers(2 * heads.width()));
+        let norm = Norm::new(dtype, heads.dim, 61);
         device.enter(device.modes()[0]);
-        let want = run(&device, dtype, heads, &qkv, &[3, 4], &[8, 9]);
+        let want = run(&device, dtype, heads, &qkv, &[3, 4], &[8, 9], Some(&norm));
         for mode in device.schedules() {
             device.enter(mode);
-            let got = run(&device, dtype, heads, &qkv, &[3, 4], &[8, 9]);
+            let got = run(&device, dtype, heads, &qkv, &[3, 4], &[8, 9], Some(&norm));
             same_bits(&format!("{} {mode:?}", dtype.name()), &got.q, &want.q);
             same_bits(&format!("{} {mode:?}", dtype.name()), &got.k, &want.k);
         }
@@ -190,6 +285,7 @@ fn an_odd_head_is_refused() {
         num_q_heads: 1,
         num_kv_heads: 1,
         head_dim: 7,
+        norm: None,
     };
     assert!(rope_kv_write(&device, args).unwrap_err().to_string().contains("an even number"));
 }

@@ -21,6 +21,8 @@ struct Story {
     v: Vec<f32>,
     /// `[len, num_q_heads, head_dim]`
     q: Vec<f32>,
+    /// Keys that a row sees at most.
+    window: Option<usize>,
 }
 
 impl Story {
@@ -29,7 +31,11 @@ impl Story {
         let mut values = |count: usize| rounded(dtype, rng.normals(count));
         let kv = len * heads.num_kv_heads * heads.head_dim;
         let (k, v, q) = (values(kv), values(kv), values(len * heads.num_q_heads * heads.head_dim));
-        Story { dtype, heads, k, v, q }
+        Story { dtype, heads, k, v, q, window: None }
+    }
+
+    fn with_window(self, window: usize) -> Self {
+        Story { window: Some(window), ..self }
     }
 
     fn kv_width(&self) -> usize {
@@ -96,9 +102,9 @@ impl Sequence {
         tree
     }
 
-    /// The story positions that row `row` sees, in logical order.
+    /// The story positions of the keys up to row `row`, in logical order.
     fn path(&self, row: usize) -> Vec<usize> {
-        let kv_positions = reference::visible(self.prefix_len, &self.ancestors[row]);
+        let kv_positions = reference::path(self.prefix_len, &self.ancestors[row]);
         kv_positions.into_iter().map(|kv_pos| self.content[kv_pos]).collect()
     }
 
@@ -130,6 +136,7 @@ struct Pass {
     workspace: Tensor,
     max_kv_len: usize,
     max_rows: usize,
+    window: Option<usize>,
     host: HostPass,
 }
 
@@ -156,7 +163,7 @@ impl Pass {
         let elements = num_pages * num_kv_heads * page_size * head_dim;
         let (mut k_cache, mut v_cache) = (vec![f32::NAN; elements], vec![f32::NAN; elements]);
         for (sequence, pages) in sequences.iter().zip(&pages) {
-            let at = reference::Sequence { prefix_len: sequence.prefix_len, pages };
+            let at = reference::Sequence { prefix_len: sequence.prefix_len, pages, window: None };
             for (kv_pos, &position) in sequence.content.iter().enumerate() {
                 for head in 0..num_kv_heads {
                     let offset = story.heads.cache_offset(&at, head, kv_pos);
@@ -199,6 +206,7 @@ impl Pass {
             workspace: poisoned(device, DType::F32, &[workspace]),
             max_kv_len,
             max_rows,
+            window: story.window,
             host: HostPass { k_cache, v_cache, pages },
         }
     }
@@ -231,6 +239,7 @@ impl Pass {
             ancestors: &self.ancestors,
             out: &self.out,
             workspace: &self.workspace,
+            window: self.window,
             sm_scale: sm_scale(story),
             num_q_heads,
             num_kv_heads,
@@ -274,7 +283,7 @@ fn check_against_oracle(device: &TestDevice, story: &Story, sequences: &[Sequenc
     let pass = Pass::new(device, story, sequences, &mut Rng::new(7));
     let mut want = vec![];
     for (sequence, pages) in sequences.iter().zip(&pass.host.pages) {
-        let at = reference::Sequence { prefix_len: sequence.prefix_len, pages };
+        let at = reference::Sequence { prefix_len: sequence.prefix_len, pages, window: story.window };
         for (&position, ancestors) in sequence.queries.iter().zip(&sequence.ancestors) {
             let q = &story.q[position * story.q_width()..][..story.q_width()];
             let (k, v) = (&pass.host.k_cache, &pass.host.v_cache);
@@ -285,7 +294,7 @@ fn check_against_oracle(device: &TestDevice, story: &Story, sequences: &[Sequenc
         device.enter(mode);
         let got = pass.run(device, story).concat();
         close(
-            &format!("{name} {:?} {:?} {mode:?}", story.dtype, story.heads),
+            &format!("{name} {:?} {:?} window {:?} {mode:?}", story.dtype, story.heads, story.window),
             &got,
             &want,
             tolerance(story.dtype),
@@ -301,7 +310,8 @@ fn check_replay(device: &TestDevice, story: &Story, tree: &Sequence, rows: &[usi
     for &row in rows {
         let alone = &run(device, story, &[tree.replay(row, 1)], 2)[0][0];
         let name = format!("row {row} of {} behind {} {mode:?}", tree.queries.len(), tree.prefix_len);
-        same_bits(&format!("{name} {:?} {:?}", story.dtype, story.heads), &together[row], alone);
+        let name = format!("{name} {:?} {:?} window {:?}", story.dtype, story.heads, story.window);
+        same_bits(&name, &together[row], alone);
     }
 }
 
@@ -458,7 +468,8 @@ fn units_of_keys_do_not_show() {
 }
 
 fn check_against_oracle_row(pass: &Pass, story: &Story, position: usize, got: &[f32]) {
-    let at = reference::Sequence { prefix_len: position + 1, pages: &pass.host.pages[0] };
+    let at =
+        reference::Sequence { prefix_len: position + 1, pages: &pass.host.pages[0], window: story.window };
     let q = &story.q[position * story.q_width()..][..story.q_width()];
     let (k, v) = (&pass.host.k_cache, &pass.host.v_cache);
     let want = reference::row(q, k, v, &at, &[0; 4], sm_scale(story), story.heads);
@@ -500,7 +511,8 @@ fn random_trees_replayed() {
             page_size: 16 * (1 + rng.below(3)),
             ..heads(num_kv_heads * group, num_kv_heads, head_dim)
         };
-        let story = Story::new(dtype, heads, prefix_len + nodes, rng.next());
+        let mut story = Story::new(dtype, heads, prefix_len + nodes, rng.next());
+        story.window = [None, Some(1 + rng.below(prefix_len + nodes))][rng.below(2)];
         let branchy = rng.below(2) == 0;
         let tree = Sequence::tree(&mut rng, prefix_len, nodes, branchy, story.len());
         let rows = [rng.below(nodes), nodes - 1];
@@ -527,4 +539,145 @@ fn bits_of_rows_of_earlier_passes() {
         }
         check_against_oracle(&device, &story, &[level], "drafter level");
     }
+}
+
+// ---- sliding windows ----
+
+/// Windows around the cuts of the key axis (blocks of 16, tiles of 32 and 64, splits of 256), shorter and longer than trees.
+const WINDOWS: [usize; 10] = [1, 2, 15, 16, 24, 33, 64, 65, 257, 290];
+
+#[test]
+fn a_window_agrees_with_the_oracle() {
+    let device = device();
+    let mut rng = Rng::new(51);
+    for dtype in MODEL_DTYPES {
+        for (case, (heads, prefix_len, rows)) in [
+            (heads(4, 1, 64), 0, 1),
+            (heads(2, 2, 32), 63, 40), // wide: rows whose windows begin in different tiles
+            (heads(7, 1, 32), 255, 5), // narrow: windows begin left and right of a cut
+            (heads(8, 1, 128), 150, 3), // three rows straddle two row tiles
+            (heads(3, 3, 96), 290, 4),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for window in [WINDOWS[2 * case], WINDOWS[2 * case + 1]] {
+                let story = Story::new(dtype, heads, 340, rng.next()).with_window(window);
+                let tree = Sequence::tree(&mut rng, prefix_len, rows, true, story.len());
+                check_against_oracle(&device, &story, &[Sequence::chunk(prefix_len, rows), tree], "window");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tree_node_under_a_window_has_the_bits_of_plain_decoding() {
+    let device = device();
+    let mut rng = Rng::new(52);
+    for (case, window) in WINDOWS.into_iter().enumerate() {
+        for dtype in MODEL_DTYPES {
+            let (num_q_heads, head_dim) = ([1, 4, 7, 8][case % 4], [32, 64, 96, 128][(case / 4 + case) % 4]);
+            // The window of the first row begins a little before a cut, that of the deepest behind it.
+            let prefix_len = (window + [63, 255, 31][case % 3]).min(300);
+            let heads = heads(num_q_heads, 1, head_dim);
+            let story = Story::new(dtype, heads, prefix_len + 40, rng.next()).with_window(window);
+            let nodes = 20 + rng.below(20);
+            let tree = Sequence::tree(&mut rng, prefix_len, nodes, case % 2 == 0, story.len());
+            for mode in device.modes() {
+                check_replay(&device, &story, &tree, &[0, nodes / 2, nodes - 1], mode);
+            }
+        }
+    }
+}
+
+/// A pass whose keys all lie within the window runs the kernels without one: the bits must be the same.
+#[test]
+fn a_window_that_hides_nothing_does_not_show() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        for (heads, prefix_len, rows) in [(heads(4, 1, 64), 270, 30), (heads(1, 1, 128), 100, 2)] {
+            let mut story = Story::new(dtype, heads, 340, 53);
+            let tree = [Sequence::tree(&mut Rng::new(54), prefix_len, rows, false, story.len())];
+            for mode in device.modes() {
+                device.enter(mode);
+                story.window = None;
+                let want = run(&device, &story, &tree, 1).concat().concat();
+                story.window = Some(prefix_len + rows);
+                let got = run(&device, &story, &tree, 1).concat().concat();
+                same_bits(&format!("{dtype:?} {mode:?}"), &got, &want);
+            }
+        }
+    }
+}
+
+/// What lies before every window may be anything: it is not read, in whole tiles and units.
+#[test]
+fn keys_before_every_window_are_skipped() {
+    let device = device();
+    for dtype in MODEL_DTYPES {
+        for (num_q_heads, window) in [(2, 70), (24, 70), (2, 600)] {
+            let mut story = Story::new(dtype, heads(num_q_heads, 1, 32), 2900, 55).with_window(window);
+            let first_tile = (2890 + 1 - window) / 64 * 64;
+            story.k[..first_tile * 32].fill(f32::NAN);
+            story.v[..first_tile * 32].fill(f32::NAN);
+            let chunk = [Sequence::chunk(2890, 4)];
+            let pass = Pass::new(&device, &story, &chunk, &mut Rng::new(5));
+            for mode in device.modes() {
+                device.enter(mode);
+                let want = pass.run_in_units(&device, &story, 1);
+                assert!(want.concat().iter().all(|x| x.is_finite()), "{dtype:?} {mode:?}");
+                for splits_each in [8, 12] {
+                    let got = pass.run_in_units(&device, &story, splits_each).concat();
+                    same_bits(&format!("{splits_each} splits each {dtype:?} {mode:?}"), &got, &want.concat());
+                }
+                let alone = run(&device, &story, &[Sequence::chunk(2893, 1)], 6).concat().concat();
+                same_bits(&format!("a row alone {dtype:?} {mode:?}"), &alone, &want[3]);
+            }
+        }
+    }
+}
+
+/// Deep trees and chunks whose rows' windows lie behind the prefix, in one staging of the tail or several.
+#[test]
+fn windows_within_the_tree() {
+    let device = device();
+    for (heads, dtype) in
+        [(heads(1, 1, 128), DType::Bf16), (heads(8, 1, 128), DType::F16), (heads(2, 1, 32), DType::F32)]
+    {
+        let story = Story::new(dtype, heads, 300, 56).with_window(24);
+        let deep = Sequence::tree(&mut Rng::new(57), 40, 200, false, story.len());
+        let chunk = Sequence::chunk(0, 150);
+        for mode in device.modes() {
+            check_replay(&device, &story, &deep, &[0, 63, 64, 130, 177, 199], mode);
+            check_replay(&device, &story, &chunk, &[0, 23, 24, 64, 90, 149], mode);
+        }
+        check_against_oracle(&device, &story, &[deep, chunk], "deep");
+    }
+}
+
+#[test]
+fn schedules_do_not_matter_under_a_window() {
+    let device = device();
+    for dtype in [DType::Bf16, DType::F32] {
+        for (heads, rows) in [(heads(2, 1, 32), 3), (heads(8, 1, 32), 5)] {
+            let story = Story::new(dtype, heads, 200, 58).with_window(33);
+            let tree = [Sequence::tree(&mut Rng::new(59), 158, rows, true, story.len())];
+            device.enter(device.modes()[0]);
+            let want = run(&device, &story, &tree, 1).concat().concat();
+            for mode in device.schedules() {
+                device.enter(mode);
+                let got = run(&device, &story, &tree, 1).concat().concat();
+                same_bits(&format!("{dtype:?} {mode:?}"), &got, &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_of_no_keys_is_refused() {
+    let device = device();
+    let story = Story::new(DType::F32, heads(1, 1, 32), 4, 60).with_window(0);
+    let pass = Pass::new(&device, &story, &[Sequence::chunk(3, 1)], &mut Rng::new(1));
+    let error = tree_attention(&device, pass.args(&story)).unwrap_err().to_string();
+    assert!(error.contains("window") && error.contains("1 to 2^31 - 1"), "{error}");
 }

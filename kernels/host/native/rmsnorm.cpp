@@ -3,8 +3,6 @@
 
 namespace {
 
-constexpr int kLanes = 16;  // partial sums of a row: one order of additions, whatever the vector width
-
 template <class T>
 ROW_BODY void add_and_normalise(T* residual, const T* delta, const T* weight, T* out, T* tap, int H,
                                 float eps) {
@@ -13,18 +11,7 @@ ROW_BODY void add_and_normalise(T* residual, const T* delta, const T* weight, T*
   }
   if (tap != nullptr) std::copy_n(residual, H, tap);
 
-  float lanes[kLanes] = {};
-  const int whole = H - H % kLanes;
-  for (int i = 0; i < whole; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float value = simt::widen(residual[i + lane]);
-      lanes[lane] += value * value;
-    }
-  }
-  float squares = 0.0f;
-  for (const float lane : lanes) squares += lane;
-  for (int i = whole; i < H; ++i) squares += simt::widen(residual[i]) * simt::widen(residual[i]);
-
+  const float squares = sum_of_squares(residual, H);
   const float scale = 1.0f / std::sqrt(squares / static_cast<float>(H) + eps);
   for (int i = 0; i < H; ++i) out[i] = narrow<T>(simt::widen(residual[i]) * scale * simt::widen(weight[i]));
 }

@@ -1,4 +1,6 @@
 // Native twins of kernels/rope.cu.
+#include <vector>
+
 #include "rows.hpp"
 
 namespace {
@@ -24,18 +26,47 @@ ROTATE_HEAD(f16)
 ROTATE_HEAD(float)
 
 template <class T>
+ROW_BODY void normalise(const T* __restrict source, T* __restrict target, const T* __restrict weight,
+                        int head_dim, float eps) {
+  const float scale = 1.0f / std::sqrt(sum_of_squares(source, head_dim) / static_cast<float>(head_dim) + eps);
+  for (int i = 0; i < head_dim; ++i) {
+    const float scaled = simt::widen(narrow<T>(simt::widen(source[i]) * scale));
+    target[i] = narrow<T>(scaled * simt::widen(weight[i]));
+  }
+}
+
+#define NORMALISE_HEAD(T)                                                                                \
+  ROW_KERNEL void normalise_head(const T* source, T* target, const T* weight, int head_dim, float eps) { \
+    normalise<T>(source, target, weight, head_dim, eps);                                                 \
+  }
+NORMALISE_HEAD(bf16)
+NORMALISE_HEAD(f16)
+NORMALISE_HEAD(float)
+
+// The head at `source`, or its norm, which goes to `normed`.
+template <class T>
+const T* normed_head(const T* source, const T* weight, int head_dim, float eps, std::vector<T>& normed) {
+  if (weight == nullptr) return source;
+  normed.resize(head_dim);
+  normalise_head(source, normed.data(), weight, head_dim, eps);
+  return normed.data();
+}
+
+template <class T>
 void rope_kv_write(const simt::NativeLaunch& launch, const T* qkv, T* q_out, T* k_cache, T* v_cache,
-                   const float* cos_sin, const int* positions, const int* slots, int num_q_heads,
-                   int num_kv_heads, int head_dim, int page_size, int num_slots, int max_position) {
+                   const float* cos_sin, const int* positions, const int* slots, const T* q_norm,
+                   const T* k_norm, int num_q_heads, int num_kv_heads, int head_dim, int page_size,
+                   int num_slots, int max_position, float eps) {
   const int64_t row_elements = static_cast<int64_t>(num_q_heads + 2 * num_kv_heads) * head_dim;
   for_rows(launch.grid.x, row_elements, [&](int64_t row) {
+    thread_local std::vector<T> normed;
     const int64_t position = std::clamp(positions[row], 0, max_position - 1);
     const float* const cosines = cos_sin + position * head_dim;
     const float* const sines = cosines + head_dim / 2;
     const T* source = qkv + row * row_elements;
     T* q = q_out + row * num_q_heads * head_dim;
     for (int head = 0; head < num_q_heads; ++head, source += head_dim, q += head_dim) {
-      rotate_head(source, q, cosines, sines, head_dim / 2);
+      rotate_head(normed_head(source, q_norm, head_dim, eps, normed), q, cosines, sines, head_dim / 2);
     }
     const int slot = slots[row];
     if (slot < 0 || slot >= num_slots) return;
@@ -43,7 +74,8 @@ void rope_kv_write(const simt::NativeLaunch& launch, const T* qkv, T* q_out, T* 
     const int page_offset = slot % page_size;
     for (int head = 0; head < num_kv_heads; ++head, source += head_dim) {
       const int64_t at = ((page * num_kv_heads + head) * page_size + page_offset) * head_dim;
-      rotate_head(source, k_cache + at, cosines, sines, head_dim / 2);
+      const T* const key = normed_head(source, k_norm, head_dim, eps, normed);
+      rotate_head(key, k_cache + at, cosines, sines, head_dim / 2);
       std::copy_n(source + num_kv_heads * head_dim, head_dim, v_cache + at);
     }
   });

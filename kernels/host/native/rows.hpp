@@ -37,6 +37,24 @@ T* row_of(T* matrix, int64_t row, int64_t stride) {
   return matrix == nullptr ? nullptr : matrix + row * stride;
 }
 
+// The sum of the squares of `length` elements, in one order of additions whatever the vector width.
+template <class T>
+ROW_BODY float sum_of_squares(const T* __restrict row, int length) {
+  constexpr int kLanes = 16;
+  float lanes[kLanes] = {};
+  const int whole = length - length % kLanes;
+  for (int i = 0; i < whole; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float value = simt::widen(row[i + lane]);
+      lanes[lane] += value * value;
+    }
+  }
+  float squares = 0.0f;
+  for (const float lane : lanes) squares += lane;
+  for (int i = whole; i < length; ++i) squares += simt::widen(row[i]) * simt::widen(row[i]);
+  return squares;
+}
+
 // body(row) for every row; on this thread alone where waking the others would take longer than the work.
 template <class Body>
 void for_rows(uint32_t num_rows, int64_t row_elements, Body body) {

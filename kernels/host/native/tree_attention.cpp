@@ -1,4 +1,4 @@
-// Native twins of kernels/tree_attention.cu: attention on the CPU.
+// Native twins of kernels/tree_attention.cu and tree_attention_windowed.cu: attention on the CPU.
 //
 // A task is (row, kv head, up to four of its q heads). The keys that the row sees are listed in logical order
 // once; from there on the task knows nothing of prefix, tree or pages, so the bits of a row depend on its
@@ -211,7 +211,8 @@ struct Routines;
     }                                                 \
   };
 
-// KV positions of the keys that a row sees, in logical order, as element offsets into one head of the cache.
+// KV positions of the keys that a row sees, in logical order, as element offsets into one head of the cache: of
+// the prefix and the row's path those that its window reaches.
 void list_keys(const TreeAttentionParams& p, int seq_idx, int row, int head_dim,
                std::vector<int64_t>& offsets) {
   const int* pages = p.page_table + static_cast<int64_t>(seq_idx) * p.max_pages;
@@ -221,15 +222,21 @@ void list_keys(const TreeAttentionParams& p, int seq_idx, int row, int head_dim,
     return pages[kv_pos / p.page_size] * page_elements +
            static_cast<int64_t>(kv_pos % p.page_size) * head_dim;
   };
+  const auto* const words = p.ancestors + static_cast<int64_t>(row) * 4;
+  int kv_len = prefix_len;
+  for (int word = 0; word < 4; ++word) kv_len += std::popcount(static_cast<uint64_t>(words[word]));
+  const int begin = p.window > 0 ? std::max(kv_len - p.window, 0) : 0;
   offsets.clear();
-  for (int first = 0; first < prefix_len; first += p.page_size) {
-    const int64_t page = offset_of(first);
-    const int count = std::min(p.page_size, prefix_len - first);
-    for (int i = 0; i < count; ++i) offsets.push_back(page + static_cast<int64_t>(i) * head_dim);
+  for (int first = begin; first < prefix_len;) {
+    const int64_t row_in_page = offset_of(first);
+    const int count = std::min(p.page_size - first % p.page_size, prefix_len - first);
+    for (int i = 0; i < count; ++i) offsets.push_back(row_in_page + static_cast<int64_t>(i) * head_dim);
+    first += count;
   }
+  int position = prefix_len;
   for (int word = 0; word < 4; ++word) {
-    for (uint64_t left = p.ancestors[static_cast<int64_t>(row) * 4 + word]; left != 0; left &= left - 1) {
-      offsets.push_back(offset_of(prefix_len + word * 64 + std::countr_zero(left)));
+    for (uint64_t left = words[word]; left != 0; left &= left - 1, ++position) {
+      if (position >= begin) offsets.push_back(offset_of(prefix_len + word * 64 + std::countr_zero(left)));
     }
   }
 }
@@ -241,6 +248,7 @@ void tree_attention(const simt::NativeLaunch& launch, TreeAttentionParams p) {
   const int num_rows = p.seq_start[num_sequences];
   int longest = 1;
   for (int i = 0; i < num_sequences; ++i) longest = std::max(longest, p.prefix_len[i]);
+  if (p.window > 0) longest = std::min(longest, p.window);
   const int64_t task_elements =
       static_cast<int64_t>(longest) * group * kHeadDim / 8;  // measured against for_rows' unit
   for_rows(static_cast<uint32_t>(num_rows * p.num_kv_heads), task_elements, [&](int64_t idx) {
@@ -276,17 +284,21 @@ void tree_attention(const simt::NativeLaunch& launch, TreeAttentionParams p) {
 
 void nothing_left(const simt::NativeLaunch&, TreeAttentionParams) {}
 
-#define TWINS_OF(D)                                                          \
-  ROUTINES(bf16_hd##D, bf16, D)                                              \
-  ROUTINES(f16_hd##D, f16, D)                                                \
-  ROUTINES(f32_hd##D, float, D)                                              \
-  NATIVE_TWIN(tree_attention_bf16_hd##D##_narrow, (tree_attention<bf16, D>)) \
-  NATIVE_TWIN(tree_attention_bf16_hd##D##_wide, (tree_attention<bf16, D>))   \
-  NATIVE_TWIN(tree_attention_f16_hd##D##_narrow, (tree_attention<f16, D>))   \
-  NATIVE_TWIN(tree_attention_f16_hd##D##_wide, (tree_attention<f16, D>))     \
-  NATIVE_TWIN(tree_attention_f32_hd##D, (tree_attention<float, D>))          \
-  NATIVE_TWIN(tree_attention_combine_bf16_hd##D, nothing_left)               \
-  NATIVE_TWIN(tree_attention_combine_f16_hd##D, nothing_left)                \
+#define TWINS_OF(D)                                                                   \
+  ROUTINES(bf16_hd##D, bf16, D)                                                       \
+  ROUTINES(f16_hd##D, f16, D)                                                         \
+  ROUTINES(f32_hd##D, float, D)                                                       \
+  NATIVE_TWIN(tree_attention_bf16_hd##D##_narrow, (tree_attention<bf16, D>))          \
+  NATIVE_TWIN(tree_attention_bf16_hd##D##_wide, (tree_attention<bf16, D>))            \
+  NATIVE_TWIN(tree_attention_f16_hd##D##_narrow, (tree_attention<f16, D>))            \
+  NATIVE_TWIN(tree_attention_f16_hd##D##_wide, (tree_attention<f16, D>))              \
+  NATIVE_TWIN(tree_attention_bf16_hd##D##_narrow_windowed, (tree_attention<bf16, D>)) \
+  NATIVE_TWIN(tree_attention_bf16_hd##D##_wide_windowed, (tree_attention<bf16, D>))   \
+  NATIVE_TWIN(tree_attention_f16_hd##D##_narrow_windowed, (tree_attention<f16, D>))   \
+  NATIVE_TWIN(tree_attention_f16_hd##D##_wide_windowed, (tree_attention<f16, D>))     \
+  NATIVE_TWIN(tree_attention_f32_hd##D, (tree_attention<float, D>))                   \
+  NATIVE_TWIN(tree_attention_combine_bf16_hd##D, nothing_left)                        \
+  NATIVE_TWIN(tree_attention_combine_f16_hd##D, nothing_left)                         \
   NATIVE_TWIN(tree_attention_combine_f32_hd##D, nothing_left)
 
 TWINS_OF(32)

@@ -1,4 +1,5 @@
-//! The Llama architecture: pre-norm decoder layers with grouped-query attention, rotary positions and a gated MLP.
+//! A decoder-only target: pre-norm layers with grouped-query attention, rotary positions and a gated MLP. What its
+//! architecture adds (biases, normalised heads, sliding windows) the config says and `AttentionWeights` holds.
 
 use crate::config::{FloatType, ModelConfig};
 use crate::device::{DType, Device, Tensor};
@@ -9,12 +10,13 @@ use crate::kernels::linear::{LinearArgs, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
-    AttentionShape, AttentionWeights, Mlp, Pass, Progress, Scratch, ScratchSize, WeightLoader, attend,
+    AttentionKind, AttentionShape, AttentionWeights, Mlp, Pass, Progress, Scratch, ScratchSize, WeightLoader,
+    attend,
 };
 use crate::weights::Checkpoint;
 
-/// A Llama target on a device.
-pub struct Llama {
+/// A target on a device.
+pub struct Decoder {
     config: ModelConfig,
     device: Device,
     dtype: DType,
@@ -58,7 +60,7 @@ pub struct Taps<'a> {
     pub out: &'a Tensor,
 }
 
-impl Llama {
+impl Decoder {
     /// Loads the weights of `checkpoint` as `float_type`; every tensor of the checkpoint must have a use.
     pub fn load(
         device: &Device,
@@ -80,10 +82,15 @@ impl Llama {
                 attention: AttentionWeights::load(
                     &mut loader,
                     &format!("{prefix}.self_attn"),
-                    shape,
-                    hidden,
-                    hidden,
-                    config.attention_bias,
+                    AttentionKind {
+                        shape,
+                        input: hidden,
+                        hidden,
+                        qkv_bias: config.qkv_bias,
+                        o_bias: config.o_bias,
+                        norm_eps: config.qk_norm.then_some(config.rms_norm_eps),
+                        window: config.windows[i],
+                    },
                 )?,
                 post_norm: loader
                     .vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
