@@ -11,7 +11,7 @@ mod kernels;
 #[path = "../../benches/kernels/suite.rs"]
 mod timings;
 
-use engine::{drafters, fixtures};
+use engine::{fixtures, random_drafters};
 use kernels::common;
 
 /// Every kernel at the shapes of Llama-3.1-8B, or of the demo model on the host driver.
