@@ -4,6 +4,7 @@
 //! all of them. The cache counts pages; lengths, and what the pages hold, are the engine's business.
 #![forbid(unsafe_code)]
 
+use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
 use crate::error::{Error, Result};
 
@@ -24,6 +25,12 @@ pub struct KvShape {
 }
 
 impl KvShape {
+    /// The cache of a network of these layers.
+    pub fn of(geometry: &Geometry, dtype: DType) -> Self {
+        let Geometry { num_layers, num_kv_heads, head_dim, .. } = *geometry;
+        Self { num_layers, num_kv_heads, head_dim, dtype }
+    }
+
     /// Bytes of one page over all layers.
     pub fn page_bytes(&self) -> usize {
         self.num_layers * 2 * self.num_kv_heads * PAGE_SIZE * self.head_dim * self.dtype.size_in_bytes()

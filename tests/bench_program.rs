@@ -134,6 +134,20 @@ fn the_demo_pair_brings_its_prompts_and_the_table_is_for_people() {
     }
 }
 
+/// `--draft ngram` is a drafter, with the demo target as with any other.
+#[test]
+fn ngrams_are_benched_against_plain_decoding() {
+    let arguments =
+        ["--device", "host", "--draft", "ngram", "--requests", "2", "--max-new-tokens", "24", "--batch", "1"];
+    let more = ["--temperature", "0", "--policy", "chain:2", "--repetitions", "1", "--format", "json"];
+    let output = bench(&[&arguments[..], &more].concat(), None);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["drafter"], "n-grams");
+    let outcome = &report["cells"][0]["outcome"];
+    assert!(number(&outcome["drafted_nodes"]) > 0.0, "{outcome}");
+}
+
 #[test]
 fn every_fault_is_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
@@ -151,6 +165,7 @@ fn every_fault_is_one_sentence() {
         (vec!["--out", "p.png"], ".html or .svg"),
         (vec!["--out", "/nowhere/p.html"], "/nowhere: no such folder"),
         (vec!["--model", "m"], "--prompts"),
+        (vec!["--draft", "no/such/drafter"], "no/such/drafter"),
         (vec!["--model", "m", "--prompts", "p", "--policy", "smart"], "needs a drafter"),
         (vec!["--model", "no/such/folder", "--prompts", "p"], "no such model folder"),
         (vec!["--prompts", "/nowhere/p.jsonl"], "/nowhere/p.jsonl"),

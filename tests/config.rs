@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use smart_run::config::{
-    Architecture, Eagle3Config, EmbeddedModel, FloatType, ModelConfig, ModelSource, RopeConfig, RopeScaling,
+    Architecture, Eagle3Config, EmbeddedModel, FloatType, Geometry, ModelConfig, ModelSource, RopeConfig,
+    RopeScaling,
 };
 use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
@@ -28,15 +29,17 @@ fn the_demo_target_is_what_its_card_says() {
     let config = ModelConfig::from_hf(&in_repository("assets/demo/target")).unwrap();
     let expected = ModelConfig {
         architecture: Architecture::Llama,
-        vocab_size: 4096,
-        hidden_size: 256,
-        intermediate_size: 896,
-        num_layers: 8,
-        num_q_heads: 4,
-        num_kv_heads: 1,
-        head_dim: 128,
-        rms_norm_eps: 3.2e-4,
-        rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
+        geometry: Geometry {
+            vocab_size: 4096,
+            hidden_size: 256,
+            intermediate_size: 896,
+            num_layers: 8,
+            num_q_heads: 4,
+            num_kv_heads: 1,
+            head_dim: 128,
+            rms_norm_eps: 3.2e-4,
+            rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
+        },
         max_position: 2048,
         tie_word_embeddings: true,
         qkv_bias: false,
@@ -56,8 +59,8 @@ fn the_demo_drafter_fits_and_taps_the_published_layers() {
     let target = ModelConfig::from_hf(&in_repository("assets/demo/target")).unwrap();
     let drafter = Eagle3Config::from_hf(&in_repository("assets/demo/drafter"), &target).unwrap();
     assert_eq!(drafter.tap_layers, [2, 4, 5]);
-    assert_eq!((drafter.vocab_size, drafter.draft_vocab_size), (4096, 1024));
-    assert_eq!((drafter.hidden_size, drafter.target_hidden_size), (256, 256));
+    assert_eq!((drafter.geometry.vocab_size, drafter.draft_vocab_size), (4096, 1024));
+    assert_eq!((drafter.geometry.hidden_size, drafter.target_hidden_size), (256, 256));
 }
 
 /// The goldens hold each config twice: as transformers 4 and as transformers 5 write it.
@@ -79,7 +82,7 @@ fn transformers_4_and_5_say_the_same() {
 #[test]
 fn rope_scaling_is_read_from_either_spelling() {
     let scaling_of = |case: &str| {
-        ModelConfig::from_hf(&in_repository(&format!("tests/golden/{case}"))).unwrap().rope.scaling
+        ModelConfig::from_hf(&in_repository(&format!("tests/golden/{case}"))).unwrap().geometry.rope.scaling
     };
     let llama3 = RopeScaling::Llama3 {
         factor: 8.0,
@@ -114,8 +117,11 @@ fn what_a_config_leaves_out_is_what_hugging_face_assumes() {
     config.as_object_mut().unwrap().remove("tie_word_embeddings");
     folder.write_json("config.json", &config);
     let config = ModelConfig::from_hf(&folder.source()).unwrap();
-    assert_eq!((config.num_q_heads, config.num_kv_heads, config.head_dim), (2, 2, 32));
-    assert_eq!(config.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None });
+    assert_eq!(
+        (config.geometry.num_q_heads, config.geometry.num_kv_heads, config.geometry.head_dim),
+        (2, 2, 32)
+    );
+    assert_eq!(config.geometry.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None });
     assert_eq!((config.dtype, config.tie_word_embeddings), (None, false));
     assert!(config.eos_token_ids.is_empty());
 }
@@ -149,7 +155,7 @@ fn architectures_differ_in_biases_norms_and_windows() {
     let published = json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": false,
         "head_dim": 128, "max_window_layers": 36, "sliding_window": null, "use_sliding_window": false});
     let qwen3 = changed(published).unwrap();
-    assert_eq!((qwen3.architecture, qwen3.head_dim), (Architecture::Qwen3, 128));
+    assert_eq!((qwen3.architecture, qwen3.geometry.head_dim), (Architecture::Qwen3, 128));
     assert_eq!((qwen3.qkv_bias, qwen3.o_bias, qwen3.qk_norm), (false, false, true));
     assert_eq!(qwen3.windows, [None; 4]);
 
@@ -161,7 +167,7 @@ fn architectures_differ_in_biases_norms_and_windows() {
     assert_eq!(mistral(json!(100)).windows, [Some(100); 4]);
     assert_eq!(mistral(json!(null)).windows, [None; 4]);
     assert_eq!(mistral(json!(256)).windows, [None; 4], "no shorter than the longest context");
-    assert_eq!((mistral(json!(1)).head_dim, mistral(json!(1)).qk_norm), (64, false));
+    assert_eq!((mistral(json!(1)).geometry.head_dim, mistral(json!(1)).qk_norm), (64, false));
     let silent =
         changed(json!({"architectures": ["MistralForCausalLM"], "max_position_embeddings": 8192})).unwrap();
     assert_eq!(silent.windows, [Some(4096); 4], "transformers' default");
@@ -189,7 +195,7 @@ fn vicuna_of_16k_says_its_context_beside_the_one_before_stretching() {
         "rope_scaling": {"factor": 4.0, "type": "linear"}}))
     .unwrap();
     assert_eq!(config.max_position, 16384);
-    assert_eq!(config.rope.scaling, RopeScaling::Linear { factor: 4.0 });
+    assert_eq!(config.geometry.rope.scaling, RopeScaling::Linear { factor: 4.0 });
 }
 
 /// Some exporters keep the language model's fields one level down, as multimodal configs do.
@@ -222,7 +228,7 @@ fn drafter_configs_come_in_several_dialects() {
     config.as_object_mut().unwrap().remove("rope_theta");
     config.as_object_mut().unwrap().remove("draft_vocab_size");
     let authors = read(config);
-    assert_eq!((authors.draft_vocab_size, authors.rope.theta), (tiny_model::VOCAB, 10_000.0));
+    assert_eq!((authors.draft_vocab_size, authors.geometry.rope.theta), (tiny_model::VOCAB, 10_000.0));
     assert_eq!(authors.tap_layers, [2, 2, 1]);
 
     // SpecForge's: tapped layers are listed by their outputs.
@@ -241,7 +247,7 @@ fn drafter_configs_come_in_several_dialects() {
     });
     let speculators = read(config);
     assert!(speculators.norm_before_residual);
-    assert_eq!((speculators.draft_vocab_size, speculators.hidden_size), (8, tiny_model::HIDDEN));
+    assert_eq!((speculators.draft_vocab_size, speculators.geometry.hidden_size), (8, tiny_model::HIDDEN));
 }
 
 #[test]

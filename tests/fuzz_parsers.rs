@@ -194,13 +194,17 @@ fn within_time<T>(work: impl FnOnce() -> T) -> T {
 fn check_config(folder: &Folder, config: &[u8]) {
     folder.write("config.json", config);
     if let Ok(config) = within_time(|| ModelConfig::from_hf(&folder.source())) {
-        assert_eq!(config.num_q_heads % config.num_kv_heads, 0);
-        assert!(HEAD_DIMS.contains(&config.head_dim));
-        assert!(config.num_layers > 0 && config.vocab_size > 0 && config.rms_norm_eps > 0.0);
+        assert_eq!(config.geometry.num_q_heads % config.geometry.num_kv_heads, 0);
+        assert!(HEAD_DIMS.contains(&config.geometry.head_dim));
+        assert!(
+            config.geometry.num_layers > 0
+                && config.geometry.vocab_size > 0
+                && config.geometry.rms_norm_eps > 0.0
+        );
         let special = config.eos_token_ids.iter().chain(&config.bos_token_id);
-        special.for_each(|&id| assert!((0..config.vocab_size as i32).contains(&id)));
-        let table = config.rope.cos_sin_table(3, config.head_dim);
-        assert!(table.iter().all(|value| (-1.0..=1.0).contains(value)), "{:?}", config.rope);
+        special.for_each(|&id| assert!((0..config.geometry.vocab_size as i32).contains(&id)));
+        let table = config.geometry.rope.cos_sin_table(3, config.geometry.head_dim);
+        assert!(table.iter().all(|value| (-1.0..=1.0).contains(value)), "{:?}", config.geometry.rope);
     }
 }
 
@@ -356,8 +360,8 @@ fn drafter_fields() {
     fuzz(node_damage(), |damage| {
         folder.write_json("config.json", &damage_nodes(config.clone(), &damage));
         if let Ok(drafter) = within_time(|| Eagle3Config::from_hf(&folder.source(), &target)) {
-            assert!(drafter.tap_layers.iter().all(|&layer| layer < target.num_layers));
-            assert!(drafter.draft_vocab_size <= target.vocab_size);
+            assert!(drafter.tap_layers.iter().all(|&layer| layer < target.geometry.num_layers));
+            assert!(drafter.draft_vocab_size <= target.geometry.vocab_size);
             drafter.fits_target(&target).unwrap();
         }
     });

@@ -415,6 +415,14 @@ fn other_families_are_told_apart() {
     assert!(said.contains("--target goes with a drafter"), "{said}");
 }
 
+/// What `inspect` says of a context is what the engine goes by, also where a config has two lengths.
+#[test]
+fn a_stretched_context_is_the_one_that_counts() {
+    let folder = Folder::target();
+    folder.write_json("config.json", &with(tiny_model::config(), "max_sequence_length", json!(4096)));
+    assert_eq!(inspected(&[path_of(&folder)])["context"], 4096);
+}
+
 #[test]
 fn chat_templates_are_found_where_models_keep_them() {
     let folder = Folder::target();

@@ -66,160 +66,118 @@ LEGACY_KEYS = (
     "vocab_size",
 )
 
+def rope(theta: float, rope_type: str = "default", **more: float) -> dict:
+    """Rotary parameters as transformers 5 writes them."""
+    return dict(rope_type=rope_type, rope_theta=theta, **more)
+
+
+# "Trained" on 64 positions: all three bands of frequencies (kept, blended, divided) occur.
+LLAMA3_BANDS = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+
+
+def shape(**changes: object) -> dict:
+    """The config of a small model, changed where a case is about something else."""
+    common = dict(
+        vocab_size=160,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-6,
+        rope_parameters=rope(1000000.0),
+        tie_word_embeddings=False,
+    )
+    return common | changes
+
+
 CASES = (
     Case(
         "llama2_mha",
-        dict(
+        shape(
             vocab_size=192,
-            hidden_size=64,
             intermediate_size=112,
             num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
             rms_norm_eps=1e-5,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
-            tie_word_embeddings=False,
+            rope_parameters=rope(10000.0),
         ),
     ),
     Case(
         # Seven layers: the three layers an EAGLE-3 drafter listens to (2, L/2, L-3) are then all different.
         "llama31_gqa",
-        dict(
-            vocab_size=160,
+        shape(
             hidden_size=48,
             intermediate_size=80,
             num_hidden_layers=7,
             num_attention_heads=4,
-            num_key_value_heads=2,
             head_dim=32,
             rms_norm_eps=1e-5,
-            # "Trained" on 64 positions: all three bands of frequencies (kept, blended, divided) occur.
-            rope_parameters=dict(
-                rope_type="llama3",
-                rope_theta=500000.0,
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=64,
-            ),
-            tie_word_embeddings=False,
+            rope_parameters=rope(500000.0, rope_type="llama3", factor=8.0, **LLAMA3_BANDS),
         ),
     ),
     Case(
         "tied_head",
-        dict(
-            vocab_size=160,
+        shape(
             hidden_size=96,
             intermediate_size=112,
-            num_hidden_layers=2,
-            num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=64,
-            rms_norm_eps=1e-6,
-            rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
+            rope_parameters=rope(10000.0, rope_type="linear", factor=2.0),
             tie_word_embeddings=True,
         ),
     ),
     Case(
         "head_dim128",
-        dict(
+        shape(
             vocab_size=176,
             hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=1,
             head_dim=128,
             rms_norm_eps=1e-5,
-            rope_parameters=dict(rope_type="default", rope_theta=500000.0),
-            tie_word_embeddings=False,
+            rope_parameters=rope(500000.0),
         ),
         shards=2,
     ),
     Case(
         "vicuna_16k",
-        dict(
-            vocab_size=160,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-5,
-            rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0),
-            tie_word_embeddings=False,
+        shape(
+            num_attention_heads=2, rms_norm_eps=1e-5, rope_parameters=rope(10000.0, rope_type="linear", factor=4.0)
         ),
         older_keys=LEGACY_KEYS,
     ),
     Case(
         "llama32_tied",
-        dict(
-            vocab_size=160,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
+        shape(
             num_attention_heads=4,
             num_key_value_heads=1,
             head_dim=32,
             rms_norm_eps=1e-5,
-            rope_parameters=dict(
-                rope_type="llama3",
-                rope_theta=500000.0,
-                factor=32.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=64,
-            ),
+            rope_parameters=rope(500000.0, rope_type="llama3", factor=32.0, **LLAMA3_BANDS),
             tie_word_embeddings=True,
         ),
     ),
     Case(
         "qwen2",
-        dict(
-            vocab_size=160,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            rms_norm_eps=1e-6,
-            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
-            tie_word_embeddings=True,
-            use_sliding_window=False,
-        ),
+        shape(num_hidden_layers=3, num_key_value_heads=1, tie_word_embeddings=True, use_sliding_window=False),
         model_type="qwen2",
         # Published configs name a window that is not used.
         older_config=dict(sliding_window=16, max_window_layers=2),
     ),
     Case(
         "qwen3",
-        dict(
-            vocab_size=160,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            rms_norm_eps=1e-6,
-            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
-            tie_word_embeddings=False,
-        ),
+        shape(hidden_size=48, num_attention_heads=4, head_dim=32),
         model_type="qwen3",
     ),
     Case(
         # The first layer sees everything, the others 40 keys.
         "qwen3_windows",
-        dict(
-            vocab_size=160,
+        shape(
             hidden_size=48,
             intermediate_size=80,
             num_hidden_layers=3,
-            num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=32,
-            rms_norm_eps=1e-6,
-            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
             tie_word_embeddings=True,
             use_sliding_window=True,
             sliding_window=40,
@@ -229,17 +187,12 @@ CASES = (
     ),
     Case(
         "mistral_window",
-        dict(
-            vocab_size=160,
+        shape(
             hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
             num_attention_heads=4,
-            num_key_value_heads=2,
             head_dim=32,
             rms_norm_eps=1e-5,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
-            tie_word_embeddings=False,
+            rope_parameters=rope(10000.0),
             sliding_window=24,
         ),
         model_type="mistral",

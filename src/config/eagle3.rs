@@ -1,8 +1,9 @@
 //! The configuration of an EAGLE-3 drafter.
 
 use super::fields::Fields;
-use super::geometry::{Geometry, MAX_LAYERS};
-use super::{FloatType, ModelConfig, ModelSource, RopeConfig, llama};
+use super::geometry::MAX_LAYERS;
+use super::model::in_config;
+use super::{FloatType, Geometry, ModelConfig, ModelSource, llama};
 use crate::{Error, Result};
 
 /// Names that EAGLE-3 drafters go by: the authors', SGLang's and SpecForge's, vLLM's.
@@ -18,26 +19,12 @@ const ARCHITECTURES: [&str; 6] = [
 /// An EAGLE-3 drafter: one decoder layer over features tapped from its target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Eagle3Config {
-    /// Token ids that the drafter reads are below this; the target's vocabulary.
-    pub vocab_size: usize,
+    /// Sizes of its layer; the vocabulary is the target's.
+    pub geometry: Geometry,
     /// Rows of the drafter's own head. Where it is below `vocab_size` the checkpoint has a `d2t` table of offsets.
     pub draft_vocab_size: usize,
-    /// Width of the drafter's residual stream.
-    pub hidden_size: usize,
     /// Width of the target's residual stream; `fc` reads `tap_layers.len()` of them side by side.
     pub target_hidden_size: usize,
-    /// Width of the gated MLP.
-    pub intermediate_size: usize,
-    /// Query heads.
-    pub num_q_heads: usize,
-    /// Key and value heads; divides `num_q_heads`.
-    pub num_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Added to the mean square in every RMSNorm.
-    pub rms_norm_eps: f32,
-    /// Rotary embedding. Often not the target's: without `rope_theta` the base is 10000.
-    pub rope: RopeConfig,
     /// Target layers whose *input* residual is tapped, in the order in which `fc` reads them.
     pub tap_layers: Vec<usize>,
     /// Whether the layer's residual is the normalised feature (vLLM's `norm_before_residual`) instead of the bare one.
@@ -52,33 +39,26 @@ pub struct Eagle3Config {
 
 impl Eagle3Config {
     /// Reads and validates the `config.json` of a drafter for `target`.
+    ///
+    /// # Errors
+    /// A field that is missing, broken or not supported, or that does not fit the target.
     pub fn from_hf(source: &ModelSource, target: &ModelConfig) -> Result<Self> {
-        let config = Self::read(source, target.num_layers)?;
-        config.fits_target(target).map_err(|error| match error {
-            Error::Input(reason) => Error::format(source.path("config.json"), reason),
-            other => other,
-        })?;
+        let config = Self::read(source, target.geometry.num_layers)?;
+        config.fits_target(target).map_err(|reason| in_config(source, reason))?;
         Ok(config)
     }
 
-    /// Whether a drafter of this `config.json` can be run with some target: all that [`Eagle3Config::from_hf`] asks of the
-    /// drafter alone.
+    /// What [`Eagle3Config::from_hf`] asks of the drafter alone, whatever its target.
+    ///
+    /// # Errors
+    /// A field that is missing, broken or not supported.
     pub fn check(source: &ModelSource) -> Result<()> {
         Self::read(source, MAX_LAYERS).map(drop)
     }
 
     fn read(source: &ModelSource, num_target_layers: usize) -> Result<Self> {
         let fields = Fields::read(source, "config.json")?;
-        let architecture = fields.architecture()?;
-        if !ARCHITECTURES.contains(&architecture) {
-            return Err(fields.error(
-                "architectures",
-                format_args!(
-                    "is {architecture:?}: an EAGLE-3 drafter is one of {}",
-                    ARCHITECTURES.join(", ")
-                ),
-            ));
-        }
+        fields.require_architecture("an EAGLE-3 drafter", &ARCHITECTURES)?;
         refuse_unsupported(&fields)?;
         // vLLM's speculators keep the Llama fields of the layer in an object of their own.
         let layer_fields = fields.object("transformer_layer_config")?.unwrap_or_else(|| fields.clone());
@@ -93,41 +73,27 @@ impl Eagle3Config {
         let draft_vocab_size = fields.count("draft_vocab_size", 1..=layer.vocab_size)?;
         let target_hidden_size = fields.count("target_hidden_size", 1..=1 << 18)?;
         Ok(Eagle3Config {
-            vocab_size: layer.vocab_size,
             draft_vocab_size: draft_vocab_size.unwrap_or(layer.vocab_size),
-            hidden_size: layer.hidden_size,
             target_hidden_size: target_hidden_size.unwrap_or(layer.hidden_size),
-            intermediate_size: layer.intermediate_size,
-            num_q_heads: layer.num_q_heads,
-            num_kv_heads: layer.num_kv_heads,
-            head_dim: layer.head_dim,
-            rms_norm_eps: layer.rms_norm_eps,
-            rope: layer.rope,
             tap_layers: tap_layers(&fields, num_target_layers)?,
             norm_before_residual: fields.flag("norm_before_residual")?.unwrap_or(false),
             attention_bias: traits.qkv_bias,
             mlp_bias: traits.mlp_bias,
             dtype: layer_fields.float_type()?,
+            geometry: layer,
         })
     }
 
     /// Whether the drafter was made for a target of this geometry. [`Eagle3Config::from_hf`] has asked already.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that says what differs.
     pub fn fits_target(&self, target: &ModelConfig) -> Result<()> {
-        let sizes = [
-            ("a vocabulary of", self.vocab_size, target.vocab_size),
-            ("features of width", self.target_hidden_size, target.hidden_size),
-        ];
-        for (what, ours, theirs) in sizes {
-            if ours != theirs {
-                return Err(Error::Input(format!(
-                    "this drafter does not fit its target: it expects {what} {ours}, the target has {theirs}"
-                )));
-            }
-        }
-        if let Some(layer) = self.tap_layers.iter().find(|&&layer| layer >= target.num_layers) {
+        target.fits_drafter(self.geometry.vocab_size, self.target_hidden_size)?;
+        let num_layers = target.geometry.num_layers;
+        if let Some(layer) = self.tap_layers.iter().find(|&&layer| layer >= num_layers) {
             return Err(Error::Input(format!(
-                "this drafter does not fit its target: it taps layer {layer}, the target has {} layers",
-                target.num_layers
+                "this drafter does not fit its target: it taps layer {layer}, the target has {num_layers} layers"
             )));
         }
         Ok(())

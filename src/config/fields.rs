@@ -192,6 +192,15 @@ impl Fields {
         Ok(json)
     }
 
+    /// Fails unless the first of `architectures` is one of the names `known` for `what`.
+    pub fn require_architecture(&self, what: &str, known: &[&str]) -> Result<()> {
+        let name = self.architecture()?;
+        if known.contains(&name) {
+            return Ok(());
+        }
+        Err(self.error("architectures", format_args!("is {name:?}: {what} is one of {}", known.join(", "))))
+    }
+
     /// The first of `architectures`.
     pub fn architecture(&self) -> Result<&str> {
         match self.value("architectures") {

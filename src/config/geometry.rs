@@ -1,4 +1,4 @@
-//! The sizes of decoder layers, which every architecture spells alike.
+//! [`Geometry`]: the sizes of decoder layers.
 
 use super::RopeConfig;
 use super::fields::{Fields, brief};
@@ -10,23 +10,33 @@ pub const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
 /// Most layers that a model may have.
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 
-/// What every target and drafter says in the same words: the sizes of its decoder layers.
-pub(super) struct Geometry {
+/// The sizes of decoder layers, which every target and drafter says in the same words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Geometry {
+    /// Token ids are below this; rows of the embedding.
     pub vocab_size: usize,
+    /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Width of the gated MLP.
     pub intermediate_size: usize,
+    /// Decoder layers.
     pub num_layers: usize,
+    /// Query heads.
     pub num_q_heads: usize,
+    /// Key and value heads; divides `num_q_heads`.
     pub num_kv_heads: usize,
+    /// Width of a head, one of [`HEAD_DIMS`]; `num_q_heads * head_dim` need not be `hidden_size`.
     pub head_dim: usize,
+    /// Added to the mean square in every RMSNorm.
     pub rms_norm_eps: f32,
+    /// Rotary embedding; without `rope_theta` the base is 10000.
     pub rope: RopeConfig,
 }
 
 impl Geometry {
     /// Reads the fields that all architectures share. The bounds are some ten times the largest model known: what is beyond
     /// them is a mistake, and no product of sizes within them overflows.
-    pub fn from_fields(fields: &Fields) -> Result<Self> {
+    pub(super) fn from_fields(fields: &Fields) -> Result<Self> {
         let size = |field: &str, max: usize| fields.require(field, fields.count(field, 1..=max)?);
         refuse_unsupported(fields)?;
         let hidden_size = size("hidden_size", 1 << 18)?;

@@ -25,7 +25,7 @@ pub use architecture::Architecture;
 pub use eagle1::Eagle1Config;
 pub use eagle3::Eagle3Config;
 pub use float_type::FloatType;
-pub use geometry::HEAD_DIMS;
+pub use geometry::{Geometry, HEAD_DIMS};
 pub use model::ModelConfig;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};

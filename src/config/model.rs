@@ -1,33 +1,17 @@
 //! The target's configuration.
 
 use super::fields::Fields;
-use super::geometry::{Geometry, refuse_quantized};
-use super::{Architecture, FloatType, ModelSource, RopeConfig};
-use crate::Result;
+use super::geometry::refuse_quantized;
+use super::{Architecture, FloatType, Geometry, ModelSource};
+use crate::{Error, Result};
 
 /// A target model, as its `config.json` and `generation_config.json` describe it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// What the config calls the model; the fields below say in what it differs from others.
     pub architecture: Architecture,
-    /// Token ids are below this; rows of the embedding and of the logits.
-    pub vocab_size: usize,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Width of the gated MLP.
-    pub intermediate_size: usize,
-    /// Decoder layers.
-    pub num_layers: usize,
-    /// Query heads.
-    pub num_q_heads: usize,
-    /// Key and value heads; divides `num_q_heads`.
-    pub num_kv_heads: usize,
-    /// Width of a head, one of [`super::HEAD_DIMS`]; `num_q_heads * head_dim` need not be `hidden_size`.
-    pub head_dim: usize,
-    /// Added to the mean square in every RMSNorm.
-    pub rms_norm_eps: f32,
-    /// Rotary embedding.
-    pub rope: RopeConfig,
+    /// Sizes of its layers.
+    pub geometry: Geometry,
     /// Longest context the model was made for, in tokens.
     pub max_position: usize,
     /// Whether the output head is the embedding table, so that the checkpoint needs no `lm_head.weight`.
@@ -76,15 +60,7 @@ impl ModelConfig {
         }
         Ok(ModelConfig {
             architecture,
-            vocab_size: geometry.vocab_size,
-            hidden_size: geometry.hidden_size,
-            intermediate_size: geometry.intermediate_size,
-            num_layers: geometry.num_layers,
-            num_q_heads: geometry.num_q_heads,
-            num_kv_heads: geometry.num_kv_heads,
-            head_dim: geometry.head_dim,
-            rms_norm_eps: geometry.rms_norm_eps,
-            rope: geometry.rope,
+            geometry,
             max_position,
             tie_word_embeddings: tie_word_embeddings.unwrap_or(false),
             qkv_bias: traits.qkv_bias,
@@ -99,9 +75,37 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// Whether a drafter of this vocabulary, which reads features of this width, was made for such a target.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that says what differs.
+    pub(super) fn fits_drafter(&self, vocab_size: usize, feature_width: usize) -> Result<()> {
+        for (what, ours, theirs) in [
+            ("a vocabulary of", vocab_size, self.geometry.vocab_size),
+            ("features of width", feature_width, self.geometry.hidden_size),
+        ] {
+            if ours != theirs {
+                return Err(Error::Input(format!(
+                    "this drafter does not fit its target: it expects {what} {ours}, the target has {theirs}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong, said of the `config.json` of `source`.
+pub(super) fn in_config(source: &ModelSource, error: Error) -> Error {
+    match error {
+        Error::Input(reason) => Error::format(source.path("config.json"), reason),
+        other => other,
+    }
+}
+
 /// Longest context, in tokens. Configs of models whose rotation was stretched afterwards (Vicuna 16k) keep the length before
 /// that under `max_position_embeddings` and the one after it under `max_sequence_length`.
-fn max_position(fields: &Fields) -> Result<usize> {
+pub(super) fn max_position(fields: &Fields) -> Result<usize> {
     const LENGTH: std::ops::RangeInclusive<usize> = 1..=1 << 24;
     let [stretched, plain] = ["max_sequence_length", "max_position_embeddings"];
     match fields.count(stretched, LENGTH)? {

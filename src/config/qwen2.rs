@@ -2,6 +2,7 @@
 
 use super::architecture::{LayerTraits, sliding_window, windows_by_layer};
 use super::fields::Fields;
+use super::geometry::MAX_LAYERS;
 use crate::Result;
 
 pub(super) fn layer_traits(fields: &Fields, num_layers: usize) -> Result<LayerTraits> {
@@ -22,6 +23,6 @@ pub(super) fn windows(fields: &Fields, num_layers: usize) -> Result<Vec<Option<u
     const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
     let used = fields.flag("use_sliding_window")?.unwrap_or(false);
     let window = if used { sliding_window(fields)? } else { None };
-    let first = fields.count("max_window_layers", 0..=1 << 10)?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
+    let first = fields.count("max_window_layers", 0..=MAX_LAYERS)?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
     windows_by_layer(fields, num_layers, window, |layer| layer >= first)
 }

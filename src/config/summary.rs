@@ -1,6 +1,7 @@
 //! What a folder holds, said of any model: also of those that cannot be run.
 
 use super::fields::Fields;
+use super::model::max_position;
 use super::{FloatType, ModelSource};
 use crate::Result;
 
@@ -67,15 +68,10 @@ impl ModelKind {
         }
     }
 
-    /// The name of several, in sentences.
-    pub fn plural(self) -> &'static str {
-        match self {
-            ModelKind::Target => "targets",
-            ModelKind::Eagle3 => "EAGLE-3 drafters",
-            ModelKind::Eagle1 => "EAGLE-1 drafters",
-            ModelKind::Msd => "MSD drafters",
-            ModelKind::Medusa => "Medusa heads",
-        }
+    /// Why this version runs nothing of the kind, if it does not.
+    pub fn refusal(self) -> Option<String> {
+        let runs = matches!(self, ModelKind::Target | ModelKind::Eagle3 | ModelKind::Eagle1);
+        (!runs).then(|| format!("{}: not supported yet; EAGLE-3 and EAGLE-1 are", self.title()))
     }
 }
 
@@ -128,7 +124,7 @@ impl ConfigSummary {
             num_layers: count(layer, "num_hidden_layers"),
             num_kv_heads: count(layer, "num_key_value_heads").or(num_q_heads),
             head_dim: count(layer, "head_dim").or_else(divided),
-            max_position: count(layer, "max_position_embeddings"),
+            max_position: max_position(layer).ok(),
             dtype: layer.float_type().ok().flatten().or_else(|| fields.float_type().ok().flatten()),
             num_medusa_heads: count(&fields, "medusa_num_heads"),
         })

@@ -254,6 +254,11 @@ impl Controller {
         self.policy
     }
 
+    /// The bounds that it keeps to.
+    pub fn config(&self) -> &ControllerConfig {
+        &self.config
+    }
+
     /// The cost model, to save or to show.
     pub fn cost(&self) -> &CostModel {
         &self.cost

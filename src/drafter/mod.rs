@@ -8,6 +8,7 @@
 mod eagle1;
 mod eagle3;
 mod features;
+mod layer;
 pub mod ngram;
 
 use crate::config::{
@@ -21,9 +22,13 @@ use crate::weights::Checkpoint;
 
 use eagle1::Eagle1;
 use eagle3::Eagle3;
+use layer::DraftLayer;
 
 /// A drafter as the engine runs it.
 pub trait Drafter: Send {
+    /// The layer that it is.
+    fn layer(&self) -> &DraftLayer;
+
     /// Sizes the activations: passes of at most `max_rows` rows, rounds of at most `max_round_rows` rows in all, contexts
     /// of at most `max_positions`.
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()>;
@@ -43,16 +48,22 @@ pub trait Drafter: Send {
     fn tap_width(&self) -> usize;
 
     /// Rows that the round's feature store can still take; 0 before [`Drafter::extend`] has begun a round.
-    fn free_feature_rows(&self) -> usize;
+    fn free_feature_rows(&self) -> usize {
+        self.layer().buffers().features.free_rows()
+    }
 
     /// Row of the feature store that the next pass writes first.
-    fn next_feature_row(&self) -> usize;
+    fn next_feature_row(&self) -> usize {
+        self.layer().buffers().features.next_row()
+    }
 
     /// Offsets from draft ids to target ids, i32 `[draft vocab]`; `None` when both vocabularies are one.
     fn d2t(&self) -> Option<&Tensor>;
 
     /// Geometry of the key/value cache it needs.
-    fn kv_shape(&self) -> KvShape;
+    fn kv_shape(&self) -> KvShape {
+        self.layer().kv_shape()
+    }
 }
 
 /// What kind of drafter a folder holds, and its configuration.
@@ -70,13 +81,13 @@ impl DrafterConfig {
     /// A configuration that is broken, not supported, or made for another target.
     pub fn read(source: &ModelSource, checkpoint: &Checkpoint, target: &ModelConfig) -> Result<Self> {
         let summary = ConfigSummary::read(source)?;
-        match ModelKind::of(&summary, checkpoint.tensors().map(|tensor| tensor.name)) {
+        let kind = ModelKind::of(&summary, checkpoint.names());
+        if let Some(reason) = kind.and_then(ModelKind::refusal) {
+            return Err(Error::format(source.path("config.json"), reason));
+        }
+        match kind {
             Some(ModelKind::Eagle1) => Eagle1Config::from_hf(source, target).map(Self::Eagle1),
-            Some(kind @ (ModelKind::Msd | ModelKind::Medusa)) => Err(Error::format(
-                source.path("config.json"),
-                format!("{} are not supported yet: EAGLE-3 and EAGLE-1 are", kind.plural()),
-            )),
-            // What is none of these is said by who expects it.
+            // What is no drafter either is said by who expects one.
             _ => Eagle3Config::from_hf(source, target).map(Self::Eagle3),
         }
     }

@@ -20,11 +20,35 @@ use crate::weights::Checkpoint;
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
 pub type LoadProgress<'a> = Box<dyn FnMut(&str, usize, usize) + 'a>;
 
+/// What drafts.
+#[derive(Clone, Debug)]
+pub enum DraftSource {
+    /// The weights of a drafter that was made for the target.
+    Weights(ModelSource),
+    /// N-grams of each request's own text, which need no weights.
+    Ngrams,
+}
+
+impl DraftSource {
+    /// What reports and messages call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Weights(source) => source.name(),
+            Self::Ngrams => "n-grams".into(),
+        }
+    }
+}
+
+impl<Source: Into<ModelSource>> From<Source> for DraftSource {
+    fn from(source: Source) -> Self {
+        Self::Weights(source.into())
+    }
+}
+
 /// Collects what an [`Engine`] is made of.
 pub struct EngineBuilder<'a> {
     model: ModelSource,
-    drafter: Option<ModelSource>,
-    ngrams: bool,
+    drafter: Option<DraftSource>,
     device: DeviceChoice,
     float_type: Option<FloatType>,
     policy: Option<Policy>,
@@ -41,7 +65,6 @@ impl EngineBuilder<'static> {
         Self {
             model,
             drafter: None,
-            ngrams: false,
             device: DeviceChoice::Auto,
             float_type: None,
             policy: None,
@@ -56,15 +79,9 @@ impl EngineBuilder<'static> {
 }
 
 impl<'a> EngineBuilder<'a> {
-    /// A drafter for the model: an EAGLE-3 or EAGLE-1 checkpoint.
-    pub fn drafter(mut self, drafter: impl Into<ModelSource>) -> Self {
+    /// What drafts for the model: the folder of an EAGLE-3 or EAGLE-1 checkpoint, or [`DraftSource::Ngrams`]. Nothing by default.
+    pub fn drafter(mut self, drafter: impl Into<DraftSource>) -> Self {
         self.drafter = Some(drafter.into());
-        self
-    }
-
-    /// Drafts with n-grams of each request's own text, which needs no weights; a drafter, if one is given, goes before.
-    pub fn ngram_drafter(mut self) -> Self {
-        self.ngrams = true;
         self
     }
 
@@ -173,8 +190,8 @@ impl<'a> EngineBuilder<'a> {
                 let drafting = Drafting::new(&device, network, kv, max_rows, max_sequences)?;
                 Some(Proposer::Network(Box::new(drafting)))
             }
-            None if self.ngrams => {
-                let vocab_size = verifier.target.config().vocab_size;
+            None if matches!(self.drafter, Some(DraftSource::Ngrams)) => {
+                let vocab_size = verifier.target.config().geometry.vocab_size;
                 if vocab_size < MAX_TOP_K {
                     return Err(Error::Input(format!(
                         "n-grams draft up to {MAX_TOP_K} different tokens a node, the vocabulary has {vocab_size}"
@@ -190,7 +207,7 @@ impl<'a> EngineBuilder<'a> {
             env!("CARGO_PKG_VERSION"),
             device.name(),
             self.model.name(),
-            self.drafter.as_ref().map_or("n-grams".into(), ModelSource::name),
+            self.drafter.as_ref().map(DraftSource::name).unwrap_or_default(),
             float_type.name(),
             kernels_fingerprint(),
         );
@@ -236,27 +253,23 @@ struct Files {
 
 impl EngineBuilder<'_> {
     fn chosen_policy(&self) -> Policy {
-        self.policy.unwrap_or(if self.drafts() { Policy::Smart } else { Policy::Plain })
-    }
-
-    fn drafts(&self) -> bool {
-        self.drafter.is_some() || self.ngrams
+        self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain })
     }
 
     /// Everything that can be said without a device is said here, first.
     fn open_files(&self) -> Result<Files> {
-        check_drafter(self.chosen_policy(), self.drafts())?;
+        check_drafter(self.chosen_policy(), self.drafter.is_some())?;
         if self.max_sequences == 0 {
             return Err(Error::Input("an engine serves at least one sequence".into()));
         }
         let config = ModelConfig::from_hf(&self.model)?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let drafter = match &self.drafter {
-            Some(source) => {
+            Some(DraftSource::Weights(source)) => {
                 let checkpoint = Checkpoint::open(source)?;
                 Some((DrafterConfig::read(source, &checkpoint, &config)?, checkpoint))
             }
-            None => None,
+            Some(DraftSource::Ngrams) | None => None,
         };
         let float_type = match self.float_type.or(config.dtype) {
             Some(float_type) => float_type,

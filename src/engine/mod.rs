@@ -55,7 +55,7 @@ use crate::engine::stats::RoundClock;
 use crate::engine::verifier::{Verified, Verifier};
 use crate::error::{Error, Result};
 
-pub use builder::EngineBuilder;
+pub use builder::{DraftSource, EngineBuilder};
 pub use generation::Generation;
 pub use profile::MeasuredCosts;
 pub use round::Emission;

@@ -17,7 +17,7 @@ impl Engine {
     /// [`Error::Input`] for a request that cannot be served (empty prompt, token outside the vocabulary, longer than the
     /// context, no free place); driver failures.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
-        request.validate(self.model_config().vocab_size, self.max_context)?;
+        request.validate(self.model_config().geometry.vocab_size, self.max_context)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input(format!(
                 "all {} places are taken; wait for a sequence to end",

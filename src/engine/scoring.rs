@@ -20,7 +20,7 @@ impl Engine {
             weight: 1.0,
         };
         // Nothing is drawn, so the text may fill the context.
-        request.validate(self.model_config().vocab_size, self.max_context + 1)?;
+        request.validate(self.model_config().geometry.vocab_size, self.max_context + 1)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));
         };

@@ -126,7 +126,7 @@ pub(super) fn measure(
         }
     }
     let config = verifier.target.config();
-    let group = config.num_q_heads / config.num_kv_heads;
+    let group = config.geometry.num_q_heads / config.geometry.num_kv_heads;
     // The host driver's native twins have no tiles: every row costs.
     let tiled = !device.is_host() || device.has_modelled_time();
     let treads =

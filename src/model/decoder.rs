@@ -1,7 +1,7 @@
 //! A decoder-only target: pre-norm layers with grouped-query attention, rotary positions and a gated MLP. What its
 //! architecture adds (biases, normalised heads, sliding windows) the config says and `AttentionWeights` holds.
 
-use crate::config::{FloatType, ModelConfig};
+use crate::config::{FloatType, Geometry, ModelConfig};
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
@@ -25,7 +25,6 @@ pub struct Decoder {
     final_norm: Tensor,
     /// `[vocab, hidden]`; the embedding itself when tied.
     head: Tensor,
-    cos_sin: Tensor,
     buffers: Option<Buffers>,
 }
 
@@ -69,13 +68,13 @@ impl Decoder {
         float_type: FloatType,
         progress: Progress,
     ) -> Result<Self> {
-        let ModelConfig { hidden_size: hidden, vocab_size: vocab, intermediate_size: intermediate, .. } =
-            config;
+        let Geometry { hidden_size: hidden, vocab_size: vocab, intermediate_size: intermediate, .. } =
+            config.geometry;
         let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
-        let shape = attention_shape(&config);
+        let shape = AttentionShape::of(&config.geometry);
         let embedding = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for i in 0..config.num_layers {
+        let mut layers = Vec::with_capacity(config.geometry.num_layers);
+        for i in 0..config.geometry.num_layers {
             let prefix = format!("model.layers.{i}");
             layers.push(Layer {
                 input_norm: loader.vector(&[&format!("{prefix}.input_layernorm.weight")], &[hidden])?,
@@ -88,7 +87,7 @@ impl Decoder {
                         hidden,
                         qkv_bias: config.qkv_bias,
                         o_bias: config.o_bias,
-                        norm_eps: config.qk_norm.then_some(config.rms_norm_eps),
+                        norm_eps: config.qk_norm.then_some(config.geometry.rms_norm_eps),
                         window: config.windows[i],
                     },
                 )?,
@@ -112,8 +111,6 @@ impl Decoder {
             layers,
             final_norm,
             head,
-            // Sized with the buffers, when the longest context is known.
-            cos_sin: Tensor::uninit(device, DType::F32, &[0, config.head_dim])?,
             buffers: None,
             config,
         })
@@ -123,16 +120,14 @@ impl Decoder {
     /// most `max_positions`.
     pub fn prepare(&mut self, max_rows: usize, max_logit_rows: usize, max_positions: usize) -> Result<()> {
         let config = &self.config;
-        let (hidden, shape) = (config.hidden_size, attention_shape(config));
+        let hidden = config.geometry.hidden_size;
         let buffer = |rows: usize| Tensor::uninit(&self.device, self.dtype, &[rows, hidden]);
         let size = ScratchSize {
             max_rows,
-            max_kv_len: max_positions,
-            shape,
-            intermediate: config.intermediate_size,
-            hidden,
+            max_positions,
+            geometry: &config.geometry,
             attention_input: hidden,
-            others: vec![(config.vocab_size, hidden)],
+            others: vec![(config.geometry.vocab_size, hidden)],
             dtype: self.dtype,
         };
         self.buffers = Some(Buffers {
@@ -141,11 +136,9 @@ impl Decoder {
             delta: buffer(max_rows)?,
             head_in: buffer(max_logit_rows)?,
             head_delta: buffer(max_logit_rows)?,
-            logits: Tensor::uninit(&self.device, DType::F32, &[max_logit_rows, config.vocab_size])?,
+            logits: Tensor::uninit(&self.device, DType::F32, &[max_logit_rows, config.geometry.vocab_size])?,
             scratch: Scratch::new(&self.device, &size)?,
         });
-        let table = config.rope.cos_sin_table(max_positions, config.head_dim);
-        self.cos_sin = Tensor::from_slice(&self.device, &table, &[max_positions, config.head_dim])?;
         Ok(())
     }
 
@@ -153,10 +146,10 @@ impl Decoder {
     /// `[logit rows, vocab]` of the rows that want them.
     pub fn forward(&self, pass: &Pass, kv: &KvCache, taps: Option<Taps>) -> Result<Tensor> {
         let buffers = self.buffers.as_ref().expect("prepare comes before forward");
-        let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.rms_norm_eps);
+        let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.geometry.rms_norm_eps);
         let [residual, normed, delta] =
             [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
-        let (scratch, hidden) = (&buffers.scratch, self.config.hidden_size);
+        let (scratch, hidden) = (&buffers.scratch, self.config.geometry.hidden_size);
         embedding(device, EmbeddingArgs { tokens: &pass.tokens(), table: &self.embedding, out: &residual })?;
         for (i, layer) in self.layers.iter().enumerate() {
             // A drafter may read one stream twice (small targets): the norm is repeated for the second copy.
@@ -171,7 +164,7 @@ impl Decoder {
                     RmsNormArgs { residual: &residual, delta, weight, out: &normed, tap: tap.as_ref(), eps },
                 )?;
             }
-            attend(pass, &normed, &layer.attention, &self.cos_sin, (kv, i), scratch, &delta)?;
+            attend(pass, &normed, &layer.attention, (kv, i), scratch, &delta)?;
             rmsnorm(
                 device,
                 RmsNormArgs {
@@ -185,34 +178,28 @@ impl Decoder {
             )?;
             layer.mlp.forward(device, &normed, scratch, &delta)?;
         }
+        let final_norm = |residual: &Tensor, delta: Option<&Tensor>, out: &Tensor| {
+            rmsnorm(device, RmsNormArgs { residual, delta, weight: &self.final_norm, out, tap: None, eps })
+        };
         // The first norm adds the last half-layer's delta to the stream; later ones find it there.
-        let mut last = Some(&delta);
+        let (mut incoming, mut tapped) = (Some(&delta), None);
         for chunk in tapped_chunks(&taps, self.layers.len(), hidden) {
-            let (weight, delta) = (&self.final_norm, last.take());
-            let out = &chunk.rows(rows.clone());
-            rmsnorm(device, RmsNormArgs { residual: &residual, delta, weight, out, tap: None, eps })?;
+            let out = chunk.rows(rows.clone());
+            final_norm(&residual, incoming.take(), &out)?;
+            tapped = Some(out);
         }
         let wanted = pass.num_logit_rows();
         let [head_in, head_delta] = [&buffers.head_in, &buffers.head_delta].map(|b| b.rows(0..wanted));
         let logits = buffers.logits.rows(0..wanted);
         if wanted > 0 {
-            let index = &pass.logit_rows();
-            gather_rows(device, GatherRowsArgs { src: &residual, index, out: &head_in })?;
-            if let Some(delta) = last {
-                gather_rows(device, GatherRowsArgs { src: delta, index, out: &head_delta })?;
+            let (index, normed) = (&pass.logit_rows(), normed.rows(0..wanted));
+            if let Some(tapped) = &tapped {
+                gather_rows(device, GatherRowsArgs { src: tapped, index, out: &normed })?;
+            } else {
+                gather_rows(device, GatherRowsArgs { src: &residual, index, out: &head_in })?;
+                gather_rows(device, GatherRowsArgs { src: &delta, index, out: &head_delta })?;
+                final_norm(&head_in, Some(&head_delta), &normed)?;
             }
-            let normed = normed.rows(0..wanted);
-            rmsnorm(
-                device,
-                RmsNormArgs {
-                    residual: &head_in,
-                    delta: last.map(|_| &head_delta),
-                    weight: &self.final_norm,
-                    out: &normed,
-                    tap: None,
-                    eps,
-                },
-            )?;
             linear(
                 device,
                 LinearArgs {
@@ -244,8 +231,7 @@ impl Decoder {
 
     /// Geometry of the key/value cache this model needs.
     pub fn kv_shape(&self) -> KvShape {
-        let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = self.config;
-        KvShape { num_layers, num_kv_heads, head_dim, dtype: self.dtype }
+        KvShape::of(&self.config.geometry, self.dtype)
     }
 }
 
@@ -256,9 +242,4 @@ fn tapped_chunks(taps: &Option<Taps>, layer: usize, hidden: usize) -> impl Itera
         .flat_map(|taps| taps.layers.iter().enumerate().map(|(chunk, &tapped)| (chunk, tapped, taps.out)));
     taps.filter(move |&(_, tapped, _)| tapped == layer)
         .map(move |(chunk, _, out)| out.columns(chunk * hidden..(chunk + 1) * hidden))
-}
-
-fn attention_shape(config: &ModelConfig) -> AttentionShape {
-    let ModelConfig { num_q_heads, num_kv_heads, head_dim, .. } = *config;
-    AttentionShape { num_q_heads, num_kv_heads, head_dim }
 }

@@ -1,5 +1,6 @@
 //! The two halves of a decoder layer, shared by targets and drafters: attention over the paged cache, and the MLP.
 
+use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::kernels::linear::{self, LinearArgs, linear};
@@ -18,6 +19,11 @@ pub(crate) struct AttentionShape {
 }
 
 impl AttentionShape {
+    pub fn of(geometry: &Geometry) -> Self {
+        let Geometry { num_q_heads, num_kv_heads, head_dim, .. } = *geometry;
+        Self { num_q_heads, num_kv_heads, head_dim }
+    }
+
     pub fn q_dim(&self) -> usize {
         self.num_q_heads * self.head_dim
     }
@@ -145,17 +151,18 @@ pub(crate) struct Scratch {
     attended: Tensor,
     gate_up: Tensor,
     act: Tensor,
+    /// Rotations by position, f32 `[positions, head_dim]`.
+    cos_sin: Tensor,
     /// f32 partial sums of split reductions.
     pub workspace: Tensor,
 }
 
 /// What [`Scratch`] has to hold.
-pub(crate) struct ScratchSize {
+pub(crate) struct ScratchSize<'a> {
     pub max_rows: usize,
-    pub max_kv_len: usize,
-    pub shape: AttentionShape,
-    pub intermediate: usize,
-    pub hidden: usize,
+    /// Longest context.
+    pub max_positions: usize,
+    pub geometry: &'a Geometry,
     /// Width of what the attention projects: `hidden`, or more for a drafter.
     pub attention_input: usize,
     /// `(outputs, inputs)` of the linear layers outside the decoder layer: the head, a drafter's fc.
@@ -165,29 +172,30 @@ pub(crate) struct ScratchSize {
 
 impl Scratch {
     pub fn new(device: &Device, size: &ScratchSize) -> Result<Self> {
-        let (rows, shape) = (size.max_rows, size.shape);
+        let ScratchSize { max_rows: rows, max_positions, geometry, .. } = *size;
+        let (shape, hidden) = (AttentionShape::of(geometry), geometry.hidden_size);
+        let intermediate = geometry.intermediate_size;
         let layer = [
             (shape.qkv_dim(), size.attention_input),
-            (size.hidden, shape.q_dim()),
-            (2 * size.intermediate, size.hidden),
-            (size.hidden, size.intermediate),
+            (hidden, shape.q_dim()),
+            (2 * intermediate, hidden),
+            (hidden, intermediate),
         ];
         let linears = layer.iter().chain(&size.others);
         let linear_len = linears.map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
         let attention_len =
-            tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, size.max_kv_len);
+            tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, max_positions);
+        let workspace_len = linear_len.unwrap_or(0).max(attention_len).max(1);
         let buffer = |cols: usize| Tensor::uninit(device, size.dtype, &[rows, cols]);
+        let rotations = geometry.rope.cos_sin_table(max_positions, shape.head_dim);
         Ok(Self {
             qkv: buffer(shape.qkv_dim())?,
             q: buffer(shape.q_dim())?,
             attended: buffer(shape.q_dim())?,
-            gate_up: buffer(2 * size.intermediate)?,
-            act: buffer(size.intermediate)?,
-            workspace: Tensor::uninit(
-                device,
-                DType::F32,
-                &[linear_len.unwrap_or(0).max(attention_len).max(1)],
-            )?,
+            gate_up: buffer(2 * intermediate)?,
+            act: buffer(intermediate)?,
+            cos_sin: Tensor::from_slice(device, &rotations, &[max_positions, shape.head_dim])?,
+            workspace: Tensor::uninit(device, DType::F32, &[workspace_len])?,
         })
     }
 }
@@ -197,7 +205,6 @@ pub(crate) fn attend(
     pass: &Pass,
     x: &Tensor,
     weights: &AttentionWeights,
-    cos_sin: &Tensor,
     (kv, layer): (&KvCache, usize),
     scratch: &Scratch,
     out: &Tensor,
@@ -221,7 +228,7 @@ pub(crate) fn attend(
             q_out: &q,
             k_cache: &k_cache,
             v_cache: &v_cache,
-            cos_sin,
+            cos_sin: &scratch.cos_sin,
             positions: &pass.positions(),
             slots: &pass.slots(),
             num_q_heads,

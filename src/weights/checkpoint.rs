@@ -15,7 +15,9 @@ use super::{StoredType, header, torch};
 use crate::config::{FloatType, ModelSource};
 use crate::{Error, Result};
 
-const SINGLE_FILE: &str = "model.safetensors";
+/// Names of safetensors weights in a folder.
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Where the weights of a folder may be: in one file, or in those that an index lists.
 struct Layout {
@@ -26,11 +28,7 @@ struct Layout {
 
 /// In the order in which they are looked for: safetensors first, whatever else is there.
 const LAYOUTS: [Layout; 3] = [
-    Layout {
-        format: FileFormat::Safetensors,
-        single: SINGLE_FILE,
-        index: Some("model.safetensors.index.json"),
-    },
+    Layout { format: FileFormat::Safetensors, single: SINGLE_FILE, index: Some(INDEX_FILE) },
     Layout {
         format: FileFormat::Torch,
         single: "pytorch_model.bin",

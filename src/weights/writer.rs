@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::checkpoint::{INDEX_FILE, SINGLE_FILE};
 use super::view::{TensorView, stored_type};
 use super::{Checkpoint, StoredType};
 use crate::config::FloatType;
@@ -60,7 +61,7 @@ impl Checkpoint {
         let mut weight_map = Map::new();
         for (i, shard) in shards.iter().enumerate() {
             let file = match shards.len() {
-                1 => "model.safetensors".to_string(),
+                1 => SINGLE_FILE.to_string(),
                 count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
             };
             let mut go_on = |bytes: usize| {
@@ -75,7 +76,7 @@ impl Checkpoint {
         if shards.len() > 1 {
             let total_size: usize = shards.iter().flatten().map(|tensor| tensor.size_in_bytes).sum();
             let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
-            let path = dir.join("model.safetensors.index.json");
+            let path = dir.join(INDEX_FILE);
             std::fs::write(&path, format!("{index:#}\n")).map_err(|error| Error::io(&path, error))?;
         }
         Ok(Some(shards.len()))

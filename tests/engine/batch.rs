@@ -60,6 +60,19 @@ fn a_sequence_is_the_same_alone_and_in_a_batch() {
 }
 
 #[test]
+fn a_floor_holds_for_every_controller_of_an_engine() {
+    let mut engine = Engine::builder(repository("assets/demo/target"))
+        .drafter(repository("assets/demo/drafter"))
+        .policy(Policy::Chain(1))
+        .floor(3)
+        .max_context(64)
+        .build()
+        .unwrap();
+    assert_eq!(engine.controller().config().floor, 3);
+    assert_eq!(engine.new_controller(Policy::Chain(2)).unwrap().config().floor, 3);
+}
+
+#[test]
 fn weights_reach_the_controller_and_senseless_ones_are_refused() {
     let mut engine = batched(Policy::Smart, 3);
     for request in requests().into_iter().take(3) {

@@ -2,7 +2,7 @@
 
 use smart_run::config::FloatType;
 use smart_run::control::{CostModel, Policy, SweepKind};
-use smart_run::engine::Engine;
+use smart_run::engine::{DraftSource, Engine};
 
 use crate::fixtures::{builder, demo, demo_prompts, greedy, repository, run, tiny};
 
@@ -75,4 +75,23 @@ fn without_a_drafter_there_are_no_drafter_passes() {
     let mut engine = builder(&repository("tests/golden/llama31_gqa")).max_context(1).build().unwrap();
     assert!(engine.measure_costs().unwrap().points.iter().all(|point| point.context == 0));
     assert!(!tiny(FloatType::F32, Policy::Plain).measure_costs().unwrap().points.is_empty());
+}
+
+/// Costs of one drafter say nothing of another's, for the same target.
+#[test]
+fn costs_on_disk_are_kept_apart_by_drafter() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("costs.json");
+    let start = |drafter: DraftSource| {
+        let target = repository("assets/demo/target");
+        let builder = Engine::builder(target).drafter(drafter).policy(Policy::Smart).max_context(128);
+        let engine = builder.cost_cache(&cache).build().unwrap();
+        (engine.controller().cost().clone(), std::fs::read(&cache).unwrap())
+    };
+    let weights = || DraftSource::from(repository("assets/demo/drafter"));
+    let (first, kept) = start(weights());
+    let (again, kept_again) = start(weights());
+    assert!(first == again && kept == kept_again, "the file is read, not written, at the second start");
+    let (_, other) = start(DraftSource::Ngrams);
+    assert!(other != kept, "n-grams started with the costs of a network");
 }

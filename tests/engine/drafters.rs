@@ -2,7 +2,7 @@
 
 use smart_run::config::FloatType;
 use smart_run::control::{NONE, Policy};
-use smart_run::engine::{Engine, Request};
+use smart_run::engine::{DraftSource, Engine, Request};
 use smart_run::sampling::SamplingParams;
 
 use crate::fixtures::{assert_close, expected, floats, greedy, ids, repository, run};
@@ -118,6 +118,9 @@ fn eagle1_gives_the_plain_text() {
             let got: Vec<Vec<i32>> =
                 requests.iter().map(|request| run(&mut engine, request.clone())).collect();
             assert_eq!(got, wanted, "{policy}, {float_type:?}");
+            // Drafts of a random pair may not pay; a static tree drafts all the same.
+            let drafted = engine.stats().mean_nodes() > 1.0;
+            assert!(drafted || policy == "smart", "{policy} never drafted: the comparison says nothing");
         }
     }
 }
@@ -148,13 +151,31 @@ fn an_eagle1_checkpoint_and_its_config_must_agree() {
     }
 }
 
+/// Heads that the engine cannot run are told by their tensors, whatever their config says.
+#[test]
+fn families_that_do_not_run_are_named() {
+    let golden = repository("tests/golden");
+    let folder = tempfile::tempdir().unwrap();
+    let drafter = golden.join("eagle1_random/drafter");
+    std::fs::copy(drafter.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(drafter.join("config.json")).unwrap();
+    std::fs::write(folder.path().join("config.json"), config.replace("\"llama\"", "\"qwen2_vl\"")).unwrap();
+    for (folder, family) in [(folder.path(), "MSD drafter"), (&golden.join("torch/medusa"), "Medusa heads")] {
+        let built = Engine::builder(golden.join("llama31_gqa")).drafter(folder).build();
+        let error = built.err().unwrap_or_else(|| panic!("{family} was accepted"));
+        assert!(error.is_input() && error.to_string().contains(family), "{error}");
+        assert!(error.to_string().contains("not supported yet"), "{error}");
+    }
+}
+
 /// N-grams need no weights: any target speculates with them, and a text that repeats itself is accepted in long pieces.
 #[test]
 fn ngrams_give_the_plain_text_and_find_repetitions() {
     let golden = repository("tests/golden");
     let target = golden.join("llama31_gqa");
     let build = |policy: Policy| {
-        let builder = Engine::builder(target.as_path()).float_type(FloatType::Bf16).ngram_drafter();
+        let builder =
+            Engine::builder(target.as_path()).float_type(FloatType::Bf16).drafter(DraftSource::Ngrams);
         builder.policy(policy).max_sequences(3).max_context(320).build().unwrap()
     };
     let sampled = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
@@ -182,6 +203,7 @@ fn ngrams_give_the_plain_text_and_find_repetitions() {
             }
         }
         assert_eq!(got, wanted[..3], "{policy}, together");
+        assert!(engine.stats().mean_nodes() > 1.0, "{policy} never drafted: the comparison says nothing");
     }
     // A greedy text of a small random network falls into a cycle, which is what n-grams are for.
     let mut engine = build(Policy::Chain(5));

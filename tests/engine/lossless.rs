@@ -179,7 +179,7 @@ fn random_tree(truth: &[i32], size: usize, vocab: i32, state: &mut u64) -> Draft
 
 /// Random trees that often hold the true continuation, against plain decoding; returns the accepted nodes of all prompts.
 fn random_trees(engine: &mut Engine, prompts: &[Vec<i32>], new_tokens: usize, what: &str) -> usize {
-    let vocab = engine.model_config().vocab_size as i32;
+    let vocab = engine.model_config().geometry.vocab_size as i32;
     let mut state = 1u64;
     let mut accepted = 0;
     for (prompt, sampling) in prompts.iter().zip(samplings().into_iter().cycle()) {

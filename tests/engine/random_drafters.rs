@@ -16,11 +16,11 @@ const INTERMEDIATE: usize = 64;
 /// no head, and is deleted with the value.
 pub fn random_drafter(target: &Path, attention_bias: bool) -> TempDir {
     let target = ModelConfig::from_hf(&ModelSource::from(target)).unwrap();
-    let hidden = target.hidden_size;
+    let hidden = target.geometry.hidden_size;
     let config = json!({
         "architectures": ["LlamaForCausalLMEagle3"],
-        "vocab_size": target.vocab_size,
-        "draft_vocab_size": target.vocab_size,
+        "vocab_size": target.geometry.vocab_size,
+        "draft_vocab_size": target.geometry.vocab_size,
         "hidden_size": hidden,
         "intermediate_size": INTERMEDIATE,
         "num_hidden_layers": 1,
@@ -30,7 +30,7 @@ pub fn random_drafter(target: &Path, attention_bias: bool) -> TempDir {
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "attention_bias": attention_bias,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 0, target.num_layers - 2]},
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 0, target.geometry.num_layers - 2]},
     });
     let mut shapes = vec![
         ("fc.weight", vec![hidden, 3 * hidden]),

@@ -3,7 +3,7 @@ use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use smart_run::reference;
 
 use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
-use crate::common::device::device;
+use crate::common::device::{TestDevice, device};
 use crate::common::inputs::{MODEL_DTYPES, Rng, download, poisoned, round_to, rounded, upload};
 
 const PAGES: usize = 20;
@@ -118,6 +118,27 @@ fn expected(
     want
 }
 
+/// Holds a launch in every mode against the oracle; values pass as they are.
+fn check(
+    device: &TestDevice,
+    name: &str,
+    dtype: DType,
+    heads: Heads,
+    (qkv, positions, slots): (&[f32], &[i32], &[i32]),
+    norm: Option<&Norm>,
+    tol: Tol,
+) {
+    let want = expected(dtype, heads, qkv, positions, slots, norm);
+    for mode in device.modes() {
+        device.enter(mode);
+        let name = format!("{name} {} {mode:?}", dtype.name());
+        let got = run(device, dtype, heads, qkv, positions, slots, norm);
+        close(&format!("{name} q"), &got.q, &want.q, tol);
+        close(&format!("{name} k"), &got.k, &want.k, tol);
+        close(&format!("{name} v"), &got.v, &want.v, Tol { abs: 0.0, rel: 0.0 });
+    }
+}
+
 #[test]
 fn every_case_matches_the_oracle() {
     let device = device();
@@ -135,17 +156,9 @@ fn every_case_matches_the_oracle() {
     for dtype in MODEL_DTYPES {
         for (seed, (name, heads)) in cases.into_iter().enumerate() {
             let qkv = rounded(dtype, Rng::new(seed as u64).with_outliers(positions.len() * heads.width()));
-            let want = expected(dtype, heads, &qkv, &positions, &slots, None);
-            for mode in device.modes() {
-                device.enter(mode);
-                let name = format!("{name} {} {mode:?}", dtype.name());
-                let got = run(&device, dtype, heads, &qkv, &positions, &slots, None);
-                // Two products that may cancel: their own rounding in f32, of values up to about 100.
-                let tol = Tol::rounding(dtype, 100.0 / (1 << 23) as f32);
-                close(&format!("{name} q"), &got.q, &want.q, tol);
-                close(&format!("{name} k"), &got.k, &want.k, tol);
-                close(&format!("{name} v"), &got.v, &want.v, Tol { abs: 0.0, rel: 0.0 });
-            }
+            // Two products that may cancel: their own rounding in f32, of values up to about 100.
+            let tol = Tol::rounding(dtype, 100.0 / (1 << 23) as f32);
+            check(&device, name, dtype, heads, (&qkv, &positions, &slots), None, tol);
         }
     }
 }
@@ -172,15 +185,8 @@ fn heads_are_normalised_before_they_are_rotated() {
             let mut qkv = rounded(dtype, Rng::new(40 + seed as u64).normals(3 * heads.width()));
             qkv[..heads.dim].fill(0.0); // eps alone keeps this head finite
             let norm = Norm::new(dtype, heads.dim, 50 + seed as u64);
-            let want = expected(dtype, heads, &qkv, &positions, &slots, Some(&norm));
-            for mode in device.modes() {
-                device.enter(mode);
-                let name = format!("{name} {} {mode:?}", dtype.name());
-                let got = run(&device, dtype, heads, &qkv, &positions, &slots, Some(&norm));
-                close(&format!("{name} q"), &got.q, &want.q, normed_tolerance(dtype));
-                close(&format!("{name} k"), &got.k, &want.k, normed_tolerance(dtype));
-                close(&format!("{name} v"), &got.v, &want.v, Tol { abs: 0.0, rel: 0.0 });
-            }
+            let tol = normed_tolerance(dtype);
+            check(&device, name, dtype, heads, (&qkv, &positions, &slots), Some(&norm), tol);
         }
     }
 }

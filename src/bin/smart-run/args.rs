@@ -2,6 +2,7 @@
 
 mod bench;
 mod folders;
+mod model;
 mod profile;
 mod replay;
 
@@ -14,12 +15,13 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use smart_run::Error;
-use smart_run::config::FloatType;
 use smart_run::control::Policy;
-use smart_run::device::DeviceChoice;
+
+use model::LowModel;
 
 pub use bench::BenchArgs;
 pub use folders::{ConvertArgs, InspectArgs};
+pub use model::ModelArgs;
 pub use profile::{Picture, ProfileArgs, ProfileSubject};
 pub use replay::ReplayArgs;
 
@@ -47,10 +49,8 @@ pub enum Command {
 /// A request to complete one prompt; every value is within its range.
 #[derive(Debug, PartialEq)]
 pub struct GenerateArgs {
-    /// The target's folder; `None` is the demo pair.
-    pub model: Option<PathBuf>,
-    /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
-    pub draft: Option<PathBuf>,
+    /// What runs, and where.
+    pub models: ModelArgs,
     /// What to complete.
     pub prompt: Prompt,
     /// Tokens generated at most, from 1.
@@ -61,23 +61,12 @@ pub struct GenerateArgs {
     pub ignore_eos: bool,
     /// How trees are grown; `None` is `smart` with a drafter and `plain` without.
     pub policy: Option<Policy>,
-    /// Type to run in; `None` is the one that the weights are stored in.
-    pub dtype: Option<FloatType>,
-    /// Where to run.
-    pub device: DeviceChoice,
     /// What to print.
     pub format: OutputFormat,
     /// File to write a JSON line a round to.
     pub trace: Option<PathBuf>,
     /// File to record drafts and draws to, for `replay`; then the text grows by one token a round.
     pub record: Option<PathBuf>,
-}
-
-impl GenerateArgs {
-    /// Whether there is a drafter to speculate with.
-    pub fn has_drafter(&self) -> bool {
-        self.draft.is_some() || self.model.is_none()
-    }
 }
 
 /// What to complete.
@@ -222,12 +211,8 @@ enum LowCommand {
 #[derive(Args)]
 #[command(allow_negative_numbers = true)]
 struct LowGenerate {
-    /// Target: a Hugging Face model folder [default: the demo pair]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
-    #[arg(long, value_name = "DIR")]
-    draft: Option<PathBuf>,
+    #[command(flatten)]
+    models: LowModel,
     /// Text to complete
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -266,12 +251,6 @@ struct LowGenerate {
     /// [default: smart; plain without a drafter]
     #[arg(long, value_name = "POLICY", value_parser = from_str::<Policy>)]
     policy: Option<Policy>,
-    /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
-    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
-    dtype: Dtype,
-    /// Where to run: auto, cuda:N or host
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = from_str::<DeviceChoice>)]
-    device: DeviceChoice,
     /// What to print: text as it is generated, or at the end one object as json
     #[arg(long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
     format: OutputFormat,
@@ -305,8 +284,7 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
         }
     };
     let args = GenerateArgs {
-        model: typed.model,
-        draft: typed.draft,
+        models: typed.models.into(),
         prompt,
         max_new_tokens: typed.max_new_tokens,
         sampling: SamplingArgs {
@@ -318,26 +296,20 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
         },
         ignore_eos: typed.ignore_eos,
         policy: typed.policy,
-        dtype: typed.dtype.0,
-        device: typed.device,
         format: typed.format,
         trace: typed.trace,
         record: typed.record,
     };
     if args.record.is_some() {
-        if !args.has_drafter() {
+        if !args.models.has_drafter() {
             return Err("--record needs a drafter: give --draft".into());
         }
         if args.policy.is_some() || args.trace.is_some() {
             return Err("--record follows no policy: leave out --policy and --trace".into());
         }
     }
-    match args.policy.filter(|policy| *policy != Policy::Plain && !args.has_drafter()) {
-        Some(policy) => {
-            Err(format!("--policy {policy} needs a drafter: give --draft, or use --policy plain"))
-        }
-        None => Ok(args),
-    }
+    args.models.check_policies(&args.policy)?;
+    Ok(args)
 }
 
 /// `trace` as typed.
@@ -386,17 +358,6 @@ fn token_ids(typed: &str) -> Result<TokenIds, String> {
         })
     };
     typed.split(',').map(id).collect::<Result<_, _>>().map(TokenIds)
-}
-
-/// The type of `--dtype`; `None` is `auto`.
-#[derive(Clone, Copy)]
-struct Dtype(Option<FloatType>);
-
-fn dtype(typed: &str) -> Result<Dtype, String> {
-    match typed {
-        "auto" => Ok(Dtype(None)),
-        name => name.parse().map(|dtype| Dtype(Some(dtype))).map_err(|_| "use auto, bf16, f16 or f32".into()),
-    }
 }
 
 fn temperature(typed: &str) -> Result<f32, String> {

@@ -6,7 +6,6 @@
 mod pass;
 mod prompts;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use smart_run::conditions::Conditions;
 use smart_run::config::ModelConfig;
@@ -19,8 +18,9 @@ use smart_run::text::Tokenizer;
 use smart_run::{Error, Result};
 
 use crate::args::BenchArgs;
+use crate::loading::{self, Models};
 use crate::report::{self, Cell, Played, Results, Role, Text};
-use crate::{interrupt, loading, plots};
+use crate::{interrupt, output};
 use prompts::PromptSet;
 
 /// Changes whenever a field's meaning does.
@@ -76,17 +76,17 @@ struct Entry {
 pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some((path, _)) = &args.out {
         // A wrong path should not cost minutes.
-        plots::check_place(path)?;
+        output::check_place(path)?;
     }
-    let (model, drafter) = loading::sources(args.model.as_deref(), args.draft.as_deref())?;
-    let config = ModelConfig::from_hf(&model)?;
-    let tokenizer = Tokenizer::open(&model)?;
+    let models = Models::of(&args.models)?;
+    let config = ModelConfig::from_hf(&models.target)?;
+    let tokenizer = Tokenizer::open(&models.target)?;
     let sets = prompts::prompt_sets(&args.prompts, tokenizer.as_ref())?;
-    let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|drafter| drafter.name()));
+    let (model_name, drafter_name) = (models.target.name(), models.drafter_name());
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     for set in &sets {
         let check = |prompt: &Vec<i32>| {
-            request(args, prompt, 0.0, 0).validate(config.vocab_size, config.max_position)
+            request(args, prompt, 0.0, 0).validate(config.geometry.vocab_size, config.max_position)
         };
         set.prompts
             .iter()
@@ -94,17 +94,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             .map_err(|error| Error::Input(format!("{}: {error}", set.name)))?;
     }
     let longest = sets.iter().flat_map(|set| &set.prompts).map(Vec::len).max().unwrap_or(0);
-    let mut builder = Engine::builder(model)
+    let builder = models
+        .builder(&args.models)
         .policy(Policy::Plain)
-        .device(args.device)
         .max_sequences(args.batches.iter().copied().max().unwrap_or(1))
         .max_context(longest.saturating_add(args.max_new_tokens));
-    if let Some(drafter) = drafter {
-        builder = drafter.add_to(builder);
-    }
-    if let Some(dtype) = args.dtype {
-        builder = builder.float_type(dtype);
-    }
     interrupt::listen();
     let mut engine = loading::build(builder)?;
     let mut workloads: Vec<Workload> = sets
@@ -169,9 +163,8 @@ fn measure(
     workloads: &mut [Workload],
     entries: &mut [Entry],
 ) -> Result<Option<(Vec<Option<Conditions>>, usize)>> {
-    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {eta} left");
-    let bar = ProgressBar::new(((args.repetitions + 1) * entries.len()) as u64)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let passes = (args.repetitions + 1) * entries.len();
+    let bar = output::bar("{msg} {bar:30} {pos}/{len}, {eta} left", passes);
     let (mut conditions, mut compared) = (Vec::new(), 0);
     for repetition in 0..=args.repetitions {
         bar.set_message(if repetition == 0 { "warming up" } else { "measuring" });
@@ -186,7 +179,7 @@ fn measure(
                 if interrupt::requested() {
                     return Ok(None);
                 }
-                compared += compare(workload, entry, &texts)?;
+                compared += check_texts(workload, entry, &texts)?;
                 bar.inc(1);
             }
         }
@@ -251,7 +244,7 @@ fn request(args: &BenchArgs, prompt: &[i32], temperature: f32, index: u64) -> Re
 }
 
 /// Holds the texts of a pass against plain decoding's; how many were compared.
-fn compare(workload: &mut Workload, entry: &Entry, texts: &[Vec<i32>]) -> Result<usize> {
+fn check_texts(workload: &mut Workload, entry: &Entry, texts: &[Vec<i32>]) -> Result<usize> {
     for (index, (text, plain)) in texts.iter().zip(&workload.plain).enumerate() {
         if text == plain {
             continue;

@@ -10,9 +10,9 @@ use smart_run::weights::{Checkpoint, WriteOptions};
 use smart_run::{Error, Result};
 
 use crate::args::ConvertArgs;
-use crate::generate::print_now;
 use crate::loading;
-use crate::{interrupt, plots};
+use crate::output::print_now;
+use crate::{interrupt, output};
 
 /// Ends of the names of files that are copied: configuration, tokenizer, chat template, model card.
 const COPIED: [&str; 5] = ["json", "txt", "model", "jinja", "md"];
@@ -26,7 +26,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let checkpoint = Checkpoint::open(&source)?;
     interrupt::listen();
     let partial = Partial::beside(&args.out)?;
-    let bar = loading::bar("converting");
+    let bar = loading::bytes_bar("converting");
     let options = WriteOptions { float_type: args.dtype, max_shard_bytes: args.max_shard_bytes };
     let written = checkpoint.write_safetensors(&partial.folder, options, &mut |done, all| {
         bar.set_length(all as u64);
@@ -50,7 +50,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
 
 /// Fails unless `out` is free: not there, or an empty folder.
 fn check_out(out: &Path) -> Result<()> {
-    plots::check_place(out)?;
+    output::check_place(out)?;
     match fs::read_dir(out).map(|mut files| files.next().is_none()) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::format(out, "this folder is not empty: give --out a new one")),

@@ -8,7 +8,8 @@ use smart_run::sampling::SamplingParams;
 use smart_run::text::Tokenizer;
 
 use crate::args::OutputFormat;
-use crate::generate::{complete, print_now};
+use crate::generate::complete;
+use crate::output::print_now;
 use crate::{demo_model, interrupt, loading};
 
 /// From the held-out part of the corpus's domain: a class that the model has not seen.

@@ -1,7 +1,7 @@
 //! `smart-run generate`: one prompt, completed.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -15,13 +15,15 @@ use smart_run::text::Tokenizer;
 use smart_run::{Error, Result};
 
 use crate::args::{GenerateArgs, OutputFormat, Prompt};
-use crate::{interrupt, loading};
+use crate::interrupt;
+use crate::loading::{self, Models};
+use crate::output::print_now;
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let (model, drafter) = loading::sources(args.model.as_deref(), args.draft.as_deref())?;
-    let config = ModelConfig::from_hf(&model)?;
-    let tokenizer = Tokenizer::open(&model)?;
+    let models = Models::of(&args.models)?;
+    let config = ModelConfig::from_hf(&models.target)?;
+    let tokenizer = Tokenizer::open(&models.target)?;
     let prompt = prompt_ids(args, tokenizer.as_ref())?;
     let sampling = SamplingParams {
         temperature: args.sampling.temperature,
@@ -38,20 +40,13 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         weight: 1.0,
     };
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
-    request.validate(config.vocab_size, config.max_position)?;
-    let (model_name, drafter_name) = (model.name(), drafter.as_ref().map(|d| d.name()));
-    let mut builder = Engine::builder(model)
-        .device(args.device)
-        .max_context(prompt.len().saturating_add(args.max_new_tokens));
-    if let Some(drafter) = drafter {
-        builder = drafter.add_to(builder);
-    }
+    request.validate(config.geometry.vocab_size, config.max_position)?;
+    let (model_name, drafter_name) = (models.target.name(), models.drafter_name());
+    let mut builder =
+        models.builder(&args.models).max_context(prompt.len().saturating_add(args.max_new_tokens));
     // A record follows no policy, so costs need not be measured.
     if let Some(policy) = args.policy.or(args.record.is_some().then_some(Policy::Plain)) {
         builder = builder.policy(policy);
-    }
-    if let Some(dtype) = args.dtype {
-        builder = builder.float_type(dtype);
     }
     interrupt::listen();
     // Files are made before the model is loaded: a wrong path should not cost minutes.
@@ -146,12 +141,6 @@ pub fn complete(
         show(&text)?;
     }
     Ok((tokens, finish))
-}
-
-/// Writes to stdout at once.
-pub fn print_now(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io("standard output", e))
 }
 
 fn prompt_ids(args: &GenerateArgs, tokenizer: Option<&Tokenizer>) -> Result<Vec<i32>> {

@@ -16,7 +16,7 @@ use smart_run::weights::{Checkpoint, TensorInfo};
 use smart_run::{Error, Result};
 
 use crate::args::{InspectArgs, OutputFormat};
-use crate::generate::print_now;
+use crate::output::print_now;
 
 /// All that is said about a folder.
 struct Inspection {
@@ -215,16 +215,15 @@ impl Inspection {
 
 /// Why this version cannot run the folder, if it cannot; of a drafter, with no target.
 fn refusal(kind: Option<ModelKind>, source: &ModelSource) -> Result<Option<String>> {
-    let unsupported = match kind {
-        Some(ModelKind::Target) => return fault(builder(source).check()),
-        Some(ModelKind::Eagle3) => return fault(Eagle3Config::check(source)),
-        Some(ModelKind::Eagle1) => return fault(Eagle1Config::check(source)),
-        Some(kind @ (ModelKind::Msd | ModelKind::Medusa)) => {
-            return Ok(Some(format!("{} are not supported yet: EAGLE-3 and EAGLE-1 are", kind.plural())));
-        }
-        None => "config.json and the tensors' names are those of no target or drafter that is known",
-    };
-    Ok(Some(unsupported.into()))
+    match kind {
+        Some(ModelKind::Target) => fault(builder(source).check()),
+        Some(ModelKind::Eagle3) => fault(Eagle3Config::check(source)),
+        Some(ModelKind::Eagle1) => fault(Eagle1Config::check(source)),
+        Some(kind) => Ok(kind.refusal()),
+        None => Ok(Some(
+            "config.json and the tensors' names are those of no target or drafter that is known".into(),
+        )),
+    }
 }
 
 /// An engine to rehearse with: no GPU is touched.

@@ -1,61 +1,60 @@
 //! Which models a command means, and building their engine with a progress bar on the terminal.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use smart_run::Result;
 use smart_run::config::ModelSource;
-use smart_run::engine::{Engine, EngineBuilder};
+use smart_run::engine::{DraftSource, Engine, EngineBuilder};
 
-use crate::demo_model;
+use crate::args::ModelArgs;
+use crate::{demo_model, output};
 
 /// What `--draft` says for a drafter without weights.
 const NGRAM: &str = "ngram";
 
-/// What drafts.
-pub enum DraftSource {
-    /// A drafter's weights.
-    Weights(ModelSource),
-    /// N-grams of the text itself.
-    Ngrams,
+/// The target and what drafts for it.
+pub struct Models {
+    pub target: ModelSource,
+    pub drafter: Option<DraftSource>,
 }
 
-impl DraftSource {
-    /// What reports call it.
-    pub fn name(&self) -> String {
-        match self {
-            Self::Weights(source) => source.name(),
-            Self::Ngrams => "n-grams".into(),
+impl Models {
+    /// What `--model` and `--draft` mean: without a model the demo pair, whose drafter may be replaced.
+    pub fn of(args: &ModelArgs) -> Result<Self> {
+        let draft = args.draft.as_deref().map(|path| match path.to_str() {
+            Some(NGRAM) => DraftSource::Ngrams,
+            _ => DraftSource::from(path),
+        });
+        match &args.model {
+            Some(path) => Ok(Self { target: ModelSource::from(path.as_path()), drafter: draft }),
+            None => {
+                let (target, drafter) = demo_model::pair()?;
+                Ok(Self { target, drafter: Some(draft.unwrap_or(drafter.into())) })
+            }
         }
     }
 
-    /// Gives it to an engine.
-    pub fn add_to(self, builder: EngineBuilder<'static>) -> EngineBuilder<'static> {
-        match self {
-            Self::Weights(source) => builder.drafter(source),
-            Self::Ngrams => builder.ngram_drafter(),
-        }
+    /// What reports call what drafts.
+    pub fn drafter_name(&self) -> Option<String> {
+        self.drafter.as_ref().map(DraftSource::name)
     }
-}
 
-/// The target and drafter that `--model` and `--draft` mean: without a model the demo pair, whose drafter may be replaced.
-pub fn sources(model: Option<&Path>, draft: Option<&Path>) -> Result<(ModelSource, Option<DraftSource>)> {
-    let draft = draft.map(|path| match path.to_str() {
-        Some(NGRAM) => DraftSource::Ngrams,
-        _ => DraftSource::Weights(ModelSource::from(path)),
-    });
-    match model {
-        Some(path) => Ok((ModelSource::from(path), draft)),
-        None => {
-            let (target, drafter) = demo_model::pair()?;
-            Ok((target, Some(draft.unwrap_or(DraftSource::Weights(drafter)))))
+    /// An engine of these models, on the device and in the type that `args` says.
+    pub fn builder(self, args: &ModelArgs) -> EngineBuilder<'static> {
+        let mut builder = Engine::builder(self.target).device(args.device);
+        if let Some(drafter) = self.drafter {
+            builder = builder.drafter(drafter);
+        }
+        match args.dtype {
+            Some(dtype) => builder.float_type(dtype),
+            None => builder,
         }
     }
 }
 
 /// Builds the engine, drawing a bar on stderr while weights load (none when stderr is no terminal).
 pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
-    let bar = bar("loading {msg}");
+    let bar = bytes_bar("loading {msg}");
     let shown = bar.clone();
     let engine = builder
         .cost_cache(cost_cache())
@@ -69,10 +68,9 @@ pub fn build(builder: EngineBuilder<'static>) -> Result<Engine> {
     engine
 }
 
-/// A bar of bytes on stderr behind `what`; hidden when stderr is no terminal.
-pub fn bar(what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}}"));
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+/// A bar of bytes behind `what`.
+pub fn bytes_bar(what: &str) -> indicatif::ProgressBar {
+    output::bar(&format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}}"), 0)
 }
 
 /// Where measured costs are kept: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary folder.

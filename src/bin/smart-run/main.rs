@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod loading;
+mod output;
 mod plots;
 mod profile;
 mod replay;

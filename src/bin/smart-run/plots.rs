@@ -15,7 +15,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use smart_run::{Error, Result};
 
-pub use page::{check_place, page, sheet};
+pub use page::{page, sheet};
 
 /// Size of a chart in pixels.
 const SIZE: (u32, u32) = (760, 420);

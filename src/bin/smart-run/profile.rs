@@ -9,12 +9,11 @@ use std::time::Duration;
 use serde_json::json;
 use smart_run::control::cost::COST_TABLE_VERSION;
 use smart_run::control::{CostModel, CostSource, CostTable, Policy, SweepKind, SweepPoint};
-use smart_run::engine::Engine;
 use smart_run::{Error, Result};
 
 use crate::args::{OutputFormat, Picture, ProfileArgs, ProfileSubject};
-use crate::generate::print_now;
-use crate::loading;
+use crate::loading::{self, Models};
+use crate::output::{self, print_now};
 use crate::plots::{self, number};
 
 /// Context that a profile measures at most: the sweep's farthest and room for its widest pass.
@@ -39,7 +38,7 @@ struct Sweep {
 pub fn run(args: &ProfileArgs) -> Result<()> {
     // Where files go is tried before anything is measured: a wrong path should not cost minutes.
     for path in args.out.iter().map(|(path, _)| path).chain(&args.save_table) {
-        plots::check_place(path)?;
+        output::check_place(path)?;
     }
     let profile = match &args.subject {
         ProfileSubject::Table(name) => {
@@ -66,24 +65,14 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 }
 
 fn measure(subject: &ProfileSubject) -> Result<Profile> {
-    let ProfileSubject::Machine { model, draft, dtype, device, max_sequences } = subject else {
+    let ProfileSubject::Machine { models: args, max_sequences } = subject else {
         unreachable!("tables are not measured");
     };
-    let (model, drafter) = loading::sources(model.as_deref(), draft.as_deref())?;
-    let model_name = model.name();
-    let drafter_name = drafter.as_ref().map(|drafter| drafter.name());
+    let models = Models::of(args)?;
+    let (model_name, drafter_name) = (models.target.name(), models.drafter_name());
     // A plain engine: it does not sweep at its start.
-    let mut builder = Engine::builder(model)
-        .policy(Policy::Plain)
-        .device(*device)
-        .max_sequences(*max_sequences)
-        .max_context(MAX_CONTEXT);
-    if let Some(drafter) = drafter {
-        builder = drafter.add_to(builder);
-    }
-    if let Some(dtype) = dtype {
-        builder = builder.float_type(*dtype);
-    }
+    let builder =
+        models.builder(args).policy(Policy::Plain).max_sequences(*max_sequences).max_context(MAX_CONTEXT);
     let mut engine = loading::build(builder)?;
     let measured = engine.measure_costs()?;
     let gpu = engine.device().name().to_owned();

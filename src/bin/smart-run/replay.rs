@@ -4,7 +4,6 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 use smart_run::control::{CostModel, CostTable, Policy};
@@ -16,7 +15,7 @@ use smart_run::{Error, Result};
 
 use crate::args::ReplayArgs;
 use crate::report::{self, Cell, Played, Results, Role, Text};
-use crate::{interrupt, plots};
+use crate::{interrupt, output};
 
 /// Changes whenever a field's meaning does.
 const REPORT_VERSION: u32 = 2;
@@ -48,14 +47,12 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     let records = records(args)?;
     if let Some((path, _)) = &args.out {
         // A wrong path should not cost minutes.
-        plots::check_place(path)?;
+        output::check_place(path)?;
     }
     interrupt::listen();
     let tasks: Vec<(&(Text, Record), usize)> =
         records.iter().flat_map(|record| args.batches.iter().map(move |&batch| (record, batch))).collect();
-    let style = ProgressStyle::with_template("replaying {bar:30} {pos}/{len}");
-    let bar = ProgressBar::new(tasks.len() as u64)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = output::bar("replaying {bar:30} {pos}/{len}", tasks.len());
     bar.tick();
     let played: Result<Vec<Vec<Cell>>> = tasks
         .par_iter()

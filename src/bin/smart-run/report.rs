@@ -10,7 +10,7 @@ use smart_run::replay::{Interval, Outcome};
 use smart_run::{Error, Result};
 
 use crate::args::{OutputFormat, Picture};
-use crate::generate::print_now;
+use crate::output::print_now;
 use crate::plots;
 
 /// All of it.

@@ -66,7 +66,7 @@ pub fn run(args: &TraceArgs) -> Result<()> {
             File::create(page)
                 .and_then(|file| write_page(file, &data.rounds, &summary))
                 .map_err(|error| Error::io(page, error))?;
-            crate::generate::print_now(&format!("{}: {holds}\n", page.display()))?;
+            crate::output::print_now(&format!("{}: {holds}\n", page.display()))?;
         }
     }
     Ok(())

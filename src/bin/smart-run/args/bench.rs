@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use smart_run::config::FloatType;
 use smart_run::control::Policy;
-use smart_run::device::DeviceChoice;
 
+use super::model::LowModel;
 use super::profile::picture;
 use super::{
-    Dtype, OutputFormat, Picture, dtype, from_str, integer, max_new_tokens, repetitions, seed, temperature,
+    ModelArgs, OutputFormat, Picture, from_str, integer, max_new_tokens, repetitions, seed, temperature,
 };
 
 /// Most sequences at once.
@@ -23,10 +22,8 @@ const TEMPERATURES: [f32; 2] = [0.0, 1.0];
 /// What to measure.
 #[derive(Debug, PartialEq)]
 pub struct BenchArgs {
-    /// The target's folder; `None` is the demo pair.
-    pub model: Option<PathBuf>,
-    /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
-    pub draft: Option<PathBuf>,
+    /// What runs, and where.
+    pub models: ModelArgs,
     /// Files of prompts, each a set of its own; empty means the demo pair's held-out prompts.
     pub prompts: Vec<PathBuf>,
     /// Requests of a pass; twice the batch if that is more.
@@ -47,10 +44,6 @@ pub struct BenchArgs {
     pub cold: bool,
     /// Seed of the first request of a pass; the next has the next.
     pub seed: u64,
-    /// Type to run in; `None` is the one that the weights are stored in.
-    pub dtype: Option<FloatType>,
-    /// Where to run.
-    pub device: DeviceChoice,
     /// What to print.
     pub format: OutputFormat,
     /// File to draw to.
@@ -61,12 +54,8 @@ pub struct BenchArgs {
 #[derive(Args)]
 #[command(allow_negative_numbers = true)]
 pub struct LowBench {
-    /// Target: a Hugging Face model folder [default: the demo pair]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
-    #[arg(long, value_name = "DIR")]
-    draft: Option<PathBuf>,
+    #[command(flatten)]
+    models: LowModel,
     /// Prompts, as JSON Lines with a "prompt", "turns" (of which the first is taken) or "prompt_token_ids"; taken as they are,
     /// without a chat template; may be repeated [default, with the demo pair: its held-out prompts]
     #[arg(long, value_name = "FILE")]
@@ -98,12 +87,6 @@ pub struct LowBench {
     /// Seed of the draws
     #[arg(long, value_name = "S", default_value = "0", value_parser = seed)]
     seed: u64,
-    /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
-    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
-    dtype: Dtype,
-    /// Where to run: auto, cuda:N or host
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = from_str::<DeviceChoice>)]
-    device: DeviceChoice,
     /// What to print: text, or one object as json
     #[arg(long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
     format: OutputFormat,
@@ -114,16 +97,14 @@ pub struct LowBench {
 
 /// Sees the flags of `bench` together.
 pub fn bench(typed: LowBench) -> Result<BenchArgs, String> {
-    let has_drafter = typed.draft.is_some() || typed.model.is_none();
-    if typed.model.is_some() && typed.prompts.is_empty() {
+    let models = ModelArgs::from(typed.models);
+    if models.model.is_some() && typed.prompts.is_empty() {
         return Err(
             "--model needs --prompts: the prompts that come with this program are the demo pair's".into()
         );
     }
-    if let (false, Some(policy)) = (has_drafter, typed.policy.iter().find(|p| **p != Policy::Plain)) {
-        return Err(format!("--policy {policy} needs a drafter: give --draft, or use --policy plain"));
-    }
-    let asked = match (typed.policy.is_empty(), has_drafter) {
+    models.check_policies(&typed.policy)?;
+    let asked = match (typed.policy.is_empty(), models.has_drafter()) {
         (false, _) => typed.policy,
         (true, true) => POLICIES.iter().filter_map(|name| name.parse().ok()).collect(),
         (true, false) => Vec::new(),
@@ -135,8 +116,7 @@ pub fn bench(typed: LowBench) -> Result<BenchArgs, String> {
         }
     }
     Ok(BenchArgs {
-        model: typed.model,
-        draft: typed.draft,
+        models,
         prompts: typed.prompts,
         requests: typed.requests,
         max_new_tokens: typed.max_new_tokens,
@@ -147,8 +127,6 @@ pub fn bench(typed: LowBench) -> Result<BenchArgs, String> {
         repetitions: typed.repetitions,
         cold: typed.cold,
         seed: typed.seed,
-        dtype: typed.dtype.0,
-        device: typed.device,
         format: typed.format,
         out: typed.out.map(picture).transpose()?,
     })

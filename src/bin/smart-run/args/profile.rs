@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use smart_run::config::FloatType;
-use smart_run::device::DeviceChoice;
-
-use super::{Dtype, OutputFormat, dtype, from_str, integer};
+use super::model::LowModel;
+use super::{ModelArgs, OutputFormat, integer};
 
 /// Most sequences that a batch is measured for.
 const MAX_SEQUENCES: usize = 256;
@@ -32,14 +30,8 @@ pub enum ProfileSubject {
     Table(String),
     /// Passes of a model on a device.
     Machine {
-        /// The target's folder; `None` is the demo pair.
-        model: Option<PathBuf>,
-        /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
-        draft: Option<PathBuf>,
-        /// Type to run in; `None` is the one that the weights are stored in.
-        dtype: Option<FloatType>,
-        /// Where to run.
-        device: DeviceChoice,
+        /// What runs, and where.
+        models: ModelArgs,
         /// Sequences of the largest batch, from 1.
         max_sequences: usize,
     },
@@ -58,23 +50,13 @@ pub enum Picture {
 #[derive(Args)]
 #[command(allow_negative_numbers = true)]
 pub struct LowProfile {
-    /// Target: a Hugging Face model folder [default: the demo pair]
-    #[arg(long, value_name = "DIR", conflicts_with = "costs")]
-    model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
-    #[arg(long, value_name = "DIR", conflicts_with = "costs")]
-    draft: Option<PathBuf>,
-    /// Type to run in: auto (as the weights are stored), bf16, f16 or f32 [default: auto]
-    #[arg(long, value_name = "DTYPE", value_parser = dtype, conflicts_with = "costs")]
-    dtype: Option<Dtype>,
-    /// Where to run: auto, cuda:N or host [default: auto]
-    #[arg(long, value_name = "DEVICE", value_parser = from_str::<DeviceChoice>, conflicts_with = "costs")]
-    device: Option<DeviceChoice>,
+    #[command(flatten)]
+    models: LowModel,
     /// Sequences of the largest batch to measure [default: 1]
     #[arg(long, value_name = "N", value_parser = max_sequences, conflicts_with = "costs")]
     max_sequences: Option<usize>,
     /// Show this table instead of measuring: a file, or CARD/MODEL/DRAFTER as in h200/llama-3.1-8b/eagle3
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "LowModel")]
     costs: Option<String>,
     /// File to draw the costs to: .html or .svg
     #[arg(long, value_name = "FILE")]
@@ -93,10 +75,7 @@ pub fn profile(typed: LowProfile) -> Result<ProfileArgs, String> {
     let subject = match typed.costs {
         Some(costs) => ProfileSubject::Table(costs),
         None => ProfileSubject::Machine {
-            model: typed.model,
-            draft: typed.draft,
-            dtype: typed.dtype.and_then(|dtype| dtype.0),
-            device: typed.device.unwrap_or_default(),
+            models: typed.models.into(),
             max_sequences: typed.max_sequences.unwrap_or(1),
         },
     };

@@ -1,6 +1,8 @@
 //! Command lines and what they mean.
 
 use super::*;
+use smart_run::config::FloatType;
+use smart_run::device::DeviceChoice;
 
 /// Parses `line`, split at spaces, as typed after the program's name.
 fn typed(line: &str) -> Result<Command, Stop> {
@@ -39,15 +41,12 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(
         generate_args("generate --prompt x"),
         GenerateArgs {
-            model: None,
-            draft: None,
+            models: ModelArgs::default(),
             prompt: Prompt::Text("x".into()),
             max_new_tokens: 256,
             sampling: SamplingArgs { temperature: 0.0, top_p: 1.0, top_k: None, min_p: 0.0, seed: 0 },
             ignore_eos: false,
             policy: None,
-            dtype: None,
-            device: DeviceChoice::Auto,
             format: OutputFormat::Text,
             trace: None,
             record: None,
@@ -63,8 +62,12 @@ fn every_flag_reaches_its_field() {
     assert_eq!(
         generate_args(line),
         GenerateArgs {
-            model: Some("m".into()),
-            draft: Some("d".into()),
+            models: ModelArgs {
+                model: Some("m".into()),
+                draft: Some("d".into()),
+                dtype: Some(FloatType::F16),
+                device: DeviceChoice::Cuda(2),
+            },
             prompt: Prompt::Ids(vec![3, 0, i32::MAX]),
             max_new_tokens: 7,
             sampling: SamplingArgs {
@@ -76,8 +79,6 @@ fn every_flag_reaches_its_field() {
             },
             ignore_eos: true,
             policy: Some(Policy::Chain(4)),
-            dtype: Some(FloatType::F16),
-            device: DeviceChoice::Cuda(2),
             format: OutputFormat::Json,
             trace: Some("t.jsonl".into()),
             record: None,
@@ -151,8 +152,8 @@ fn a_wrong_command_line_is_one_sentence_that_names_the_flag() {
 fn without_a_drafter_only_plain_may_be_asked_for() {
     assert!(typed("generate --prompt x --model m --policy plain").is_ok());
     assert!(typed("generate --prompt x --model m --draft d --policy smart").is_ok());
-    assert!(generate_args("generate --prompt x --policy smart").has_drafter());
-    assert!(!generate_args("generate --prompt x --model m").has_drafter());
+    assert!(generate_args("generate --prompt x --policy smart").models.has_drafter());
+    assert!(!generate_args("generate --prompt x --model m").models.has_drafter());
 }
 
 #[test]
@@ -206,13 +207,7 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
     assert_eq!(
         profile_args("profile"),
         ProfileArgs {
-            subject: ProfileSubject::Machine {
-                model: None,
-                draft: None,
-                dtype: None,
-                device: DeviceChoice::Auto,
-                max_sequences: 1,
-            },
+            subject: ProfileSubject::Machine { models: ModelArgs::default(), max_sequences: 1 },
             out: None,
             save_table: None,
             format: OutputFormat::Text,
@@ -224,10 +219,12 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
         ),
         ProfileArgs {
             subject: ProfileSubject::Machine {
-                model: Some("m".into()),
-                draft: Some("d".into()),
-                dtype: Some(FloatType::F16),
-                device: DeviceChoice::Host,
+                models: ModelArgs {
+                    model: Some("m".into()),
+                    draft: Some("d".into()),
+                    dtype: Some(FloatType::F16),
+                    device: DeviceChoice::Host,
+                },
                 max_sequences: 8,
             },
             out: Some(("p.svg".into(), Picture::Svg)),

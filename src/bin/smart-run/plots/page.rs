@@ -1,22 +1,8 @@
 //! Several charts in one file: a page of cards, or one picture.
 
-use std::path::Path;
-
-use smart_run::{Error, Result};
+use smart_run::Result;
 
 use super::{Chart, SIZE, svg};
-
-/// Whether a file at `path` has a folder to lie in: asked before anything is measured or played.
-///
-/// # Errors
-/// [`Error::Format`] that names the folder.
-pub fn check_place(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if folder.is_dir() {
-        return Ok(());
-    }
-    Err(Error::format(folder, "no such folder; make it, or choose another place for the file"))
-}
 
 /// All charts in one SVG document, one below the other.
 pub fn sheet(charts: &[Chart]) -> Result<String> {

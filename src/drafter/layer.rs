@@ -1,0 +1,189 @@
+//! [`DraftLayer`]: the decoder layer that an EAGLE drafter is, with embedding and head, and the activations of its passes. What enters
+//! the layer is each drafter's own.
+
+use crate::config::Geometry;
+use crate::device::{DType, Device, Tensor};
+use crate::drafter::features::FeatureStore;
+use crate::error::Result;
+use crate::kernels::embedding::{EmbeddingArgs, embedding};
+use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::linear::{LinearArgs, linear};
+use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
+use crate::kv_cache::{KvCache, KvShape};
+use crate::model::{
+    AttentionKind, AttentionShape, AttentionWeights, Mlp, Pass, Scratch, ScratchSize, WeightLoader, attend,
+};
+
+/// What a layer has beyond its sizes.
+pub struct LayerBiases {
+    /// The query, key and value projections have a bias.
+    pub qkv: bool,
+    /// The output projection of attention has one.
+    pub o: bool,
+    /// The MLP projections have one.
+    pub mlp: bool,
+}
+
+/// The weights around a layer.
+pub struct Ends {
+    /// `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// Before the head, `[hidden]`.
+    pub final_norm: Option<Tensor>,
+    /// `[draft vocab, hidden]`.
+    pub head: Tensor,
+}
+
+/// A drafter's layer on a device.
+pub struct DraftLayer {
+    pub device: Device,
+    pub dtype: DType,
+    pub geometry: Geometry,
+    /// Width of what attention reads.
+    attention_input: usize,
+    attention: AttentionWeights,
+    post_norm: Tensor,
+    mlp: Mlp,
+    ends: Ends,
+    buffers: Option<Buffers>,
+}
+
+/// Activations of a pass, and of a round.
+pub struct Buffers {
+    /// Outputs of the layer before the final norm: the features of later passes of the round.
+    pub features: FeatureStore,
+    /// `[rows, 2 hidden]`: what stands for the embedding beside what stands for the feature.
+    pub pair: Tensor,
+    pub normed: Tensor,
+    delta: Tensor,
+    head_in: Tensor,
+    logits: Tensor,
+    pub scratch: Scratch,
+}
+
+impl DraftLayer {
+    /// Loads the layer under the name `prefix`, whose attention reads rows of `attention_input` columns.
+    pub fn load(
+        loader: &mut WeightLoader,
+        prefix: &str,
+        geometry: Geometry,
+        attention_input: usize,
+        biases: LayerBiases,
+        ends: Ends,
+    ) -> Result<Self> {
+        let Geometry { hidden_size: hidden, intermediate_size: intermediate, .. } = geometry;
+        let attention = AttentionKind {
+            shape: AttentionShape::of(&geometry),
+            input: attention_input,
+            hidden,
+            qkv_bias: biases.qkv,
+            o_bias: biases.o,
+            norm_eps: None,
+            window: None,
+        };
+        Ok(Self {
+            attention: AttentionWeights::load(loader, &format!("{prefix}.self_attn"), attention)?,
+            post_norm: loader.vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
+            mlp: Mlp::load(loader, &format!("{prefix}.mlp"), hidden, intermediate, biases.mlp)?,
+            buffers: None,
+            device: loader.device.clone(),
+            dtype: loader.float_type.into(),
+            attention_input,
+            geometry,
+            ends,
+        })
+    }
+
+    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the `(outputs, inputs)` of the linear layer before this one.
+    pub fn prepare(
+        &mut self,
+        max_rows: usize,
+        max_round_rows: usize,
+        max_positions: usize,
+        fc: (usize, usize),
+    ) -> Result<()> {
+        let geometry = &self.geometry;
+        let (hidden, draft_vocab_size) = (geometry.hidden_size, self.ends.head.dim(0));
+        let buffer = |cols: usize| Tensor::uninit(&self.device, self.dtype, &[max_rows, cols]);
+        let size = ScratchSize {
+            max_rows,
+            max_positions,
+            geometry,
+            attention_input: self.attention_input,
+            others: vec![fc, (draft_vocab_size, hidden)],
+            dtype: self.dtype,
+        };
+        self.buffers = Some(Buffers {
+            features: FeatureStore::new(&self.device, self.dtype, max_round_rows, hidden)?,
+            pair: buffer(2 * hidden)?,
+            normed: buffer(hidden)?,
+            delta: buffer(hidden)?,
+            head_in: buffer(hidden)?,
+            logits: Tensor::uninit(&self.device, DType::F32, &[max_rows, draft_vocab_size])?,
+            scratch: Scratch::new(&self.device, &size)?,
+        });
+        Ok(())
+    }
+
+    /// The activations.
+    pub fn buffers(&self) -> &Buffers {
+        self.buffers.as_ref().expect("prepare comes before passes")
+    }
+
+    /// Rows of the feature store for the outputs of a pass of `num_rows` rows, which `begins` a round or goes on with it.
+    pub fn take_features(&mut self, num_rows: usize, begins: bool) -> Tensor {
+        let features = &mut self.buffers.as_mut().expect("prepare comes before passes").features;
+        if begins { features.begin(num_rows) } else { features.push(num_rows) }
+    }
+
+    /// Writes the embeddings of the pass's tokens to `out`, `[rows, hidden]`, a column view perhaps.
+    pub fn embed(&self, pass: &Pass, out: &Tensor) -> Result<()> {
+        let table = &self.ends.embedding;
+        embedding(&self.device, EmbeddingArgs { tokens: &pass.tokens(), table, out })
+    }
+
+    /// `out[T, ..] = x weight^T + bias`.
+    pub fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+        let workspace = &self.buffers().scratch.workspace;
+        linear(&self.device, LinearArgs { x, weight, bias, out, workspace })
+    }
+
+    /// `residual += delta`, then `out = norm(residual) * weight`.
+    pub fn norm(
+        &self,
+        residual: &Tensor,
+        delta: Option<&Tensor>,
+        weight: &Tensor,
+        out: &Tensor,
+    ) -> Result<()> {
+        let eps = self.geometry.rms_norm_eps;
+        rmsnorm(&self.device, RmsNormArgs { residual, delta, weight, out, tap: None, eps })
+    }
+
+    /// The layer over the residual stream `stream[rows, hidden]`, which becomes its output, with `attended` as what attention reads; the
+    /// f32 logits of the rows that want them.
+    pub fn run(&self, pass: &Pass, kv: &KvCache, stream: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let buffers = self.buffers();
+        let rows = 0..pass.num_rows();
+        let [normed, delta] = [&buffers.normed, &buffers.delta].map(|buffer| buffer.rows(rows.clone()));
+        attend(pass, attended, &self.attention, (kv, 0), &buffers.scratch, &delta)?;
+        self.norm(stream, Some(&delta), &self.post_norm, &normed)?;
+        self.mlp.forward(&self.device, &normed, &buffers.scratch, &delta)?;
+        // Without a final norm for the sum alone: nothing reads what is behind it.
+        let final_norm = self.ends.final_norm.as_ref();
+        self.norm(stream, Some(&delta), final_norm.unwrap_or(&self.post_norm), &normed)?;
+        let wanted = pass.num_logit_rows();
+        let (head_in, logits) = (buffers.head_in.rows(0..wanted), buffers.logits.rows(0..wanted));
+        if wanted > 0 {
+            let src = if final_norm.is_some() { &normed } else { stream };
+            gather_rows(&self.device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &head_in })?;
+            self.linear(&head_in, &self.ends.head, None, &logits)?;
+        }
+        Ok(logits)
+    }
+
+    /// Geometry of the key/value cache it needs.
+    pub fn kv_shape(&self) -> KvShape {
+        KvShape::of(&self.geometry, self.dtype)
+    }
+}
