@@ -27,11 +27,15 @@ const FIRST_PROBE: u64 = 4;
 const LAST_PROBE: u64 = 1024;
 /// Weight of the newest round.
 const RATE: f64 = 0.25;
+/// Weight of one sequence's newest round in what is typical of all.
+const TYPICAL_RATE: f64 = 0.1;
 /// Rounds after which half of what is known of a sequence that does not draft has faded.
 const HALF_LIFE: f64 = 64.0;
 /// What an unknown sequence is expected to bring when nothing is known at all: hopeful, so that it gets a chance.
 const PRIOR_MASS: f64 = 2.0;
 const PRIOR_NODES: f64 = 2.0;
+/// Drafted rounds that share the cost of what a sequence has to catch up on: it is paid once, and what follows rests on it.
+const CATCH_UP_ROUNDS: f64 = 32.0;
 /// Gain that drafting must promise over the plain round.
 const MARGIN: f64 = 1.003;
 const MAX_SEQUENCES: usize = 4096;
@@ -98,16 +102,17 @@ impl Forecast {
         let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
         let mut best = (plain_rate * MARGIN, 0);
         let mut expected = ids.len() as f64;
-        let (mut tokens, mut rows, mut attention_ns) = (ids.len() as f64, 0, 0);
+        let (mut tokens, mut rows, mut attention_ns) = (ids.len() as f64, 0.0, 0);
         for (i, candidate) in order.iter().enumerate() {
             let sequence = candidate.sequence();
             let record = self.sequences[&ids[sequence]];
             expected += f64::from(candidate.value());
             tokens += record.nodes;
-            rows += round.sequences[sequence].catch_up_rows.max(1);
+            rows += charged_rows(round.sequences[sequence].catch_up_rows, record.mass);
             attention_ns += round.tables.draft_attention_ns[sequence]
                 + round.tables.attention_beyond_root_ns(sequence, record.nodes.round() as usize);
-            let ns = round_ns(&round.tables, &self.level_rows, i + 1, rows, tokens, attention_ns);
+            let ns =
+                round_ns(&round.tables, &self.level_rows, i + 1, rows.round() as usize, tokens, attention_ns);
             let rate = expected * scan::ONE as f64 / ns as f64;
             if rate > best.0 {
                 best = (rate, i + 1);
@@ -164,7 +169,10 @@ impl Forecast {
         let first = self.typical.is_none();
         self.typical = Some(match self.typical {
             None => mean,
-            Some(old) => (old.0 + 0.1 * (mean.0 - old.0), old.1 + 0.1 * (mean.1 - old.1)),
+            Some(old) => {
+                let rate = 1.0 - (1.0 - TYPICAL_RATE).powi(drafting as i32);
+                (old.0 + rate * (mean.0 - old.0), old.1 + rate * (mean.1 - old.1))
+            }
         });
         let levels = round.levels();
         let num_levels = levels.len().saturating_sub(1).max(self.level_rows.len());
@@ -248,6 +256,15 @@ impl Forecast {
         record.last_seen = round;
         record
     }
+}
+
+/// Rows of a catch-up pass that the decision to draft is charged with: those of a sequence that keeps drafting, which accepts `mass` tokens a
+/// round, and a share of what is waiting beyond them. To charge all of it to one round would make a sequence that was left out
+/// look dearer with every round that it waits, until nothing could bring it back.
+fn charged_rows(catch_up_rows: usize, mass: f64) -> f64 {
+    let rows = catch_up_rows.max(1) as f64;
+    let usual = rows.min(1.0 + mass);
+    usual + (rows - usual) / CATCH_UP_ROUNDS
 }
 
 /// Predicted time of a round in which `drafting` sequences draft.

@@ -57,6 +57,7 @@ pub struct EngineBuilder<'a> {
     max_context: usize,
     kv_budget_bytes: Option<usize>,
     cost_cache: Option<PathBuf>,
+    costs: Option<CostModel>,
     progress: LoadProgress<'a>,
 }
 
@@ -73,6 +74,7 @@ impl EngineBuilder<'static> {
             max_context: usize::MAX,
             kv_budget_bytes: None,
             cost_cache: None,
+            costs: None,
             progress: Box::new(|_, _, _| ()),
         }
     }
@@ -132,6 +134,13 @@ impl<'a> EngineBuilder<'a> {
     /// A file that keeps measured costs from run to run; without one they are measured at every start.
     pub fn cost_cache(mut self, path: impl Into<PathBuf>) -> Self {
         self.cost_cache = Some(path.into());
+        self
+    }
+
+    /// Costs to start from, in place of a measurement: those of a [`CostTable`](crate::control::CostTable) of this machine, say. Rounds
+    /// correct them as they correct measured ones.
+    pub fn costs(mut self, costs: CostModel) -> Self {
+        self.costs = Some(costs);
         self
     }
 
@@ -213,7 +222,7 @@ impl<'a> EngineBuilder<'a> {
         );
         // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
         let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
-        let mut start_costs = StartCosts::new(cache.map(|path| (path, fingerprint)));
+        let mut start_costs = StartCosts::new(self.costs, cache.map(|path| (path, fingerprint)));
         let cost = match &mut proposer {
             Some(proposer) if policy.reads_costs() => {
                 let scope = start_scope(max_context, max_sequences);

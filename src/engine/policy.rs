@@ -59,19 +59,20 @@ impl Engine {
     }
 }
 
-/// Costs as measured at start-up: at most once, and only for who reads them.
+/// Costs to start from: measured at most once, and only for who reads them.
 pub(super) struct StartCosts {
     /// A file that keeps them from run to run, and what they hold for.
     cache: Option<(PathBuf, String)>,
-    measured: Option<CostModel>,
+    known: Option<CostModel>,
 }
 
 impl StartCosts {
-    pub fn new(cache: Option<(PathBuf, String)>) -> Self {
-        Self { cache, measured: None }
+    /// Those that are `given`, or else in the `cache`, or else measured.
+    pub fn new(given: Option<CostModel>, cache: Option<(PathBuf, String)>) -> Self {
+        Self { cache, known: given }
     }
 
-    /// The measured model; no sequence may be running.
+    /// The model; no sequence may be running.
     pub fn model(
         &mut self,
         device: &Device,
@@ -79,7 +80,7 @@ impl StartCosts {
         proposer: &mut Proposer,
         scope: sweep::Scope,
     ) -> Result<CostModel> {
-        if let Some(cost) = &self.measured {
+        if let Some(cost) = &self.known {
             return Ok(cost.clone());
         }
         let cached = self.cache.as_ref().and_then(|(path, fingerprint)| CostModel::load(path, fingerprint));
@@ -94,7 +95,7 @@ impl StartCosts {
                 cost
             }
         };
-        Ok(self.measured.insert(cost).clone())
+        Ok(self.known.insert(cost).clone())
     }
 }
 

@@ -2,8 +2,8 @@
 
 use smart_run::control::roofline::{Card, Roofline, Shape};
 use smart_run::control::{
-    Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceOutcome, SweepKind, SweepPoint,
-    Treads,
+    Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceOutcome, SequenceView, SweepKind,
+    SweepPoint, Treads,
 };
 use smart_run::replay::process::{Ease, Process, Quality};
 use smart_run::replay::{Outcome, Player, Record, RecordShape, Settings};
@@ -260,4 +260,24 @@ fn on_sure_text_it_drafts_deep_even_where_every_row_costs() {
         controller.observe(&RoundReport { sequences: &[outcome], ..RoundReport::default() });
     }
     assert!(depths[10..].iter().all(|&depth| depth >= 4), "{depths:?}");
+}
+
+/// Where rows cost, a drafter that has been left out for long has much to catch up on. That is paid once: it must not look like the price of every
+/// round, or a sequence that was left out could never come back.
+#[test]
+fn what_a_drafter_has_to_catch_up_on_does_not_keep_it_out() {
+    let point = |kind, tokens: usize, us| SweepPoint { kind, tokens, sequences: 1, context: 0, us };
+    let rows = [1, 2, 4, 8, 16, 32, 128];
+    let verify = rows.map(|rows| point(SweepKind::Verify, rows, 300.0 + 40.0 * rows as f64));
+    let draft = rows.map(|rows| point(SweepKind::Draft, rows, 80.0 + 5.0 * rows as f64));
+    let cost = CostModel::from_sweep(&[verify, draft].concat(), Treads::default()).expect("a sound sweep");
+    let plan = |backlog: usize| {
+        let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), cost.clone());
+        controller.begin_round(&[SequenceView { backlog, ..crate::common::view(1) }])
+    };
+    let (fresh, late) = (plan(0), plan(120));
+    assert!(fresh.drafts() && late.drafts() && late.probing == 0, "{fresh:?}, then {late:?}");
+    assert!(late.predicted_speedup > 0.9 * fresh.predicted_speedup, "{fresh:?}, then {late:?}");
+    // It is not for nothing either.
+    assert!(late.predicted_speedup < fresh.predicted_speedup);
 }

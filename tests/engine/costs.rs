@@ -4,7 +4,7 @@ use smart_run::config::FloatType;
 use smart_run::control::{CostModel, Policy, SweepKind};
 use smart_run::engine::{DraftSource, Engine};
 
-use crate::fixtures::{builder, demo, demo_prompts, greedy, repository, run, tiny};
+use crate::fixtures::{builder, demo, demo_prompts, greedy, paying_costs, repository, run, tiny};
 
 fn batched(max_sequences: usize) -> Engine {
     Engine::builder(repository("assets/demo/target"))
@@ -94,4 +94,21 @@ fn costs_on_disk_are_kept_apart_by_drafter() {
     assert!(first == again && kept == kept_again, "the file is read, not written, at the second start");
     let (_, other) = start(DraftSource::Ngrams);
     assert!(other != kept, "n-grams started with the costs of a network");
+}
+
+/// Given costs are taken as they are: nothing is measured, and no file is asked or written.
+#[test]
+fn given_costs_stand_in_for_a_measurement() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("costs.json");
+    let mut engine = Engine::builder(repository("assets/demo/target"))
+        .drafter(repository("assets/demo/drafter"))
+        .max_context(128)
+        .cost_cache(&cache)
+        .costs(paying_costs())
+        .build()
+        .unwrap();
+    assert!(engine.controller().cost() == &paying_costs());
+    assert!(engine.new_controller(Policy::SmartPaper).unwrap().cost() == &paying_costs());
+    assert!(!cache.exists());
 }

@@ -5,7 +5,7 @@ use smart_run::control::{NONE, Policy};
 use smart_run::engine::{DraftSource, Engine, Request};
 use smart_run::sampling::SamplingParams;
 
-use crate::fixtures::{assert_close, expected, floats, greedy, ids, repository, run};
+use crate::fixtures::{assert_close, expected, floats, greedy, ids, paying_costs, repository, run};
 
 /// Log-probabilities are compared on their own scale: largest error over largest magnitude.
 const LOGP_LIMIT: f32 = 1e-4;
@@ -176,7 +176,7 @@ fn ngrams_give_the_plain_text_and_find_repetitions() {
     let build = |policy: Policy| {
         let builder =
             Engine::builder(target.as_path()).float_type(FloatType::Bf16).drafter(DraftSource::Ngrams);
-        builder.policy(policy).max_sequences(3).max_context(320).build().unwrap()
+        builder.policy(policy).costs(paying_costs()).max_sequences(3).max_context(320).build().unwrap()
     };
     let sampled = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
     let prompts = [vec![7], (0..40).map(|t| t * 37 % 160).collect::<Vec<i32>>(), [3, 9, 27, 81].repeat(12)];

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use smart_run::config::FloatType;
-use smart_run::control::Policy;
+use smart_run::control::roofline::Roofline;
+use smart_run::control::{CostModel, Policy};
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, EngineBuilder, Request};
 use smart_run::sampling::SamplingParams;
@@ -61,11 +62,17 @@ pub fn builder(model: &Path) -> EngineBuilder<'static> {
     Engine::builder(model).device(DeviceChoice::Auto).float_type(FloatType::F32)
 }
 
-/// The demo pair.
+/// Costs under which drafting pays from the first round, however busy the machine is that runs the tests.
+pub fn paying_costs() -> CostModel {
+    Roofline::H200_LLAMA_8B.cost_model(512)
+}
+
+/// The demo pair, which starts from [`paying_costs`].
 pub fn demo(float_type: FloatType, policy: Policy) -> Engine {
     Engine::builder(repository("assets/demo/target"))
         .drafter(repository("assets/demo/drafter"))
         .float_type(float_type)
+        .costs(paying_costs())
         .policy(policy)
         .max_context(512)
         .build()
