@@ -40,11 +40,13 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     };
     let copied = copy_others(&args.folder, &partial.folder, args.dtype)?;
     partial.rename(&args.out)?;
+    let files = |count: usize| if count == 1 { "file" } else { "files" };
     print_now(&format!(
-        "{}: {} tensors in {num_files} {} of safetensors, {copied} other files copied\n",
+        "{}: {} tensors in {num_files} {} of safetensors, {copied} other {} copied\n",
         args.out.display(),
         checkpoint.names().count(),
-        if num_files == 1 { "file" } else { "files" },
+        files(num_files),
+        files(copied)
     ))
 }
 
