@@ -22,6 +22,10 @@ mod drafter;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
+mod fence;
+#[cfg(feature = "engine")]
+pub mod image;
+#[cfg(feature = "engine")]
 pub mod kernels;
 #[cfg(feature = "engine")]
 mod kv_cache;

@@ -106,6 +106,28 @@ impl Fields {
         }
     }
 
+    /// A list of finite numbers within `range`; a single number is a list of one.
+    pub fn numbers(&self, field: &str, range: RangeInclusive<f64>) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        let items = match value {
+            Value::Array(items) => items.as_slice(),
+            single => std::slice::from_ref(single),
+        };
+        let number = |item: &Value| item.as_f64().filter(|number| range.contains(number));
+        match items.iter().map(number).collect() {
+            Some(numbers) => Ok(Some(numbers)),
+            None => Err(self.error(
+                field,
+                format_args!(
+                    "is {}: it should be numbers from {:e} to {:e}",
+                    brief(value),
+                    range.start(),
+                    range.end()
+                ),
+            )),
+        }
+    }
+
     /// True or false.
     pub fn flag(&self, field: &str) -> Result<Option<bool>> {
         match self.value(field) {

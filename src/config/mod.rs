@@ -12,6 +12,7 @@ mod eagle3;
 mod fields;
 mod float_type;
 mod geometry;
+mod image;
 mod llama;
 mod mistral;
 mod model;
@@ -26,6 +27,9 @@ pub use eagle1::Eagle1Config;
 pub use eagle3::Eagle3Config;
 pub use float_type::FloatType;
 pub use geometry::{Geometry, HEAD_DIMS};
+pub use image::{
+    Anyres, DynamicResolution, FixedResolution, ImageConfig, Interpolation, PixelScale, ResizeTo,
+};
 pub use model::ModelConfig;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};

@@ -10,7 +10,7 @@ mod merges;
 mod stream;
 mod tokenizer;
 
+pub use crate::fence::silence_fenced_panics;
 pub use chat_template::chat_template_file;
-pub use fence::silence_fenced_panics;
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;

@@ -1,0 +1,82 @@
+//! About the picture's own size: Qwen2-VL and Qwen2.5-VL (transformers: `Qwen2VLImageProcessor`).
+
+use std::ops::RangeInclusive;
+
+use super::patches::PatchWriter;
+use super::resample::resize;
+use super::{Patches, Picture};
+use crate::config::DynamicResolution;
+use crate::{Error, Result};
+
+/// Longer over shorter side of a picture, at most.
+const MAX_ASPECT_RATIO: f64 = 200.0;
+
+/// Resizes to whole groups of patches.
+#[derive(Debug, Clone)]
+pub struct DynamicProcessor {
+    config: DynamicResolution,
+    writer: PatchWriter,
+}
+
+impl DynamicProcessor {
+    pub(super) fn new(config: DynamicResolution) -> Self {
+        let writer = PatchWriter::new(config.patch_size, config.frames, &config.scale);
+        DynamicProcessor { config, writer }
+    }
+
+    pub(super) fn prepare(&self, picture: &Picture) -> Result<Patches> {
+        let original_size = (picture.height(), picture.width());
+        let merge = self.config.merge_size;
+        let (rows, columns) =
+            smart_resize(original_size, self.config.patch_size * merge, &self.config.pixels)?;
+        let pixels = resize(picture, (rows, columns), self.config.interpolation);
+        let grid = self.writer.grid(rows, columns);
+        let patch_len = self.writer.patch_len();
+        let mut values = Vec::with_capacity(grid.0 * grid.1 * patch_len);
+        for row in (0..grid.0).step_by(merge) {
+            for column in (0..grid.1).step_by(merge) {
+                for part in 0..merge * merge {
+                    let patch = (row + part / merge, column + part % merge);
+                    self.writer.write(&pixels, columns, patch, &mut values);
+                }
+            }
+        }
+        Ok(Patches { values, patch_len, tiles: 1, tile_grid: (1, 1), grid, original_size })
+    }
+}
+
+/// Size near `original` whose sides are multiples of `factor`, with a number of pixels within `pixels` and about the same aspect
+/// ratio; all sizes are (rows, columns). The rule, and its rounding, are Qwen2-VL's `smart_resize`.
+///
+/// # Errors
+/// [`Error::Input`] for a picture that is more than 200 times as long as wide.
+pub fn smart_resize(
+    original: (usize, usize),
+    factor: usize,
+    pixels: &RangeInclusive<usize>,
+) -> Result<(usize, usize)> {
+    let (height, width) = (original.0 as f64, original.1 as f64);
+    let aspect_ratio = height.max(width) / height.min(width);
+    if aspect_ratio > MAX_ASPECT_RATIO {
+        return Err(Error::Input(format!(
+            "a picture of {} x {} pixels is too long for this model: one side may be at most {MAX_ASPECT_RATIO} times \
+             the other; crop it",
+            original.1, original.0
+        )));
+    }
+    let size = factor as f64;
+    // Python rounds halves to even.
+    let near = |side: f64| (side / size).round_ties_even() as usize * factor;
+    let (rows, columns) = (near(height), near(width));
+    if rows * columns > *pixels.end() {
+        let beta = ((original.0 * original.1) as f64 / *pixels.end() as f64).sqrt();
+        let below = |side: f64| ((side / beta / size).floor() as usize * factor).max(factor);
+        Ok((below(height), below(width)))
+    } else if rows * columns < *pixels.start() {
+        let beta = (*pixels.start() as f64 / (original.0 * original.1) as f64).sqrt();
+        let above = |side: f64| (side * beta / size).ceil() as usize * factor;
+        Ok((above(height), above(width)))
+    } else {
+        Ok((rows, columns))
+    }
+}

@@ -1,0 +1,195 @@
+//! A decoded picture.
+//!
+//! What a picture file means is what Pillow's `Image.open(path).convert("RGB")` makes of it:
+//! - The EXIF orientation is not applied: the picture stays as the camera stored it. (`transformers.image_utils.load_image`
+//!   does rotate; a picture that should be seen upright has to be stored upright.)
+//! - Alpha is dropped, not blended: what is transparent shows the colour that the file holds there.
+//! - Of 16 bits per channel the high byte counts, save for pure grey, which Pillow clips at 255 and does not scale.
+//! - Of an animation the first frame counts.
+
+use std::fs::{self, File};
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use ::image::error::ImageError;
+use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use super::jpeg;
+use crate::{Error, Result, fence};
+
+/// Longest side of a picture, in pixels.
+pub const MAX_SIDE: usize = 65_535;
+/// Most pixels of a picture.
+pub const MAX_PIXELS: usize = 64 << 20;
+/// Bytes that a picture file may have.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// Bytes that a decoder may allocate, its result included: [`MAX_PIXELS`] of 8 bytes, and some.
+const MAX_DECODER_BYTES: u64 = 640 << 20;
+/// What can be decoded. The content decides, not the file's name.
+const FORMATS: [ImageFormat; 4] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif];
+
+/// A picture of 8-bit RGB pixels, at least one, at most [`MAX_PIXELS`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    height: usize,
+    width: usize,
+    /// `[height, width, 3]`, row-major.
+    pixels: Vec<u8>,
+}
+
+impl Picture {
+    /// Decodes the PNG, JPEG, WebP or GIF file `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no whole picture of these formats, or is too large.
+    pub fn open(path: &Path) -> Result<Self> {
+        // Asked first: to open a pipe may take forever.
+        if !fs::metadata(path).map_err(|error| Error::io(path, error))?.is_file() {
+            return Err(Error::format(path, "this is no regular file; give a PNG, JPEG, WebP or GIF file"));
+        }
+        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        // One byte more than allowed: a file that is too large is seen to be.
+        let mut content = Vec::new();
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(|error| Error::io(path, error))?;
+        Self::from_bytes(path, &content)
+    }
+
+    /// Decodes the content of a PNG, JPEG, WebP or GIF file; `name` stands for it in messages.
+    ///
+    /// # Errors
+    /// As [`Picture::open`].
+    pub fn from_bytes(name: impl AsRef<Path>, content: &[u8]) -> Result<Self> {
+        let name = name.as_ref();
+        if content.len() as u64 > MAX_FILE_BYTES {
+            let reason =
+                format!("this file is larger than {} MiB; give a smaller picture", MAX_FILE_BYTES >> 20);
+            return Err(Error::format(name, reason));
+        }
+        // Decoders hold nothing but what this call made, so nothing half done outlives a panic.
+        match fence::fenced(|| decode(content)) {
+            Some(Ok(picture)) => Ok(picture),
+            Some(Err(reason)) => Err(Error::format(name, reason)),
+            None => {
+                Err(Error::format(name, "this picture cannot be decoded: its parts contradict each other"))
+            }
+        }
+    }
+
+    /// A picture of `pixels` `[height, width, 3]`, row-major.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the sizes do not fit each other or exceed the limits.
+    pub fn from_rgb(height: usize, width: usize, pixels: Vec<u8>) -> Result<Self> {
+        check_size(height, width).map_err(Error::Input)?;
+        if pixels.len() != height * width * 3 {
+            return Err(Error::Input(format!(
+                "a picture of {height} x {width} pixels is {} bytes of RGB, not {}",
+                height * width * 3,
+                pixels.len()
+            )));
+        }
+        Ok(Picture { height, width, pixels })
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The pixels `[height, width, 3]`, row-major.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// The pixels of a row, `[width, 3]`.
+    pub(super) fn row(&self, y: usize) -> &[u8] {
+        &self.pixels[y * self.width * 3..][..self.width * 3]
+    }
+}
+
+/// The picture in `content`, or why there is none.
+fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
+    let format = ::image::guess_format(content).ok().filter(|format| FORMATS.contains(format));
+    let Some(format) = format else {
+        return Err("this is no PNG, JPEG, WebP or GIF file; convert the picture to one of these".into());
+    };
+    if format == ImageFormat::Jpeg {
+        jpeg::check(content)?;
+    }
+    let mut limits = Limits::no_limits();
+    limits.max_image_width = Some(MAX_SIDE as u32);
+    limits.max_image_height = Some(MAX_SIDE as u32);
+    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    let mut reader = ImageReader::with_format(Cursor::new(content), format);
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder().map_err(sentence)?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (width as usize, height as usize);
+    check_size(height, width)?;
+    // The result is the caller's allocation: what is left is the decoder's.
+    limits.reserve(decoder.total_bytes()).and_then(|()| decoder.set_limits(limits)).map_err(sentence)?;
+    let pixels = rgb(DynamicImage::from_decoder(decoder).map_err(sentence)?)?;
+    if pixels.len() != height * width * 3 {
+        return Err("this picture cannot be decoded: it is not of the size that its header states".into());
+    }
+    Ok(Picture { height, width, pixels })
+}
+
+/// Fails on a picture without pixels, or with too many.
+fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
+    if height == 0 || width == 0 {
+        return Err(format!("this picture is {width} x {height}: it has no pixels"));
+    }
+    if height > MAX_SIDE || width > MAX_SIDE || height * width > MAX_PIXELS {
+        return Err(format!(
+            "this picture is {width} x {height}: more than {MAX_SIDE} pixels a side or {} million in all are too many; \
+             scale it down",
+            MAX_PIXELS >> 20
+        ));
+    }
+    Ok(())
+}
+
+/// 8-bit RGB as Pillow's `convert("RGB")` makes it.
+fn rgb(decoded: DynamicImage) -> std::result::Result<Vec<u8>, String> {
+    let grey = |level: u8| [level; 3];
+    let high = |level: u16| (level >> 8) as u8;
+    Ok(match decoded {
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageRgba8(image) => image.pixels().flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        DynamicImage::ImageLuma8(image) => image.pixels().flat_map(|p| grey(p[0])).collect(),
+        DynamicImage::ImageLumaA8(image) => image.pixels().flat_map(|p| grey(p[0])).collect(),
+        DynamicImage::ImageRgb16(image) => image.pixels().flat_map(|p| p.0.map(high)).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.pixels().flat_map(|p| [p[0], p[1], p[2]].map(high)).collect()
+        }
+        // Pillow's mode "I;16": clipped.
+        DynamicImage::ImageLuma16(image) => image.pixels().flat_map(|p| grey(p[0].min(255) as u8)).collect(),
+        DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|p| grey(high(p[0]))).collect(),
+        _ => {
+            return Err(
+                "this picture's pixels are of a kind that is not supported; store it as 8-bit RGB".into()
+            );
+        }
+    })
+}
+
+/// A decoder's error as a sentence about the file.
+fn sentence(error: ImageError) -> String {
+    match error {
+        ImageError::Limits(_) => format!(
+            "this picture is too large to decode: more than {MAX_SIDE} pixels a side or {} million in all; scale it down",
+            MAX_PIXELS >> 20
+        ),
+        error => {
+            let text = error.to_string();
+            let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            format!("this picture cannot be decoded; the file is broken or cut short ({one_line})")
+        }
+    }
+}
