@@ -1,14 +1,16 @@
 // WHAT      Rotary position embedding of q and k, and the write of k and v into the paged cache; before it, for
 //           models that have it, RMSNorm of every q and k head.
 // MATH      norm, if given (Hugging Face Qwen3): x[i] = round(round(x[i] * rsqrt(mean(x^2) + eps)) * weight[i])
-//           half-split rotation (Hugging Face Llama), h = head_dim / 2, (c, s) = cos_sin[position]:
+//           half-split rotation (Hugging Face Llama), h = head_dim / 2, (c, s) = cos_sin[position] at i:
 //             a' = a c - b s,  b' = b c + a s   for the pairs (a, b) = (x[i], x[i + h]), i < h
+//           the position is one of three, by i (M-RoPE, Qwen2-VL): the first below section_end_0, the second below
+//           section_end_1, else the third; models with one position end both sections at h
 // SHAPES    qkv       T   [rows, (num_q_heads + 2 num_kv_heads) * head_dim]  in   heads of q, of k, of v
 //           q_out     T   [rows, num_q_heads * head_dim]                     out
 //           k_cache   T   [pages, num_kv_heads, page_size, head_dim]         out  rows slots[..] only
 //           v_cache   T   like k_cache                                       out  v is not rotated
 //           cos_sin   f32 [max_position, head_dim]                           in   cos[h], sin[h] a row
-//           positions i32 [rows]  in  clamped to [0, max_position)
+//           positions i32 [rows]  in  clamped to [0, max_position); with M-RoPE [3, rows], axis_stride = rows apart
 //           slots     i32 [rows]  in  page * page_size + offset; outside the cache: k and v are not written
 //           q_norm    T   [head_dim]  in  weight of the norm of q heads; null: no norm, of k neither
 //           k_norm    T   [head_dim]  in  weight of the norm of k heads; null if q_norm is
@@ -54,15 +56,21 @@ __device__ __forceinline__ void rope_kv_write(const T* qkv, T* q_out, T* k_cache
                                               const float* cos_sin, const int* positions, const int* slots,
                                               const T* q_norm, const T* k_norm, int num_q_heads,
                                               int num_kv_heads, int head_dim, int page_size, int num_slots,
-                                              int max_position, float eps) {
+                                              int max_position, int axis_stride, int section_end_0,
+                                              int section_end_1, float eps) {
   DYN_SMEM(float, scales);  // of the q and k heads, if they are normalised
   const int64_t row = blockIdx.x;
   const int num_heads = num_q_heads + 2 * num_kv_heads;
   const int half = head_dim / 2;
   const int vectors = (half + kVector<T> - 1) / kVector<T>;  // of half a head
-  const int position = min(max(positions[row], 0), max_position - 1);
-  const float* const cosines = cos_sin + static_cast<int64_t>(position) * head_dim;
-  const float* const sines = cosines + half;
+  // Row of the table by axis; without M-RoPE the three are one.
+  auto table_row = [&](int axis) {
+    const int position = positions[static_cast<int64_t>(axis) * axis_stride + row];
+    return cos_sin + static_cast<int64_t>(min(max(position, 0), max_position - 1)) * head_dim;
+  };
+  const float* const by_first = table_row(0);
+  const float* const by_second = table_row(1);
+  const float* const by_third = table_row(2);
   const int slot = slots[row];
   const int64_t page = slot / page_size;
   const int page_offset = slot % page_size;
@@ -108,8 +116,11 @@ __device__ __forceinline__ void rope_kv_write(const T* qkv, T* q_out, T* k_cache
         if (i + j >= half) break;
         const float a = to_float(first.element[j]);
         const float b = to_float(second.element[j]);
-        const float c = cosines[i + j];
-        const float s = sines[i + j];
+        const float* const angle = i + j < section_end_0   ? by_first
+                                   : i + j < section_end_1 ? by_second
+                                                           : by_third;
+        const float c = angle[i + j];
+        const float s = angle[half + i + j];
         first.element[j] = from_float<T>(a * c - b * s);
         second.element[j] = from_float<T>(b * c + a * s);
       }
@@ -119,15 +130,17 @@ __device__ __forceinline__ void rope_kv_write(const T* qkv, T* q_out, T* k_cache
   }
 }
 
-#define ROPE_KV_WRITE(dtype, T)                                                                            \
-  extern "C" __global__ void __launch_bounds__(128) rope_kv_write_##dtype(                                 \
-      const T* __restrict__ qkv, T* __restrict__ q_out, T* __restrict__ k_cache, T* __restrict__ v_cache,  \
-      const float* __restrict__ cos_sin, const int* __restrict__ positions, const int* __restrict__ slots, \
-      const T* __restrict__ q_norm, const T* __restrict__ k_norm, int num_q_heads, int num_kv_heads,       \
-      int head_dim, int page_size, int num_slots, int max_position, float eps) {                           \
-    rope_kv_write<T>(qkv, q_out, k_cache, v_cache, cos_sin, positions, slots, q_norm, k_norm, num_q_heads, \
-                     num_kv_heads, head_dim, page_size, num_slots, max_position, eps);                     \
-  }                                                                                                        \
+#define ROPE_KV_WRITE(dtype, T)                                                                              \
+  extern "C" __global__ void __launch_bounds__(128) rope_kv_write_##dtype(                                   \
+      const T* __restrict__ qkv, T* __restrict__ q_out, T* __restrict__ k_cache, T* __restrict__ v_cache,    \
+      const float* __restrict__ cos_sin, const int* __restrict__ positions, const int* __restrict__ slots,   \
+      const T* __restrict__ q_norm, const T* __restrict__ k_norm, int num_q_heads, int num_kv_heads,         \
+      int head_dim, int page_size, int num_slots, int max_position, int axis_stride, int section_end_0,      \
+      int section_end_1, float eps) {                                                                        \
+    rope_kv_write<T>(qkv, q_out, k_cache, v_cache, cos_sin, positions, slots, q_norm, k_norm, num_q_heads,   \
+                     num_kv_heads, head_dim, page_size, num_slots, max_position, axis_stride, section_end_0, \
+                     section_end_1, eps);                                                                    \
+  }                                                                                                          \
   EXPORT_KERNEL(rope_kv_write_##dtype)
 
 ROPE_KV_WRITE(bf16, bf16)

@@ -185,6 +185,7 @@ fn rope_case_of(setting: &Setting, rows: usize, normed: bool) -> Result<Case> {
                 v_cache: &v_cache,
                 cos_sin: &cos_sin,
                 positions: &positions,
+                sections: None,
                 slots: &positions,
                 num_q_heads: m.q_heads,
                 num_kv_heads: m.kv_heads,

@@ -4,7 +4,7 @@ use super::fields::Fields;
 use super::{llama, mistral, qwen2, qwen3};
 use crate::Result;
 
-/// Target architectures that can be run. Each has a file here that reads what is its own of a config.
+/// Target architectures that can be run: layers of a language model. Each has a file here that reads what is its own of a config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// `LlamaForCausalLM`: Llama 2, 3, 3.1, 3.2 (text) and 3.3, Vicuna, DeepSeek-R1-Distill-Llama and what shares their layout.
@@ -15,6 +15,35 @@ pub enum Architecture {
     Qwen2,
     /// `Qwen3ForCausalLM`: the dense Qwen 3.
     Qwen3,
+}
+
+/// Models that see pictures: a vision tower beside one of the architectures above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SeeingModel {
+    /// `LlavaForConditionalGeneration`: LLaVA-1.5, LLaVA-NeXT-Interleave.
+    Llava,
+    /// `LlavaNextForConditionalGeneration`: LLaVA-NeXT (LLaVA-1.6).
+    LlavaNext,
+    /// `Qwen2VLForConditionalGeneration`: Qwen2-VL.
+    Qwen2Vl,
+}
+
+impl SeeingModel {
+    const ALL: [SeeingModel; 3] = [SeeingModel::Llava, SeeingModel::LlavaNext, SeeingModel::Qwen2Vl];
+
+    const fn hf_name(self) -> &'static str {
+        match self {
+            SeeingModel::Llava => "LlavaForConditionalGeneration",
+            SeeingModel::LlavaNext => "LlavaNextForConditionalGeneration",
+            SeeingModel::Qwen2Vl => "Qwen2VLForConditionalGeneration",
+        }
+    }
+
+    /// What a config names, if it is a model that sees pictures.
+    pub fn from_fields(fields: &Fields) -> Result<Option<Self>> {
+        let name = fields.architecture()?;
+        Ok(Self::ALL.into_iter().find(|model| model.hf_name() == name))
+    }
 }
 
 /// What decoder layers have or lack beyond the geometry that every architecture has.
@@ -47,11 +76,65 @@ impl Architecture {
         }
     }
 
+    /// The `model_type` of its configs.
+    const fn model_type(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Mistral => "mistral",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The architecture that a `text_config` names by its `model_type`.
+    pub(super) fn from_model_type(fields: &Fields) -> Result<Self> {
+        let name = fields.text("model_type")?.unwrap_or("llama");
+        Self::ALL.into_iter().find(|architecture| architecture.model_type() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Architecture::model_type).join(", ");
+            fields.error("model_type", format_args!("is {name:?}: it should be one of {known}"))
+        })
+    }
+
+    /// What transformers takes where a config says nothing. Configs of models that see pictures leave out of their `text_config`
+    /// what they have in common with these.
+    pub(super) fn unsaid(self) -> &'static [(&'static str, u32)] {
+        match self {
+            Architecture::Llama => &[
+                ("vocab_size", 32_000),
+                ("hidden_size", 4096),
+                ("intermediate_size", 11_008),
+                ("num_hidden_layers", 32),
+                ("num_attention_heads", 32),
+                ("max_position_embeddings", 2048),
+            ],
+            Architecture::Mistral => &[
+                ("vocab_size", 32_000),
+                ("hidden_size", 4096),
+                ("intermediate_size", 14_336),
+                ("num_hidden_layers", 32),
+                ("num_attention_heads", 32),
+                ("num_key_value_heads", 8),
+                ("max_position_embeddings", 131_072),
+                ("sliding_window", 4096),
+            ],
+            Architecture::Qwen2 | Architecture::Qwen3 => &[
+                ("vocab_size", 151_936),
+                ("hidden_size", 4096),
+                ("intermediate_size", 22_016),
+                ("num_hidden_layers", 32),
+                ("num_attention_heads", 32),
+                ("num_key_value_heads", 32),
+                ("max_position_embeddings", 32_768),
+            ],
+        }
+    }
+
     /// The architecture that a config names.
     pub(super) fn from_fields(fields: &Fields) -> Result<Self> {
         let name = fields.architecture()?;
         Self::ALL.into_iter().find(|architecture| architecture.hf_name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(Architecture::hf_name).join(", ");
+            let seeing = SeeingModel::ALL.map(SeeingModel::hf_name);
+            let known = Self::ALL.map(Architecture::hf_name).into_iter().chain(seeing).collect::<Vec<_>>().join(", ");
             let reason = format!("is {name:?}: this architecture is not supported; those that are: {known}");
             fields.error("architectures", reason)
         })

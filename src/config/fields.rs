@@ -68,6 +68,18 @@ impl Fields {
         }
     }
 
+    /// Gives the fields that the object does not even mention the values of `unsaid`.
+    pub fn fill_in(&mut self, unsaid: &[(&str, u32)]) {
+        for &(field, value) in unsaid {
+            self.object.entry(field).or_insert_with(|| value.into());
+        }
+    }
+
+    /// Sets `field`.
+    pub fn set(&mut self, field: &str, value: impl Into<Value>) {
+        self.object.insert(field.into(), value.into());
+    }
+
     /// The name of the first field that holds an object, if any does.
     pub fn name_of_object(&self) -> Option<&str> {
         self.object.iter().find(|(_, value)| value.is_object()).map(|(name, _)| name.as_str())

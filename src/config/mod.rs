@@ -21,6 +21,7 @@ mod qwen3;
 mod rope;
 mod source;
 mod summary;
+mod vision;
 
 pub use architecture::Architecture;
 pub use eagle1::Eagle1Config;
@@ -34,3 +35,4 @@ pub use model::ModelConfig;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};
 pub use summary::{ConfigSummary, ModelKind, with_dtype};
+pub use vision::{Activation, JoinConfig, ProjectorConfig, TowerConfig, TowerKind, VisionConfig};

@@ -2,7 +2,8 @@
 
 use super::fields::Fields;
 use super::geometry::refuse_quantized;
-use super::{Architecture, FloatType, Geometry, ModelSource};
+use super::architecture::SeeingModel;
+use super::{Architecture, FloatType, Geometry, ModelSource, VisionConfig};
 use crate::{Error, Result};
 
 /// A target model, as its `config.json` and `generation_config.json` describe it.
@@ -26,6 +27,8 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Sliding window of each layer: the most keys that a token sees there, its own included; `None` is all.
     pub windows: Vec<Option<usize>>,
+    /// The tower through which it sees pictures, if it does.
+    pub vision: Option<VisionConfig>,
     /// Type that the weights are stored in, where the config says so.
     pub dtype: Option<FloatType>,
     /// Token that begins a text.
@@ -41,14 +44,34 @@ impl ModelConfig {
     /// [`crate::Error::Format`] names the field; an architecture that cannot be run is told which can.
     pub fn from_hf(source: &ModelSource) -> Result<Self> {
         let outer = Fields::read(source, "config.json")?;
-        let architecture = Architecture::from_fields(&outer)?;
-        // Configs that have room for other modalities keep the language model's fields in an object of their own.
-        let inner = outer.object("text_config")?;
         refuse_quantized(&outer)?;
+        // Configs that have room for other modalities keep the language model's fields in an object of their own.
+        let mut inner = outer.object("text_config")?;
+        let seeing = SeeingModel::from_fields(&outer)?;
+        let architecture = match (seeing, &mut inner) {
+            (None, _) => Architecture::from_fields(&outer)?,
+            (Some(SeeingModel::Qwen2Vl), _) => Architecture::Qwen2,
+            (Some(SeeingModel::Llava | SeeingModel::LlavaNext), Some(text)) => {
+                let architecture = Architecture::from_model_type(text)?;
+                text.fill_in(architecture.unsaid());
+                if text.value("rms_norm_eps").is_none() {
+                    text.set("rms_norm_eps", 1e-6);
+                }
+                architecture
+            }
+            (Some(_), None) => outer.require("text_config", None)?,
+        };
         let fields = inner.as_ref().unwrap_or(&outer);
         let holders: Vec<&Fields> = inner.iter().chain([&outer]).collect();
 
         let geometry = Geometry::from_fields(fields)?;
+        let (hidden_size, vocab_size) = (geometry.hidden_size, geometry.vocab_size);
+        let vision = match seeing {
+            None => None,
+            Some(SeeingModel::Llava) => Some(VisionConfig::llava(&outer, vocab_size, false)?),
+            Some(SeeingModel::LlavaNext) => Some(VisionConfig::llava(&outer, vocab_size, true)?),
+            Some(SeeingModel::Qwen2Vl) => Some(VisionConfig::qwen2_vl(&outer, hidden_size, vocab_size)?),
+        };
         let max_position = max_position(fields)?;
         let traits = architecture.layer_traits(fields, geometry.num_layers, max_position)?;
         let special = SpecialTokens::read(source, &holders, geometry.vocab_size)?;
@@ -68,6 +91,7 @@ impl ModelConfig {
             mlp_bias: traits.mlp_bias,
             qk_norm: traits.qk_norm,
             windows: traits.windows,
+            vision,
             dtype,
             bos_token_id: special.bos,
             eos_token_ids: special.eos,

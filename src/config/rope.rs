@@ -10,6 +10,9 @@ pub struct RopeConfig {
     pub theta: f64,
     /// How the frequencies are stretched for long contexts.
     pub scaling: RopeScaling,
+    /// M-RoPE (Qwen2-VL, arXiv 2409.12191): how many of a head's pairs turn by a token's time, by its row and by its column.
+    /// Without pictures the three are one.
+    pub sections: Option<[usize; 3]>,
 }
 
 /// How rotary frequencies are stretched for contexts longer than those of pre-training.
@@ -97,7 +100,24 @@ impl RopeConfig {
             Some(nested) => RopeScaling::from_fields(nested)?,
             None => RopeScaling::None,
         };
-        Ok(RopeConfig { theta, scaling })
+        let sections = match &nested {
+            Some(nested) => sections(nested)?,
+            None => None,
+        };
+        Ok(RopeConfig { theta, scaling, sections })
+    }
+}
+
+/// `mrope_section`: three counts of pairs.
+fn sections(nested: &Fields) -> Result<Option<[usize; 3]>> {
+    const FIELD: &str = "mrope_section";
+    if nested.flag("mrope_interleaved")?.unwrap_or(false) {
+        return Err(nested.error("mrope_interleaved", "is true: interleaved sections are not supported"));
+    }
+    let Some(counts) = nested.indices(FIELD, 1 << 12)? else { return Ok(None) };
+    match <[usize; 3]>::try_from(counts) {
+        Ok(sections) => Ok(Some(sections)),
+        Err(counts) => Err(nested.error(FIELD, format_args!("holds {} counts: it should hold 3", counts.len()))),
     }
 }
 
@@ -132,7 +152,8 @@ impl RopeScaling {
         }
         let unnamed = if fields.value("factor").is_some() { None } else { Some("default") };
         match fields.require("rope_type", fields.text(field)?.or(unnamed))? {
-            "default" => Ok(RopeScaling::None),
+            // M-RoPE stretches nothing; its sections stand beside.
+            "default" | "mrope" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear { factor: factor("factor")? }),
             "llama3" => {
                 let (low_freq_factor, high_freq_factor) =
@@ -174,18 +195,19 @@ mod tests {
             high_freq_factor: 4.0,
             original_max_position: 8192,
         },
+        sections: None,
     };
 
     #[test]
     fn frequencies_without_scaling_are_powers_of_theta() {
-        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::None };
+        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::None, sections: None };
         let frequencies = rope.inv_freq(8);
         assert_eq!(frequencies, [1.0, 0.1, 0.01, 0.001]);
     }
 
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 }, sections: None };
         assert_eq!(rope.inv_freq(4), [0.25, 0.0025]);
     }
 
@@ -231,7 +253,7 @@ mod tests {
 
     #[test]
     fn table_holds_cosines_then_sines() {
-        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::None };
+        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::None, sections: None };
         let table = rope.cos_sin_table(3, 4);
         assert_eq!(table.len(), 12);
         assert_eq!(table[..4], [1.0, 1.0, 0.0, 0.0]);

@@ -14,6 +14,7 @@ use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
+use crate::model::vision::VisionEncoder;
 use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE};
 use crate::weights::Checkpoint;
 
@@ -174,7 +175,7 @@ impl<'a> EngineBuilder<'a> {
         let files = self.open_files()?;
         let float_type = files.float_type;
         let device = Device::open(self.device)?;
-        let (mut target, drafter) = self.load(&device, files)?;
+        let Loaded { mut target, vision, drafter } = self.load(&device, files)?;
 
         let budget = self.kv_budget_bytes;
         let max_sequences = self.max_sequences;
@@ -233,6 +234,7 @@ impl<'a> EngineBuilder<'a> {
         Ok(Engine {
             verifier,
             proposer,
+            vision,
             controller: Controller::new(policy, limits(max_sequences, self.floor), cost),
             start_costs,
             floor: self.floor,
@@ -258,6 +260,13 @@ struct Files {
     checkpoint: Checkpoint,
     drafter: Option<(DrafterConfig, Checkpoint)>,
     float_type: FloatType,
+}
+
+/// What is on the device.
+struct Loaded {
+    target: Decoder,
+    vision: Option<VisionEncoder>,
+    drafter: Option<Box<dyn Drafter>>,
 }
 
 impl EngineBuilder<'_> {
@@ -287,16 +296,28 @@ impl EngineBuilder<'_> {
         Ok(Files { config, checkpoint, drafter, float_type })
     }
 
-    fn load(&mut self, device: &Device, files: Files) -> Result<(Decoder, Option<Box<dyn Drafter>>)> {
+    fn load(&mut self, device: &Device, files: Files) -> Result<Loaded> {
         let Files { config, checkpoint, drafter, float_type } = files;
         let progress = &mut self.progress;
+        let mut decoder_bytes = 0;
         let target = Decoder::load(device, config, &checkpoint, float_type, &mut |done, all| {
+            decoder_bytes = done;
             progress("target", done, all)
         })?;
-        let Some((config, checkpoint)) = drafter else { return Ok((target, None)) };
+        let vision = match target.config().vision.clone() {
+            Some(config) => {
+                let hidden = target.config().geometry.hidden_size;
+                let progress = &mut |done, all| progress("target", decoder_bytes + done, all);
+                Some(VisionEncoder::load(device, config, hidden, &checkpoint, float_type, progress)?)
+            }
+            None => None,
+        };
+        // Every tensor of the checkpoint has had a use.
+        checkpoint.finish()?;
+        let Some((config, checkpoint)) = drafter else { return Ok(Loaded { target, vision, drafter: None }) };
         let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
         let drafter = config.load(device, &checkpoint, float_type, &target, progress)?;
-        Ok((target, Some(drafter)))
+        Ok(Loaded { target, vision, drafter: Some(drafter) })
     }
 }
 

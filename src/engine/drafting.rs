@@ -10,7 +10,7 @@ use crate::kernels::draft::{
 };
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::{KvCache, PAGE_SIZE};
-use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words};
+use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words, text_rotary};
 
 /// Features a sequence may keep waiting: a prefill chunk on top of what a quiet drafter has not seen.
 const BACKLOG: usize = 2 * MAX_ROWS_PER_SEQUENCE;
@@ -131,12 +131,18 @@ impl Drafting {
             skip_to(&mut self.pass, &mut next_slot, slot);
             self.pass.begin_sequence(sequence.draft_len);
             let count = limit(sequence);
+            // A pair's embedding is that of its second token.
+            let seen = sequence.draft_len + 1..sequence.draft_len + 1 + count;
+            let first_row = self.pass.num_rows();
+            sequence.pictures.show(&mut self.pass, first_row, seen);
             self.kv.reserve(slot, sequence.draft_len + count)?;
             for i in 0..count {
                 let position = sequence.draft_len + i;
                 let row = Row {
                     token: sequence.committed[position + 1],
                     position,
+                    // One axis, whatever the target's: so drafters are trained.
+                    rotary: text_rotary(position),
                     slot: self.kv.slot(slot, position),
                     ancestors: causal_words(i),
                     link: backlog_row(slot, position) as i32,

@@ -1,7 +1,7 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
-//! target's side of a round), `drafting` (the drafter's side), `proposer` (a drafter or the text's n-grams), `prefill`, `sweep` (start-up cost measurement), `profile` (the
+//! target's side of a round), `pictures` (what it sees beside its tokens), `drafting` (the drafter's side), `proposer` (a drafter or the text's n-grams), `prefill`, `sweep` (start-up cost measurement), `profile` (the
 //! same on demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
@@ -16,7 +16,7 @@
 //!     .drafter(std::path::Path::new("assets/demo/drafter"))
 //!     .build()?;
 //! let sampling = SamplingParams { temperature: 0.7, seed: 1, ..Default::default() };
-//! let request = Request { prompt: vec![0, 87, 12], max_new_tokens: 16, sampling, ignore_eos: false, weight: 1.0 };
+//! let request = Request { sampling, ..Request::new(vec![0, 87, 12], 16) };
 //! for tokens in engine.generate(request)? {
 //!     println!("{:?}", tokens?); // the tokens of one round
 //! }
@@ -30,6 +30,7 @@ mod drafting;
 mod generation;
 #[cfg(test)]
 mod mutations;
+mod pictures;
 mod policy;
 mod prefill;
 mod profile;
@@ -54,9 +55,11 @@ use crate::engine::sequence::Sequence;
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::{Verified, Verifier};
 use crate::error::{Error, Result};
+use crate::model::vision::VisionEncoder;
 
 pub use builder::{DraftSource, EngineBuilder};
 pub use generation::Generation;
+pub use pictures::expand_prompt;
 pub use profile::MeasuredCosts;
 pub use round::Emission;
 pub use sequence::{FinishReason, Request, SequenceId};
@@ -67,6 +70,8 @@ pub struct Engine {
     device: Device,
     verifier: Verifier,
     proposer: Option<Proposer>,
+    /// What pictures are seen through.
+    vision: Option<VisionEncoder>,
     controller: Controller,
     start_costs: StartCosts,
     /// Draft tokens that every sequence keeps; see [`EngineBuilder::floor`].
@@ -120,6 +125,11 @@ impl Engine {
     /// The target's configuration.
     pub fn model_config(&self) -> &crate::config::ModelConfig {
         self.verifier.target.config()
+    }
+
+    /// The vision tower, if the model sees pictures.
+    pub fn vision(&self) -> Option<&VisionEncoder> {
+        self.vision.as_ref()
     }
 
     /// Longest context (prompt and emitted tokens) of a sequence.

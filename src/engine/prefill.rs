@@ -4,10 +4,12 @@
 use std::time::Instant;
 
 use crate::engine::Engine;
+use crate::engine::pictures::{Pictures, expand_prompt};
 use crate::engine::proposer::Proposer;
 use crate::engine::round::Emission;
 use crate::engine::sequence::{Request, Sequence, SequenceId};
 use crate::error::{Error, Result};
+use crate::image::Patches;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 
 impl Engine {
@@ -17,6 +19,8 @@ impl Engine {
     /// [`Error::Input`] for a request that cannot be served (empty prompt, token outside the vocabulary, longer than the
     /// context, no free place); driver failures.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
+        let prompt = expand_prompt(self.model_config(), &request.prompt, &request.pictures)?;
+        let request = Request { prompt, ..request };
         request.validate(self.model_config().geometry.vocab_size, self.max_context)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input(format!(
@@ -34,9 +38,14 @@ impl Engine {
             proposer.reserve(slot, longest).inspect_err(|_| self.verifier.kv.release(slot))?;
         }
         let prompt_len = request.prompt.len();
+        let start = Instant::now();
+        let pictures = self
+            .encode_pictures(&request.prompt, &request.pictures)
+            .inspect_err(|_| self.release(slot))?;
         self.sequences[slot] = Some(Sequence {
             id,
             committed: request.prompt,
+            pictures,
             prompt_len,
             max_new_tokens: request.max_new_tokens,
             sampling: request.sampling,
@@ -45,7 +54,6 @@ impl Engine {
             draft_len: 0,
             finished: None,
         });
-        let start = Instant::now();
         let first = self.prefill(slot).inspect_err(|_| self.release(slot))?;
         self.times.stats.prefill_ms += start.elapsed().as_secs_f64() * 1e3;
         self.emit_first(slot, first);
@@ -59,12 +67,22 @@ impl Engine {
         let prompt_len = self.sequence(slot).committed.len();
         for start in (0..prompt_len).step_by(MAX_ROWS_PER_SEQUENCE) {
             let end = (start + MAX_ROWS_PER_SEQUENCE).min(prompt_len);
-            let tokens = &self.sequences[slot].as_ref().expect("the slot was just taken").committed;
-            self.verifier.fill_chunk(slot, start..end, tokens, |position| position + 1 == prompt_len);
+            let sequence = self.sequences[slot].as_ref().expect("the slot was just taken");
+            let text = (&sequence.committed[..], &sequence.pictures);
+            self.verifier.fill_chunk(slot, start..end, text, |position| position + 1 == prompt_len);
             self.run_target(end - start)?;
             self.feed_drafter(slot, start..end)?;
         }
-        Ok(self.verifier.read(&[], false)?[0].bonus)
+        let first = self.verifier.read(&[], false)?[0].bonus;
+        if let Some(sequence) = &mut self.sequences[slot] {
+            sequence.pictures.forget_embeddings();
+        }
+        Ok(first)
+    }
+
+    /// What a text of the expanded `prompt` sees.
+    pub(super) fn encode_pictures(&self, prompt: &[i32], pictures: &[Patches]) -> Result<Pictures> {
+        Pictures::encode(self.model_config(), self.vision.as_ref(), prompt, pictures)
     }
 
     /// Gives the drafter the features of a prompt chunk and runs the pairs whose second token is known.

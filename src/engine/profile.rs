@@ -79,6 +79,7 @@ impl Engine {
             sampling: SamplingParams::default(),
             ignore_eos: true,
             weight: 1.0,
+            pictures: Vec::new(),
         };
         let samples = self.overheads_of(request, ROUNDS, TIME_LIMIT);
         self.controller = own;

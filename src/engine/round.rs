@@ -162,9 +162,12 @@ impl Engine {
             self.verifier.kv.reserve(slot, root + tree.num_nodes())?;
             self.verifier.pass.begin_sequence(root);
             for node in 0..tree.num_nodes() {
+                let position =
+                    root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition));
                 let row = Row {
                     token: tree.token(node),
-                    position: root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition)),
+                    position,
+                    rotary: self.sequence(slot).pictures.rotary(position),
                     slot: self.verifier.kv.slot(slot, root + node),
                     ancestors: if self.has(Bug::SeesSiblings) {
                         causal_words(node)

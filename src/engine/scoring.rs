@@ -1,40 +1,38 @@
 //! The target's logits over a given text: for perplexity, and for comparison with other implementations.
 
 use crate::engine::Engine;
+use crate::engine::pictures::{Pictures, expand_prompt};
 use crate::engine::sequence::Request;
 use crate::error::{Error, Result};
+use crate::image::Patches;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
-use crate::sampling::SamplingParams;
 
 impl Engine {
-    /// The f32 logits `[tokens.len(), vocab]` after every position of `tokens`, row-major.
+    /// The f32 logits `[tokens, vocab]` after every position of `prompt`, its placeholders expanded for `pictures`, row-major.
     ///
     /// # Errors
     /// As [`Engine::submit`].
-    pub fn score(&mut self, tokens: &[i32]) -> Result<Vec<f32>> {
-        let request = Request {
-            prompt: tokens.to_vec(),
-            max_new_tokens: 1,
-            sampling: SamplingParams::default(),
-            ignore_eos: true,
-            weight: 1.0,
-        };
+    pub fn score(&mut self, prompt: &[i32], pictures: &[Patches]) -> Result<Vec<f32>> {
+        let tokens = expand_prompt(self.model_config(), prompt, pictures)?;
+        let request = Request::new(tokens, 1);
         // Nothing is drawn, so the text may fill the context.
         request.validate(self.model_config().geometry.vocab_size, self.max_context + 1)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));
         };
+        let tokens = request.prompt;
+        let pictures = self.encode_pictures(&tokens, pictures)?;
         self.verifier.kv.reserve(slot, tokens.len())?;
-        let scored = self.score_in(slot, tokens);
+        let scored = self.score_in(slot, &tokens, &pictures);
         self.verifier.kv.release(slot);
         scored
     }
 
-    fn score_in(&mut self, slot: usize, tokens: &[i32]) -> Result<Vec<f32>> {
+    fn score_in(&mut self, slot: usize, tokens: &[i32], pictures: &Pictures) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
         for start in (0..tokens.len()).step_by(MAX_ROWS_PER_SEQUENCE) {
             let end = (start + MAX_ROWS_PER_SEQUENCE).min(tokens.len());
-            self.verifier.fill_chunk(slot, start..end, tokens, |_| true);
+            self.verifier.fill_chunk(slot, start..end, (tokens, pictures), |_| true);
             logits.extend(self.verifier.forward(None)?.to_vec::<f32>()?);
         }
         Ok(logits)

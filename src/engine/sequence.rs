@@ -1,14 +1,18 @@
 //! One request being served: what is committed, what the drafter still has to see, when to stop.
 
 use crate::control::SequenceView;
+use crate::engine::pictures::Pictures;
 use crate::error::{Error, Result};
+use crate::image::Patches;
 use crate::sampling::SamplingParams;
 
 /// What a caller asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Prompt token ids; at least one.
+    /// Prompt token ids; at least one. A picture stands as one placeholder token, or as a run of its length.
     pub prompt: Vec<i32>,
+    /// The prompt's pictures, in order.
+    pub pictures: Vec<Patches>,
     /// Tokens to emit at most.
     pub max_new_tokens: usize,
     /// How tokens are drawn.
@@ -21,7 +25,19 @@ pub struct Request {
 }
 
 impl Request {
-    /// Whether a model of `vocab_size` tokens can serve this in a context of `max_context` tokens.
+    /// `prompt`, continued greedily by at most `max_new_tokens`.
+    pub fn new(prompt: Vec<i32>, max_new_tokens: usize) -> Self {
+        Self {
+            prompt,
+            pictures: Vec::new(),
+            max_new_tokens,
+            sampling: SamplingParams::default(),
+            ignore_eos: false,
+            weight: 1.0,
+        }
+    }
+
+    /// Whether a model of `vocab_size` tokens can serve this, its placeholders expanded, in a context of `max_context` tokens.
     ///
     /// # Errors
     /// [`Error::Input`]: an empty prompt, one that leaves no room, an id outside the vocabulary, nothing asked for, or
@@ -80,6 +96,7 @@ pub struct SequenceId(pub u64);
 pub(super) struct Sequence {
     pub id: SequenceId,
     pub committed: Vec<i32>,
+    pub pictures: Pictures,
     pub prompt_len: usize,
     pub max_new_tokens: usize,
     pub sampling: SamplingParams,
@@ -150,6 +167,7 @@ mod tests {
         Sequence {
             id: SequenceId(0),
             committed: vec![5, 6],
+            pictures: Pictures::default(),
             prompt_len: 2,
             max_new_tokens,
             sampling: SamplingParams::default(),

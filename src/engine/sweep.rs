@@ -8,10 +8,11 @@ use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
 use crate::device::{Device, Event};
 use crate::engine::drafting::Drafting;
 use crate::engine::proposer::Proposer;
+use crate::engine::pictures::Pictures;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::engine::verifier::Verifier;
 use crate::error::Result;
-use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words};
+use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words, text_rotary};
 use crate::sampling::SamplingParams;
 
 /// Wall time after which no further pass is measured; the first two are measured whatever they take. From half of it on one
@@ -237,7 +238,7 @@ fn verify_pass(verifier: &mut Verifier, proposer: Option<&Proposer>, size: PassS
             let slot = verifier.kv.slot(sequence, position);
             verifier
                 .pass
-                .push(Row { token: 0, position, slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
+                .push(Row { token: 0, position, rotary: text_rotary(position), slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
         }
     }
     let taps = proposer.and_then(|proposer| proposer.taps(size.tokens));
@@ -280,6 +281,7 @@ impl Drafting {
             max_new_tokens: 1,
             sampling: SamplingParams::default(),
             weight: 1.0,
+            pictures: Pictures::default(),
             eos: vec![],
             draft_len: context,
             finished: None,

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::engine::pictures::Pictures;
 use crate::error::{Error, Result};
 use crate::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use crate::kernels::sampler::{SampleArgs, SamplerParams, sample};
@@ -49,11 +50,12 @@ impl Verifier {
         max_rows: usize,
         max_sequences: usize,
     ) -> Result<Self> {
+        let sections = target.config().geometry.rope.sections;
         let ints = |shape: &[usize]| Tensor::zeros(device, DType::I32, shape);
         Ok(Self {
             target,
             kv,
-            pass: Pass::new(device, max_rows, max_sequences)?,
+            pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections),
             params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
             drawn: ints(&[max_rows])?,
             accepted: ints(&[max_sequences, MAX_ROWS_PER_SEQUENCE])?,
@@ -72,12 +74,12 @@ impl Verifier {
         self.params.rows(slot..slot + 1).write(bytemuck::bytes_of(&params))
     }
 
-    /// Fills the pass with one chunk of a text: positions `chunk` of `tokens`, causal, in sequence slot `slot`.
+    /// Fills the pass with one chunk of a text, its tokens and what they show: positions `chunk`, causal, in sequence slot `slot`.
     pub fn fill_chunk(
         &mut self,
         slot: usize,
         chunk: Range<usize>,
-        tokens: &[i32],
+        (tokens, pictures): (&[i32], &Pictures),
         wants_logits: impl Fn(usize) -> bool,
     ) {
         self.pass.clear();
@@ -85,10 +87,12 @@ impl Verifier {
             self.pass.begin_sequence(0);
         }
         self.pass.begin_sequence(chunk.start);
+        pictures.show(&mut self.pass, 0, chunk.clone());
         for (index, position) in chunk.enumerate() {
             let row = Row {
                 token: tokens[position],
                 position,
+                rotary: pictures.rotary(position),
                 slot: self.kv.slot(slot, position),
                 ancestors: causal_words(index),
                 link: index as i32 - 1,

@@ -4,7 +4,9 @@ pub mod control;
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;
+pub mod gelu;
 pub mod kv_compact;
+pub mod layernorm;
 pub mod linear;
 #[doc(hidden)]
 pub mod prims_check;
@@ -15,3 +17,5 @@ mod shape;
 pub mod swiglu;
 pub mod tree_attention;
 pub mod verify;
+pub mod vision_attention;
+pub mod vision_rope;

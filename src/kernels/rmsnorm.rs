@@ -1,7 +1,7 @@
 //! RMS normalisation with the residual add before it. See `kernels/rmsnorm.cu`.
 
-use super::shape::{Dims, vector_len};
-use crate::device::{DType, Device, LaunchArgs, Tensor};
+use super::shape::{Dims, row_threads};
+use crate::device::{Device, LaunchArgs, Tensor};
 use crate::error::Result;
 
 /// Operands of [`rmsnorm`], all of one dtype.
@@ -18,11 +18,6 @@ pub struct RmsNormArgs<'a> {
     pub tap: Option<&'a Tensor>,
     /// Added to the mean square.
     pub eps: f32,
-}
-
-/// Threads of a row's CTA. A function of the row's length alone, because it decides the order of additions.
-fn threads(hidden_size: usize, dtype: DType) -> u32 {
-    hidden_size.div_ceil(vector_len(dtype)).next_multiple_of(32).clamp(32, 512) as u32
 }
 
 /// Computes `residual += delta`, `tap = residual` and
@@ -58,24 +53,9 @@ pub fn rmsnorm(device: &Device, args: RmsNormArgs) -> Result<()> {
         .i32(args.out.row_stride())
         .i32(stride(args.tap))
         .f32(args.eps);
-    let block = [threads(hidden_size, dtype), 1, 1];
+    let block = [row_threads(hidden_size, dtype), 1, 1];
     // SAFETY: arguments in the order of rmsnorm.cu; every matrix is [T, H] with the stride given, weight is
     // [H], checked above; one CTA a row touches H elements of it. Written: out, tap, and residual if there is
     // a delta.
     unsafe { device.launch(kernel, [rows as u32, 1, 1], block, 0, &launch_args) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_takes_a_vector_until_the_block_is_full() {
-        assert_eq!(threads(1, DType::Bf16), 32);
-        assert_eq!(threads(256, DType::Bf16), 32);
-        assert_eq!(threads(257, DType::Bf16), 64);
-        assert_eq!(threads(4096, DType::F16), 512);
-        assert_eq!(threads(256, DType::F32), 64);
-        assert_eq!(threads(100_000, DType::F32), 512);
-    }
 }

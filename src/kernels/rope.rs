@@ -16,8 +16,11 @@ pub struct RopeArgs<'a> {
     pub v_cache: &'a Tensor,
     /// f32 `[max_position, head_dim]`: the cosines of a position, then its sines.
     pub cos_sin: &'a Tensor,
-    /// i32 `[T]`; clamped to the table.
+    /// i32 `[T]`, with `sections` `[3, T]`; clamped to the table.
     pub positions: &'a Tensor,
+    /// M-RoPE (Qwen2-VL, arXiv 2409.12191): how many pairs of a head turn by the first, the second and the third position, all in
+    /// all `head_dim / 2`.
+    pub sections: Option<[usize; 3]>,
     /// i32 `[T]`: `page * page_size + offset`. A row whose slot lies outside the cache writes no k and v.
     pub slots: &'a Tensor,
     /// Query heads.
@@ -53,6 +56,7 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
     let dtype = args.qkv.dtype();
     let RopeArgs { num_q_heads, num_kv_heads, head_dim, .. } = args;
     let mut dims = Dims::new("rope_kv_write")
+        .fix("3", 3)
         .fix("num_kv_heads", num_kv_heads)
         .fix("head_dim", head_dim)
         .fix("q_width", num_q_heads * head_dim)
@@ -63,7 +67,12 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
         dims.dense(name, cache, dtype, &["pages", "num_kv_heads", "page_size", "head_dim"])?;
     }
     dims.dense("cos_sin", args.cos_sin, DType::F32, &["max_position", "head_dim"])?;
-    dims.dense("positions", args.positions, DType::I32, &["T"])?;
+    let axes: &[&'static str] = if args.sections.is_some() { &["3", "T"] } else { &["T"] };
+    dims.dense("positions", args.positions, DType::I32, axes)?;
+    let sections = args.sections.unwrap_or([head_dim / 2, 0, 0]);
+    dims.require(sections.iter().sum::<usize>() == head_dim / 2, "sections", || {
+        (format!("{} pairs in all", head_dim / 2), format!("{sections:?}"))
+    })?;
     dims.dense("slots", args.slots, DType::I32, &["T"])?;
     dims.require(head_dim % 2 == 0, "head_dim", || ("an even number".into(), format!("{head_dim}")))?;
     let (page_size, max_position) = (dims.get("page_size"), dims.get("max_position"));
@@ -108,6 +117,9 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
         .i32(page_size)
         .i32(num_slots)
         .i32(max_position)
+        .i32(if args.sections.is_some() { rows } else { 0 })
+        .i32(sections[0])
+        .i32(sections[0] + sections[1])
         .f32(args.norm.map_or(0.0, |norm| norm.eps));
     // SAFETY: arguments in the order of rope.cu; all shapes are checked above; positions are clamped to the
     // table and slots outside the cache are skipped by the kernel; with a norm the shared memory holds a scale

@@ -125,3 +125,23 @@ impl Dims {
 pub(super) fn vector_len(dtype: DType) -> usize {
     16 / dtype.size_in_bytes()
 }
+
+/// Threads of a CTA that normalises one row. A function of the row's length alone, because it decides the order of additions.
+pub(super) fn row_threads(hidden_size: usize, dtype: DType) -> u32 {
+    hidden_size.div_ceil(vector_len(dtype)).next_multiple_of(32).clamp(32, 512) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_takes_a_vector_until_the_block_is_full() {
+        assert_eq!(row_threads(1, DType::Bf16), 32);
+        assert_eq!(row_threads(256, DType::Bf16), 32);
+        assert_eq!(row_threads(257, DType::Bf16), 64);
+        assert_eq!(row_threads(4096, DType::F16), 512);
+        assert_eq!(row_threads(256, DType::F32), 64);
+        assert_eq!(row_threads(100_000, DType::F32), 512);
+    }
+}

@@ -60,7 +60,7 @@ pub struct Taps<'a> {
 }
 
 impl Decoder {
-    /// Loads the weights of `checkpoint` as `float_type`; every tensor of the checkpoint must have a use.
+    /// Loads the decoder's weights of `checkpoint` as `float_type`.
     pub fn load(
         device: &Device,
         config: ModelConfig,
@@ -72,10 +72,11 @@ impl Decoder {
             config.geometry;
         let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
         let shape = AttentionShape::of(&config.geometry);
-        let embedding = loader.matrix("model.embed_tokens.weight", vocab, hidden)?;
+        let Names { body, head } = Names::of(checkpoint);
+        let embedding = loader.matrix(&format!("{body}embed_tokens.weight"), vocab, hidden)?;
         let mut layers = Vec::with_capacity(config.geometry.num_layers);
         for i in 0..config.geometry.num_layers {
-            let prefix = format!("model.layers.{i}");
+            let prefix = format!("{body}layers.{i}");
             layers.push(Layer {
                 input_norm: loader.vector(&[&format!("{prefix}.input_layernorm.weight")], &[hidden])?,
                 attention: AttentionWeights::load(
@@ -96,14 +97,13 @@ impl Decoder {
                 mlp: Mlp::load(&mut loader, &format!("{prefix}.mlp"), hidden, intermediate, config.mlp_bias)?,
             });
         }
-        let final_norm = loader.vector(&["model.norm.weight"], &[hidden])?;
+        let final_norm = loader.vector(&[&format!("{body}norm.weight")], &[hidden])?;
         let head = if config.tie_word_embeddings {
-            checkpoint.ignore("lm_head.weight");
+            checkpoint.ignore(head);
             embedding.clone()
         } else {
-            loader.matrix("lm_head.weight", vocab, hidden)?
+            loader.matrix(head, vocab, hidden)?
         };
-        checkpoint.finish()?;
         Ok(Self {
             device: device.clone(),
             dtype: float_type.into(),
@@ -151,6 +151,7 @@ impl Decoder {
             [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
         let (scratch, hidden) = (&buffers.scratch, self.config.geometry.hidden_size);
         embedding(device, EmbeddingArgs { tokens: &pass.tokens(), table: &self.embedding, out: &residual })?;
+        pass.overlay_pictures(&residual)?;
         for (i, layer) in self.layers.iter().enumerate() {
             // A drafter may read one stream twice (small targets): the norm is repeated for the second copy.
             let mut incoming = (i > 0).then_some(&delta);
@@ -232,6 +233,25 @@ impl Decoder {
     /// Geometry of the key/value cache this model needs.
     pub fn kv_shape(&self) -> KvShape {
         KvShape::of(&self.config.geometry, self.dtype)
+    }
+}
+
+/// How a checkpoint names the decoder's tensors.
+struct Names {
+    /// Before those of embedding, layers and final norm.
+    body: &'static str,
+    head: &'static str,
+}
+
+impl Names {
+    /// Models that see pictures keep the language model beside the tower: transformers 4 under one name (LLaVA) or none of its own
+    /// (Qwen2-VL), transformers 5 under another.
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let bodies = ["model.", "model.language_model.", "language_model.model."];
+        let has = |body: &&str| checkpoint.contains(&format!("{body}embed_tokens.weight"));
+        let body = bodies.into_iter().find(has).unwrap_or(bodies[0]);
+        let head = if body == bodies[2] { "language_model.lm_head.weight" } else { "lm_head.weight" };
+        Self { body, head }
     }
 }
 

@@ -230,6 +230,7 @@ pub(crate) fn attend(
             v_cache: &v_cache,
             cos_sin: &scratch.cos_sin,
             positions: &pass.positions(),
+            sections: pass.rope_sections(),
             slots: &pass.slots(),
             num_q_heads,
             num_kv_heads,

@@ -39,6 +39,32 @@ impl WeightLoader<'_, '_> {
         self.fill(names, |i| vec![lens[i]], &shape)
     }
 
+    /// The weight `name` of a convolution whose kernel takes every input once (stride = size), `shape` = outputs, then what the kernel
+    /// spans, as the matrix `[outputs, inputs]`; inputs padded with zeros to a multiple of 8, as 16-bit linear layers need.
+    pub fn patch_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let (outputs, inputs) = (shape[0], shape[1..].iter().product::<usize>());
+        let padded = inputs.next_multiple_of(8);
+        let view = self.checkpoint.get(name)?.with_shape(shape)?;
+        if self.checkpoint.is_rehearsal() {
+            view.float_type()?;
+            return Ok(Tensor::without_memory(self.device, self.float_type.into(), &[outputs, padded]));
+        }
+        let tensor = Tensor::uninit(self.device, self.float_type.into(), &[outputs, padded])?;
+        let [row_bytes, padded_bytes] = [inputs, padded].map(|len| len * self.float_type.size_in_bytes());
+        let mut row = vec![0; padded_bytes];
+        for output in 0..outputs {
+            view.copy_rows_converted(output..output + 1, self.float_type, &mut row[..row_bytes])?;
+            tensor.write_bytes(output * padded_bytes, &row)?;
+        }
+        self.count(view.bytes.len());
+        Ok(tensor)
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.loaded_bytes += bytes;
+        (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
+    }
+
     fn fill(
         &mut self,
         names: &[&str],
@@ -66,8 +92,7 @@ impl WeightLoader<'_, '_> {
                 tensor.write_bytes(at, &block)?;
                 at += block.len();
             }
-            self.loaded_bytes += view.bytes.len();
-            (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
+            self.count(view.bytes.len());
         }
         Ok(tensor)
     }

@@ -5,9 +5,10 @@ mod decoder;
 mod layers;
 mod load;
 mod pass;
+pub mod vision;
 
 pub use decoder::{Decoder, Taps};
 pub(crate) use layers::{AttentionKind, AttentionShape, AttentionWeights, Mlp, Scratch, ScratchSize, attend};
 pub use load::Progress;
 pub(crate) use load::WeightLoader;
-pub use pass::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words};
+pub use pass::{MAX_ROWS_PER_SEQUENCE, Pass, Rotary, Row, causal_words, text_rotary};

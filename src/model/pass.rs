@@ -5,18 +5,29 @@
 
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
+use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::tree::AncestorWords;
 
 /// Most rows of one sequence in a pass: the bits of the ancestor words.
 pub const MAX_ROWS_PER_SEQUENCE: usize = 256;
+
+/// Rotary position of a token on the axes of M-RoPE: time, row and column in a picture. Of a text token the three are one.
+pub type Rotary = [i32; 3];
+
+/// The rotary position of a token of plain text at `position`.
+pub fn text_rotary(position: usize) -> Rotary {
+    [position as i32; 3]
+}
 
 /// One row as the engine describes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// Token id.
     pub token: i32,
-    /// Logical position, which is also the rotary position.
+    /// Logical position: how many tokens come before.
     pub position: usize,
+    /// Rotary position on each axis (time, row, column); passes without M-RoPE go by the first.
+    pub rotary: Rotary,
     /// Where the row's key and value are written.
     pub slot: i32,
     /// Visible positions from `prefix_len` on, the row's own included.
@@ -31,6 +42,8 @@ pub struct Pass {
     device: Device,
     // Host side, filled between `clear` and `upload`.
     rows: Vec<Row>,
+    /// Rows whose embedding is not their token's: the first of them, and what they have instead.
+    pictures: Vec<(usize, Tensor)>,
     /// Rows of the pass; `rows` describes all of them or, where a kernel fills the row arrays, none.
     num_rows: usize,
     seq_start: Vec<i32>,
@@ -43,6 +56,10 @@ pub struct Pass {
     staged_ints: PinnedBuffer<i32>,
     staged_words: PinnedBuffer<u64>,
     arrays: [(usize, usize); NUM_ARRAYS],
+    /// See [`Pass::with_sections`].
+    sections: Option<[usize; 3]>,
+    /// i32 `[MAX_ROWS_PER_SEQUENCE]`: 0, 1, 2, ...
+    count: Tensor,
 }
 
 const NUM_ARRAYS: usize = 9;
@@ -59,11 +76,14 @@ const DRAW_SEQUENCES: usize = 8;
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Seven arrays of rows, two of sequences, each rounded up to 4 elements so that it starts on 16 bytes.
-        let capacity = 7 * (max_rows + 4) + 2 * (max_sequences + 5);
+        // Seven arrays of rows, one of them with three axes, and two of sequences, each rounded up to 4 elements so that it
+        // starts on 16 bytes.
+        let capacity = 9 * (max_rows + 4) + 2 * (max_sequences + 5);
+        let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         Ok(Self {
             device: device.clone(),
             rows: Vec::with_capacity(max_rows),
+            pictures: Vec::new(),
             num_rows: 0,
             seq_start: Vec::with_capacity(max_sequences + 1),
             prefix_len: Vec::with_capacity(max_sequences),
@@ -74,12 +94,21 @@ impl Pass {
             staged_ints: PinnedBuffer::new(device, capacity)?,
             staged_words: PinnedBuffer::new(device, max_rows * 4)?,
             arrays: [(0, 0); NUM_ARRAYS],
+            sections: None,
+            count: Tensor::from_slice(device, &count, &[MAX_ROWS_PER_SEQUENCE])?,
         })
+    }
+
+    /// The pass with positions on three axes, `sections` pairs of a head each (M-RoPE).
+    pub fn with_sections(mut self, sections: Option<[usize; 3]>) -> Self {
+        self.sections = sections;
+        self
     }
 
     /// Forgets the rows.
     pub fn clear(&mut self) {
         self.rows.clear();
+        self.pictures.clear();
         self.num_rows = 0;
         self.seq_start.clear();
         self.prefix_len.clear();
@@ -106,6 +135,22 @@ impl Pass {
     /// the prefix on, at most. A pass has only such rows or none.
     pub fn push_open(&mut self, visible: usize) {
         self.count_row(visible, true);
+    }
+
+    /// Lets the rows from `first_row` on see a picture: row `first_row + i` has row i of `features`, `[n, hidden]` with at most
+    /// [`MAX_ROWS_PER_SEQUENCE`] rows, for its embedding.
+    pub fn show(&mut self, first_row: usize, features: Tensor) {
+        self.pictures.push((first_row, features));
+    }
+
+    /// Overwrites the rows of `out[rows, hidden]` that see a picture.
+    pub fn overlay_pictures(&self, out: &Tensor) -> Result<()> {
+        for (first_row, features) in &self.pictures {
+            let len = features.dim(0);
+            let (index, out) = (self.count.rows(0..len), out.rows(*first_row..first_row + len));
+            gather_rows(&self.device, GatherRowsArgs { src: features, index: &index, out: &out })?;
+        }
+        Ok(())
     }
 
     fn count_row(&mut self, visible: usize, wants_logits: bool) {
@@ -142,7 +187,9 @@ impl Pass {
         let outline =
             stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
         stage(TOKENS, self.num_rows, &mut self.rows.iter().map(|r| r.token));
-        stage(POSITIONS, self.num_rows, &mut self.rows.iter().map(|r| r.position as i32));
+        let axes = if self.sections.is_some() { 3 } else { 1 };
+        let rotary = (0..axes).flat_map(|axis| self.rows.iter().map(move |row| row.rotary[axis]));
+        stage(POSITIONS, axes * self.num_rows, &mut rotary.into_iter());
         stage(SLOTS, self.num_rows, &mut self.rows.iter().map(|r| r.slot));
         let all = stage(LINKS, self.num_rows, &mut self.rows.iter().map(|r| r.link));
         for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
@@ -196,9 +243,17 @@ impl Pass {
         self.array(TOKENS)
     }
 
-    /// Positions, i32 `[rows]`.
+    /// Rotary positions, i32 `[rows]`, with sections `[3, rows]`.
     pub fn positions(&self) -> Tensor {
-        self.array(POSITIONS)
+        match self.sections {
+            Some(_) => self.array(POSITIONS).reshape(&[3, self.num_rows]),
+            None => self.array(POSITIONS),
+        }
+    }
+
+    /// Pairs of a head that turn by each axis of the positions; `None` is one axis.
+    pub fn rope_sections(&self) -> Option<[usize; 3]> {
+        self.sections
     }
 
     /// Key/value slots, i32 `[rows]`.

@@ -5,7 +5,9 @@
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;
+pub mod gelu;
 pub mod kv_compact;
+pub mod layernorm;
 pub mod linear;
 pub mod prims_check;
 pub mod rmsnorm;
@@ -14,3 +16,5 @@ pub mod sampler;
 pub mod swiglu;
 pub mod tree_attention;
 pub mod verify;
+pub mod vision_attention;
+pub mod vision_rope;

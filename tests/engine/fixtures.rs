@@ -97,6 +97,7 @@ pub fn greedy(prompt: &[i32], max_new_tokens: usize) -> Request {
         sampling: SamplingParams::default(),
         ignore_eos: true,
         weight: 1.0,
+        pictures: Vec::new(),
     }
 }
 

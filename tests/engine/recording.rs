@@ -104,7 +104,7 @@ fn recorded_probabilities_are_the_targets() {
     let request = requests().pop().unwrap();
     let (tokens, record) = record(&mut engine, &request);
     let text = [request.prompt.clone(), tokens].concat();
-    let logits = engine.score(&text).unwrap();
+    let logits = engine.score(&text, &[]).unwrap();
     let vocab_size = engine.model_config().geometry.vocab_size;
     let mut drawn = 0;
     for (i, tree) in record.sequences()[0].trees.iter().enumerate() {

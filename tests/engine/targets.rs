@@ -13,7 +13,7 @@ fn check(case: &str, folder: PathBuf) {
     let mut engine = builder(&folder).policy(Policy::Plain).build().unwrap();
     for prompt in expected(case)["prompts"].as_array().unwrap() {
         let (length, prompt_ids) = (prompt["length"].as_u64().unwrap(), ids(&prompt["prompt_ids"]));
-        let logits = engine.score(&prompt_ids).unwrap();
+        let logits = engine.score(&prompt_ids, &[]).unwrap();
         let vocab = engine.model_config().geometry.vocab_size;
         let last = expected_tensor(case, &format!("last_logits.{length}"));
         assert_close(

@@ -7,8 +7,8 @@ namespace {
 
 template <class T>
 ROW_BODY void rotate(const T* __restrict source, T* __restrict target, const float* __restrict cosines,
-                     const float* __restrict sines, int half) {
-  for (int i = 0; i < half; ++i) {
+                     const float* __restrict sines, int half, int begin, int end) {
+  for (int i = begin; i < end; ++i) {
     const float a = simt::widen(source[i]);
     const float b = simt::widen(source[i + half]);
     target[i] = narrow<T>(a * cosines[i] - b * sines[i]);
@@ -18,8 +18,8 @@ ROW_BODY void rotate(const T* __restrict source, T* __restrict target, const flo
 
 #define ROTATE_HEAD(T)                                                                              \
   ROW_KERNEL void rotate_head(const T* source, T* target, const float* cosines, const float* sines, \
-                              int half) {                                                           \
-    rotate<T>(source, target, cosines, sines, half);                                                \
+                              int half, int begin, int end) {                                       \
+    rotate<T>(source, target, cosines, sines, half, begin, end);                                    \
   }
 ROTATE_HEAD(bf16)
 ROTATE_HEAD(f16)
@@ -56,17 +56,24 @@ template <class T>
 void rope_kv_write(const simt::NativeLaunch& launch, const T* qkv, T* q_out, T* k_cache, T* v_cache,
                    const float* cos_sin, const int* positions, const int* slots, const T* q_norm,
                    const T* k_norm, int num_q_heads, int num_kv_heads, int head_dim, int page_size,
-                   int num_slots, int max_position, float eps) {
+                   int num_slots, int max_position, int axis_stride, int section_end_0, int section_end_1,
+                   float eps) {
   const int64_t row_elements = static_cast<int64_t>(num_q_heads + 2 * num_kv_heads) * head_dim;
   for_rows(launch.grid.x, row_elements, [&](int64_t row) {
     thread_local std::vector<T> normed;
-    const int64_t position = std::clamp(positions[row], 0, max_position - 1);
-    const float* const cosines = cos_sin + position * head_dim;
-    const float* const sines = cosines + head_dim / 2;
+    const int half = head_dim / 2, ends[3] = {section_end_0, section_end_1, half};
+    auto turn = [&](const T* head, T* target) {
+      for (int axis = 0, begin = 0; axis < 3 && begin < half; begin = ends[axis++]) {
+        const int position = positions[static_cast<int64_t>(axis) * axis_stride + row];
+        const float* const cosines =
+            cos_sin + static_cast<int64_t>(std::clamp(position, 0, max_position - 1)) * head_dim;
+        rotate_head(head, target, cosines, cosines + half, half, begin, ends[axis]);
+      }
+    };
     const T* source = qkv + row * row_elements;
     T* q = q_out + row * num_q_heads * head_dim;
     for (int head = 0; head < num_q_heads; ++head, source += head_dim, q += head_dim) {
-      rotate_head(normed_head(source, q_norm, head_dim, eps, normed), q, cosines, sines, head_dim / 2);
+      turn(normed_head(source, q_norm, head_dim, eps, normed), q);
     }
     const int slot = slots[row];
     if (slot < 0 || slot >= num_slots) return;
@@ -74,8 +81,7 @@ void rope_kv_write(const simt::NativeLaunch& launch, const T* qkv, T* q_out, T* 
     const int page_offset = slot % page_size;
     for (int head = 0; head < num_kv_heads; ++head, source += head_dim) {
       const int64_t at = ((page * num_kv_heads + head) * page_size + page_offset) * head_dim;
-      const T* const key = normed_head(source, k_norm, head_dim, eps, normed);
-      rotate_head(key, k_cache + at, cosines, sines, head_dim / 2);
+      turn(normed_head(source, k_norm, head_dim, eps, normed), k_cache + at);
       std::copy_n(source + num_kv_heads * head_dim, head_dim, v_cache + at);
     }
   });

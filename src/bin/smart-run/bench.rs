@@ -240,6 +240,7 @@ fn request(args: &BenchArgs, prompt: &[i32], temperature: f32, index: u64) -> Re
         sampling: SamplingParams { temperature, seed, ..SamplingParams::default() },
         ignore_eos: args.ignore_eos,
         weight: 1.0,
+        pictures: Vec::new(),
     }
 }
 

@@ -38,6 +38,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         sampling,
         ignore_eos: args.ignore_eos,
         weight: 1.0,
+        pictures: Vec::new(),
     };
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     request.validate(config.geometry.vocab_size, config.max_position)?;

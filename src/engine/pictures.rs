@@ -1,0 +1,86 @@
+//! The pictures of a request: encoded once, when it is submitted; from then on part of its context.
+
+use std::ops::Range;
+
+use crate::config::ModelConfig;
+use crate::device::Tensor;
+use crate::error::{Error, Result};
+use crate::image::Patches;
+use crate::model::vision::{
+    VisionEncoder, expand_placeholders, find_pictures, num_tokens, rotary_positions,
+};
+use crate::model::{Pass, Rotary, text_rotary};
+
+/// `prompt` with every picture's placeholder as long as the picture: what a request for `config` is served with.
+///
+/// # Errors
+/// [`Error::Input`]: placeholders and pictures that do not match; pictures for a model that sees none.
+pub fn expand_prompt(config: &ModelConfig, prompt: &[i32], pictures: &[Patches]) -> Result<Vec<i32>> {
+    match &config.vision {
+        Some(vision) => {
+            let lens: Vec<usize> = pictures.iter().map(|patches| num_tokens(vision, patches)).collect();
+            expand_placeholders(prompt, vision.image_token_id, &lens)
+        }
+        None if pictures.is_empty() => Ok(prompt.to_vec()),
+        None => Err(Error::Input(
+            "the model reads text alone: pictures need one with a vision tower, such as LLaVA or Qwen2-VL".into(),
+        )),
+    }
+}
+
+/// What a sequence sees beside its tokens.
+#[derive(Default)]
+pub(super) struct Pictures {
+    /// First position and embeddings `[tokens, hidden]` of each picture; empty once all passes over the prompt are done.
+    encoded: Vec<(usize, Tensor)>,
+    /// Rotary positions of the prompt; empty where they are the logical ones.
+    prompt: Vec<Rotary>,
+    /// Rotary less logical position behind the prompt.
+    delta: i32,
+}
+
+impl Pictures {
+    /// Encodes the pictures of an expanded prompt.
+    pub fn encode(
+        config: &ModelConfig,
+        encoder: Option<&VisionEncoder>,
+        prompt: &[i32],
+        pictures: &[Patches],
+    ) -> Result<Self> {
+        let Some(encoder) = encoder.filter(|_| !pictures.is_empty()) else { return Ok(Self::default()) };
+        let placed = find_pictures(encoder.config(), prompt, pictures);
+        let encode = |(patches, placed): (&Patches, &crate::model::vision::PlacedPicture)| {
+            Ok((placed.tokens.start, encoder.encode(patches)?))
+        };
+        let encoded = pictures.iter().zip(&placed).map(encode).collect::<Result<_>>()?;
+        let (prompt, delta) = match config.geometry.rope.sections {
+            Some(_) => rotary_positions(prompt.len(), &placed),
+            None => (Vec::new(), 0),
+        };
+        Ok(Self { encoded, prompt, delta })
+    }
+
+    /// Rotary position of the token at `position`.
+    pub fn rotary(&self, position: usize) -> Rotary {
+        match self.prompt.get(position) {
+            Some(&rotary) => rotary,
+            None => text_rotary(position).map(|p| p + self.delta),
+        }
+    }
+
+    /// Lets the rows of `pass` from `first_row` on, which read the tokens at `positions`, see what the pictures show there.
+    pub fn show(&self, pass: &mut Pass, first_row: usize, positions: Range<usize>) {
+        for (start, features) in &self.encoded {
+            let seen = positions.start.max(*start)..positions.end.min(start + features.dim(0));
+            if !seen.is_empty() {
+                let rows = seen.start - start..seen.end - start;
+                pass.show(first_row + seen.start - positions.start, features.rows(rows));
+            }
+        }
+    }
+
+    /// Frees the embeddings: every pass over the prompt is done.
+    pub fn forget_embeddings(&mut self) {
+        self.encoded.clear();
+    }
+}
