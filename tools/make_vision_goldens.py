@@ -286,7 +286,11 @@ def write_case(
 ) -> None:
     """Checkpoint, configurations and names in both spellings, pictures, and the expected numbers."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16)
+    for part in (model.config.text_config, model.config.vision_config):
+        part.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     model.float()
     (folder / "generation_config.json").unlink(missing_ok=True)
     dump = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")  # noqa: E731
@@ -299,6 +303,7 @@ def write_case(
     for name, image in images.items():
         image.save(folder / f"{name}.png", optimize=True)
     save_file(tensors_of(case, seen, expected), folder / "expected.safetensors")
+    (folder / "expected.safetensors").chmod(0o644)
 
     pictures = []
     for name, picture in seen.items():
@@ -350,6 +355,21 @@ def renamed_copy(folder: Path, config: str, names: str | None) -> Path:
     return copy
 
 
+def check_rows(case: VisionCase, model: PreTrainedModel, picture: Picture) -> None:
+    """A row times the flattened kernel must be what the model's convolution makes of the patch."""
+    if case.wraps_pictures:
+        convolution = model.model.visual.patch_embed.proj
+        embedded = model.model.visual.patch_embed(picture.pixels["pixel_values"])
+    else:
+        convolution = model.model.vision_tower.embeddings.patch_embedding
+        tiles = picture.pixels["pixel_values"].flatten(0, -4)
+        embedded = convolution(tiles).flatten(2).transpose(1, 2).flatten(0, 1)
+    product = picture.rows @ convolution.weight.flatten(1).T
+    if convolution.bias is not None:
+        product += convolution.bias
+    assert torch.allclose(product, embedded, atol=1e-4), f"{case.name}: patch rows are not in the kernel's order"
+
+
 def check_case(case: VisionCase, folder: Path) -> None:
     """Every spelling, read back from the files, must give the numbers that are written down."""
     facts = json.loads((folder / "expected.json").read_text())
@@ -369,6 +389,8 @@ def check_case(case: VisionCase, folder: Path) -> None:
         model = model.eval().requires_grad_(False)
         processor = image_processor(case, how)
         seen = {name: look_at(case, model, processor, image) for name, image in images.items()}
+        for name, picture in seen.items():
+            check_rows(case, model, picture)
         expected = []
         for about in facts["prompts"]:
             prompt = Prompt(about["name"], about["pictures"], about["prompt_ids"])
