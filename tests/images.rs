@@ -319,6 +319,10 @@ fn headers_that_claim_too_much_are_refused() {
     assert_refused("large.gif", &[b"GIF89a\xFF\xFF\xFF\xFF\x80\0\0\0\0\0\xFF\xFF\xFF", &frame[..]].concat());
     // A small screen, and a frame of 4 thousand million pixels.
     assert_refused("frame.gif", &[b"GIF89a\x04\0\x04\0\x80\0\0\0\0\0\xFF\xFF\xFF", &frame[..]].concat());
+    assert_refused(
+        "beside.gif",
+        b"GIF89a\x04\0\x04\0\x80\0\0\0\0\0\xFF\xFF\xFF\x2C\x01\0\0\0\x04\0\x04\0\0\x02\0\x3B",
+    );
     assert_refused("zero.gif", &[b"GIF89a\0\0\0\0\x80\0\0\0\0\0\xFF\xFF\xFF", &frame[..]].concat());
     assert_refused("canvas.webp", &webp(b"VP8X", &[0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]));
     // 14 bits a side.

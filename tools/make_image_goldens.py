@@ -175,8 +175,19 @@ def make_pictures(out: Path) -> None:
     indexed[0].save(out / "frames.gif", save_all=True, append_images=indexed[1:], duration=50)
     indexed[0].save(out / "interlaced.gif", interlace=1)
     indexed[0].save(out / "transparent.gif", transparency=2)
+    move_frame(out / "interlaced.gif", out / "small_frame.gif")
+    move_frame(out / "transparent.gif", out / "small_frame_transparent.gif")
     # Content decides, not the name.
     shutil.copy(out / "noise.png", out / "noise_named.jpg")
+
+
+def move_frame(path: Path, out: Path) -> None:
+    """The GIF file with a larger screen, on which its frame is off the corner."""
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", 70, 50)
+    frame = content.index(b"\x2c\0\0\0\0" + struct.pack("<HH", 60, 45))
+    content[frame + 1 : frame + 5] = struct.pack("<HH", 7, 3)
+    out.write_bytes(content)
 
 
 def rows_of(pixels: np.ndarray, patch: int) -> np.ndarray:

@@ -14,6 +14,7 @@ use std::path::Path;
 use ::image::error::ImageError;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::gif::FirstFrame;
 use super::jpeg;
 use crate::{Error, Result, fence};
 
@@ -23,8 +24,10 @@ pub const MAX_SIDE: usize = 65_535;
 pub const MAX_PIXELS: usize = 64 << 20;
 /// Bytes that a picture file may have.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-/// Bytes that a decoder may allocate, its result included: [`MAX_PIXELS`] of 8 bytes, and some.
-const MAX_DECODER_BYTES: u64 = 640 << 20;
+/// Bytes that a PNG file may unfold to beside its pixels: a colour profile that is all zeros packs well.
+const MAX_METADATA_BYTES: u64 = 16 << 20;
+/// Bytes of a frame that a decoder may hold beside the picture: RGBA.
+const MAX_FRAME_BYTES: u64 = 4 * MAX_PIXELS as u64;
 /// What can be decoded. The content decides, not the file's name.
 const FORMATS: [ImageFormat; 4] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif];
 
@@ -124,18 +127,21 @@ fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(MAX_SIDE as u32);
     limits.max_image_height = Some(MAX_SIDE as u32);
-    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    limits.max_alloc = Some(MAX_METADATA_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(content), format);
     reader.limits(limits.clone());
     let mut decoder = reader.into_decoder().map_err(sentence)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(height, width)?;
-    // The result is the caller's allocation: what is left is the decoder's.
-    limits.reserve(decoder.total_bytes()).and_then(|()| decoder.set_limits(limits)).map_err(sentence)?;
-    let pixels = rgb(DynamicImage::from_decoder(decoder).map_err(sentence)?)?;
+    limits.max_alloc = Some(MAX_FRAME_BYTES);
+    decoder.set_limits(limits).map_err(sentence)?;
+    let mut pixels = rgb(DynamicImage::from_decoder(decoder).map_err(sentence)?)?;
     if pixels.len() != height * width * 3 {
         return Err("this picture cannot be decoded: it is not of the size that its header states".into());
+    }
+    if format == ImageFormat::Gif {
+        FirstFrame::find(content)?.paint_surround(width, &mut pixels);
     }
     Ok(Picture { height, width, pixels })
 }

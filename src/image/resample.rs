@@ -79,7 +79,7 @@ fn span(taps: &mut [Tap]) -> Range<usize> {
 }
 
 /// Whether rows are reduced before columns, which is Pillow's order where it saves much. (Pillow 13; before, columns always went
-/// first. The results differ by rounding: a level of 255, rarely two.)
+/// first. The results differ by what the 8 bits in between cut off: a level or two, more in noise.)
 fn rows_first(from: (usize, usize), to: (usize, usize)) -> bool {
     to.0 < from.0 && from.0 + 2 * to.1 > to.0 + 2 * from.1
 }
