@@ -2,8 +2,7 @@
 
     python tools/make_image_goldens.py [--out tests/golden/images]
 
-Needs `pip install pillow torchvision` beside tools/requirements.txt. The pictures are drawn here, from integers alone, so that
-the same versions give the same files. The format is described in tests/golden/README.md.
+The pictures are drawn here, from integers alone, so that the same versions give the same files. The format is described in tests/golden/README.md.
 """
 
 import argparse

@@ -3,7 +3,8 @@
 //! What a picture file means is what Pillow's `Image.open(path).convert("RGB")` makes of it:
 //! - The EXIF orientation is not applied: the picture stays as the camera stored it. (`transformers.image_utils.load_image`
 //!   does rotate; a picture that should be seen upright has to be stored upright.)
-//! - Alpha is dropped, not blended: what is transparent shows the colour that the file holds there.
+//! - Alpha is dropped, not blended: what is transparent shows the colour that the file holds there. (So does `load_image`;
+//!   transformers 5 lays a picture on white only if it is handed over with its alpha.)
 //! - Of 16 bits per channel the high byte counts, save for pure grey, which Pillow clips at 255 and does not scale.
 //! - Of an animation the first frame counts.
 
@@ -47,13 +48,18 @@ impl Picture {
     /// The file cannot be read, is no whole picture of these formats, or is too large.
     pub fn open(path: &Path) -> Result<Self> {
         // Asked first: to open a pipe may take forever.
-        if !fs::metadata(path).map_err(|error| Error::io(path, error))?.is_file() {
+        let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+        if !metadata.is_file() {
             return Err(Error::format(path, "this is no regular file; give a PNG, JPEG, WebP or GIF file"));
         }
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
-        // One byte more than allowed: a file that is too large is seen to be.
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(file_too_large(path));
+        }
+        // One byte more than allowed, should the file grow: it is seen to be too large then.
         let mut content = Vec::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(|error| Error::io(path, error))?;
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content))
+            .map_err(|error| Error::io(path, error))?;
         Self::from_bytes(path, &content)
     }
 
@@ -64,9 +70,7 @@ impl Picture {
     pub fn from_bytes(name: impl AsRef<Path>, content: &[u8]) -> Result<Self> {
         let name = name.as_ref();
         if content.len() as u64 > MAX_FILE_BYTES {
-            let reason =
-                format!("this file is larger than {} MiB; give a smaller picture", MAX_FILE_BYTES >> 20);
-            return Err(Error::format(name, reason));
+            return Err(file_too_large(name));
         }
         // Decoders hold nothing but what this call made, so nothing half done outlives a panic.
         match fence::fenced(|| decode(content)) {
@@ -113,6 +117,13 @@ impl Picture {
     pub(super) fn row(&self, y: usize) -> &[u8] {
         &self.pixels[y * self.width * 3..][..self.width * 3]
     }
+}
+
+fn file_too_large(name: &Path) -> Error {
+    Error::format(
+        name,
+        format!("this file is larger than {} MiB; give a smaller picture", MAX_FILE_BYTES >> 20),
+    )
 }
 
 /// The picture in `content`, or why there is none.
