@@ -2,8 +2,7 @@
 
     python tools/make_image_goldens.py [--out tests/golden/images]
 
-Needs `pip install pillow torchvision` beside tools/requirements.txt. The pictures are drawn here, from integers alone, so that
-the same versions give the same files. The format is described in tests/golden/README.md.
+The pictures are drawn here, from integers alone, so that the same versions give the same files. The format is described in tests/golden/README.md.
 """
 
 import argparse
@@ -175,8 +174,19 @@ def make_pictures(out: Path) -> None:
     indexed[0].save(out / "frames.gif", save_all=True, append_images=indexed[1:], duration=50)
     indexed[0].save(out / "interlaced.gif", interlace=1)
     indexed[0].save(out / "transparent.gif", transparency=2)
+    move_frame(out / "interlaced.gif", out / "small_frame.gif")
+    move_frame(out / "transparent.gif", out / "small_frame_transparent.gif")
     # Content decides, not the name.
     shutil.copy(out / "noise.png", out / "noise_named.jpg")
+
+
+def move_frame(path: Path, out: Path) -> None:
+    """The GIF file with a larger screen, on which its frame is off the corner."""
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", 70, 50)
+    frame = content.index(b"\x2c\0\0\0\0" + struct.pack("<HH", 60, 45))
+    content[frame + 1 : frame + 5] = struct.pack("<HH", 7, 3)
+    out.write_bytes(content)
 
 
 def rows_of(pixels: np.ndarray, patch: int) -> np.ndarray:

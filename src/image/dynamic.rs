@@ -80,3 +80,43 @@ pub fn smart_resize(
         Ok((rows, columns))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIXELS: RangeInclusive<usize> = 3136..=1_003_520;
+
+    #[test]
+    fn sides_are_rounded_with_halves_to_even() {
+        let sized = |height, width| smart_resize((height, width), 28, &PIXELS).unwrap();
+        assert_eq!(sized(280, 560), (280, 560));
+        // 10.5 and 11.5 factors.
+        assert_eq!(sized(294, 322), (280, 336));
+        assert_eq!(sized(295, 321), (308, 308));
+    }
+
+    #[test]
+    fn pixels_stay_within_their_bounds() {
+        for original in [(1, 1), (1, 200), (13, 13), (56, 56), (3000, 4000), (5000, 25), (65_535, 400)] {
+            let (rows, columns) = smart_resize(original, 28, &PIXELS).unwrap();
+            assert!(
+                rows % 28 == 0 && columns % 28 == 0 && PIXELS.contains(&(rows * columns)),
+                "{original:?}"
+            );
+        }
+        // A side never falls below one factor, be there too many pixels.
+        assert_eq!(smart_resize((20, 2000), 28, &(1..=10_000)).unwrap(), (28, 980));
+        // Less than half a factor is none at first, and so too few pixels.
+        assert_eq!(smart_resize((10, 2000), 28, &(1..=10_000)).unwrap(), (28, 28));
+    }
+
+    #[test]
+    fn slivers_are_refused() {
+        assert!(smart_resize((200, 1), 28, &PIXELS).is_ok());
+        for original in [(201, 1), (1, 201), (65_535, 327)] {
+            let error = smart_resize(original, 28, &PIXELS).unwrap_err();
+            assert!(matches!(error, Error::Input(_)), "{error}");
+        }
+    }
+}

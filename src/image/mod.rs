@@ -8,6 +8,7 @@
 mod anyres;
 mod dynamic;
 mod fixed;
+mod gif;
 mod jpeg;
 mod patches;
 mod picture;

@@ -3,7 +3,8 @@
 //! What a picture file means is what Pillow's `Image.open(path).convert("RGB")` makes of it:
 //! - The EXIF orientation is not applied: the picture stays as the camera stored it. (`transformers.image_utils.load_image`
 //!   does rotate; a picture that should be seen upright has to be stored upright.)
-//! - Alpha is dropped, not blended: what is transparent shows the colour that the file holds there.
+//! - Alpha is dropped, not blended: what is transparent shows the colour that the file holds there. (So does `load_image`;
+//!   transformers 5 lays a picture on white only if it is handed over with its alpha.)
 //! - Of 16 bits per channel the high byte counts, save for pure grey, which Pillow clips at 255 and does not scale.
 //! - Of an animation the first frame counts.
 
@@ -14,6 +15,7 @@ use std::path::Path;
 use ::image::error::ImageError;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::gif::FirstFrame;
 use super::jpeg;
 use crate::{Error, Result, fence};
 
@@ -23,8 +25,10 @@ pub const MAX_SIDE: usize = 65_535;
 pub const MAX_PIXELS: usize = 64 << 20;
 /// Bytes that a picture file may have.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-/// Bytes that a decoder may allocate, its result included: [`MAX_PIXELS`] of 8 bytes, and some.
-const MAX_DECODER_BYTES: u64 = 640 << 20;
+/// Bytes that a PNG file may unfold to beside its pixels: a colour profile that is all zeros packs well.
+const MAX_METADATA_BYTES: u64 = 16 << 20;
+/// Bytes of a frame that a decoder may hold beside the picture: RGBA.
+const MAX_FRAME_BYTES: u64 = 4 * MAX_PIXELS as u64;
 /// What can be decoded. The content decides, not the file's name.
 const FORMATS: [ImageFormat; 4] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif];
 
@@ -44,13 +48,18 @@ impl Picture {
     /// The file cannot be read, is no whole picture of these formats, or is too large.
     pub fn open(path: &Path) -> Result<Self> {
         // Asked first: to open a pipe may take forever.
-        if !fs::metadata(path).map_err(|error| Error::io(path, error))?.is_file() {
+        let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+        if !metadata.is_file() {
             return Err(Error::format(path, "this is no regular file; give a PNG, JPEG, WebP or GIF file"));
         }
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
-        // One byte more than allowed: a file that is too large is seen to be.
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(file_too_large(path));
+        }
+        // One byte more than allowed, should the file grow: it is seen to be too large then.
         let mut content = Vec::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(|error| Error::io(path, error))?;
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content))
+            .map_err(|error| Error::io(path, error))?;
         Self::from_bytes(path, &content)
     }
 
@@ -61,9 +70,7 @@ impl Picture {
     pub fn from_bytes(name: impl AsRef<Path>, content: &[u8]) -> Result<Self> {
         let name = name.as_ref();
         if content.len() as u64 > MAX_FILE_BYTES {
-            let reason =
-                format!("this file is larger than {} MiB; give a smaller picture", MAX_FILE_BYTES >> 20);
-            return Err(Error::format(name, reason));
+            return Err(file_too_large(name));
         }
         // Decoders hold nothing but what this call made, so nothing half done outlives a panic.
         match fence::fenced(|| decode(content)) {
@@ -112,6 +119,13 @@ impl Picture {
     }
 }
 
+fn file_too_large(name: &Path) -> Error {
+    Error::format(
+        name,
+        format!("this file is larger than {} MiB; give a smaller picture", MAX_FILE_BYTES >> 20),
+    )
+}
+
 /// The picture in `content`, or why there is none.
 fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
     let format = ::image::guess_format(content).ok().filter(|format| FORMATS.contains(format));
@@ -124,18 +138,21 @@ fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(MAX_SIDE as u32);
     limits.max_image_height = Some(MAX_SIDE as u32);
-    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    limits.max_alloc = Some(MAX_METADATA_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(content), format);
     reader.limits(limits.clone());
     let mut decoder = reader.into_decoder().map_err(sentence)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(height, width)?;
-    // The result is the caller's allocation: what is left is the decoder's.
-    limits.reserve(decoder.total_bytes()).and_then(|()| decoder.set_limits(limits)).map_err(sentence)?;
-    let pixels = rgb(DynamicImage::from_decoder(decoder).map_err(sentence)?)?;
+    limits.max_alloc = Some(MAX_FRAME_BYTES);
+    decoder.set_limits(limits).map_err(sentence)?;
+    let mut pixels = rgb(DynamicImage::from_decoder(decoder).map_err(sentence)?)?;
     if pixels.len() != height * width * 3 {
         return Err("this picture cannot be decoded: it is not of the size that its header states".into());
+    }
+    if format == ImageFormat::Gif {
+        FirstFrame::find(content)?.paint_surround(width, &mut pixels);
     }
     Ok(Picture { height, width, pixels })
 }

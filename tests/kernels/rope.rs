@@ -15,6 +15,8 @@ struct Heads {
     q: usize,
     kv: usize,
     dim: usize,
+    /// M-RoPE: positions are `[3, rows]`.
+    sections: Option<[usize; 3]>,
 }
 
 impl Heads {
@@ -58,7 +60,7 @@ fn run(
     slots: &[i32],
     norm: Option<&Norm>,
 ) -> Outcome {
-    let rows = positions.len();
+    let rows = slots.len();
     let weights = norm.map(|norm| [&norm.q, &norm.k].map(|w| upload(device, dtype, w, &[heads.dim])));
     let cache_shape = [PAGES, heads.kv, PAGE_SIZE, heads.dim];
     let [k_cache, v_cache] = [(), ()].map(|()| poisoned(device, dtype, &cache_shape));
@@ -70,7 +72,11 @@ fn run(
         k_cache: &k_cache,
         v_cache: &v_cache,
         cos_sin: &upload(device, DType::F32, &table, &[MAX_POSITION, heads.dim]),
-        positions: &Tensor::from_slice(device, positions, &[rows]).unwrap(),
+        positions: &match heads.sections {
+            Some(_) => Tensor::from_slice(device, positions, &[3, rows]).unwrap(),
+            None => Tensor::from_slice(device, positions, &[rows]).unwrap(),
+        },
+        sections: heads.sections,
         slots: &Tensor::from_slice(device, slots, &[rows]).unwrap(),
         num_q_heads: heads.q,
         num_kv_heads: heads.kv,
@@ -97,9 +103,20 @@ fn expected(
     let table = reference::rope::cos_sin_table(MAX_POSITION, heads.dim, 10_000.0);
     let cache = vec![f32::NAN; PAGES * heads.kv * PAGE_SIZE * heads.dim];
     let mut want = Outcome { q: vec![], k: cache.clone(), v: cache };
-    for (row, (&position, &slot)) in qkv.chunks(heads.width()).zip(positions.iter().zip(slots)) {
-        let position = position.clamp(0, MAX_POSITION as i32 - 1) as usize;
-        let angles = &table[position * heads.dim..][..heads.dim];
+    let half = heads.dim / 2;
+    for (at, (row, &slot)) in qkv.chunks(heads.width()).zip(slots).enumerate() {
+        // Of every pair the axis, its position and the angle there.
+        let axis_of = |pair: usize| match heads.sections {
+            Some([first, ..]) if pair < first => 0,
+            Some([first, second, _]) if pair < first + second => 1,
+            Some(_) => 2,
+            None => 0,
+        };
+        let angle = |i: usize| {
+            let position = positions[axis_of(i % half) * slots.len() + at].clamp(0, MAX_POSITION as i32 - 1);
+            table[position as usize * heads.dim + i]
+        };
+        let angles = &(0..heads.dim).map(angle).collect::<Vec<f32>>()[..];
         let head_rows: Vec<&[f32]> = row.chunks(heads.dim).collect();
         let (q, kv) = head_rows.split_at(heads.q);
         want.q
@@ -143,11 +160,11 @@ fn check(
 fn every_case_matches_the_oracle() {
     let device = device();
     let cases = [
-        ("grouped_heads", Heads { q: 4, kv: 2, dim: 64 }),
-        ("one_kv_head", Heads { q: 3, kv: 1, dim: 128 }),
-        ("half_head_not_a_power_of_two", Heads { q: 2, kv: 2, dim: 80 }),
-        ("half_head_not_a_vector", Heads { q: 2, kv: 1, dim: 20 }),
-        ("half_head_unaligned", Heads { q: 1, kv: 1, dim: 6 }),
+        ("grouped_heads", Heads { q: 4, kv: 2, dim: 64, sections: None }),
+        ("one_kv_head", Heads { q: 3, kv: 1, dim: 128, sections: None }),
+        ("half_head_not_a_power_of_two", Heads { q: 2, kv: 2, dim: 80, sections: None }),
+        ("half_head_not_a_vector", Heads { q: 2, kv: 1, dim: 20, sections: None }),
+        ("half_head_unaligned", Heads { q: 1, kv: 1, dim: 6, sections: None }),
     ];
     // Scattered slots over two pages, positions that repeat (siblings of a tree) and that lie outside the
     // table.
@@ -174,10 +191,10 @@ fn normed_tolerance(dtype: DType) -> Tol {
 fn heads_are_normalised_before_they_are_rotated() {
     let device = device();
     let cases = [
-        ("qwen3", Heads { q: 4, kv: 2, dim: 128 }),
-        ("more_heads_than_warps", Heads { q: 8, kv: 4, dim: 32 }),
-        ("one_head_each", Heads { q: 1, kv: 1, dim: 64 }),
-        ("not_a_vector", Heads { q: 2, kv: 1, dim: 20 }),
+        ("qwen3", Heads { q: 4, kv: 2, dim: 128, sections: None }),
+        ("more_heads_than_warps", Heads { q: 8, kv: 4, dim: 32, sections: None }),
+        ("one_head_each", Heads { q: 1, kv: 1, dim: 64, sections: None }),
+        ("not_a_vector", Heads { q: 2, kv: 1, dim: 20, sections: None }),
     ];
     let (positions, slots) = ([0, 7, 47], [33, -1, 16]);
     for dtype in MODEL_DTYPES {
@@ -191,11 +208,54 @@ fn heads_are_normalised_before_they_are_rotated() {
     }
 }
 
+#[test]
+fn each_section_turns_by_its_own_position() {
+    let device = device();
+    // Qwen2-VL's head of 128 has 16, 24 and 24 pairs; sections that end inside a vector; an empty one.
+    let cases = [
+        ("qwen2_vl", 128, [16, 24, 24]),
+        ("inside_a_vector", 32, [3, 7, 6]),
+        ("empty_middle", 20, [4, 0, 6]),
+        ("last_alone", 16, [0, 0, 8]),
+    ];
+    let (positions, slots) = ([5, 0, 47, 9, 1, 47, 2, 3, 99], [33, -1, 16]);
+    for dtype in MODEL_DTYPES {
+        for (seed, (name, dim, sections)) in cases.into_iter().enumerate() {
+            let heads = Heads { q: 2, kv: 1, dim, sections: Some(sections) };
+            let qkv = rounded(dtype, Rng::new(70 + seed as u64).normals(3 * heads.width()));
+            for norm in [None, Some(Norm::new(dtype, dim, 80))] {
+                let tol = match norm {
+                    Some(_) => normed_tolerance(dtype),
+                    None => Tol::rounding(dtype, 1e-6),
+                };
+                check(&device, name, dtype, heads, (&qkv, &positions, &slots), norm.as_ref(), tol);
+            }
+        }
+    }
+}
+
+#[test]
+fn equal_positions_on_all_axes_are_the_rotation_of_text() {
+    let device = device();
+    let heads = Heads { q: 2, kv: 1, dim: 32, sections: None };
+    for dtype in MODEL_DTYPES {
+        let qkv = rounded(dtype, Rng::new(90).normals(2 * heads.width()));
+        for mode in device.modes() {
+            device.enter(mode);
+            let text = run(&device, dtype, heads, &qkv, &[7, 40], &[0, 1], None);
+            let seeing = Heads { sections: Some([4, 6, 6]), ..heads };
+            let got = run(&device, dtype, seeing, &qkv, &[7, 40].repeat(3), &[0, 1], None);
+            same_bits(&format!("{} {mode:?} q", dtype.name()), &got.q, &text.q);
+            same_bits(&format!("{} {mode:?} k", dtype.name()), &got.k[..64], &text.k[..64]);
+        }
+    }
+}
+
 /// The order of rounding is that of transformers: scaled, rounded, weighed, rounded.
 #[test]
 fn the_norm_rounds_before_and_after_its_weight() {
     let device = device();
-    let (heads, dtype) = (Heads { q: 1, kv: 1, dim: 32 }, DType::Bf16);
+    let (heads, dtype) = (Heads { q: 1, kv: 1, dim: 32, sections: None }, DType::Bf16);
     // Position 0 does not rotate.
     let head: Vec<f32> = (0..32).map(|i| if i < 21 { 1.0 } else { 5.0 }).collect();
     let square: f32 = head.iter().map(|x| x * x).sum::<f32>() / 32.0;
@@ -217,7 +277,7 @@ fn the_norm_rounds_before_and_after_its_weight() {
 #[test]
 fn a_slot_outside_the_cache_writes_nothing() {
     let device = device();
-    let heads = Heads { q: 2, kv: 1, dim: 16 };
+    let heads = Heads { q: 2, kv: 1, dim: 16, sections: None };
     let qkv = Rng::new(5).normals(3 * heads.width());
     for mode in device.modes() {
         device.enter(mode);
@@ -231,7 +291,7 @@ fn a_slot_outside_the_cache_writes_nothing() {
 #[test]
 fn a_row_has_the_same_bits_in_any_pass() {
     let device = device();
-    let heads = Heads { q: 2, kv: 1, dim: 20 };
+    let heads = Heads { q: 2, kv: 1, dim: 20, sections: None };
     let norms = |dtype| [None, Some(Norm::new(dtype, heads.dim, 60))];
     let positions: Vec<i32> = (0..200).map(|row| row % 48).collect();
     let slots: Vec<i32> = (0..200).map(|row| (row * 7 + 3) % 320).collect();
@@ -260,7 +320,7 @@ fn a_row_has_the_same_bits_in_any_pass() {
 #[test]
 fn schedules_do_not_change_a_bit() {
     let device = device();
-    let heads = Heads { q: 4, kv: 2, dim: 64 };
+    let heads = Heads { q: 4, kv: 2, dim: 64, sections: None };
     for dtype in MODEL_DTYPES {
         let qkv = rounded(dtype, Rng::new(7).with_outliers(2 * heads.width()));
         let norm = Norm::new(dtype, heads.dim, 61);
@@ -287,6 +347,7 @@ fn an_odd_head_is_refused() {
         v_cache: &cache,
         cos_sin: &tensor(DType::F32, &[4, 7]),
         positions: &tensor(DType::I32, &[1]),
+        sections: None,
         slots: &tensor(DType::I32, &[1]),
         num_q_heads: 1,
         num_kv_heads: 1,

@@ -37,7 +37,7 @@ void vision_attention(const simt::NativeLaunch& launch, const T* qkv, const int*
                       int num_heads, int head_dim, float scale_log2) {
   const int64_t row_stride = 3 * static_cast<int64_t>(num_heads) * head_dim;
   simt::parallel_for(launch.grid.z * num_heads, [&](uint32_t task) {
-    thread_local std::vector<float> keys, values, scores, q, sums;
+    std::vector<float> keys, values, scores, q, sums;
     const int head = static_cast<int>(task) % num_heads;
     const int64_t first_row = seq_start[task / num_heads];
     const int len = static_cast<int>(seq_start[task / num_heads + 1] - first_row);
