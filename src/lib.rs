@@ -42,6 +42,8 @@ pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
+#[cfg(feature = "engine")]
+pub use model::vision;
 
 /// The commit this was built from (release builds in a checkout), else the version: what measurements are recorded with.
 pub const COMMIT: &str = match option_env!("SMART_COMMIT") {

@@ -121,7 +121,10 @@ fn what_a_config_leaves_out_is_what_hugging_face_assumes() {
         (config.geometry.num_q_heads, config.geometry.num_kv_heads, config.geometry.head_dim),
         (2, 2, 32)
     );
-    assert_eq!(config.geometry.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None, sections: None });
+    assert_eq!(
+        config.geometry.rope,
+        RopeConfig { theta: 10_000.0, scaling: RopeScaling::None, sections: None }
+    );
     assert_eq!((config.dtype, config.tie_word_embeddings), (None, false));
     assert!(config.eos_token_ids.is_empty());
 }

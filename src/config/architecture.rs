@@ -134,7 +134,8 @@ impl Architecture {
         let name = fields.architecture()?;
         Self::ALL.into_iter().find(|architecture| architecture.hf_name() == name).ok_or_else(|| {
             let seeing = SeeingModel::ALL.map(SeeingModel::hf_name);
-            let known = Self::ALL.map(Architecture::hf_name).into_iter().chain(seeing).collect::<Vec<_>>().join(", ");
+            let known =
+                Self::ALL.map(Architecture::hf_name).into_iter().chain(seeing).collect::<Vec<_>>().join(", ");
             let reason = format!("is {name:?}: this architecture is not supported; those that are: {known}");
             fields.error("architectures", reason)
         })

@@ -1,8 +1,8 @@
 //! The target's configuration.
 
+use super::architecture::SeeingModel;
 use super::fields::Fields;
 use super::geometry::refuse_quantized;
-use super::architecture::SeeingModel;
 use super::{Architecture, FloatType, Geometry, ModelSource, VisionConfig};
 use crate::{Error, Result};
 

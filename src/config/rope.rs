@@ -117,7 +117,9 @@ fn sections(nested: &Fields) -> Result<Option<[usize; 3]>> {
     let Some(counts) = nested.indices(FIELD, 1 << 12)? else { return Ok(None) };
     match <[usize; 3]>::try_from(counts) {
         Ok(sections) => Ok(Some(sections)),
-        Err(counts) => Err(nested.error(FIELD, format_args!("holds {} counts: it should hold 3", counts.len()))),
+        Err(counts) => {
+            Err(nested.error(FIELD, format_args!("holds {} counts: it should hold 3", counts.len())))
+        }
     }
 }
 
@@ -207,7 +209,8 @@ mod tests {
 
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 }, sections: None };
+        let rope =
+            RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 }, sections: None };
         assert_eq!(rope.inv_freq(4), [0.25, 0.0025]);
     }
 

@@ -179,8 +179,10 @@ impl VisionConfig {
         let size = |field: &str, unsaid: usize| -> Result<usize> {
             Ok(vision.count(field, 1..=64)?.unwrap_or(unsaid))
         };
-        let kind =
-            TowerKind::Qwen2Vl { merge: size("spatial_merge_size", 2)?, frames: size("temporal_patch_size", 2)? };
+        let kind = TowerKind::Qwen2Vl {
+            merge: size("spatial_merge_size", 2)?,
+            frames: size("temporal_patch_size", 2)?,
+        };
         // `hidden_size` is that of the language model here; what it says must be so.
         if let Some(other) = vision.count("hidden_size", 1..=1 << 18)?.filter(|&other| other != hidden_size) {
             return Err(vision.error(
@@ -234,9 +236,8 @@ fn tower(vision: &Fields, unsaid: &Unsaid, kind: TowerKind) -> Result<TowerConfi
     if let TowerKind::Clip { image_size, .. } | TowerKind::Siglip { image_size } = kind
         && image_size < patch_size
     {
-        return Err(
-            vision.error("image_size", format_args!("is {image_size}: a patch alone has {patch_size} pixels"))
-        );
+        return Err(vision
+            .error("image_size", format_args!("is {image_size}: a patch alone has {patch_size} pixels")));
     }
     let num_layers = size(layers_field, unsaid.num_layers, 1 << 10)?;
     Ok(TowerConfig {
@@ -277,7 +278,9 @@ fn activation(fields: &Fields, field: &str, unsaid: Activation) -> Result<Activa
         Some("quick_gelu") => Ok(Activation::QuickGelu),
         Some(other) => Err(fields.error(
             field,
-            format_args!("is {other:?}: only \"gelu\", \"gelu_pytorch_tanh\" and \"quick_gelu\" are supported"),
+            format_args!(
+                "is {other:?}: only \"gelu\", \"gelu_pytorch_tanh\" and \"quick_gelu\" are supported"
+            ),
         )),
     }
 }

@@ -26,7 +26,14 @@ fn texts(policy: Policy, planted: Option<Bug>) -> (Vec<Vec<i32>>, u64) {
         .map(|(i, prompt)| {
             let sampling =
                 SamplingParams { temperature: 0.7 * i as f32, seed: 5, ..SamplingParams::default() };
-            let request = Request { prompt, max_new_tokens: 40, sampling, ignore_eos: true, weight: 1.0, pictures: Vec::new() };
+            let request = Request {
+                prompt,
+                max_new_tokens: 40,
+                sampling,
+                ignore_eos: true,
+                weight: 1.0,
+                pictures: Vec::new(),
+            };
             engine
                 .generate(request)
                 .expect("a sound request")

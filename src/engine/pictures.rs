@@ -6,9 +6,7 @@ use crate::config::ModelConfig;
 use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::image::Patches;
-use crate::model::vision::{
-    VisionEncoder, expand_placeholders, find_pictures, num_tokens, rotary_positions,
-};
+use crate::model::vision::{VisionEncoder, expand_placeholders, find_pictures, num_tokens, rotary_positions};
 use crate::model::{Pass, Rotary, text_rotary};
 
 /// `prompt` with every picture's placeholder as long as the picture: what a request for `config` is served with.
@@ -23,7 +21,8 @@ pub fn expand_prompt(config: &ModelConfig, prompt: &[i32], pictures: &[Patches])
         }
         None if pictures.is_empty() => Ok(prompt.to_vec()),
         None => Err(Error::Input(
-            "the model reads text alone: pictures need one with a vision tower, such as LLaVA or Qwen2-VL".into(),
+            "the model reads text alone: pictures need one with a vision tower, such as LLaVA or Qwen2-VL"
+                .into(),
         )),
     }
 }

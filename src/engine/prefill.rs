@@ -39,9 +39,8 @@ impl Engine {
         }
         let prompt_len = request.prompt.len();
         let start = Instant::now();
-        let pictures = self
-            .encode_pictures(&request.prompt, &request.pictures)
-            .inspect_err(|_| self.release(slot))?;
+        let pictures =
+            self.encode_pictures(&request.prompt, &request.pictures).inspect_err(|_| self.release(slot))?;
         self.sequences[slot] = Some(Sequence {
             id,
             committed: request.prompt,

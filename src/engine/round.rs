@@ -162,8 +162,7 @@ impl Engine {
             self.verifier.kv.reserve(slot, root + tree.num_nodes())?;
             self.verifier.pass.begin_sequence(root);
             for node in 0..tree.num_nodes() {
-                let position =
-                    root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition));
+                let position = root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition));
                 let row = Row {
                     token: tree.token(node),
                     position,

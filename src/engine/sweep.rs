@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
 use crate::device::{Device, Event};
 use crate::engine::drafting::Drafting;
-use crate::engine::proposer::Proposer;
 use crate::engine::pictures::Pictures;
+use crate::engine::proposer::Proposer;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::engine::verifier::Verifier;
 use crate::error::Result;
@@ -236,9 +236,17 @@ fn verify_pass(verifier: &mut Verifier, proposer: Option<&Proposer>, size: PassS
         for i in 0..nodes {
             let position = size.context + i;
             let slot = verifier.kv.slot(sequence, position);
-            verifier
-                .pass
-                .push(Row { token: 0, position, rotary: text_rotary(position), slot, ancestors: causal_words(i), link: i as i32 - 1 }, true);
+            verifier.pass.push(
+                Row {
+                    token: 0,
+                    position,
+                    rotary: text_rotary(position),
+                    slot,
+                    ancestors: causal_words(i),
+                    link: i as i32 - 1,
+                },
+                true,
+            );
         }
     }
     let taps = proposer.and_then(|proposer| proposer.taps(size.tokens));

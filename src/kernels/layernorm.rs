@@ -27,7 +27,8 @@ pub struct LayerNormArgs<'a> {
 pub fn layernorm(device: &Device, args: LayerNormArgs) -> Result<()> {
     let dtype = args.residual.dtype();
     let mut dims = Dims::new("layernorm");
-    for (name, tensor) in [("residual", Some(args.residual)), ("delta", args.delta), ("out", Some(args.out))] {
+    for (name, tensor) in [("residual", Some(args.residual)), ("delta", args.delta), ("out", Some(args.out))]
+    {
         if let Some(tensor) = tensor {
             dims.dense(name, tensor, dtype, &["T", "H"])?;
         }

@@ -48,7 +48,9 @@ mod tests {
     #[test]
     fn erf_has_its_tabulated_values() {
         // Abramowitz and Stegun, table 7.1.
-        for (x, expected) in [(0.5, 0.5204998778), (1.0, 0.8427007929), (2.0, 0.9953222650), (-1.0, -0.8427007929)] {
+        for (x, expected) in
+            [(0.5, 0.5204998778), (1.0, 0.8427007929), (2.0, 0.9953222650), (-1.0, -0.8427007929)]
+        {
             assert!((erf(x) - expected).abs() < 1e-10, "{x}");
         }
         assert!((erf(3.0 - 1e-12) - erf(3.0 + 1e-12)).abs() < 1e-11, "series and fraction meet");

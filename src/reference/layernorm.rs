@@ -22,9 +22,11 @@ pub fn layernorm(
         let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / len;
         let deviation = (variance + f64::from(eps)).sqrt();
         let affine = row.iter().zip(weight).zip(bias);
-        out.extend(affine.map(|((&v, &w), &b)| {
-            ((f64::from(v) - mean) / deviation * f64::from(w) + f64::from(b)) as f32
-        }));
+        out.extend(
+            affine.map(|((&v, &w), &b)| {
+                ((f64::from(v) - mean) / deviation * f64::from(w) + f64::from(b)) as f32
+            }),
+        );
     }
     out
 }

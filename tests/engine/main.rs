@@ -9,3 +9,4 @@ mod lossless;
 pub(crate) mod random_drafters;
 mod recording;
 mod targets;
+mod vision;

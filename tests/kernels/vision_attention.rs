@@ -86,7 +86,11 @@ fn every_case_matches_the_oracle() {
                 let got = run(&device, dtype, segments, *heads, &qkv, sm_scale);
                 // Scores that are 60 times as large have 60 times the error, and so has their exponential.
                 let Tol { abs, rel } = tolerance(dtype);
-                let tol = if dtype == DType::F32 { Tol { abs: abs * scale, rel: rel * scale } } else { Tol { abs, rel } };
+                let tol = if dtype == DType::F32 {
+                    Tol { abs: abs * scale, rel: rel * scale }
+                } else {
+                    Tol { abs, rel }
+                };
                 close(&format!("{name} {} {mode:?}", dtype.name()), &got, &want, tol);
             }
         }

@@ -18,8 +18,7 @@ fn run(
 ) -> Vec<f32> {
     let qkv = upload(device, dtype, qkv, &[positions.len(), 3 * num_heads * head_dim]);
     let table = reference::rope::cos_sin_table(MAX_POSITION, head_dim / 2, 10_000.0);
-    let axes: Vec<i32> =
-        positions.iter().map(|p| p.0).chain(positions.iter().map(|p| p.1)).collect();
+    let axes: Vec<i32> = positions.iter().map(|p| p.0).chain(positions.iter().map(|p| p.1)).collect();
     let args = VisionRopeArgs {
         qkv: &qkv,
         cos_sin: &upload(device, DType::F32, &table, &[MAX_POSITION, head_dim / 2]),
@@ -60,7 +59,12 @@ fn every_case_matches_the_oracle() {
             for mode in device.modes() {
                 device.enter(mode);
                 let got = run(&device, dtype, heads, &qkv, &positions);
-                close(&format!("{heads:?} {} {mode:?}", dtype.name()), &got, &want, Tol::rounding(dtype, 1e-6));
+                close(
+                    &format!("{heads:?} {} {mode:?}", dtype.name()),
+                    &got,
+                    &want,
+                    Tol::rounding(dtype, 1e-6),
+                );
             }
         }
     }

@@ -67,7 +67,13 @@ impl Join {
                 };
                 let merged = merge * merge;
                 let mlp = Mlp {
-                    first: Affine::load(loader, &format!("{root}.mlp.0"), merged * width, merged * width, true)?,
+                    first: Affine::load(
+                        loader,
+                        &format!("{root}.mlp.0"),
+                        merged * width,
+                        merged * width,
+                        true,
+                    )?,
                     activation: gelu_of(Activation::Gelu),
                     second: Affine::load(loader, &format!("{root}.mlp.2"), hidden, merged * width, true)?,
                 };

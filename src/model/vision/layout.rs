@@ -84,7 +84,8 @@ pub(super) fn tiled_rows(patches: &Patches) -> Vec<usize> {
         return order;
     }
     let (tile_rows, tile_columns) = patches.tile_grid;
-    let [kept_rows, kept_columns] = unpadded((tile_rows * rows, tile_columns * columns), patches.original_size);
+    let [kept_rows, kept_columns] =
+        unpadded((tile_rows * rows, tile_columns * columns), patches.original_size);
     for row in kept_rows {
         for column in kept_columns.clone() {
             let tile = 1 + row / rows * tile_columns + column / columns;

@@ -58,7 +58,13 @@ pub(super) struct Tower {
 }
 
 impl Affine {
-    pub fn load(loader: &mut WeightLoader, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
+    pub fn load(
+        loader: &mut WeightLoader,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
         let weight = loader.matrix(&format!("{name}.weight"), outputs, inputs)?;
         let bias = match bias {
             true => Some(loader.vector(&[&format!("{name}.bias")], &[outputs])?),
@@ -69,7 +75,8 @@ impl Affine {
 
     /// Several layers that read the same: their outputs behind each other.
     fn stacked(loader: &mut WeightLoader, names: [String; 3], outputs: usize, inputs: usize) -> Result<Self> {
-        let [weights, biases] = ["weight", "bias"].map(|kind| names.each_ref().map(|name| format!("{name}.{kind}")));
+        let [weights, biases] =
+            ["weight", "bias"].map(|kind| names.each_ref().map(|name| format!("{name}.{kind}")));
         let weight = loader.stacked(&weights.each_ref().map(String::as_str), &[outputs; 3], inputs)?;
         let bias = loader.vector(&biases.each_ref().map(String::as_str), &[outputs; 3])?;
         Ok(Self { weight, bias: Some(bias) })
@@ -115,8 +122,9 @@ pub(super) fn gelu_of(activation: Activation) -> Gelu {
 impl Tower {
     /// Loads the layers that are run.
     pub fn load(loader: &mut WeightLoader, config: &TowerConfig) -> Result<Self> {
-        let TowerConfig { kind, hidden_size: hidden, intermediate_size, patch_size: side, norm_eps: eps, .. } =
-            *config;
+        let TowerConfig {
+            kind, hidden_size: hidden, intermediate_size, patch_size: side, norm_eps: eps, ..
+        } = *config;
         let root = root_of(loader, kind)?;
         let is_qwen = matches!(kind, TowerKind::Qwen2Vl { .. });
         let patch = match kind {
@@ -150,7 +158,8 @@ impl Tower {
         }
         let mut layers = Vec::with_capacity(config.num_layers_run);
         for i in 0..config.num_layers_run {
-            let mut affine = |name: String, outputs, inputs| Affine::load(loader, &name, outputs, inputs, true);
+            let mut affine =
+                |name: String, outputs, inputs| Affine::load(loader, &name, outputs, inputs, true);
             layers.push(match is_qwen {
                 true => {
                     let prefix = format!("{root}blocks.{i}");
@@ -251,7 +260,10 @@ impl Tower {
             layer.norm1.forward(&residual, incoming.take(), &normed)?;
             layer.qkv.forward(&normed, &qkv, &workspace)?;
             if let Some((cos_sin, positions)) = &rotation {
-                vision_rope(&self.device, VisionRopeArgs { qkv: &qkv, cos_sin, positions, num_heads, head_dim })?;
+                vision_rope(
+                    &self.device,
+                    VisionRopeArgs { qkv: &qkv, cos_sin, positions, num_heads, head_dim },
+                )?;
             }
             vision_attention(&self.device, VisionAttentionArgs { ..attention })?;
             layer.proj.forward(&attended, &delta, &workspace)?;

@@ -1,0 +1,195 @@
+//! Targets that see pictures against Hugging Face transformers: what the tower gives, what replaces the placeholders, rotary
+//! positions, logits and greedy tokens of tiny random-weight models.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use smart_run::config::{FloatType, ModelConfig, ModelSource};
+use smart_run::control::Policy;
+use smart_run::engine::{Engine, Request, expand_prompt};
+use smart_run::image::{ImageProcessor, Patches, Picture};
+use smart_run::sampling::SamplingParams;
+use smart_run::vision::{find_pictures, rotary_positions};
+
+use crate::fixtures::{
+    assert_close, builder, expected, expected_tensor, greedy, ids, paying_costs, repository, run,
+};
+
+/// Float32 end to end, through a tower and a decoder.
+const LIMIT: f32 = 1e-4;
+
+/// What the model of `folder` makes of the picture in `file` of `case`.
+fn prepare(case: &str, folder: &Path, file: &str) -> Patches {
+    let source = ModelSource::from(folder);
+    let config = ModelConfig::from_hf(&source).unwrap();
+    let patch_size = config.vision.unwrap().tower.patch_size;
+    let processor = ImageProcessor::from_hf(&source, patch_size).unwrap().unwrap();
+    processor.prepare(&Picture::open(&repository("tests/golden").join(case).join(file)).unwrap()).unwrap()
+}
+
+fn name(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+/// The pictures that a prompt of `expected.json` shows.
+fn pictures_of(case: &str, folder: &Path, golden: &Value, prompt: &Value) -> Vec<Patches> {
+    let file_of = |wanted: &Value| {
+        let mut pictures = golden["pictures"].as_array().unwrap().iter();
+        name(&pictures.find(|picture| &picture["name"] == wanted).unwrap()["file"])
+    };
+    prompt["pictures"].as_array().unwrap().iter().map(|p| prepare(case, folder, file_of(p))).collect()
+}
+
+fn check(case: &str, folder: PathBuf) {
+    let golden = expected(case);
+    let mut engine = builder(&folder).policy(Policy::Plain).build().unwrap();
+    for picture in golden["pictures"].as_array().unwrap() {
+        let what = name(&picture["name"]);
+        let patches = prepare(case, &folder, name(&picture["file"]));
+        let rows = expected_tensor(case, &format!("patch_rows.{what}"));
+        assert_close(&format!("{case} {what}: patches"), &patches.values, &rows, 1e-6);
+        let encoder = engine.vision().unwrap();
+        let tower = encoder.tower_features(&patches).unwrap().to_vec::<f32>().unwrap();
+        let wanted = expected_tensor(case, &format!("tower_features.{what}"));
+        assert_close(&format!("{case} {what}: tower"), &tower, &wanted, LIMIT);
+        let features = encoder.encode(&patches).unwrap();
+        assert_eq!(features.dim(0), picture["tokens"].as_u64().unwrap() as usize, "{case} {what}");
+        let wanted = expected_tensor(case, &format!("visual_features.{what}"));
+        assert_close(&format!("{case} {what}: joined"), &features.to_vec::<f32>().unwrap(), &wanted, LIMIT);
+    }
+    for prompt in golden["prompts"].as_array().unwrap() {
+        let what = format!("{case}, prompt {}", prompt["name"]);
+        let pictures = pictures_of(case, &folder, &golden, prompt);
+        let (short, expanded) = (ids(&prompt["prompt_ids"]), ids(&prompt["expanded_ids"]));
+        let config = engine.model_config();
+        assert_eq!(expand_prompt(config, &short, &pictures).unwrap(), expanded, "{what}");
+        assert_eq!(expand_prompt(config, &expanded, &pictures).unwrap(), expanded, "{what}: again");
+        if let Some(delta) = prompt["rope_delta"].as_i64() {
+            let placed = find_pictures(config.vision.as_ref().unwrap(), &expanded, &pictures);
+            let (positions, got) = rotary_positions(expanded.len(), &placed);
+            let axes = (0..3).flat_map(|axis| positions.iter().map(move |position| position[axis] as f32));
+            let wanted = expected_tensor(case, &format!("mrope_positions.{}", name(&prompt["name"])));
+            assert_eq!((axes.collect::<Vec<_>>(), i64::from(got)), (wanted, delta), "{what}");
+        }
+        let logits = engine.score(&short, &pictures).unwrap();
+        let wanted = expected_tensor(case, &format!("logits.{}", name(&prompt["name"])));
+        assert_close(&what, &logits, &wanted, LIMIT);
+        let request = Request { pictures, ..greedy(&short, 48) };
+        assert_eq!(run(&mut engine, request), ids(&prompt["greedy_ids"]), "{what}");
+    }
+}
+
+/// The folder `case` as transformers 4 wrote it: its config, and the names of the tensors.
+fn transformers4(case: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = repository("tests/golden").join(case);
+    for file in ["preprocessor_config.json", "model.safetensors"] {
+        std::os::unix::fs::symlink(golden.join(file), folder.path().join(file)).unwrap();
+    }
+    std::os::unix::fs::symlink(golden.join("config.transformers4.json"), folder.path().join("config.json"))
+        .unwrap();
+    renamed(&golden.join("model.safetensors"), &golden.join("names.transformers4.json"), folder.path());
+    folder
+}
+
+/// As [`transformers4`], with the names that the modules of transformers 5 have.
+fn by_modules(case: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = repository("tests/golden").join(case);
+    for file in ["preprocessor_config.json", "config.json"] {
+        std::os::unix::fs::symlink(golden.join(file), folder.path().join(file)).unwrap();
+    }
+    renamed(&golden.join("model.safetensors"), &golden.join("names.modules.json"), folder.path());
+    folder
+}
+
+/// Writes `model.safetensors` to `folder` with its tensors renamed as `names` says.
+fn renamed(model: &Path, names: &Path, folder: &Path) {
+    let names: Value = serde_json::from_slice(&std::fs::read(names).unwrap()).unwrap();
+    let bytes = std::fs::read(model).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let entries = tensors.iter().map(|(old, view)| (name(&names[old]).to_owned(), view));
+    let path = folder.join("model.safetensors");
+    let _ = std::fs::remove_file(&path);
+    std::fs::write(path, safetensors::serialize(entries, None).unwrap()).unwrap();
+}
+
+macro_rules! target {
+    ($($case:ident),*) => { $(
+        #[test]
+        fn $case() {
+            let case = stringify!($case);
+            check(case, repository("tests/golden").join(case));
+            check(case, transformers4(case).path().to_owned());
+            check(case, by_modules(case).path().to_owned());
+        }
+    )* };
+}
+target!(llava, llava_next, llava_interleave, qwen2_vl);
+
+/// Trees over pictures, from the text's own n-grams: the tokens are those of plain decoding, whatever the positions of what a
+/// picture's rows and columns leave behind.
+#[test]
+fn speculation_after_pictures_changes_speed_only() {
+    for case in ["llava", "qwen2_vl"] {
+        let folder = repository("tests/golden").join(case);
+        let golden = expected(case);
+        let build = |float_type, policy: &str| -> Engine {
+            let builder =
+                Engine::builder(folder.as_path()).float_type(float_type).policy(policy.parse().unwrap());
+            let builder = if policy == "plain" {
+                builder
+            } else {
+                builder.drafter(smart_run::engine::DraftSource::Ngrams).costs(paying_costs())
+            };
+            builder.build().unwrap()
+        };
+        for float_type in [FloatType::F32, FloatType::Bf16, FloatType::F16] {
+            let requests: Vec<Request> = golden["prompts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .enumerate()
+                .map(|(i, prompt)| Request {
+                    pictures: pictures_of(case, &folder, &golden, prompt),
+                    sampling: SamplingParams {
+                        temperature: if i % 2 == 0 { 0.0 } else { 0.6 },
+                        seed: i as u64,
+                        ..Default::default()
+                    },
+                    ..greedy(&ids(&prompt["prompt_ids"]), 40)
+                })
+                .collect();
+            let mut plain = build(float_type, "plain");
+            let wanted: Vec<Vec<i32>> = requests.iter().map(|r| run(&mut plain, r.clone())).collect();
+            for policy in ["eagle2:4,3,12", "smart"] {
+                let mut engine = build(float_type, policy);
+                for (request, wanted) in requests.iter().zip(&wanted) {
+                    assert_eq!(&run(&mut engine, request.clone()), wanted, "{case} {policy} {float_type:?}");
+                }
+                assert!(engine.stats().mean_nodes() > 1.0, "{case} {policy}: nothing was drafted");
+            }
+        }
+    }
+}
+
+#[test]
+fn pictures_and_placeholders_that_do_not_match_are_refused() {
+    let folder = repository("tests/golden/llava");
+    let picture = prepare("llava", &folder, "exact.png");
+    let mut engine = builder(&folder).policy(Policy::Plain).build().unwrap();
+    let mut refusal = |prompt: &[i32], pictures: Vec<Patches>| {
+        let error = engine.submit(Request { pictures, ..greedy(prompt, 4) }).unwrap_err();
+        assert!(error.is_input(), "{error}");
+        error.to_string()
+    };
+    assert!(refusal(&[1, 120, 2], vec![]).contains("1 place(s) for pictures"));
+    assert!(refusal(&[1, 2], vec![picture.clone()]).contains("0 place(s)"));
+    let foreign = Patches { grid: (2, 8), ..picture.clone() };
+    assert!(refusal(&[1, 120, 2], vec![foreign]).contains("2 x 8 patches"));
+    let mut text = builder(&repository("tests/golden/llama2_mha")).policy(Policy::Plain).build().unwrap();
+    let error = text.submit(Request { pictures: vec![picture], ..greedy(&[1, 2], 4) }).unwrap_err();
+    assert!(error.to_string().contains("reads text alone"), "{error}");
+    // What was refused has taken no place.
+    assert_eq!(run(&mut engine, greedy(&[1, 2, 3], 4)).len(), 4);
+}
