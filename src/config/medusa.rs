@@ -82,7 +82,9 @@ impl MedusaConfig {
         if num_heads > MAX_HEADS {
             return Err(Error::format(
                 source.path("config.json"),
-                format!("the weights beside it hold {num_heads} Medusa heads; at most {MAX_HEADS} are supported"),
+                format!(
+                    "the weights beside it hold {num_heads} Medusa heads; at most {MAX_HEADS} are supported"
+                ),
             ));
         }
         Ok(MedusaConfig { prefix, num_heads, num_blocks, hidden_size, vocab_size })

@@ -89,7 +89,8 @@ impl RopeConfig {
 
     /// How far YaRN's blend has gone at `pair`: 0 keeps its frequency, 1 divides it.
     fn yarn_ramp(&self, pair: usize, head_dim: usize) -> f32 {
-        let RopeScaling::Yarn { beta_fast, beta_slow, truncate, original_max_position, .. } = self.scaling else {
+        let RopeScaling::Yarn { beta_fast, beta_slow, truncate, original_max_position, .. } = self.scaling
+        else {
             return 0.0;
         };
         // The pair, counted in halves of the head, that turns so often within the original length.
@@ -265,10 +266,8 @@ impl RopeScaling {
             None if fields.mentions("factor") => config.require(STATED, stated)? as f64 / original as f64,
             None => fields.require("factor", None)?,
         };
-        let (beta_fast, beta_slow) = (
-            given("beta_fast", 0.0..=1e6)?.unwrap_or(32.0),
-            given("beta_slow", 0.0..=1e6)?.unwrap_or(1.0),
-        );
+        let (beta_fast, beta_slow) =
+            (given("beta_fast", 0.0..=1e6)?.unwrap_or(32.0), given("beta_slow", 0.0..=1e6)?.unwrap_or(1.0));
         if beta_slow >= beta_fast {
             return Err(fields.error(
                 "beta_slow",
@@ -426,9 +425,11 @@ mod tests {
     #[test]
     fn contexts_are_what_the_scaling_makes_of_them() {
         let longest = |config: &str, stated| rope(config).scaling.longest_context(stated);
-        let yarn = r#"{"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}}"#;
+        let yarn =
+            r#"{"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}}"#;
         assert_eq!([512, 1024, 8192].map(|stated| longest(yarn, stated)), [4096, 4096, 8192]);
-        let dynamic = r#"{"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 2.0}}"#;
+        let dynamic =
+            r#"{"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 2.0}}"#;
         assert_eq!([2048, 4096].map(|stated| longest(dynamic, stated)), [2048, 2048]);
         let linear = r#"{"rope_scaling": {"type": "linear", "factor": 4.0}}"#;
         assert_eq!(longest(linear, 512), 512);

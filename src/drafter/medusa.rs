@@ -89,7 +89,8 @@ impl Medusa {
         let MedusaConfig { num_heads, hidden_size, vocab_size, .. } = self.config;
         let width = num_heads * hidden_size;
         let shapes = [(width, hidden_size), (hidden_size, hidden_size), (vocab_size, hidden_size)];
-        let workspace = shapes.map(|(n, k)| workspace_len(max_rows, n, k)).into_iter().max().unwrap_or(0).max(1);
+        let workspace =
+            shapes.map(|(n, k)| workspace_len(max_rows, n, k)).into_iter().max().unwrap_or(0).max(1);
         let buffer = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
         self.buffers = Some(Buffers {
             states: buffer(self.dtype, &[max_rows, width])?,
@@ -193,7 +194,8 @@ mod tests {
                 (0..3).flat_map(|prompt| floats(&expected, &format!("features.{prompt}"))).collect();
             let features = Tensor::from_slice(&device, &features, &[3, hidden]).expect("memory");
             for asked in [heads, 1] {
-                let logits = medusa.forward(&features, asked).and_then(|it| it.to_vec::<f32>()).expect("a pass");
+                let logits =
+                    medusa.forward(&features, asked).and_then(|it| it.to_vec::<f32>()).expect("a pass");
                 for prompt in 0..3 {
                     let want = floats(&expected, &format!("head_logits.{prompt}"));
                     let scale = want.iter().fold(0f32, |most, x| most.max(x.abs()));
@@ -201,7 +203,10 @@ mod tests {
                         let got = &logits[(head * 3 + prompt) * vocab..][..vocab];
                         let want = &want[head * vocab..][..vocab];
                         let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-                        assert!(worst <= 1e-4 * scale, "{case}/{folder}, prompt {prompt}, head {head}: {worst}");
+                        assert!(
+                            worst <= 1e-4 * scale,
+                            "{case}/{folder}, prompt {prompt}, head {head}: {worst}"
+                        );
                     }
                 }
             }

@@ -241,11 +241,7 @@ impl<'a> EngineBuilder<'a> {
         };
         Ok(Engine {
             verifier,
-            controller: Controller::new(
-                policy,
-                limits(max_sequences, self.floor, proposer.as_ref()),
-                cost,
-            ),
+            controller: Controller::new(policy, limits(max_sequences, self.floor, proposer.as_ref()), cost),
             proposer,
             start_costs,
             floor: self.floor,

@@ -19,13 +19,17 @@ pub(super) struct HeadsProposer {
     states: Tensor,
     /// The states of a round's sequences, `[sequences, hidden]`.
     gathered: Tensor,
-    index: Tensor,
+    /// Rows of `taps` to remember, and slots of a pass; a commit and the next round's pass are issued without a wait between them, so
+    /// each has a staging buffer of its own.
+    taken: Tensor,
+    slots: Tensor,
     /// A root has probability 1: zeros, f32 `[heads * sequences]`.
     root_logp: Tensor,
     tokens: Tensor,
     logp: Tensor,
     path_logp: Tensor,
-    host_index: PinnedBuffer<i32>,
+    host_taken: PinnedBuffer<i32>,
+    host_slots: PinnedBuffer<i32>,
     /// Children of the round: head by head, sequence by sequence, `top_k` each.
     host_tokens: PinnedBuffer<i32>,
     host_logp: PinnedBuffer<f32>,
@@ -46,12 +50,14 @@ impl HeadsProposer {
             // Zeroed: the start-up sweep reads states that no pass has brought.
             states: Tensor::zeros(device, dtype, &[max_sequences, width])?,
             gathered: uninit(dtype, &[max_sequences, width])?,
-            index: uninit(DType::I32, &[max_sequences])?,
+            taken: uninit(DType::I32, &[max_sequences])?,
+            slots: uninit(DType::I32, &[max_sequences])?,
             root_logp: Tensor::zeros(device, DType::F32, &[most])?,
             tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
             logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
             path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
-            host_index: PinnedBuffer::new(device, max_sequences)?,
+            host_taken: PinnedBuffer::new(device, max_sequences)?,
+            host_slots: PinnedBuffer::new(device, max_sequences)?,
             host_tokens: PinnedBuffer::new(device, most * MAX_TOP_K)?,
             host_logp: PinnedBuffer::new(device, most * MAX_TOP_K)?,
             drafting: Vec::new(),
@@ -67,15 +73,15 @@ impl HeadsProposer {
     pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
         let is_newest = |&i: &usize| rows.get(i + 1).is_none_or(|next| next.0 != rows[i].0);
         let newest: Vec<_> = (0..rows.len()).filter(is_newest).map(|i| rows[i]).collect();
-        for (staged, &(_, _, row)) in self.host_index.as_mut_slice().iter_mut().zip(&newest) {
+        for (staged, &(_, _, row)) in self.host_taken.as_mut_slice().iter_mut().zip(&newest) {
             *staged = row as i32;
         }
-        self.host_index.write_to(&self.index, newest.len())?;
+        self.host_taken.write_to(&self.taken, newest.len())?;
         let mut start = 0;
         while start < newest.len() {
             let slot = newest[start].0;
             let run = (start..newest.len()).take_while(|&i| newest[i].0 == slot + i - start).count();
-            let (index, out) = (self.index.rows(start..start + run), self.states.rows(slot..slot + run));
+            let (index, out) = (self.taken.rows(start..start + run), self.states.rows(slot..slot + run));
             gather_rows(&self.device, GatherRowsArgs { src: &self.taps, index: &index, out: &out })?;
             start += run;
         }
@@ -112,12 +118,12 @@ impl HeadsProposer {
     /// The first `levels` heads over the states of `slots`; starts reading back the children.
     pub fn pass(&mut self, slots: impl Iterator<Item = usize>, top_k: usize, levels: usize) -> Result<()> {
         let mut count = 0;
-        for (staged, slot) in self.host_index.as_mut_slice().iter_mut().zip(slots) {
+        for (staged, slot) in self.host_slots.as_mut_slice().iter_mut().zip(slots) {
             *staged = slot as i32;
             count += 1;
         }
-        let (index, features) = (self.index.rows(0..count), self.gathered.rows(0..count));
-        self.host_index.write_to(&index, count)?;
+        let (index, features) = (self.slots.rows(0..count), self.gathered.rows(0..count));
+        self.host_slots.write_to(&index, count)?;
         gather_rows(&self.device, GatherRowsArgs { src: &self.states, index: &index, out: &features })?;
         let heads = levels.min(self.heads.num_heads());
         let logits = self.heads.forward(&features, heads)?;

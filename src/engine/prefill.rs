@@ -53,6 +53,8 @@ impl Engine {
 
     /// Runs the prompt of `slot` and returns the token drawn after it.
     fn prefill(&mut self, slot: usize) -> Result<i32> {
+        // What the latest round has left to copy comes from buffers that are filled anew here.
+        self.device.synchronize()?;
         let sampling = self.sequence(slot).sampling;
         self.verifier.set_sampling(slot, &sampling)?;
         let prompt_len = self.sequence(slot).committed.len();

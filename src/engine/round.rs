@@ -110,7 +110,8 @@ impl Engine {
     /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
     fn draft(&mut self, slots: &[usize]) -> Result<bool> {
         let control = Instant::now();
-        let catches_up = self.feeds_drafter() && self.proposer.as_ref().is_some_and(|it| it.network().is_some());
+        let catches_up =
+            self.feeds_drafter() && self.proposer.as_ref().is_some_and(|it| it.network().is_some());
         let views: Vec<SequenceView> = slots
             .iter()
             .map(|&slot| {

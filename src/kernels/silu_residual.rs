@@ -27,7 +27,8 @@ pub fn silu_residual(device: &Device, args: SiluResidualArgs) -> Result<()> {
     dims.rows("y", args.y, dtype, &["T", "GH"])?;
     dims.rows("out", args.out, dtype, &["T", "GH"])?;
     let (rows, hidden, width) = (dims.get("T"), dims.get("H"), dims.get("GH"));
-    let kernel = dims.variant("out", dtype, ["silu_residual_bf16", "silu_residual_f16", "silu_residual_f32"])?;
+    let kernel =
+        dims.variant("out", dtype, ["silu_residual_bf16", "silu_residual_f16", "silu_residual_f32"])?;
     dims.require(width.is_multiple_of(hidden.max(1)), "y", || {
         (format!("groups of {hidden} columns"), format!("{width} columns"))
     })?;

@@ -41,7 +41,9 @@ fn round(controller: &mut Controller, batch: u64, best: f32) -> usize {
 
 #[test]
 fn no_policy_drafts_deeper_than_there_are_heads() {
-    for policy in ["chain:8", "eagle1", "medusa", "eagle2:10,5,60", "opt-tree:60,0", "sequoia:60", "smart", "svip:9"] {
+    for policy in
+        ["chain:8", "eagle1", "medusa", "eagle2:10,5,60", "opt-tree:60,0", "sequoia:60", "smart", "svip:9"]
+    {
         for heads in [1, 3] {
             let mut controller = controller(policy, Some(heads));
             assert_eq!(round(&mut controller, 2, 0.9), heads, "{policy}");

@@ -39,11 +39,16 @@ fn demo(float_type: FloatType, policy: Policy) -> Engine {
 
 fn sampling(i: usize) -> SamplingParams {
     let base = SamplingParams { seed: 5 + i as u64, ..SamplingParams::default() };
-    [base, SamplingParams { temperature: 0.8, ..base }, SamplingParams { temperature: 1.0, top_p: 0.9, ..base }][i % 3]
+    [
+        base,
+        SamplingParams { temperature: 0.8, ..base },
+        SamplingParams { temperature: 1.0, top_p: 0.9, ..base },
+    ][i % 3]
 }
 
 fn requests(prompts: &[Vec<i32>], new_tokens: usize) -> Vec<Request> {
-    let of = |(i, prompt): (usize, &Vec<i32>)| Request { sampling: sampling(i), ..greedy(prompt, new_tokens + i) };
+    let of =
+        |(i, prompt): (usize, &Vec<i32>)| Request { sampling: sampling(i), ..greedy(prompt, new_tokens + i) };
     prompts.iter().enumerate().map(of).collect()
 }
 
@@ -74,10 +79,23 @@ fn run_together(engine: &mut Engine, requests: &[Request], places: usize) -> Vec
 #[test]
 fn random_heads_give_the_plain_text_alone_and_in_a_batch() {
     let requests = requests(&random_prompts(), 24);
-    for float_type in [FloatType::F32, FloatType::Bf16, FloatType::F16] {
+    let all = [
+        "chain:1",
+        "chain:6",
+        "eagle1",
+        "medusa",
+        "eagle2:10,5,60",
+        "sequoia:16",
+        "goodput",
+        "svip",
+        "smart",
+    ];
+    for (float_type, policies) in
+        [(FloatType::Bf16, &all[..]), (FloatType::F32, &["medusa", "smart"]), (FloatType::F16, &["chain:6"])]
+    {
         let mut plain = random(float_type, Policy::Plain, 1);
         let wanted: Vec<_> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
-        for policy in ["chain:1", "chain:6", "eagle1", "medusa", "eagle2:10,5,60", "sequoia:16", "goodput", "svip", "smart"] {
+        for policy in policies {
             let policy: Policy = policy.parse().unwrap();
             let mut engine = random(float_type, policy, 3);
             assert_eq!(run_together(&mut engine, &requests, 3), wanted, "{policy}, {float_type:?}");
@@ -88,11 +106,11 @@ fn random_heads_give_the_plain_text_alone_and_in_a_batch() {
 
 #[test]
 fn trained_heads_give_the_plain_text_and_are_accepted() {
-    let requests = requests(&demo_prompts(3, 120), 40);
+    let requests = requests(&demo_prompts(3, 80), 30);
     for float_type in [FloatType::F32, FloatType::Bf16] {
         let mut plain = demo(float_type, Policy::Plain);
         let wanted: Vec<_> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
-        for policy in ["chain:3", "medusa", "smart"] {
+        for policy in ["medusa", "smart"] {
             let mut engine = demo(float_type, policy.parse().unwrap());
             for (request, wanted) in requests.iter().zip(&wanted) {
                 assert_eq!(run(&mut engine, request.clone()), *wanted, "{policy}, {float_type:?}");
@@ -171,7 +189,10 @@ fn heads_that_do_not_fit_are_named_in_one_sentence() {
         assert!(!error.to_string().contains('\n'), "{error}");
     }
     for (config, says) in [
-        (r#"{"medusa_num_layers": 2}"#, "`medusa_num_layers` is 2, but the weights hold no matrix 0.2.weight"),
+        (
+            r#"{"medusa_num_layers": 2}"#,
+            "`medusa_num_layers` is 2, but the weights hold no matrix 0.2.weight",
+        ),
         (r#"{"medusa_num_layers": 0}"#, "`medusa_num_layers` is 0"),
         (r#"{"medusa_num_layers": "one"}"#, "`medusa_num_layers` is \"one\""),
     ] {
@@ -230,8 +251,12 @@ fn the_sweep_prices_a_pass_of_heads() {
         .unwrap();
     let costs = engine.measure_costs().unwrap();
     use smart_run::control::SweepKind;
-    let drafts: Vec<_> =
-        costs.points.iter().filter(|point| point.kind == SweepKind::Draft).map(|point| point.tokens).collect();
+    let drafts: Vec<_> = costs
+        .points
+        .iter()
+        .filter(|point| point.kind == SweepKind::Draft)
+        .map(|point| point.tokens)
+        .collect();
     assert!(drafts.contains(&1) && drafts.iter().all(|&tokens| tokens <= 2), "{drafts:?}");
     run(&mut engine, greedy(&[1, 2, 3], 30));
 }

@@ -135,7 +135,8 @@ fn schedules_do_not_change_a_bit() {
 #[test]
 fn widths_that_are_no_groups_are_refused() {
     let device = device();
-    let (x, y) = (upload(&device, DType::F32, &[0.0; 8], &[2, 4]), upload(&device, DType::F32, &[0.0; 12], &[2, 6]));
+    let (x, y) =
+        (upload(&device, DType::F32, &[0.0; 8], &[2, 4]), upload(&device, DType::F32, &[0.0; 12], &[2, 6]));
     let error = silu_residual(&device, SiluResidualArgs { x: &x, y: &y, out: &y }).unwrap_err();
     assert!(error.to_string().contains("groups of 4 columns"), "{error}");
 }

@@ -11,9 +11,9 @@ ROW_BODY void added(const T* x, const T* y, T* out, int H) {
   }
 }
 
-#define SILU_RESIDUAL_ROW(T)                                                  \
+#define SILU_RESIDUAL_ROW(T)                                                 \
   ROW_KERNEL void silu_residual_row(const T* x, const T* y, T* out, int H) { \
-    added<T>(x, y, out, H);                                                   \
+    added<T>(x, y, out, H);                                                  \
   }
 SILU_RESIDUAL_ROW(bf16)
 SILU_RESIDUAL_ROW(f16)

@@ -216,11 +216,7 @@ impl Inspection {
 }
 
 /// Why this version cannot run the folder, if it cannot; of a drafter, with no target.
-fn refusal(
-    kind: Option<ModelKind>,
-    source: &ModelSource,
-    checkpoint: &Checkpoint,
-) -> Result<Option<String>> {
+fn refusal(kind: Option<ModelKind>, source: &ModelSource, checkpoint: &Checkpoint) -> Result<Option<String>> {
     match kind {
         Some(ModelKind::Target) => fault(builder(source).check()),
         Some(ModelKind::Eagle3) => fault(Eagle3Config::check(source)),
