@@ -2,7 +2,7 @@
 // MATH      out[t,g,i] = round(x[t,i] + silu(y[t,g,i])),  silu(y) = y / (1 + exp(-y)),  all in f32
 // SHAPES    x    T [rows, H]      in   row stride x_stride; all G groups add to the same
 //           y    T [rows, G H]    in   group g in columns [g H, (g + 1) H); row stride y_stride
-//           out  T [rows, G H]    out  laid out as y; row stride out_stride; may be y
+//           out  T [rows, G H]    out  laid out as y; row stride out_stride; may be y, or x of one group
 // LAUNCH    grid (rows, ceil(H / (128 * vector)), G), 128 threads; one 16-byte vector a thread
 // REQUIRES  nothing of H; vectors need 16-byte aligned x, y and out at the beginning of a group
 // NUMERICS  one rounding; a y of -inf gives NaN, as -inf / inf does in the frameworks

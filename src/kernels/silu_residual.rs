@@ -10,7 +10,7 @@ pub struct SiluResidualArgs<'a> {
     pub x: &'a Tensor,
     /// `[T, G H]`: G groups side by side; a column view is fine.
     pub y: &'a Tensor,
-    /// Output `[T, G H]`; may be `y`.
+    /// Output `[T, G H]`; may be `y`, or `x` where G is 1.
     pub out: &'a Tensor,
 }
 
@@ -46,6 +46,6 @@ pub fn silu_residual(device: &Device, args: SiluResidualArgs) -> Result<()> {
     let blocks = hidden.div_ceil(THREADS * vector_len(dtype)) as u32;
     let grid = [rows as u32, blocks, (width / hidden) as u32];
     // SAFETY: arguments in the order of silu_residual.cu; x is [T, H], y and out are [T, G H] with the strides given,
-    // checked above; threads past H leave. Written: out, each element by the thread that has read y there.
+    // checked above; threads past H leave. Written: out, each element by the thread that has read x and y there.
     unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], 0, &launch_args) }
 }

@@ -74,12 +74,18 @@ fn a_head_among_others_in_place() {
         let want = reference::silu_residual::silu_residual(&middle(&x), &middle(&y), hidden);
         for mode in device.modes() {
             device.enter(mode);
-            let [all_x, all_y] = [&x, &y].map(|values| upload(&device, dtype, values, &[rows, 3 * hidden]));
-            let [x, out] = [&all_x, &all_y].map(|all| all.columns(hidden..2 * hidden));
-            silu_residual(&device, SiluResidualArgs { x: &x, y: &out, out: &out }).unwrap();
-            let got = download(&all_y);
-            close(&format!("{} {mode:?}", dtype.name()), &middle(&got), &want, tolerance(dtype));
-            assert!((0..y.len()).all(|i| is_middle(i) || got[i] == y[i]), "a neighbour was overwritten");
+            // Over x, then over y.
+            for (over, before) in [&x, &y].into_iter().enumerate() {
+                let all = [&x, &y].map(|values| upload(&device, dtype, values, &[rows, 3 * hidden]));
+                let [x, y] = [0, 1].map(|operand| all[operand].columns(hidden..2 * hidden));
+                let out = [&x, &y][over];
+                silu_residual(&device, SiluResidualArgs { x: &x, y: &y, out }).unwrap();
+                let got = download(&all[over]);
+                let name = format!("{} {mode:?}, over operand {over}", dtype.name());
+                close(&name, &middle(&got), &want, tolerance(dtype));
+                let untouched = (0..got.len()).all(|i| is_middle(i) || got[i] == before[i]);
+                assert!(untouched, "{name}: a neighbour was overwritten");
+            }
         }
     }
 }

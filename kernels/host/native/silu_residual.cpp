@@ -5,6 +5,8 @@ namespace {
 
 template <class T>
 ROW_BODY void added(const T* x, const T* y, T* out, int H) {
+  // out may be x or y, element for element.
+#pragma GCC ivdep
   for (int i = 0; i < H; ++i) {
     const float value = simt::widen(y[i]);
     out[i] = narrow<T>(simt::widen(x[i]) + value / (1.0f + exp_vectorisable(-value)));
