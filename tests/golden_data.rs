@@ -4,7 +4,7 @@
 #[path = "common/golden.rs"]
 mod golden;
 
-use golden::{EAGLE_CASES, EagleGolden, TARGET_CASES, TargetGolden};
+use golden::{DRAFTER_CASES, DrafterGolden, TARGET_CASES, TargetGolden};
 use smart_run::tree::DraftTree;
 
 fn argmax(logits: &[f32]) -> i32 {
@@ -32,8 +32,8 @@ fn the_first_greedy_token_is_the_best_of_the_last_logits() {
 /// The first tree rebuilt node by node, walked with the target's own tokens, accepts what the golden says.
 #[test]
 fn walking_the_first_tree_accepts_the_golden_length() {
-    for case in EAGLE_CASES {
-        let expected: EagleGolden = golden::expected(case);
+    for case in DRAFTER_CASES {
+        let expected: DrafterGolden = golden::expected(case);
         assert_eq!((expected.policy.as_str(), expected.new_tokens), ("eagle2:10,5,60", 64));
         for prompt in expected.prompts {
             let golden = &prompt.tree;
@@ -59,8 +59,8 @@ fn walking_the_first_tree_accepts_the_golden_length() {
 
 #[test]
 fn the_rounds_emit_all_tokens_and_the_last_one_was_needed() {
-    for case in EAGLE_CASES {
-        let expected: EagleGolden = golden::expected(case);
+    for case in DRAFTER_CASES {
+        let expected: DrafterGolden = golden::expected(case);
         for prompt in expected.prompts {
             let (last, others) = prompt.accepted_lens.split_last().unwrap();
             let before: usize = 1 + others.iter().map(|accepted| accepted + 1).sum::<usize>();

@@ -411,6 +411,21 @@ fn other_families_are_told_apart() {
         "it expects a vocabulary of 12, the target has 40",
     ];
     assert_eq!(answer["target"]["mismatches"], json!(expected));
+    assert_eq!(answer["runs"], true, "heads for some other target");
+    let heads = in_repository("tests/golden/medusa_random/drafter");
+    let out = tempfile::tempdir().unwrap();
+    let converted = out.path().join("converted").to_str().unwrap().to_owned();
+    succeeds(&["convert", &heads, "--out", &converted]);
+    for folder in [&heads, &converted, &in_repository("tests/golden/medusa_random/drafter_safetensors")] {
+        let answer = inspected(&[folder, "--target", &its_target]);
+        assert_eq!((&answer["kind"], &answer["runs"]), (&json!("medusa"), &json!(true)), "{folder}");
+        assert_eq!(answer["target"]["fits"], true, "{answer}");
+    }
+    std::fs::write(Path::new(&converted).join("config.json"), r#"{"medusa_num_layers": 3}"#).unwrap();
+    let answer = inspected(&[&converted]);
+    assert_eq!((&answer["kind"], &answer["runs"]), (&json!("medusa"), &json!(false)));
+    let reason = answer["reason"].as_str().unwrap();
+    assert!(reason.contains("medusa_num_layers") && reason.contains("0.3.weight"), "{reason}");
     let said = is_refused(&["inspect", path_of(&target), "--target", path_of(&target)]);
     assert!(said.contains("--target goes with a drafter"), "{said}");
 }

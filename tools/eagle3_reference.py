@@ -10,6 +10,7 @@ scores the children of the root, level 0. The pass over the nodes of level d = 0
 token with its parent's output, for all nodes of the level alike at position n - 1 + d.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +160,7 @@ def generate(
     num_prompt: int,
     num_new: int,
     shape: TreeShape,
+    draft: Callable[..., DraftTree] = draft_tree,
 ) -> list[Round]:
     """The rounds that emit `num_new` tokens after the first `num_prompt` of `text`.
 
@@ -168,7 +170,7 @@ def generate(
     """
     rounds, num_committed = [], num_prompt + 1
     while num_committed < num_prompt + num_new:
-        tree = draft_tree(drafter, embeddings, features[: num_committed - 1], text[:num_committed], shape)
+        tree = draft(drafter, embeddings, features[: num_committed - 1], text[:num_committed], shape)
         accepted = accepted_path(tree, text[num_committed:])
         rounds.append(Round(num_committed, tree, accepted))
         num_committed += len(accepted) + 1

@@ -12,7 +12,7 @@ accepted lengths. The file format is described in tests/golden/README.md.
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from transformers import LlamaForCausalLM
 
 import train_drafter
 from eagle3 import Drafter, DrafterConfig, load_drafter, save_drafter
-from eagle3_reference import DraftTree, Round, TreeShape, generate
+from eagle3_reference import DraftTree, Round, TreeShape, draft_tree, generate
 from golden_files import versions, write_json
 from training_loop import Budget
 
@@ -76,7 +76,9 @@ class Generation:
         return f"tree gap {gap:.1e}" if gap < MIN_TREE_GAP else None
 
 
-def run(target: LlamaForCausalLM, drafter: Drafter, prompt_ids: list[int]) -> Generation:
+def run(
+    target: LlamaForCausalLM, drafter: Drafter, prompt_ids: list[int], draft: Callable[..., DraftTree]
+) -> Generation:
     """Let the target continue the prompt, then draft along its text."""
     prompt = torch.tensor([prompt_ids])
     num_greedy = NEW_TOKENS + SHAPE.depth + 2  # the last round is not cut short
@@ -91,7 +93,7 @@ def run(target: LlamaForCausalLM, drafter: Drafter, prompt_ids: list[int]) -> Ge
     best = logits.topk(2).values
     features = drafter.target_features(seen.hidden_states)[0]
     embeddings = target.model.embed_tokens.weight
-    rounds = generate(drafter, embeddings, features, text[0].tolist(), len(prompt_ids), NEW_TOKENS, SHAPE)
+    rounds = generate(drafter, embeddings, features, text[0].tolist(), len(prompt_ids), NEW_TOKENS, SHAPE, draft)
     margin = float((best[:, 0] - best[:, 1]).min())
     return Generation(prompt_ids, greedy_ids, logits[0].clone(), features[: len(prompt_ids)], margin, rounds)
 
@@ -124,10 +126,15 @@ def order_gap(tree: DraftTree) -> float:
     return min(gaps)
 
 
-def first_clear(target: LlamaForCausalLM, drafter: Drafter, prompts: Iterator[list[int]]) -> Generation:
+def first_clear(
+    target: LlamaForCausalLM,
+    drafter: Drafter,
+    prompts: Iterator[list[int]],
+    draft: Callable[..., DraftTree] = draft_tree,
+) -> Generation:
     """The first prompt without a close decision."""
     for prompt_ids in prompts:
-        generation = run(target, drafter, prompt_ids)
+        generation = run(target, drafter, prompt_ids, draft)
         problem = generation.problem(target.generation_config.eos_token_id)
         if problem is None:
             accepted = [len(turn.accepted) for turn in generation.rounds]
@@ -137,7 +144,24 @@ def first_clear(target: LlamaForCausalLM, drafter: Drafter, prompts: Iterator[li
     raise SystemExit("no prompt is left")
 
 
-def write_expected(folder: Path, facts: dict, generations: list[Generation], names: list[dict]) -> None:
+def kept_tensors(generation: Generation) -> dict[str, Tensor]:
+    """What is kept of a generation's first round."""
+    tree = generation.rounds[0].tree
+    return {
+        "target_logits": generation.prompt_logits,
+        "features": generation.features[-KEPT_PAIRS:].clone(),
+        "draft_logits": tree.text_logits[-KEPT_PAIRS:].clone(),
+        "level_logits": torch.stack([level.logits for level in tree.levels[:KEPT_LEVELS]]),
+    }
+
+
+def write_expected(
+    folder: Path,
+    facts: dict,
+    generations: list[Generation],
+    names: list[dict],
+    kept: Callable[[Generation], dict[str, Tensor]] = kept_tensors,
+) -> None:
     """expected.json and expected.safetensors; `names` says more about each prompt."""
     prompts, tensors = [], {}
     for i, (name, generation) in enumerate(zip(names, generations)):
@@ -167,10 +191,7 @@ def write_expected(folder: Path, facts: dict, generations: list[Generation], nam
                 ],
             )
         )
-        tensors[f"target_logits.{i}"] = generation.prompt_logits
-        tensors[f"features.{i}"] = generation.features[-KEPT_PAIRS:].clone()
-        tensors[f"draft_logits.{i}"] = tree.text_logits[-KEPT_PAIRS:].clone()
-        tensors[f"level_logits.{i}"] = torch.stack([level.logits for level in tree.levels[:KEPT_LEVELS]])
+        tensors.update({f"{name}.{i}": tensor for name, tensor in kept(generation).items()})
     save_file(tensors, folder / "expected.safetensors")
     policy = f"eagle2:{SHAPE.top_k},{SHAPE.depth},{SHAPE.num_nodes}"
     write_json(

@@ -186,6 +186,16 @@ CASES = (
         model_type="qwen3",
     ),
     Case(
+        # "Trained" on 64 positions: pairs that are kept, blended and divided; the longer prompts and generations are beyond it.
+        "qwen2_yarn",
+        shape(
+            num_key_value_heads=1,
+            use_sliding_window=False,
+            rope_parameters=rope(10000.0, rope_type="yarn", factor=8.0, original_max_position_embeddings=64),
+        ),
+        model_type="qwen2",
+    ),
+    Case(
         "mistral_window",
         shape(
             hidden_size=48,

@@ -8,6 +8,7 @@ use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use smart_run::kernels::linear::{self, LinearArgs};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
+use smart_run::kernels::silu_residual::{SiluResidualArgs, silu_residual};
 use smart_run::kernels::swiglu::{SwigluArgs, swiglu};
 use smart_run::reference;
 
@@ -78,7 +79,15 @@ fn linear_case(setting: &Setting, name: String, rows: usize, n: usize, k: usize)
 
 /// The kernels between the linear layers, at every width. Their operands stay in cache, as they do in a pass.
 pub fn rows(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let builders = [embedding_case, rmsnorm_case, swiglu_case, rope_case, rope_norm_case, gather_case];
+    let builders = [
+        embedding_case,
+        rmsnorm_case,
+        swiglu_case,
+        silu_residual_case,
+        rope_case,
+        rope_norm_case,
+        gather_case,
+    ];
     let all = builders.iter().flat_map(|build| setting.model.widths.iter().map(|&rows| build(setting, rows)));
     let mut cases = all.collect::<Result<Vec<Case>>>()?;
     cases.retain(|case| case.name.contains(filter));
@@ -143,6 +152,27 @@ fn swiglu_case(setting: &Setting, rows: usize) -> Result<Case> {
         launch: Box::new(move |_| swiglu(&device, SwigluArgs { gate_up: &gate_up, out: &out })),
         check: Box::new(move || {
             near("swiglu", &row(&read, rows - 1)?, &reference::swiglu::swiglu(&last, size));
+            Ok(())
+        }),
+    })
+}
+
+/// The first blocks of five Medusa heads.
+fn silu_residual_case(setting: &Setting, rows: usize) -> Result<Case> {
+    const HEADS: usize = 5;
+    let hidden = setting.model.hidden;
+    let (x, y) = (setting.random(0, &[rows, hidden]), setting.random(1, &[rows, HEADS * hidden]));
+    let out = setting.uninit(DType::Bf16, &[rows, HEADS * hidden])?;
+    let (device, read) = (setting.device.clone(), out.clone());
+    let last = (row(&x, rows - 1)?, row(&y, rows - 1)?);
+    Ok(Case {
+        name: format!("silu_residual T={rows} G={HEADS} H={hidden}"),
+        bytes: (2 * (1 + 2 * HEADS) * rows * hidden) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| silu_residual(&device, SiluResidualArgs { x: &x, y: &y, out: &out })),
+        check: Box::new(move || {
+            let want = reference::silu_residual::silu_residual(&last.0, &last.1, hidden);
+            near("silu_residual", &row(&read, rows - 1)?, &want);
             Ok(())
         }),
     })

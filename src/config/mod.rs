@@ -14,6 +14,7 @@ mod float_type;
 mod geometry;
 mod image;
 mod llama;
+mod medusa;
 mod mistral;
 mod model;
 mod qwen2;
@@ -31,6 +32,7 @@ pub use geometry::{Geometry, HEAD_DIMS};
 pub use image::{
     Anyres, DynamicResolution, FixedResolution, ImageConfig, Interpolation, PixelScale, ResizeTo,
 };
+pub use medusa::MedusaConfig;
 pub use model::ModelConfig;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{EmbeddedModel, ModelSource};

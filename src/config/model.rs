@@ -3,7 +3,7 @@
 use super::architecture::SeeingModel;
 use super::fields::Fields;
 use super::geometry::refuse_quantized;
-use super::{Architecture, FloatType, Geometry, ModelSource, VisionConfig};
+use super::{Architecture, FloatType, Geometry, ModelSource, RopeConfig, VisionConfig};
 use crate::{Error, Result};
 
 /// A target model, as its `config.json` and `generation_config.json` describe it.
@@ -128,14 +128,15 @@ pub(super) fn in_config(source: &ModelSource, error: Error) -> Error {
 }
 
 /// Longest context, in tokens. Configs of models whose rotation was stretched afterwards (Vicuna 16k) keep the length before
-/// that under `max_position_embeddings` and the one after it under `max_sequence_length`.
+/// that under `max_position_embeddings` and the one after it under `max_sequence_length`. Some scalings reach further, or not so far.
 pub(super) fn max_position(fields: &Fields) -> Result<usize> {
     const LENGTH: std::ops::RangeInclusive<usize> = 1..=1 << 24;
     let [stretched, plain] = ["max_sequence_length", "max_position_embeddings"];
-    match fields.count(stretched, LENGTH)? {
-        Some(length) => Ok(length),
-        None => fields.require(plain, fields.count(plain, LENGTH)?),
-    }
+    let stated = match fields.count(stretched, LENGTH)? {
+        Some(length) => length,
+        None => fields.require(plain, fields.count(plain, LENGTH)?)?,
+    };
+    Ok(RopeConfig::from_fields(fields)?.scaling.longest_context(stated))
 }
 
 /// Ids of the tokens that begin and end a text.

@@ -2,7 +2,7 @@
 
 use super::fields::Fields;
 use super::model::max_position;
-use super::{FloatType, ModelSource};
+use super::{FloatType, MedusaConfig, ModelSource};
 use crate::Result;
 
 /// Families of models that folders hold.
@@ -27,10 +27,10 @@ impl ModelKind {
         let (mut has_fc, mut has_hidden_norm, mut has_heads, mut has_embedding) =
             (false, false, false, false);
         for name in names {
+            has_heads |= MedusaConfig::knows(name);
             let name = name.strip_prefix("model.").unwrap_or(name);
             has_fc |= name == "fc.weight";
             has_hidden_norm |= name.ends_with(".hidden_norm.weight");
-            has_heads |= name == "0.0.linear.weight";
             has_embedding |= name.ends_with("embed_tokens.weight");
         }
         let sees_images = config.model_type.as_deref().is_some_and(|name| {
@@ -70,13 +70,13 @@ impl ModelKind {
 
     /// Why this version runs nothing of the kind, if it does not.
     pub fn refusal(self) -> Option<String> {
-        let runs = matches!(self, ModelKind::Target | ModelKind::Eagle3 | ModelKind::Eagle1);
-        (!runs).then(|| format!("{}: not supported yet; EAGLE-3 and EAGLE-1 are", self.title()))
+        (self == ModelKind::Msd)
+            .then(|| format!("{}: not supported yet; EAGLE-3, EAGLE-1 and Medusa are", self.title()))
     }
 }
 
 /// The sizes that a `config.json` names. A field that is missing or makes no sense is `None`: what can be run is for
-/// [`super::ModelConfig`], [`super::Eagle3Config`] and [`super::Eagle1Config`] to say.
+/// [`super::ModelConfig`], [`super::Eagle3Config`], [`super::Eagle1Config`] and [`MedusaConfig`] to say.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct ConfigSummary {
@@ -173,6 +173,7 @@ mod tests {
         assert_eq!(kind("llava", &eagle1), Some(ModelKind::Msd));
         assert_eq!(kind("qwen2_vl", &eagle1), Some(ModelKind::Msd));
         assert_eq!(kind("llama", &["0.0.linear.weight", "0.1.weight"]), Some(ModelKind::Medusa));
+        assert_eq!(kind("llama", &["medusa_head.0.0.linear.weight"]), Some(ModelKind::Medusa));
         assert_eq!(kind("llama", &target), Some(ModelKind::Target));
         assert_eq!(kind("qwen2_vl", &target), Some(ModelKind::Target));
         assert_eq!(kind("bert", &["encoder.weight"]), None);

@@ -24,6 +24,9 @@ pub struct ControllerConfig {
     pub max_draft_tokens: usize,
     /// Most rows of one drafter pass, over the batch.
     pub max_level_rows: usize,
+    /// Heads of a drafter that brings all levels of a round in one pass over the roots, a level a head (Medusa): no tree is deeper, and
+    /// drafting costs that pass whatever the tree. `None` for a drafter that runs once a level.
+    pub heads: Option<usize>,
     /// Under `smart`: draft tokens that every drafting sequence keeps in verification, as far as it has drafted so many, before the rest
     /// of the pass goes to the best nodes of the batch. 0 keeps none.
     pub floor: usize,
@@ -36,6 +39,7 @@ impl Default for ControllerConfig {
             max_depth: 8,
             max_draft_tokens: MAX_DRAFT_TOKENS,
             max_level_rows: usize::MAX,
+            heads: None,
             floor: 0,
         }
     }
@@ -147,6 +151,7 @@ impl Controller {
         let config = ControllerConfig {
             top_k: config.top_k.clamp(1, MAX_TOP_K),
             max_draft_tokens: config.max_draft_tokens.clamp(1, MAX_DRAFT_TOKENS),
+            max_depth: config.max_depth.min(config.heads.unwrap_or(usize::MAX)),
             ..config
         };
         let planner = Planner::new(policy, &config, &cost);
@@ -193,6 +198,9 @@ impl Controller {
         let contexts = sequences.iter().map(|view| view.context_len);
         let most_tokens = batch * (1 + widest.max_draft_tokens);
         round.tables.freeze(&self.cost, contexts, most_tokens, most_tokens + backlog);
+        if self.config.heads.is_some() {
+            round.tables.draft_at_once();
+        }
         round.tables.row_ns = CONTROL_NS_PER_NODE * widest.top_k as u64;
         round.gains.clone_from(self.gains.table());
         self.drafting.clear();
@@ -287,8 +295,8 @@ impl Controller {
             return PredictedTimes { draft: 0.0, verify: total, total };
         }
         let total = self.round.selection().ns;
-        let draft: u64 = self.round.levels().iter().map(|level| level.ns).sum();
-        let verify = total.saturating_sub(draft + tables.overhead_ns);
+        let draft = tables.draft_once_ns + self.round.levels().iter().map(|level| level.ns).sum::<u64>();
+        let verify = total.saturating_sub(draft + tables.overhead_ns - tables.draft_once_ns);
         PredictedTimes {
             draft: draft as f32 / 1000.0,
             verify: verify as f32 / 1000.0,
@@ -325,12 +333,14 @@ impl Controller {
             .filter(|(_, sequence)| sequence.drafts)
             .map(|(view, _)| view.context_len)
             .sum();
-        for (level, &us) in self.round.levels().iter().zip(times.draft_levels) {
+        // What levels after a pass of heads take is the host's time.
+        let passes = if self.config.heads.is_some() { 1 } else { usize::MAX };
+        for (level, &us) in self.round.levels().iter().zip(times.draft_levels).take(passes) {
             self.cost.observe_draft(level.rows, drafting_context, f64::from(us));
         }
         let drafted_fully = times.draft_levels.len() == self.round.levels().len();
         if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
-            let draft: f32 = times.draft_levels.iter().sum();
+            let draft: f32 = times.draft_levels.iter().take(passes).sum();
             self.cost.observe_overhead(false, f64::from(total - draft) - verify, f64::from(predicted.total));
         }
     }

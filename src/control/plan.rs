@@ -138,19 +138,36 @@ pub static EAGLE1_TREE: [StaticNode; 25] = [
     node(21, 0), node(21, 1),                                                                // 24-25: 00000 00001
 ];
 
+/// Medusa's tree for Vicuna-7B: widths 10, 28, 23, 2.
+#[rustfmt::skip]
+pub static MEDUSA_TREE: [StaticNode; 63] = [
+    node(0, 0), node(0, 1), node(0, 2), node(0, 3), node(0, 4), node(0, 5), node(0, 6), node(0, 7), node(0, 8), node(0, 9), // 1-10: 0 1 2 3 4 5 6 7 8 9
+    node(1, 0), node(1, 1), node(1, 2), node(1, 3), node(1, 4), node(1, 5), node(1, 6), node(1, 7), node(1, 8), node(1, 9), // 11-20: 00 01 02 03 04 05 06 07 08 09
+    node(2, 0), node(2, 1), node(2, 2), node(2, 3), node(2, 4), node(2, 5), node(2, 6), node(3, 0), node(3, 1), node(3, 2), // 21-30: 10 11 12 13 14 15 16 20 21 22
+    node(4, 0), node(4, 1), node(5, 0), node(6, 0), node(7, 0), node(8, 0), node(9, 0), node(10, 0), // 31-38: 30 31 40 50 60 70 80 90
+    node(11, 0), node(11, 1), node(11, 2), node(11, 3), node(11, 4), node(11, 5), node(11, 6), node(11, 7), node(11, 8), node(11, 9), // 39-48: 000 001 002 003 004 005 006 007 008 009
+    node(12, 0), node(12, 1), node(12, 2), node(13, 0), node(13, 1), node(14, 0), node(15, 0), node(16, 0), node(17, 0), node(18, 0), // 49-58: 010 011 012 020 021 030 040 050 060 070
+    node(21, 0), node(21, 1), node(28, 0), // 59-61: 100 101 200
+    node(39, 0), node(39, 1), // 62-63: 0000 0001
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn eagle1_lists_parents_first_and_level_by_level() {
-        let mut depth = vec![0];
-        for (i, entry) in EAGLE1_TREE.iter().enumerate() {
-            assert!((entry.parent as usize) <= i);
-            depth.push(depth[entry.parent as usize] + 1);
+    fn trees_list_parents_first_and_level_by_level() {
+        for (tree, widths) in [(&EAGLE1_TREE[..], &[4, 8, 8, 3, 2][..]), (&MEDUSA_TREE, &[10, 28, 23, 2])] {
+            let mut depth = vec![0];
+            for (i, entry) in tree.iter().enumerate() {
+                assert!((entry.parent as usize) <= i);
+                depth.push(depth[entry.parent as usize] + 1);
+            }
+            assert!(depth.is_sorted());
+            // The executor fills the table in the order of rows and ranks.
+            assert!(tree.is_sorted_by_key(|entry| (entry.parent, entry.rank)));
+            let of_level = |level: usize| depth.iter().filter(|&&d| d == level).count();
+            assert_eq!((1..=widths.len()).map(of_level).collect::<Vec<_>>(), widths);
         }
-        assert!(depth.is_sorted());
-        let widths: Vec<_> = (1..=5).map(|level| depth.iter().filter(|&&d| d == level).count()).collect();
-        assert_eq!(widths, [4, 8, 8, 3, 2]);
     }
 }

@@ -15,7 +15,7 @@ pub const MAX_TOP_K: usize = 32;
 pub const MAX_DRAFT_TOKENS: usize = crate::tree::MAX_NODES - 1;
 
 /// What `--policy` may be, for messages.
-pub const POLICIES: &str = "smart, smart-paper, plain, chain:K, eagle1, eagle2:K,D,N, auto-n, opt-tree:N[,DELTA], sequoia:N, \
+pub const POLICIES: &str = "smart, smart-paper, plain, chain:K, eagle1, medusa, eagle2:K,D,N, auto-n, opt-tree:N[,DELTA], sequoia:N, \
      goodput[:KMAX], ddd[:T], svip[:H], specdec++[:H], disco[:T], tapout[:ucb1|thompson]";
 
 /// A rule for growing draft trees, written as on the command line (`Display` and `FromStr` round-trip).
@@ -31,6 +31,8 @@ pub enum Policy {
     Chain(usize),
     /// `eagle1`: EAGLE-1's static tree of 25 drafted nodes (SafeAILab/EAGLE, `choices.py`, `mc_sim_7b_63`).
     Eagle1,
+    /// `medusa`: Medusa's static tree of 63 drafted nodes and four levels (FasterDecoding/Medusa, `medusa_choices.py`, `mc_sim_7b_63`).
+    Medusa,
     /// `eagle2:K,D,N`: the dynamic tree of EAGLE-2 and EAGLE-3 (`topK_genrate`): a beam of the K best nodes by cumulative
     /// log-probability over D + 1 drafter passes, then the N - 1 best of all nodes.
     Eagle2 {
@@ -109,7 +111,7 @@ impl Policy {
 
     /// Whether this is a static tree: of the same size and depth in every round, whatever a round costs and brings. What people tune by hand.
     pub fn is_static_tree(self) -> bool {
-        matches!(self, Policy::Chain(_) | Policy::Eagle1 | Policy::Eagle2 { .. })
+        matches!(self, Policy::Chain(_) | Policy::Eagle1 | Policy::Medusa | Policy::Eagle2 { .. })
     }
 }
 
@@ -119,6 +121,7 @@ impl fmt::Display for Policy {
             Policy::Plain => f.write_str("plain"),
             Policy::Chain(length) => write!(f, "chain:{length}"),
             Policy::Eagle1 => f.write_str("eagle1"),
+            Policy::Medusa => f.write_str("medusa"),
             Policy::Eagle2 { top_k, depth, total } => write!(f, "eagle2:{top_k},{depth},{total}"),
             Policy::AutoN => f.write_str("auto-n"),
             Policy::SmartPaper => f.write_str("smart-paper"),
@@ -147,6 +150,7 @@ impl FromStr for Policy {
         match (name, arguments) {
             ("plain", None) => Ok(Policy::Plain),
             ("eagle1", None) => Ok(Policy::Eagle1),
+            ("medusa", None) => Ok(Policy::Medusa),
             ("auto-n", None) => Ok(Policy::AutoN),
             ("smart-paper", None) => Ok(Policy::SmartPaper),
             ("smart", None) => Ok(Policy::Smart),
@@ -197,7 +201,7 @@ impl FromStr for Policy {
             ("opt-tree" | "sequoia", None) => {
                 Err(Error::Input(format!("policy {text:?} needs a number of nodes, as in {name}:60")))
             }
-            ("plain" | "eagle1" | "auto-n" | "smart-paper" | "smart", Some(_)) => {
+            ("plain" | "eagle1" | "medusa" | "auto-n" | "smart-paper" | "smart", Some(_)) => {
                 Err(Error::Input(format!("policy {text:?}: {name} takes no parameters")))
             }
             _ => Err(Error::Input(format!("unknown policy {text:?}; choose one of {POLICIES}"))),
@@ -252,6 +256,7 @@ mod tests {
             "chain:1",
             "chain:255",
             "eagle1",
+            "medusa",
             "eagle2:10,5,60",
             "eagle2:32,7,256",
             "auto-n",

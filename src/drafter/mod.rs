@@ -2,17 +2,18 @@
 //!
 //! A drafter's row is a pair: the feature of position t beside token t+1. It has rotary position and key/value position t, and its
 //! logits predict token t+2. Where the target has seen position t the feature comes from it (its *taps*); where it has not, the
-//! feature is the drafter's own output at the pair before.
+//! feature is the drafter's own output at the pair before. Medusa heads have no rows of their own: they read one feature a round.
 #![forbid(unsafe_code)]
 
 mod eagle1;
 mod eagle3;
 mod features;
 mod layer;
+mod medusa;
 pub mod ngram;
 
 use crate::config::{
-    ConfigSummary, Eagle1Config, Eagle3Config, FloatType, ModelConfig, ModelKind, ModelSource,
+    ConfigSummary, Eagle1Config, Eagle3Config, FloatType, MedusaConfig, ModelConfig, ModelKind, ModelSource,
 };
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ use crate::weights::Checkpoint;
 use eagle1::Eagle1;
 use eagle3::Eagle3;
 use layer::DraftLayer;
+pub use medusa::Medusa;
 
 /// A drafter as the engine runs it.
 pub trait Drafter: Send {
@@ -72,6 +74,16 @@ pub enum DrafterConfig {
     Eagle1(Eagle1Config),
     /// EAGLE-3.
     Eagle3(Eagle3Config),
+    /// Medusa heads.
+    Medusa(MedusaConfig),
+}
+
+/// A drafter with its weights.
+pub enum LoadedDrafter {
+    /// A network that runs once a level.
+    Network(Box<dyn Drafter>),
+    /// Heads that bring all levels at once.
+    Heads(Box<Medusa>),
 }
 
 impl DrafterConfig {
@@ -87,6 +99,10 @@ impl DrafterConfig {
         }
         match kind {
             Some(ModelKind::Eagle1) => Eagle1Config::from_hf(source, target).map(Self::Eagle1),
+            Some(ModelKind::Medusa) => {
+                let tensors = checkpoint.tensors().map(|tensor| (tensor.name, tensor.shape));
+                MedusaConfig::from_hf(source, tensors, target).map(Self::Medusa)
+            }
             // What is no drafter either is said by who expects one.
             _ => Eagle3Config::from_hf(source, target).map(Self::Eagle3),
         }
@@ -103,13 +119,18 @@ impl DrafterConfig {
         float_type: FloatType,
         target: &Decoder,
         progress: Progress,
-    ) -> Result<Box<dyn Drafter>> {
+    ) -> Result<LoadedDrafter> {
+        use LoadedDrafter::{Heads, Network};
         Ok(match self {
             Self::Eagle1(config) => {
-                Box::new(Eagle1::load(device, config, checkpoint, float_type, target, progress)?)
+                Network(Box::new(Eagle1::load(device, config, checkpoint, float_type, target, progress)?))
             }
             Self::Eagle3(config) => {
-                Box::new(Eagle3::load(device, config, checkpoint, float_type, target, progress)?)
+                Network(Box::new(Eagle3::load(device, config, checkpoint, float_type, target, progress)?))
+            }
+            Self::Medusa(config) => {
+                let target = target.config();
+                Heads(Box::new(Medusa::load(device, config, checkpoint, float_type, target, progress)?))
             }
         })
     }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use crate::config::{FloatType, ModelConfig, ModelSource};
 use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
-use crate::drafter::{Drafter, DrafterConfig};
+use crate::drafter::{DrafterConfig, LoadedDrafter};
 use crate::engine::Engine;
 use crate::engine::drafting::Drafting;
+use crate::engine::heads::HeadsProposer;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
 use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
@@ -82,7 +83,7 @@ impl EngineBuilder<'static> {
 }
 
 impl<'a> EngineBuilder<'a> {
-    /// What drafts for the model: the folder of an EAGLE-3 or EAGLE-1 checkpoint, or [`DraftSource::Ngrams`]. Nothing by default.
+    /// What drafts for the model: the folder of EAGLE-3, EAGLE-1 or Medusa weights, or [`DraftSource::Ngrams`]. Nothing by default.
     pub fn drafter(mut self, drafter: impl Into<DraftSource>) -> Self {
         self.drafter = Some(drafter.into());
         self
@@ -181,7 +182,10 @@ impl<'a> EngineBuilder<'a> {
         let max_sequences = self.max_sequences;
         let wanted_context = self.max_context.min(target.config().max_position);
         let shapes: Vec<KvShape> = std::iter::once(target.kv_shape())
-            .chain(drafter.as_ref().map(|drafter| drafter.kv_shape()))
+            .chain(match &drafter {
+                Some(LoadedDrafter::Network(network)) => Some(network.kv_shape()),
+                Some(LoadedDrafter::Heads(_)) | None => None,
+            })
             .collect();
         let num_pages = plan_pages(&device, &shapes, wanted_context, max_sequences, budget)?;
         let max_context =
@@ -194,11 +198,16 @@ impl<'a> EngineBuilder<'a> {
         let kv = cache(target.kv_shape())?;
         let mut verifier = Verifier::new(&device, target, kv, max_rows, max_sequences)?;
         let mut proposer = match drafter {
-            Some(mut network) => {
+            Some(LoadedDrafter::Network(mut network)) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;
                 let kv = cache(network.kv_shape())?;
                 let drafting = Drafting::new(&device, network, kv, max_rows, max_sequences)?;
                 Some(Proposer::Network(Box::new(drafting)))
+            }
+            Some(LoadedDrafter::Heads(mut heads)) => {
+                heads.prepare(max_sequences)?;
+                let heads = HeadsProposer::new(&device, *heads, max_rows, max_sequences)?;
+                Some(Proposer::Heads(Box::new(heads)))
             }
             None if matches!(self.drafter, Some(DraftSource::Ngrams)) => {
                 let vocab_size = verifier.target.config().geometry.vocab_size;
@@ -233,9 +242,9 @@ impl<'a> EngineBuilder<'a> {
         };
         Ok(Engine {
             verifier,
+            controller: Controller::new(policy, limits(max_sequences, self.floor, proposer.as_ref()), cost),
             proposer,
             vision,
-            controller: Controller::new(policy, limits(max_sequences, self.floor), cost),
             start_costs,
             floor: self.floor,
             sequences: (0..max_sequences).map(|_| None).collect(),
@@ -266,7 +275,7 @@ struct Files {
 struct Loaded {
     target: Decoder,
     vision: Option<VisionEncoder>,
-    drafter: Option<Box<dyn Drafter>>,
+    drafter: Option<LoadedDrafter>,
 }
 
 impl EngineBuilder<'_> {

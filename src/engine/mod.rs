@@ -1,7 +1,8 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
-//! target's side of a round), `pictures` (what it sees beside its tokens), `drafting` (the drafter's side), `proposer` (a drafter or the text's n-grams), `prefill`, `sweep` (start-up cost measurement), `profile` (the
+//! target's side of a round), `pictures` (what it sees beside its tokens), `drafting` (the drafter's side), `heads` (that of Medusa
+//! heads), `proposer` (what drafts, the text's n-grams too), `prefill`, `sweep` (start-up cost measurement), `profile` (the
 //! same on demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
@@ -28,6 +29,7 @@
 mod builder;
 mod drafting;
 mod generation;
+mod heads;
 #[cfg(test)]
 mod mutations;
 mod pictures;

@@ -27,7 +27,8 @@ impl Engine {
             }
             _ => CostModel::unmeasured(),
         };
-        Ok(Controller::new(policy, limits(self.sequences.len(), self.floor), cost))
+        let config = limits(self.sequences.len(), self.floor, self.proposer.as_ref());
+        Ok(Controller::new(policy, config, cost))
     }
 
     /// Runs under `controller`, one of [`Engine::new_controller`], from the next request on; returns the one so far, with all that it
@@ -45,8 +46,8 @@ impl Engine {
 
     /// Whether there is a drafter that may run and that reads the target's features; if not, they are not kept.
     pub(super) fn feeds_drafter(&self) -> bool {
-        let network = self.proposer.as_ref().and_then(Proposer::network);
-        network.is_some() && (self.controller.policy() != Policy::Plain || self.recording.is_some())
+        self.proposer.as_ref().is_some_and(Proposer::reads_features)
+            && (self.controller.policy() != Policy::Plain || self.recording.is_some())
     }
 
     /// # Errors
@@ -113,8 +114,9 @@ pub(super) fn check_drafter(policy: Policy, has_drafter: bool) -> Result<()> {
     Err(Error::Input(format!("policy {policy} needs a drafter; give one with --draft, or use plain")))
 }
 
-/// Bounds of the controller of an engine with `max_sequences` places.
-pub(super) fn limits(max_sequences: usize, floor: usize) -> ControllerConfig {
+/// Bounds of the controller of an engine with `max_sequences` places that drafts with `proposer`.
+pub(super) fn limits(max_sequences: usize, floor: usize, proposer: Option<&Proposer>) -> ControllerConfig {
     let max_level_rows = MAX_ROWS_PER_SEQUENCE * max_sequences;
-    ControllerConfig { max_level_rows, floor, ..ControllerConfig::default() }
+    let heads = proposer.and_then(Proposer::num_heads);
+    ControllerConfig { max_level_rows, floor, heads, ..ControllerConfig::default() }
 }

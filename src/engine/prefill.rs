@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::pictures::{Pictures, expand_prompt};
-use crate::engine::proposer::Proposer;
 use crate::engine::round::Emission;
 use crate::engine::sequence::{Request, Sequence, SequenceId};
 use crate::error::{Error, Result};
@@ -61,6 +60,8 @@ impl Engine {
 
     /// Runs the prompt of `slot` and returns the token drawn after it.
     fn prefill(&mut self, slot: usize) -> Result<i32> {
+        // What the latest round has left to copy comes from buffers that are filled anew here.
+        self.device.synchronize()?;
         let sampling = self.sequence(slot).sampling;
         self.verifier.set_sampling(slot, &sampling)?;
         let prompt_len = self.sequence(slot).committed.len();
@@ -87,13 +88,13 @@ impl Engine {
     /// Gives the drafter the features of a prompt chunk and runs the pairs whose second token is known.
     fn feed_drafter(&mut self, slot: usize, chunk: std::ops::Range<usize>) -> Result<()> {
         let feeds = self.feeds_drafter();
-        let network = self.proposer.as_mut().and_then(Proposer::network_mut);
-        let Some(drafting) = network.filter(|_| feeds) else {
+        let Some(proposer) = self.proposer.as_mut().filter(|_| feeds) else {
             return self.device.synchronize();
         };
         let rows: Vec<_> = chunk.clone().enumerate().map(|(row, position)| (slot, position, row)).collect();
-        drafting.remember(&rows)?;
+        proposer.remember(&rows)?;
         self.device.synchronize()?;
+        let Some(drafting) = proposer.network_mut() else { return Ok(()) };
         while let Some(sequence) = &mut self.sequences[slot] {
             let known = chunk.end.min(sequence.committed.len() - 1);
             let count = (known - sequence.draft_len).min(MAX_ROWS_PER_SEQUENCE);

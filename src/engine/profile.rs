@@ -70,7 +70,8 @@ impl Engine {
         if max_new_tokens == 0 {
             return Ok(0.0);
         }
-        let controller = Controller::new(policy, limits(self.sequences.len(), 0), CostModel::unmeasured());
+        let config = limits(self.sequences.len(), 0, self.proposer.as_ref());
+        let controller = Controller::new(policy, config, CostModel::unmeasured());
         let own = std::mem::replace(&mut self.controller, controller);
         let (stats, trace, recording) = (self.times.stats.clone(), self.trace.take(), self.recording.take());
         let request = Request {

@@ -1,9 +1,10 @@
-//! [`Proposer`]: what brings the children of a round's nodes, a drafter network or the text itself.
+//! [`Proposer`]: what brings the children of a round's nodes: a drafter network, heads on the target, or the text itself.
 
 use crate::control::{FrontierRow, NONE};
 use crate::device::Tensor;
 use crate::drafter::ngram::{Context, NO_CONTEXT, NgramModel, shifted};
 use crate::engine::drafting::Drafting;
+use crate::engine::heads::HeadsProposer;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::error::Result;
 
@@ -11,16 +12,18 @@ use crate::error::Result;
 pub(super) enum Proposer {
     /// A drafter on the device.
     Network(Box<Drafting>),
+    /// Medusa heads, on the device, one pass a round.
+    Heads(Box<HeadsProposer>),
     /// N-grams of each request's own text, on the host.
     Ngram(NgramProposer),
 }
 
 impl Proposer {
-    /// The network, if it is one: n-grams need no cache, no features and no catching up.
+    /// The network, if it is one: nothing else needs a cache and catching up.
     pub fn network(&self) -> Option<&Drafting> {
         match self {
             Self::Network(drafting) => Some(drafting),
-            Self::Ngram(_) => None,
+            Self::Heads(_) | Self::Ngram(_) => None,
         }
     }
 
@@ -28,7 +31,7 @@ impl Proposer {
     pub fn network_mut(&mut self) -> Option<&mut Drafting> {
         match self {
             Self::Network(drafting) => Some(drafting),
-            Self::Ngram(_) => None,
+            Self::Heads(_) | Self::Ngram(_) => None,
         }
     }
 
@@ -41,22 +44,52 @@ impl Proposer {
     pub fn release(&mut self, slot: usize) {
         match self {
             Self::Network(drafting) => drafting.kv.release(slot),
+            // A state is written before it is read again.
+            Self::Heads(_) => {}
             Self::Ngram(proposer) => proposer.texts[slot] = None,
         }
     }
 
-    /// Where the target's streams go that the network reads, and which they are.
+    /// Where the target's streams go that the drafter reads, and which they are.
     pub fn taps(&self, num_rows: usize) -> Option<(Tensor, &[usize])> {
-        self.network().map(|drafting| (drafting.taps.rows(0..num_rows), drafting.network.tap_layers()))
+        match self {
+            Self::Network(drafting) => Some((drafting.taps.rows(0..num_rows), drafting.network.tap_layers())),
+            Self::Heads(proposer) => Some((proposer.taps.rows(0..num_rows), proposer.heads.tap_layers())),
+            Self::Ngram(_) => None,
+        }
     }
 
-    /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `top_k` children a row.
+    /// Whether the target's features are to be kept for it.
+    pub fn reads_features(&self) -> bool {
+        !matches!(self, Self::Ngram(_))
+    }
+
+    /// Number of heads, if it is heads: as [`ControllerConfig::heads`](crate::control::ControllerConfig::heads).
+    pub fn num_heads(&self) -> Option<usize> {
+        match self {
+            Self::Heads(proposer) => Some(proposer.heads.num_heads()),
+            Self::Network(_) | Self::Ngram(_) => None,
+        }
+    }
+
+    /// Stores the features of freshly committed positions; `rows` as [`Drafting::remember`] has them.
+    pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
+        match self {
+            Self::Network(drafting) => drafting.remember(rows),
+            Self::Heads(proposer) => proposer.remember(rows),
+            Self::Ngram(_) => Ok(()),
+        }
+    }
+
+    /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `top_k` children a row. The round has
+    /// at most `levels`.
     pub fn run(
         &mut self,
         rows: &[FrontierRow],
         sequences: &[Option<Sequence>],
         slots: &[usize],
         top_k: usize,
+        levels: usize,
     ) -> Result<()> {
         let of = |sequence: u32| {
             let slot = slots[sequence as usize];
@@ -64,6 +97,7 @@ impl Proposer {
         };
         match self {
             Self::Ngram(proposer) => proposer.run(rows, of, top_k),
+            Self::Heads(proposer) => proposer.run(rows, |sequence| of(sequence).0, top_k, levels)?,
             Self::Network(drafting) if rows[0].node == 0 => {
                 let batch: Vec<_> = rows
                     .iter()
@@ -84,6 +118,7 @@ impl Proposer {
     pub fn read_children(&self) -> Result<(&[i32], &[f32])> {
         match self {
             Self::Network(drafting) => drafting.read_children(),
+            Self::Heads(proposer) => proposer.read_children(),
             Self::Ngram(proposer) => Ok((&proposer.tokens, &proposer.logps)),
         }
     }

@@ -8,6 +8,7 @@ use std::io::Write;
 use crate::control::DraftRound;
 use crate::control::plan::{Plan, SelectionRule, StopRule, WidthRule};
 use crate::device::Tensor;
+use crate::engine::proposer::Proposer;
 use crate::engine::round::{Emission, run_levels};
 use crate::engine::verifier::Verified;
 use crate::engine::{Engine, SequenceId};
@@ -40,7 +41,7 @@ impl Engine {
     /// drafter would have offered there and what the target says to it (see [`crate::replay`]).
     ///
     /// # Errors
-    /// [`Error::Input`]: no drafter, an impossible shape, more than one sequence at once, one that is running; a writer that fails.
+    /// [`Error::Input`]: no drafter or Medusa heads, an impossible shape, more than one sequence at once, one that is running; a writer that fails.
     pub fn set_record(&mut self, out: impl Write + Send + 'static, header: &RecordHeader) -> Result<()> {
         header.shape.validate()?;
         if self.proposer.is_none() {
@@ -48,6 +49,11 @@ impl Engine {
         }
         if self.sequences.len() != 1 {
             return Err(Error::Input("an engine that records serves one sequence at a time".into()));
+        }
+        if self.proposer.as_ref().and_then(Proposer::num_heads).is_some() {
+            return Err(Error::Input(
+                "a replay prices every level as a drafter pass, which Medusa heads do not have: record with another drafter".into(),
+            ));
         }
         self.check_idle()?;
         let writer = RecordWriter::new(out, header).map_err(record_error)?;

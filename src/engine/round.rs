@@ -110,14 +110,15 @@ impl Engine {
     /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
     fn draft(&mut self, slots: &[usize]) -> Result<bool> {
         let control = Instant::now();
-        let feeds = self.feeds_drafter();
+        let catches_up =
+            self.feeds_drafter() && self.proposer.as_ref().is_some_and(|it| it.network().is_some());
         let views: Vec<SequenceView> = slots
             .iter()
             .map(|&slot| {
                 let sequence = self.sequences[slot].as_ref().expect("running slots hold sequences");
                 let left = sequence.max_new_tokens - sequence.emitted().len();
                 let view = sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1));
-                if feeds { view } else { SequenceView { backlog: 0, ..view } }
+                if catches_up { view } else { SequenceView { backlog: 0, ..view } }
             })
             .collect();
         let plan = self.controller.begin_round(&views);
@@ -226,8 +227,9 @@ impl Engine {
 
     /// Stores features and keeps the backlog bounded: a drafter that has been off for long sees them now.
     fn remember(&mut self, features: &[(usize, usize, usize)]) -> Result<()> {
-        let Some(drafting) = self.proposer.as_mut().and_then(Proposer::network_mut) else { return Ok(()) };
-        drafting.remember(features)?;
+        let Some(proposer) = &mut self.proposer else { return Ok(()) };
+        proposer.remember(features)?;
+        let Some(drafting) = proposer.network_mut() else { return Ok(()) };
         let full = |s: &&crate::engine::sequence::Sequence| {
             s.finished.is_none() && s.backlog() >= MAX_ROWS_PER_SEQUENCE
         };
@@ -280,13 +282,13 @@ pub(super) fn run_levels(
     times: &mut RoundClock,
     round: &mut DraftRound,
 ) -> Result<()> {
-    let top_k = round.top_k();
+    let (top_k, levels) = (round.top_k(), round.plan().max_levels);
     loop {
         let control = Instant::now();
         let rows = round.next_level().map(<[_]>::to_vec);
         times.control(control);
         let Some(rows) = rows else { return Ok(()) };
-        proposer.run(&rows, sequences, slots, top_k)?;
+        proposer.run(&rows, sequences, slots, top_k, levels)?;
         times.mark_level()?;
         let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;

@@ -77,9 +77,12 @@ pub(super) fn measure(
     let far = (max_context - 1).min(1024);
     let start = Instant::now();
     let batch = reserve(verifier, proposer.as_deref_mut(), near, far, max_sequences)?;
-    let mut plan = plan(near, far, batch);
+    // Heads read one state a sequence, whatever the tree and the context.
+    let heads = matches!(proposer, Some(Proposer::Heads(_)));
+    let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE });
     plan.retain(|pass| match pass.kind {
         SweepKind::Verify => true,
+        SweepKind::Draft if heads => pass.tokens == pass.sequences && pass.context == near,
         SweepKind::Draft => proposer.is_some(),
         SweepKind::Plain => plain_passes,
     });
@@ -101,6 +104,10 @@ pub(super) fn measure(
             (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
                 drafting.catch_up_for_sweep(sequences, context)?;
                 time(device, || draft_pass(drafting, pass), start)?
+            }
+            (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
+                let levels = heads.heads.num_heads();
+                time(device, || heads.pass(0..sequences, TOP_K, levels), start)?
             }
             (SweepKind::Draft, Some(Proposer::Ngram(ngrams))) => {
                 let mut draft = ngrams.for_sweep(context);
@@ -165,7 +172,7 @@ fn reserve(
 }
 
 /// Passes in the order of their use, kinds interleaved, so that a short time leaves some of each.
-fn plan(near: usize, far: usize, batch: usize) -> Vec<PassSize> {
+fn plan(near: usize, far: usize, batch: usize, draft_rows_each: usize) -> Vec<PassSize> {
     let one = |kind, tokens, context| PassSize { kind, tokens, sequences: 1, context };
     let verify = VERIFY_ROWS.map(|rows| one(SweepKind::Verify, rows, near));
     let draft = DRAFT_ROWS.map(|rows| one(SweepKind::Draft, rows, near));
@@ -180,7 +187,7 @@ fn plan(near: usize, far: usize, batch: usize) -> Vec<PassSize> {
         let all = |kind, each| PassSize { kind, tokens: each * sequences, sequences, context: near };
         plan.push(all(SweepKind::Plain, 1));
         plan.push(all(SweepKind::Verify, NODES_PER_SEQUENCE));
-        plan.push(all(SweepKind::Draft, DRAFT_ROWS_PER_SEQUENCE));
+        plan.push(all(SweepKind::Draft, draft_rows_each));
     }
     plan.extend(
         verify[2..]

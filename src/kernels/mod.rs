@@ -14,6 +14,7 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
 mod shape;
+pub mod silu_residual;
 pub mod swiglu;
 pub mod tree_attention;
 pub mod verify;

@@ -13,6 +13,7 @@ pub mod prims_check;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod silu_residual;
 pub mod swiglu;
 pub mod tree_attention;
 pub mod verify;

@@ -1,4 +1,4 @@
-//! Reader of tests/golden: what transformers and the EAGLE-3 reference computed. Format: tests/golden/README.md.
+//! Reader of tests/golden: what transformers and the references of drafters computed. Format: tests/golden/README.md.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// The cases of targets.
-pub const TARGET_CASES: [&str; 10] = [
+pub const TARGET_CASES: [&str; 11] = [
     "llama2_mha",
     "llama31_gqa",
     "tied_head",
@@ -16,12 +16,14 @@ pub const TARGET_CASES: [&str; 10] = [
     "vicuna_16k",
     "llama32_tied",
     "qwen2",
+    "qwen2_yarn",
     "qwen3",
     "qwen3_windows",
     "mistral_window",
 ];
-/// The EAGLE-3 and EAGLE-1 cases.
-pub const EAGLE_CASES: [&str; 4] = ["eagle3_random", "eagle3_demo", "eagle1_random", "eagle1_demo"];
+/// The EAGLE-3, EAGLE-1 and Medusa cases.
+pub const DRAFTER_CASES: [&str; 6] =
+    ["eagle3_random", "eagle3_demo", "eagle1_random", "eagle1_demo", "medusa_random", "medusa_demo"];
 
 /// A prompt and the target's greedy continuation.
 #[derive(Debug, Deserialize)]
@@ -56,7 +58,7 @@ pub struct GoldenLevel {
 
 /// A prompt, its greedy continuation, the first round's tree and what every round accepted.
 #[derive(Debug, Deserialize)]
-pub struct EaglePrompt {
+pub struct DrafterPrompt {
     /// Line of assets/demo/prompts.jsonl.
     pub prompt_id: Option<usize>,
     pub prompt_ids: Vec<i32>,
@@ -66,17 +68,17 @@ pub struct EaglePrompt {
     pub levels: Vec<GoldenLevel>,
 }
 
-/// `expected.json` of an EAGLE case.
+/// `expected.json` of a drafter's case.
 #[derive(Debug, Deserialize)]
-pub struct EagleGolden {
+pub struct DrafterGolden {
     pub target: PathBuf,
     pub drafters: Vec<PathBuf>,
     pub policy: String,
     pub new_tokens: usize,
-    pub prompts: Vec<EaglePrompt>,
+    pub prompts: Vec<DrafterPrompt>,
 }
 
-/// The folder of a case: for a target's case a checkpoint, for an EAGLE-3 case what its paths start from.
+/// The folder of a case: for a target's case a checkpoint, for a drafter's case what its paths start from.
 pub fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
 }

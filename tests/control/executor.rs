@@ -11,6 +11,7 @@ fn policies() -> Vec<Policy> {
         "plain",
         "chain:5",
         "eagle1",
+        "medusa",
         "eagle2:10,5,60",
         "eagle2:3,2,256",
         "auto-n",
@@ -63,6 +64,7 @@ fn shapes_of_the_fixed_policies() {
     assert_eq!(sizes("plain"), [1, 1]);
     assert_eq!(sizes("chain:7"), [8, 8]);
     assert_eq!(sizes("eagle1"), [26, 26]);
+    assert_eq!(sizes("medusa"), [64, 64]);
     assert_eq!(sizes("eagle2:10,5,60"), [60, 60]);
     // The pool of 3 + 2 * 9 nodes is smaller than asked for.
     assert_eq!(sizes("eagle2:3,2,256"), [22, 22]);

@@ -7,6 +7,7 @@ mod cost;
 mod cost_table;
 mod eagle2;
 mod executor;
+mod heads;
 mod planners;
 mod priorities;
 mod properties;

@@ -15,6 +15,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         2 => Just(Policy::SmartPaper),
         1 => Just(Policy::Plain),
         1 => Just(Policy::Eagle1),
+        1 => Just(Policy::Medusa),
         1 => Just(Policy::AutoN),
         1 => (1usize..20).prop_map(Policy::Chain),
         1 => (2usize..257, prop_oneof![Just(0.0f32), 0.0f32..2.0])
@@ -82,7 +83,8 @@ fn check_round(
             assert!(rows.len() <= config.max_level_rows);
         }
         for row in &rows {
-            assert!(usize::from(row.depth) < views[row.sequence as usize].max_depth);
+            let deepest = views[row.sequence as usize].max_depth.min(config.heads.unwrap_or(usize::MAX));
+            assert!(usize::from(row.depth) < deepest);
             slots[row.sequence as usize] += usize::from(row.node > 0);
         }
         let children = rows.len() * round.top_k();
@@ -138,12 +140,13 @@ proptest! {
         max_draft_tokens in 1usize..300,
         max_level_rows in 1usize..100,
         floor in prop_oneof![3 => Just(0usize), 1 => 1usize..300],
+        heads in prop_oneof![2 => Just(None), 1 => (1usize..6).prop_map(Some)],
         batch in 1usize..6,
         seed in any::<u64>(),
     ) {
         let treads = Treads { tokens: treads.0, nodes: treads.1 };
         let cost = CostModel::from_sweep(&sweep, treads).unwrap_or_else(|_| CostModel::unmeasured());
-        let config = ControllerConfig { top_k, max_depth, max_draft_tokens, max_level_rows, floor };
+        let config = ControllerConfig { top_k, max_depth, max_draft_tokens, max_level_rows, heads, floor };
         let mut controller = Controller::new(policy, config, cost);
         let mut random = Random(seed);
         for _ in 0..12 {

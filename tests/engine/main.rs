@@ -6,6 +6,7 @@ mod costs;
 mod drafters;
 pub(crate) mod fixtures;
 mod lossless;
+mod medusa;
 pub(crate) mod random_drafters;
 mod recording;
 mod targets;

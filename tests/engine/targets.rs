@@ -58,7 +58,25 @@ macro_rules! target {
     )* };
 }
 target!(llama2_mha, llama31_gqa, tied_head, head_dim128, vicuna_16k, llama32_tied);
-target!(qwen2, qwen3, qwen3_windows, mistral_window);
+target!(qwen2, qwen2_yarn, qwen3, qwen3_windows, mistral_window);
+
+/// Under dynamic scaling the numbers are those without any up to the original length, and longer texts are refused.
+#[test]
+fn dynamic_scaling_is_none_up_to_its_length() {
+    let case = "llama2_mha";
+    let folder = transformers4(case);
+    let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["rope_scaling"] = serde_json::json!({"type": "dynamic", "factor": 4.0});
+    config["max_position_embeddings"] = 200.into();
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    check(case, folder.path().to_owned());
+    let mut engine = builder(folder.path()).build().unwrap();
+    assert_eq!(engine.max_context(), 200);
+    let error = engine.submit(greedy(&[1; 201], 4)).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("no room in the context of 200"), "{error}");
+}
 
 #[test]
 fn an_end_of_sequence_token_ends_the_text_before_itself() {

@@ -199,6 +199,7 @@ fn random_rounds_at_random_costs() {
     let (mut drafted, mut inner, mut cut) = (0, 0, 0);
     for seed in 0..120 {
         let config = ControllerConfig {
+            heads: None,
             top_k: 1 + random.below(10),
             max_depth: 1 + random.below(7),
             max_draft_tokens: [1, 2, 7, 40, 255][random.below(5)],

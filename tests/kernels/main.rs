@@ -16,6 +16,7 @@ mod prims;
 mod rmsnorm;
 mod rope;
 mod sampler;
+mod silu_residual;
 mod swiglu;
 mod tree_attention;
 mod verify;

@@ -246,7 +246,7 @@ struct LowGenerate {
     /// Go on after an end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
-    /// How draft trees are grown: smart, smart-paper, plain, chain:K, eagle1, eagle2:K,D,N, auto-n, opt-tree:N[,DELTA],
+    /// How draft trees are grown: smart, smart-paper, plain, chain:K, eagle1, medusa, eagle2:K,D,N, auto-n, opt-tree:N[,DELTA],
     /// sequoia:N, goodput[:KMAX], ddd[:T], svip[:H], specdec++[:H], disco[:T] or tapout[:ucb1|thompson]
     /// [default: smart; plain without a drafter]
     #[arg(long, value_name = "POLICY", value_parser = from_str::<Policy>)]

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
-use smart_run::config::{ConfigSummary, Eagle1Config, Eagle3Config, FloatType, ModelKind, ModelSource};
+use smart_run::config::{
+    ConfigSummary, Eagle1Config, Eagle3Config, FloatType, MedusaConfig, ModelKind, ModelSource,
+};
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, EngineBuilder};
 use smart_run::text::{self, Tokenizer};
@@ -64,7 +66,7 @@ impl Inspection {
             )));
         }
         let tokenizer = Tokenizer::open(&source).map(|tokenizer| tokenizer.map(|it| it.num_ids()));
-        let mut refusal = refusal(kind, &source)?;
+        let mut refusal = refusal(kind, &source, &checkpoint)?;
         if let Err(error) = &tokenizer {
             refusal = refusal.or(Some(error.to_string()));
         }
@@ -214,11 +216,12 @@ impl Inspection {
 }
 
 /// Why this version cannot run the folder, if it cannot; of a drafter, with no target.
-fn refusal(kind: Option<ModelKind>, source: &ModelSource) -> Result<Option<String>> {
+fn refusal(kind: Option<ModelKind>, source: &ModelSource, checkpoint: &Checkpoint) -> Result<Option<String>> {
     match kind {
         Some(ModelKind::Target) => fault(builder(source).check()),
         Some(ModelKind::Eagle3) => fault(Eagle3Config::check(source)),
         Some(ModelKind::Eagle1) => fault(Eagle1Config::check(source)),
+        Some(ModelKind::Medusa) => fault(heads(source, checkpoint).map(drop)),
         Some(kind) => Ok(kind.refusal()),
         None => Ok(Some(
             "config.json and the tensors' names are those of no target or drafter that is known".into(),
@@ -252,7 +255,10 @@ fn fit(
     let target_source = ModelSource::from(target);
     let theirs = ConfigSummary::read(&target_source)?;
     let (width, vocab) = match kind {
-        Some(ModelKind::Medusa) => head_sizes(checkpoint),
+        Some(ModelKind::Medusa) => {
+            let heads = heads(source, checkpoint).ok();
+            (heads.as_ref().map(|it| it.hidden_size), heads.map(|it| it.vocab_size))
+        }
         _ => (config.target_hidden_size.or(config.hidden_size), config.vocab_size),
     };
     let mut mismatches = Vec::new();
@@ -269,7 +275,7 @@ fn fit(
             (_, None) => mismatches.push(format!("the target's config.json names no usable `{field}`")),
         }
     }
-    if mismatches.is_empty() && runs && matches!(kind, Some(ModelKind::Eagle3 | ModelKind::Eagle1)) {
+    if mismatches.is_empty() && runs {
         mismatches.extend(match fault(builder(&target_source).check())? {
             Some(reason) => Some(format!("the target itself cannot run: {reason}")),
             None => fault(builder(&target_source).drafter(source.clone()).check())?,
@@ -278,17 +284,9 @@ fn fit(
     Ok(Fit { target: target_source.name(), mismatches })
 }
 
-/// Width and vocabulary of Medusa's first head: its last matrix is `[vocabulary, width]`.
-fn head_sizes(checkpoint: &Checkpoint) -> (Option<usize>, Option<usize>) {
-    let is_head = |name: &str| {
-        let layer = name.strip_prefix("0.").and_then(|rest| rest.strip_suffix(".weight"));
-        layer.is_some_and(|layer| layer.parse::<usize>().is_ok())
-    };
-    let shape = checkpoint.tensors().find(|tensor| is_head(tensor.name)).map(|tensor| tensor.shape);
-    match shape {
-        Some(&[vocab, width]) => (Some(width), Some(vocab)),
-        _ => (None, None),
-    }
+/// What config and tensors say about Medusa heads.
+fn heads(source: &ModelSource, checkpoint: &Checkpoint) -> Result<MedusaConfig> {
+    MedusaConfig::read(source, checkpoint.tensors().map(|tensor| (tensor.name, tensor.shape)))
 }
 
 /// `text` without what moves a terminal's cursor: configs come from strangers.

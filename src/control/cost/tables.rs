@@ -36,6 +36,8 @@ pub struct CostTables {
     pub draft_attention_ns: Vec<u64>,
     /// Attention of the batch with one tile a sequence.
     pub attention_ns: u64,
+    /// The part of `overhead_ns` that is a drafter pass which brings all levels; 0 where every level is a pass.
+    pub draft_once_ns: u64,
     /// A drafted round outside its passes.
     pub overhead_ns: u64,
     /// A plain round, everything included.
@@ -69,8 +71,18 @@ impl CostTables {
             .extend(contexts.clone().map(|context| to_ns(context as f64 * cost.draft_attention)));
         let total_context: usize = contexts.sum();
         self.attention_ns = (0..self.batch()).map(|sequence| self.attention_step_ns(sequence, 0)).sum();
+        self.draft_once_ns = 0;
         self.overhead_ns = to_ns(cost.overhead_us);
         self.plain_ns = to_ns(cost.plain_us(self.batch(), total_context) + cost.plain_overhead_us).max(1);
+    }
+
+    /// Makes the drafter one whose first pass, over the roots of the batch, brings all levels: part of every drafted round, whatever is
+    /// drafted, and the levels themselves cost nothing.
+    pub fn draft_at_once(&mut self) {
+        self.draft_once_ns = self.draft_linear_ns(self.batch()) + self.draft_attention_ns.iter().sum::<u64>();
+        self.overhead_ns += self.draft_once_ns;
+        self.draft_ns.fill(0);
+        self.draft_attention_ns.fill(0);
     }
 
     /// Sequences of the batch.

@@ -10,7 +10,7 @@ pub mod tapout;
 
 use super::controller::{ControllerConfig, RoundReport, SequenceOutcome};
 use super::cost::{CostModel, CostTables};
-use super::plan::{EAGLE1_TREE, Plan, SelectionRule, StopRule, WidthRule};
+use super::plan::{EAGLE1_TREE, MEDUSA_TREE, Plan, SelectionRule, StaticNode, StopRule, WidthRule};
 use super::policy::Policy;
 use super::round::{DraftRound, SelectedTree};
 
@@ -74,9 +74,11 @@ enum Rule {
 impl Planner {
     /// The planner of `policy`. `config` bounds the policies that choose for themselves; `cost` is read by `auto-n` alone.
     pub fn new(policy: Policy, config: &ControllerConfig, cost: &CostModel) -> Self {
-        let widest = widest(policy, config, cost);
+        let heads = config.heads.unwrap_or(usize::MAX);
+        let mut widest = widest(policy, config, cost);
+        widest.max_levels = widest.max_levels.min(heads);
         let rule = match policy {
-            Policy::Goodput { max_length } => Rule::Goodput(goodput::Goodput::new(max_length)),
+            Policy::Goodput { max_length } => Rule::Goodput(goodput::Goodput::new(max_length.min(heads))),
             Policy::Sequoia { .. } => {
                 Rule::Sequoia(sequoia::Sequoia::new(widest.top_k, widest.max_draft_tokens, widest.max_levels))
             }
@@ -158,6 +160,12 @@ fn widest(policy: Policy, config: &ControllerConfig, cost: &CostModel) -> Plan {
         max_draft_tokens: total - 1,
         ..own(WidthRule::Beam(top_k), SelectionRule::TopN(total - 1))
     };
+    let fixed = |top_k, max_levels, tree: &[StaticNode]| Plan {
+        top_k,
+        max_levels,
+        max_draft_tokens: tree.len(),
+        ..own(WidthRule::Static(tree.into()), SelectionRule::All)
+    };
     let stopped_chain = |stop| {
         let length = config.max_depth.min(config.max_draft_tokens);
         Plan { top_k: config.top_k, stop, selection: SelectionRule::Chain, ..Plan::chain(length) }
@@ -165,12 +173,8 @@ fn widest(policy: Policy, config: &ControllerConfig, cost: &CostModel) -> Plan {
     match policy {
         Policy::Plain => Plan { max_levels: 0, ..own(WidthRule::Scan, SelectionRule::All) },
         Policy::Chain(length) => Plan::chain(length),
-        Policy::Eagle1 => Plan {
-            top_k: 4,
-            max_levels: 5,
-            max_draft_tokens: EAGLE1_TREE.len(),
-            ..own(WidthRule::Static(EAGLE1_TREE.as_slice().into()), SelectionRule::All)
-        },
+        Policy::Eagle1 => fixed(4, 5, &EAGLE1_TREE),
+        Policy::Medusa => fixed(10, 4, &MEDUSA_TREE),
         Policy::Eagle2 { top_k, depth, total } => beam(top_k, depth + 1, total),
         Policy::AutoN => beam(AUTO_N.0, AUTO_N.1 + 1, auto_total(cost)),
         Policy::SmartPaper => own(WidthRule::Admitted, SelectionRule::PerNode),

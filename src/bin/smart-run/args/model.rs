@@ -29,7 +29,7 @@ pub struct LowModel {
     /// Target: a Hugging Face model folder [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint made for the target; or ngram, which drafts what the text has said before
+    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32

@@ -1,0 +1,158 @@
+//! [`HeadsProposer`]: Medusa heads in a round. One pass over the states of all drafting sequences brings every level's children; the
+//! levels after the first are answered from what the host has read.
+
+use crate::control::FrontierRow;
+use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::drafter::Medusa;
+use crate::engine::drafting::MAX_TOP_K;
+use crate::error::Result;
+use crate::kernels::draft::{DraftTopkArgs, draft_topk};
+use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+
+/// Heads, the states that they read, and the children of the present round.
+pub(super) struct HeadsProposer {
+    device: Device,
+    pub heads: Medusa,
+    /// Tapped streams of the last target pass, `[rows, hidden]`.
+    pub taps: Tensor,
+    /// By slot, the state of the position before the root: `[sequence slots, hidden]`.
+    states: Tensor,
+    /// The states of a round's sequences, `[sequences, hidden]`.
+    gathered: Tensor,
+    /// Rows of `taps` to remember, and slots of a pass; a commit and the next round's pass are issued without a wait between them, so
+    /// each has a staging buffer of its own.
+    taken: Tensor,
+    slots: Tensor,
+    /// A root has probability 1: zeros, f32 `[heads * sequences]`.
+    root_logp: Tensor,
+    tokens: Tensor,
+    logp: Tensor,
+    path_logp: Tensor,
+    host_taken: PinnedBuffer<i32>,
+    host_slots: PinnedBuffer<i32>,
+    /// Children of the round: head by head, sequence by sequence, `top_k` each.
+    host_tokens: PinnedBuffer<i32>,
+    host_logp: PinnedBuffer<f32>,
+    /// Sequences of the round that draft, in the order of the pass.
+    drafting: Vec<u32>,
+    /// Children of the latest level; none where they are the first head's and still on their way.
+    level_tokens: Vec<i32>,
+    level_logps: Vec<f32>,
+}
+
+impl HeadsProposer {
+    pub fn new(device: &Device, heads: Medusa, max_rows: usize, max_sequences: usize) -> Result<Self> {
+        let (dtype, width) = (heads.dtype(), heads.tap_width());
+        let most = heads.num_heads() * max_sequences;
+        let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
+        Ok(Self {
+            taps: uninit(dtype, &[max_rows, width])?,
+            // Zeroed: the start-up sweep reads states that no pass has brought.
+            states: Tensor::zeros(device, dtype, &[max_sequences, width])?,
+            gathered: uninit(dtype, &[max_sequences, width])?,
+            taken: uninit(DType::I32, &[max_sequences])?,
+            slots: uninit(DType::I32, &[max_sequences])?,
+            root_logp: Tensor::zeros(device, DType::F32, &[most])?,
+            tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
+            logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
+            path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
+            host_taken: PinnedBuffer::new(device, max_sequences)?,
+            host_slots: PinnedBuffer::new(device, max_sequences)?,
+            host_tokens: PinnedBuffer::new(device, most * MAX_TOP_K)?,
+            host_logp: PinnedBuffer::new(device, most * MAX_TOP_K)?,
+            drafting: Vec::new(),
+            level_tokens: Vec::new(),
+            level_logps: Vec::new(),
+            heads,
+            device: device.clone(),
+        })
+    }
+
+    /// Stores the states of the newest committed positions. `rows` lists (sequence slot, position, row of the last target pass); rows
+    /// of a slot come in position order.
+    pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
+        let is_newest = |&i: &usize| rows.get(i + 1).is_none_or(|next| next.0 != rows[i].0);
+        let newest: Vec<_> = (0..rows.len()).filter(is_newest).map(|i| rows[i]).collect();
+        for (staged, &(_, _, row)) in self.host_taken.as_mut_slice().iter_mut().zip(&newest) {
+            *staged = row as i32;
+        }
+        self.host_taken.write_to(&self.taken, newest.len())?;
+        let mut start = 0;
+        while start < newest.len() {
+            let slot = newest[start].0;
+            let run = (start..newest.len()).take_while(|&i| newest[i].0 == slot + i - start).count();
+            let (index, out) = (self.taken.rows(start..start + run), self.states.rows(slot..slot + run));
+            gather_rows(&self.device, GatherRowsArgs { src: &self.taps, index: &index, out: &out })?;
+            start += run;
+        }
+        Ok(())
+    }
+
+    /// Runs a level. That of the roots runs the first `levels` heads, `slot_of` giving each sequence's slot; later ones run nothing.
+    pub fn run(
+        &mut self,
+        rows: &[FrontierRow],
+        slot_of: impl Fn(u32) -> usize,
+        top_k: usize,
+        levels: usize,
+    ) -> Result<()> {
+        self.level_tokens.clear();
+        self.level_logps.clear();
+        if rows[0].node == 0 {
+            self.drafting.clear();
+            self.drafting.extend(rows.iter().map(|row| row.sequence));
+            return self.pass(rows.iter().map(|row| slot_of(row.sequence)), top_k, levels);
+        }
+        for row in rows {
+            // Depth 0 is the root, whose children are the first head's.
+            let place = self.drafting.iter().position(|&sequence| sequence == row.sequence);
+            let place = place.expect("a node's root was run in the same round");
+            let first = (usize::from(row.depth) * self.drafting.len() + place) * top_k;
+            let children = first..first + top_k;
+            self.level_tokens.extend_from_slice(&self.host_tokens.as_slice()[children.clone()]);
+            self.level_logps.extend_from_slice(&self.host_logp.as_slice()[children]);
+        }
+        Ok(())
+    }
+
+    /// The first `levels` heads over the states of `slots`; starts reading back the children.
+    pub fn pass(&mut self, slots: impl Iterator<Item = usize>, top_k: usize, levels: usize) -> Result<()> {
+        let mut count = 0;
+        for (staged, slot) in self.host_slots.as_mut_slice().iter_mut().zip(slots) {
+            *staged = slot as i32;
+            count += 1;
+        }
+        let (index, features) = (self.slots.rows(0..count), self.gathered.rows(0..count));
+        self.host_slots.write_to(&index, count)?;
+        gather_rows(&self.device, GatherRowsArgs { src: &self.states, index: &index, out: &features })?;
+        let heads = levels.min(self.heads.num_heads());
+        let logits = self.heads.forward(&features, heads)?;
+        let children = heads * count * top_k;
+        let shape = [heads * count, top_k];
+        let [tokens, logp, path_logp] =
+            [&self.tokens, &self.logp, &self.path_logp].map(|all| all.rows(0..children).reshape(&shape));
+        draft_topk(
+            &self.device,
+            DraftTopkArgs {
+                logits: &logits,
+                d2t: None,
+                parent_logp: &self.root_logp.rows(0..heads * count),
+                k: top_k,
+                tokens: &tokens,
+                logp: &logp,
+                path_logp: &path_logp,
+            },
+        )?;
+        self.host_tokens.read_from(&tokens, children)?;
+        self.host_logp.read_from(&logp, children)
+    }
+
+    /// The latest level's children, waiting for them if they are the first.
+    pub fn read_children(&self) -> Result<(&[i32], &[f32])> {
+        if !self.level_tokens.is_empty() {
+            return Ok((&self.level_tokens, &self.level_logps));
+        }
+        self.device.synchronize()?;
+        Ok((self.host_tokens.as_slice(), self.host_logp.as_slice()))
+    }
+}
