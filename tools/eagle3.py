@@ -73,14 +73,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """The projections only: what attends to what differs between training and drafting."""
 
-    def __init__(self, config: DrafterConfig, input_width: int | None = None):
+    def __init__(self, config: DrafterConfig, input_width: int | None = None, qkv_bias: bool = False):
         super().__init__()
         width = input_width or 2 * config.hidden_size
         query_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, query_width, bias=False)
-        self.k_proj = nn.Linear(width, kv_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.q_proj = nn.Linear(width, query_width, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
 

@@ -1,4 +1,5 @@
-"""EAGLE-1 and EAGLE-3 with the EAGLE-2 dynamic tree as their authors published it, the oracle behind tests/golden/eagle*.
+"""EAGLE-1, EAGLE-3 and MSD with the EAGLE-2 dynamic tree as their authors published it, the oracle behind
+tests/golden/eagle* and tests/golden/msd*.
 
 Written for reading, for one sequence and greedy decoding. Nothing is cached between rounds, and the target
 never runs a tree: each round drafts from the features of the committed text and is verified against the
@@ -61,15 +62,28 @@ class DraftTree:
 
 @torch.no_grad()
 def draft_tree(
-    drafter: Drafter, embeddings: Tensor, features: Tensor, text: list[int], shape: TreeShape
+    drafter: Drafter,
+    embeddings: Tensor,
+    features: Tensor,
+    text: list[int],
+    shape: TreeShape,
+    visual: dict[int, Tensor] | None = None,
 ) -> DraftTree:
-    """Draft after `text`, whose last token is the root; `features` [len(text) - 1, ..] are the others'."""
+    """Draft after `text`, whose last token is the root; `features` [len(text) - 1, ..] are the others'.
+
+    `visual` (MSD): what stands at the positions of pictures in place of an embedding.
+    """
     layer, top_k, num_pairs = drafter.midlayer, shape.top_k, len(text) - 1
 
     # The committed text, from true features.
-    residual, z = layer.enter(
-        drafter.first_features(features), embedding(torch.tensor(text[1:]), embeddings)
-    )
+    embedded = embedding(torch.tensor(text[1:]), embeddings)
+    if visual is None:
+        residual, z = layer.enter(drafter.first_features(features), embedded)
+    else:
+        is_visual = torch.tensor([t + 1 in visual for t in range(num_pairs)])
+        for t in is_visual.nonzero()[:, 0].tolist():
+            embedded[t] = visual[t + 1]
+        residual, z = layer.enter(drafter.first_features(features), embedded, is_visual)
     query, key, value = layer.project(z, torch.arange(num_pairs))
     output = layer.finish(residual, attend(query, key, value, torch.ones(num_pairs, num_pairs).tril().bool()))
     text_logits = drafter.logits(output)
@@ -161,6 +175,7 @@ def generate(
     num_new: int,
     shape: TreeShape,
     draft: Callable[..., DraftTree] = draft_tree,
+    visual: dict[int, Tensor] | None = None,
 ) -> list[Round]:
     """The rounds that emit `num_new` tokens after the first `num_prompt` of `text`.
 
@@ -170,7 +185,8 @@ def generate(
     """
     rounds, num_committed = [], num_prompt + 1
     while num_committed < num_prompt + num_new:
-        tree = draft(drafter, embeddings, features[: num_committed - 1], text[:num_committed], shape)
+        see = {} if visual is None else {"visual": visual}
+        tree = draft(drafter, embeddings, features[: num_committed - 1], text[:num_committed], shape, **see)
         accepted = accepted_path(tree, text[num_committed:])
         rounds.append(Round(num_committed, tree, accepted))
         num_committed += len(accepted) + 1

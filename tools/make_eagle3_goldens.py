@@ -160,9 +160,10 @@ def write_expected(
     facts: dict,
     generations: list[Generation],
     names: list[dict],
+    new_tokens: int | None = NEW_TOKENS,
     kept: Callable[[Generation], dict[str, Tensor]] = kept_tensors,
 ) -> None:
-    """expected.json and expected.safetensors; `names` says more about each prompt."""
+    """expected.json and expected.safetensors; `names` says more about each prompt, also its `new_tokens` if they differ."""
     prompts, tensors = [], {}
     for i, (name, generation) in enumerate(zip(names, generations)):
         tree = generation.rounds[0].tree
@@ -172,7 +173,7 @@ def write_expected(
             dict(
                 **name,
                 prompt_ids=generation.prompt_ids,
-                greedy_ids=generation.greedy_ids[:NEW_TOKENS],
+                greedy_ids=generation.greedy_ids[:new_tokens],
                 min_margin=round(generation.min_margin, 6),
                 accepted_lens=[len(turn.accepted) for turn in generation.rounds],
                 tree=dict(
@@ -194,10 +195,8 @@ def write_expected(
         tensors.update({f"{name}.{i}": tensor for name, tensor in kept(generation).items()})
     save_file(tensors, folder / "expected.safetensors")
     policy = f"eagle2:{SHAPE.top_k},{SHAPE.depth},{SHAPE.num_nodes}"
-    write_json(
-        folder / "expected.json",
-        dict(**facts, policy=policy, new_tokens=NEW_TOKENS, versions=versions(), prompts=prompts),
-    )
+    length = {} if new_tokens is None else dict(new_tokens=new_tokens)
+    write_json(folder / "expected.json", dict(**facts, policy=policy, **length, versions=versions(), prompts=prompts))
 
 
 def load_target(folder: Path) -> LlamaForCausalLM:

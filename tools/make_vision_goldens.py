@@ -290,7 +290,6 @@ def write_case(
     for part in (model.config.text_config, model.config.vision_config):
         part.dtype = torch.bfloat16
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
     model.float()
     (folder / "generation_config.json").unlink(missing_ok=True)
     dump = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")  # noqa: E731
@@ -298,12 +297,11 @@ def write_case(
     dump("preprocessor_config.json", case.preprocessor)
     write_processors(folder, case)
     names = sorted(load_file(folder / "model.safetensors"))
-    dump("names.transformers4.json", {name: published_name(case, name) for name in names})
+    dump("names.transformers4.json", {name: published_name(name) for name in names})
     dump("names.modules.json", {name: module_name(case, name) for name in names})
     for name, image in images.items():
         image.save(folder / f"{name}.png", optimize=True)
     save_file(tensors_of(case, seen, expected), folder / "expected.safetensors")
-    (folder / "expected.safetensors").chmod(0o644)
 
     pictures = []
     for name, picture in seen.items():

@@ -43,25 +43,42 @@ def new_drafter(target: LlamaForCausalLM, config: DrafterConfig, stream: Tensor)
 def unrolled_steps(
     target: LlamaForCausalLM, drafter: Drafter, windows: Tensor, unroll: int
 ) -> tuple[Tensor, Tensor]:
-    """Loss and agreement with the target's first choice, each [unroll]; windows [batch, length + unroll + 1].
-
-    At step s, row t of the layer stands for drafting s tokens beyond token t: its feature is its own output
-    of step s - 1, its token t + 1 + s, its position t + s; it looks at the true pairs up to t (the keys of
-    step 0) and at its own keys of the later steps.
-    """
-    length = windows.size(1) - unroll - 1
-    layer = drafter.midlayer
+    """Loss and agreement with the target's first choice, each [unroll]; windows [batch, length + unroll + 1]."""
     with torch.no_grad():
         seen = target(windows, output_hidden_states=True, use_cache=False)
         embeddings = target.model.embed_tokens(windows)
-    feature = drafter.first_features(drafter.target_features(seen.hidden_states)[:, :length])
-    kept = drafter.target_ids(torch.arange(drafter.config.draft_vocab_size, device=windows.device))
-    is_future = torch.ones(length, length, device=windows.device).triu(1).bool()
+    features = drafter.target_features(seen.hidden_states)
+    return unrolled_over(drafter, features, embeddings, seen.logits, unroll)
+
+
+def unrolled_over(
+    drafter: Drafter,
+    features: Tensor,
+    embeddings: Tensor,
+    target_logits: Tensor,
+    unroll: int,
+    is_visual: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and agreement, each [unroll], from what the target makes of windows: [batch, length + unroll + 1, ..] all.
+
+    At step s, row t of the layer stands for drafting s tokens beyond token t: its feature is its own output
+    of step s - 1, its token t + 1 + s, its position t + s; it looks at the true pairs up to t (the keys of
+    step 0) and at its own keys of the later steps. `is_visual` marks the tokens that are part of a picture, for drafters
+    that take those apart; `counted` marks the positions whose predictions matter (default: all).
+    """
+    length = embeddings.size(1) - unroll - 1
+    layer = drafter.midlayer
+    feature = drafter.first_features(features[:, :length])
+    kept = drafter.target_ids(torch.arange(drafter.config.draft_vocab_size, device=embeddings.device))
+    is_future = torch.ones(length, length, device=embeddings.device).triu(1).bool()
 
     keys, values, losses, agreements = [], [], [], []
     for step in range(unroll):
         positions = torch.arange(length) + step
-        residual, z = layer.enter(feature, embeddings[:, 1 + step : 1 + step + length])
+        shifted = slice(1 + step, 1 + step + length)
+        taken_apart = () if is_visual is None else (is_visual[:, shifted],)
+        residual, z = layer.enter(feature, embeddings[:, shifted], *taken_apart)
         query, key, value = layer.project(z, positions)
         keys.append(key)
         values.append(value)
@@ -76,14 +93,14 @@ def unrolled_steps(
         feature = layer.finish(residual, attended)
 
         logits = drafter.logits(feature)
-        wanted = seen.logits[:, 1 + step : 1 + step + length]
+        wanted = target_logits[:, shifted]
         first_choice = wanted.argmax(dim=-1)
-        can_draft = drafter.t2d[
-            first_choice
-        ]  # rows whose first choice the drafter cannot even name teach it nothing useful
+        # Rows whose first choice the drafter cannot even name teach it nothing useful.
+        useful = drafter.t2d[first_choice] if counted is None else drafter.t2d[first_choice] & counted[:, shifted]
         cross_entropy = -(wanted[..., kept].softmax(dim=-1) * logits.log_softmax(dim=-1)).sum(dim=-1)
-        losses.append((cross_entropy * can_draft).sum() / can_draft.sum())
-        agreements.append((kept[logits.argmax(dim=-1)] == first_choice).float().mean())
+        losses.append((cross_entropy * useful).sum() / useful.sum())
+        agrees = (kept[logits.argmax(dim=-1)] == first_choice).float()
+        agreements.append(agrees.mean() if counted is None else agrees[counted[:, shifted]].mean())
     return torch.stack(losses), torch.stack(agreements)
 
 

@@ -33,8 +33,9 @@ def optimizers(
     model: nn.Module, is_hidden: Callable[[str], bool], muon_rate: float, adam_rate: float
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices whose name `is_hidden`, AdamW for embeddings, heads and norms."""
-    hidden = [weight for name, weight in model.named_parameters() if weight.dim() == 2 and is_hidden(name)]
-    others = [weight for name, weight in model.named_parameters() if weight.dim() != 2 or not is_hidden(name)]
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    hidden = [weight for name, weight in trained if weight.dim() == 2 and is_hidden(name)]
+    others = [weight for name, weight in trained if weight.dim() != 2 or not is_hidden(name)]
     return [
         Muon(hidden, lr=muon_rate),
         torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0),

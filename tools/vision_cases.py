@@ -394,7 +394,7 @@ def draw_picture(width: int, height: int, hue: int) -> Image.Image:
     return picture
 
 
-def published_name(case: VisionCase, name: str) -> str:
+def published_name(name: str) -> str:
     """What the published checkpoint calls the weight that transformers 5 saves as `name`."""
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
 

@@ -1,8 +1,13 @@
 //! The EAGLE-1 drafter, whose weights EAGLE-2 uses too (Li et al., *EAGLE*, arXiv 2401.15077, *EAGLE-2*, arXiv 2406.16858, and their
 //! published checkpoints): one decoder layer that guesses the target's next feature, which the target's own head reads.
 //!
+//! MSD (*Speculative Decoding Reimagined for Multimodal Large Language Models*, arXiv 2505.14260) is the same drafter for targets that see
+//! pictures, with pictures and text decoupled: where a pair's token is a picture's, the picture's embedding stands for the whole pair, and
+//! `fc` and the feature are left out. An EAGLE-1 drafter beside such a target joins the picture's embedding with the feature as it does a
+//! token's.
+//!
 //! The feature is the target's hidden state behind its final norm. `fc` joins a token's embedding with it; the layer has no norm
-//! before its attention, and none follows it.
+//! before its attention (but for MSD's with Qwen's layer), and none follows it.
 
 use crate::config::{Eagle1Config, FloatType};
 use crate::device::{Device, Tensor};
@@ -21,6 +26,9 @@ pub struct Eagle1 {
     /// `[hidden, 2 hidden]`: embedding, then feature.
     fc: Tensor,
     fc_bias: Option<Tensor>,
+    /// `[hidden]`: before the layer's attention.
+    input_norm: Option<Tensor>,
+    is_msd: bool,
     layer: DraftLayer,
 }
 
@@ -34,7 +42,7 @@ impl Eagle1 {
         target: &Decoder,
         progress: Progress,
     ) -> Result<Self> {
-        let Eagle1Config { geometry, fc_bias, qkv_bias, o_bias, mlp_bias } = config;
+        let Eagle1Config { geometry, fc_bias, qkv_bias, o_bias, mlp_bias, is_msd } = config;
         let hidden = geometry.hidden_size;
         let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
         let root = if checkpoint.contains("model.fc.weight") { "model." } else { "" };
@@ -51,7 +59,11 @@ impl Eagle1 {
             true => loader.matrix(&embedding_name, geometry.vocab_size, hidden)?,
             false => target.embedding().clone(),
         };
+        let norm_name = format!("{root}layers.0.input_layernorm.weight");
+        let has_norm = is_msd && checkpoint.contains(&norm_name);
         let drafter = Self {
+            is_msd,
+            input_norm: if has_norm { Some(loader.vector(&[&norm_name], &[hidden])?) } else { None },
             tap_layers: [target.config().geometry.num_layers],
             fc: loader.matrix(&format!("{root}fc.weight"), hidden, 2 * hidden)?,
             fc_bias: if has_bias { Some(loader.vector(&[&bias_name], &[hidden])?) } else { None },
@@ -72,11 +84,21 @@ impl Eagle1 {
     fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor, out: &Tensor) -> Result<Tensor> {
         let (layer, hidden) = (&self.layer, self.layer.geometry.hidden_size);
         let pair = layer.buffers().pair.rows(0..pass.num_rows());
-        layer.embed(pass, &pair.columns(0..hidden))?;
+        let embeddings = pair.columns(0..hidden);
+        layer.embed(pass, &embeddings)?;
+        if !self.is_msd {
+            pass.overlay_pictures(&embeddings)?;
+        }
         let gathered = pair.columns(hidden..2 * hidden);
         gather_rows(&layer.device, GatherRowsArgs { src: features, index: &pass.links(), out: &gathered })?;
         layer.linear(&pair, &self.fc, self.fc_bias.as_ref(), out)?;
-        layer.run(pass, kv, out, out)
+        if self.is_msd {
+            pass.overlay_pictures(out)?;
+        }
+        let Some(weight) = &self.input_norm else { return layer.run(pass, kv, out, out) };
+        let normed = layer.buffers().normed.rows(0..pass.num_rows());
+        layer.norm(out, None, weight, &normed)?;
+        layer.run(pass, kv, out, &normed)
     }
 }
 

@@ -136,12 +136,10 @@ impl DraftLayer {
         if begins { features.begin(num_rows) } else { features.push(num_rows) }
     }
 
-    /// Writes the embeddings of the pass's tokens, and of what it sees in their place, to `out`, `[rows, hidden]`, a column view
-    /// perhaps.
+    /// Writes the embeddings of the pass's tokens to `out`, `[rows, hidden]`, a column view perhaps.
     pub fn embed(&self, pass: &Pass, out: &Tensor) -> Result<()> {
         let table = &self.ends.embedding;
-        embedding(&self.device, EmbeddingArgs { tokens: &pass.tokens(), table, out })?;
-        pass.overlay_pictures(out)
+        embedding(&self.device, EmbeddingArgs { tokens: &pass.tokens(), table, out })
     }
 
     /// `out[T, ..] = x weight^T + bias`.

@@ -70,7 +70,7 @@ pub trait Drafter: Send {
 
 /// What kind of drafter a folder holds, and its configuration.
 pub enum DrafterConfig {
-    /// EAGLE-1 and EAGLE-2, whose weights are the same.
+    /// EAGLE-1 and EAGLE-2, whose weights are the same; MSD.
     Eagle1(Eagle1Config),
     /// EAGLE-3.
     Eagle3(Eagle3Config),
@@ -99,6 +99,7 @@ impl DrafterConfig {
         }
         match kind {
             Some(ModelKind::Eagle1) => Eagle1Config::from_hf(source, target).map(Self::Eagle1),
+            Some(ModelKind::Msd) => Eagle1Config::msd(source, target).map(Self::Eagle1),
             Some(ModelKind::Medusa) => {
                 let tensors = checkpoint.tensors().map(|tensor| (tensor.name, tensor.shape));
                 MedusaConfig::from_hf(source, tensors, target).map(Self::Medusa)
