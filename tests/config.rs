@@ -47,6 +47,7 @@ fn the_demo_target_is_what_its_card_says() {
         mlp_bias: false,
         qk_norm: false,
         windows: vec![None; 8],
+        vision: None,
         dtype: Some(FloatType::Bf16),
         bos_token_id: Some(0),
         eos_token_ids: vec![1],

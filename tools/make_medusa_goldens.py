@@ -91,7 +91,7 @@ def make_random(folder: Path, target: LlamaForCausalLM) -> None:
         goldens.first_clear(target, heads, prompts(length), draft_tree) for length in goldens.RANDOM_PROMPT_LENGTHS
     ]
     facts = dict(target="../llama31_gqa", drafters=["drafter", "drafter_safetensors"])
-    goldens.write_expected(folder, facts, generations, [{} for _ in generations], head_tensors(heads))
+    goldens.write_expected(folder, facts, generations, [{} for _ in generations], kept=head_tensors(heads))
 
 
 def make_demo(folder: Path, demo: Path, minutes: float) -> None:
@@ -124,7 +124,7 @@ def make_demo(folder: Path, demo: Path, minutes: float) -> None:
         generations.append(goldens.first_clear(target, heads, (prompts[i] for i in ids), draft_tree))
         names.append(dict(prompt_id=next(i for i in prompts if prompts[i] == generations[-1].prompt_ids)))
     facts = dict(target="../../../assets/demo/target", drafters=["drafter"])
-    goldens.write_expected(folder, facts, generations, names, head_tensors(heads))
+    goldens.write_expected(folder, facts, generations, names, kept=head_tensors(heads))
 
 
 def main() -> None:

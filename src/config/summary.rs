@@ -67,12 +67,6 @@ impl ModelKind {
             ModelKind::Medusa => "Medusa heads",
         }
     }
-
-    /// Why this version runs nothing of the kind, if it does not.
-    pub fn refusal(self) -> Option<String> {
-        (self == ModelKind::Msd)
-            .then(|| format!("{}: not supported yet; EAGLE-3, EAGLE-1 and Medusa are", self.title()))
-    }
 }
 
 /// The sizes that a `config.json` names. A field that is missing or makes no sense is `None`: what can be run is for

@@ -110,6 +110,7 @@ impl Eagle3 {
         let [pair, normed] =
             [&layer.buffers().pair, &layer.buffers().normed].map(|buffer| buffer.rows(rows.clone()));
         layer.embed(pass, &embedded)?;
+        pass.overlay_pictures(&embedded)?;
         layer.norm(&embedded, None, &self.input_norm, &pair.columns(0..hidden))?;
         layer.norm(features, None, &self.hidden_norm, &pair.columns(hidden..2 * hidden))?;
         if self.norm_before_residual {

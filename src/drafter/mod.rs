@@ -16,7 +16,7 @@ use crate::config::{
     ConfigSummary, Eagle1Config, Eagle3Config, FloatType, MedusaConfig, ModelConfig, ModelKind, ModelSource,
 };
 use crate::device::{Device, Tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{Decoder, Pass, Progress};
 use crate::weights::Checkpoint;
@@ -94,9 +94,6 @@ impl DrafterConfig {
     pub fn read(source: &ModelSource, checkpoint: &Checkpoint, target: &ModelConfig) -> Result<Self> {
         let summary = ConfigSummary::read(source)?;
         let kind = ModelKind::of(&summary, checkpoint.names());
-        if let Some(reason) = kind.and_then(ModelKind::refusal) {
-            return Err(Error::format(source.path("config.json"), reason));
-        }
         match kind {
             Some(ModelKind::Eagle1) => Eagle1Config::from_hf(source, target).map(Self::Eagle1),
             Some(ModelKind::Msd) => Eagle1Config::msd(source, target).map(Self::Eagle1),

@@ -5,7 +5,7 @@ use smart_run::control::{NONE, Policy};
 use smart_run::engine::{DraftSource, Engine, Request};
 use smart_run::sampling::SamplingParams;
 
-use crate::fixtures::{assert_close, expected, floats, greedy, ids, paying_costs, repository, run};
+use crate::fixtures::{assert_close, expected, floats, greedy, ids, paying_costs, prepare, repository, run};
 
 /// Log-probabilities are compared on their own scale: largest error over largest magnitude.
 const LOGP_LIMIT: f32 = 1e-4;
@@ -14,13 +14,13 @@ fn check(case: &str, max_prompts: usize) {
     let expected = expected(case);
     let golden = repository("tests/golden").join(case);
     let policy: Policy = expected["policy"].as_str().unwrap().parse().unwrap();
-    let new_tokens = expected["new_tokens"].as_u64().unwrap() as usize;
+    let target = golden.join(expected["target"].as_str().unwrap());
     let drafters = match &expected["drafters"] {
         serde_json::Value::Array(paths) => paths.iter().map(|p| p.as_str().unwrap().to_owned()).collect(),
         path => vec![path.as_str().unwrap().to_owned()],
     };
     for drafter in drafters {
-        let mut engine = Engine::builder(golden.join(expected["target"].as_str().unwrap()))
+        let mut engine = Engine::builder(target.as_path())
             .drafter(golden.join(&drafter))
             .float_type(FloatType::F32)
             .policy(policy)
@@ -29,8 +29,15 @@ fn check(case: &str, max_prompts: usize) {
         for (i, prompt) in expected["prompts"].as_array().unwrap().iter().take(max_prompts).enumerate() {
             let what = format!("{case}, {drafter}, prompt {i}");
             let greedy_ids = ids(&prompt["greedy_ids"]);
+            let new_tokens =
+                prompt["new_tokens"].as_u64().or(expected["new_tokens"].as_u64()).unwrap() as usize;
+            let pictures = prompt["pictures"].as_array().into_iter().flatten();
+            let pictures =
+                pictures.map(|file| prepare(&target, &golden.join(file.as_str().unwrap()))).collect();
             // One token more than asked for, so that the last round is not cut short.
-            let id = engine.submit(greedy(&ids(&prompt["prompt_ids"]), new_tokens + 64)).unwrap();
+            let id = engine
+                .submit(Request { pictures, ..greedy(&ids(&prompt["prompt_ids"]), new_tokens + 64) })
+                .unwrap();
             let first = engine.step().unwrap();
             let mut tokens = first[0].tokens.clone();
             let mut accepted_lens = Vec::new();
@@ -101,6 +108,12 @@ fn medusa_random_pair() {
 #[test]
 fn medusa_demo_pair() {
     check("medusa_demo", usize::MAX);
+}
+
+/// Behind pictures: text, one picture, two, one across the edge of a prefill chunk. Qwen's layer, with a norm and biases.
+#[test]
+fn msd_qwen2_vl_pair() {
+    check("msd_qwen2_vl", usize::MAX);
 }
 
 /// The tapped pass of an EAGLE-1 pair norms all rows, a plain one those that are drawn from: the draws are the same.

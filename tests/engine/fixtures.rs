@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use smart_run::config::FloatType;
+use smart_run::config::{FloatType, ModelConfig, ModelSource};
 use smart_run::control::roofline::Roofline;
 use smart_run::control::{CostModel, Policy};
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, EngineBuilder, Request};
+use smart_run::image::{ImageProcessor, Patches, Picture};
 use smart_run::sampling::SamplingParams;
 
 /// A path of the repository: below `SMART_TEST_ROOT`, or where the tests were compiled.
@@ -101,6 +102,14 @@ pub fn greedy(prompt: &[i32], max_new_tokens: usize) -> Request {
     }
 }
 
+/// What the model of `folder` makes of the picture in `file`.
+pub fn prepare(folder: &Path, file: &Path) -> Patches {
+    let source = ModelSource::from(folder);
+    let patch_size = ModelConfig::from_hf(&source).unwrap().vision.unwrap().tower.patch_size;
+    let processor = ImageProcessor::from_hf(&source, patch_size).unwrap().unwrap();
+    processor.prepare(&Picture::open(file).unwrap()).unwrap()
+}
+
 /// All tokens of a request.
 pub fn run(engine: &mut Engine, request: Request) -> Vec<i32> {
     engine.generate(request).unwrap().flat_map(|batch| batch.unwrap()).collect()
@@ -108,7 +117,7 @@ pub fn run(engine: &mut Engine, request: Request) -> Vec<i32> {
 
 /// The first `count` held-out prompts of the demo pair, as token ids, at most `max_len` each.
 pub fn demo_prompts(count: usize, max_len: usize) -> Vec<Vec<i32>> {
-    let source = smart_run::config::ModelSource::from(repository("assets/demo/target"));
+    let source = ModelSource::from(repository("assets/demo/target"));
     let tokenizer = smart_run::text::Tokenizer::open(&source).unwrap().unwrap();
     let text = std::fs::read_to_string(repository("assets/demo/prompts.jsonl")).unwrap();
     let prompt = |line: &str| {

@@ -4,27 +4,22 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use smart_run::config::{FloatType, ModelConfig, ModelSource};
+use smart_run::config::FloatType;
 use smart_run::control::Policy;
-use smart_run::engine::{Engine, Request, expand_prompt};
-use smart_run::image::{ImageProcessor, Patches, Picture};
+use smart_run::engine::{DraftSource, Engine, Request, expand_prompt};
+use smart_run::image::Patches;
 use smart_run::sampling::SamplingParams;
 use smart_run::vision::{find_pictures, rotary_positions};
 
 use crate::fixtures::{
-    assert_close, builder, expected, expected_tensor, greedy, ids, paying_costs, repository, run,
+    assert_close, builder, expected, expected_tensor, greedy, ids, paying_costs, prepare, repository, run,
 };
 
 /// Float32 end to end, through a tower and a decoder.
 const LIMIT: f32 = 1e-4;
 
-/// What the model of `folder` makes of the picture in `file` of `case`.
-fn prepare(case: &str, folder: &Path, file: &str) -> Patches {
-    let source = ModelSource::from(folder);
-    let config = ModelConfig::from_hf(&source).unwrap();
-    let patch_size = config.vision.unwrap().tower.patch_size;
-    let processor = ImageProcessor::from_hf(&source, patch_size).unwrap().unwrap();
-    processor.prepare(&Picture::open(&repository("tests/golden").join(case).join(file)).unwrap()).unwrap()
+fn picture_file(case: &str, file: &str) -> PathBuf {
+    repository("tests/golden").join(case).join(file)
 }
 
 fn name(value: &Value) -> &str {
@@ -37,7 +32,12 @@ fn pictures_of(case: &str, folder: &Path, golden: &Value, prompt: &Value) -> Vec
         let mut pictures = golden["pictures"].as_array().unwrap().iter();
         name(&pictures.find(|picture| &picture["name"] == wanted).unwrap()["file"])
     };
-    prompt["pictures"].as_array().unwrap().iter().map(|p| prepare(case, folder, file_of(p))).collect()
+    prompt["pictures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| prepare(folder, &picture_file(case, file_of(p))))
+        .collect()
 }
 
 fn check(case: &str, folder: PathBuf) {
@@ -45,7 +45,7 @@ fn check(case: &str, folder: PathBuf) {
     let mut engine = builder(&folder).policy(Policy::Plain).build().unwrap();
     for picture in golden["pictures"].as_array().unwrap() {
         let what = name(&picture["name"]);
-        let patches = prepare(case, &folder, name(&picture["file"]));
+        let patches = prepare(&folder, &picture_file(case, name(&picture["file"])));
         let rows = expected_tensor(case, &format!("patch_rows.{what}"));
         assert_close(&format!("{case} {what}: patches"), &patches.values, &rows, 1e-6);
         let encoder = engine.vision().unwrap();
@@ -127,11 +127,14 @@ macro_rules! target {
 }
 target!(llava, llava_next, llava_interleave, qwen2_vl);
 
-/// Trees over pictures, from the text's own n-grams: the tokens are those of plain decoding, whatever the positions of what a
-/// picture's rows and columns leave behind.
+/// Trees behind pictures: the tokens are those of plain decoding, whatever positions a picture's rows and columns leave behind, and
+/// whatever the drafter made of the picture.
 #[test]
 fn speculation_after_pictures_changes_speed_only() {
-    for case in ["llava", "qwen2_vl"] {
+    let msd = || DraftSource::from(repository("tests/golden/msd_qwen2_vl/drafter"));
+    for (case, drafter) in
+        [("llava", DraftSource::Ngrams), ("qwen2_vl", DraftSource::Ngrams), ("qwen2_vl", msd())]
+    {
         let folder = repository("tests/golden").join(case);
         let golden = expected(case);
         let build = |float_type, policy: &str| -> Engine {
@@ -140,7 +143,7 @@ fn speculation_after_pictures_changes_speed_only() {
             let builder = if policy == "plain" {
                 builder
             } else {
-                builder.drafter(smart_run::engine::DraftSource::Ngrams).costs(paying_costs())
+                builder.drafter(drafter.clone()).costs(paying_costs())
             };
             builder.build().unwrap()
         };
@@ -167,7 +170,9 @@ fn speculation_after_pictures_changes_speed_only() {
                 for (request, wanted) in requests.iter().zip(&wanted) {
                     assert_eq!(&run(&mut engine, request.clone()), wanted, "{case} {policy} {float_type:?}");
                 }
-                assert!(engine.stats().mean_nodes() > 1.0, "{case} {policy}: nothing was drafted");
+                // Drafts of a random pair may not pay; a static tree drafts all the same.
+                let drafted = engine.stats().mean_nodes() > 1.0;
+                assert!(drafted || policy == "smart", "{case} {policy}: nothing was drafted");
             }
         }
     }
@@ -176,7 +181,7 @@ fn speculation_after_pictures_changes_speed_only() {
 #[test]
 fn pictures_and_placeholders_that_do_not_match_are_refused() {
     let folder = repository("tests/golden/llava");
-    let picture = prepare("llava", &folder, "exact.png");
+    let picture = prepare(&folder, &folder.join("exact.png"));
     let mut engine = builder(&folder).policy(Policy::Plain).build().unwrap();
     let mut refusal = |prompt: &[i32], pictures: Vec<Patches>| {
         let error = engine.submit(Request { pictures, ..greedy(prompt, 4) }).unwrap_err();

@@ -220,9 +220,9 @@ fn refusal(kind: Option<ModelKind>, source: &ModelSource, checkpoint: &Checkpoin
     match kind {
         Some(ModelKind::Target) => fault(builder(source).check()),
         Some(ModelKind::Eagle3) => fault(Eagle3Config::check(source)),
-        Some(ModelKind::Eagle1) => fault(Eagle1Config::check(source)),
+        Some(ModelKind::Eagle1) => fault(Eagle1Config::check(source, false)),
+        Some(ModelKind::Msd) => fault(Eagle1Config::check(source, true)),
         Some(ModelKind::Medusa) => fault(heads(source, checkpoint).map(drop)),
-        Some(kind) => Ok(kind.refusal()),
         None => Ok(Some(
             "config.json and the tensors' names are those of no target or drafter that is known".into(),
         )),
