@@ -8,11 +8,13 @@ mod chat_template;
 mod fence;
 mod merges;
 mod message;
+mod stop;
 mod stream;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, chat_template_file};
 pub use fence::silence_fenced_panics;
 pub use message::{Content, Message, Part};
+pub use stop::{StopStream, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;
