@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use smart_run::config::{Eagle3Config, FloatType, HEAD_DIMS, ModelConfig};
 use smart_run::control::trace::{TraceReader, TraceRecord};
 use smart_run::control::{CostTable, SweepKind, SweepPoint, roofline};
-use smart_run::text::Tokenizer;
+use smart_run::text::{ChatTemplate, Message, Tokenizer};
 use smart_run::weights::Checkpoint;
 
 #[allow(dead_code)]
@@ -240,6 +240,19 @@ fn check_tokenizer(json: &[u8]) {
         }
         let _ = stream.finish();
     });
+}
+
+/// Renders a conversation with the chat template of `folder`: within a bounded time and length, or refused in one sentence.
+fn check_chat_template(folder: &Folder, messages: &[Message], tools: &Value) {
+    let rendered = within_time(|| match ChatTemplate::open(&folder.source()) {
+        Ok(Some(template)) => template.render(messages, Some(tools), true).map(|text| text.len()),
+        Ok(None) => Ok(0),
+        Err(error) => Err(error),
+    });
+    match rendered {
+        Ok(bytes) => assert!(bytes < 64 << 20, "{bytes} bytes"),
+        Err(error) => assert!(error.is_input() && !error.to_string().contains('\n'), "{error}"),
+    }
 }
 
 /// Reads a trace; every record that is handed out must be a tree with a verified path.
@@ -508,5 +521,57 @@ fn trace_fields() {
     fuzz(node_damage(), |damage| {
         let damaged = damage_nodes(Value::Array(small_trace()), &damage);
         check_trace(&json_lines(damaged.as_array().unwrap()));
+    });
+}
+
+/// The golden templates, damaged, with a conversation that has everything.
+#[test]
+fn chat_template_bytes() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat");
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(golden.join("expected.json")).unwrap()).unwrap();
+    let folder = Folder::target();
+    for (name, format) in expected["formats"].as_object().unwrap() {
+        folder.write_json("tokenizer_config.json", &format["special_tokens"]);
+        let template = std::fs::read(golden.join(name).with_extension("jinja")).unwrap();
+        let cases = format["cases"].as_array().unwrap();
+        let read = |case: &Value| serde_json::from_value::<Vec<Message>>(case["messages"].clone()).unwrap();
+        let (messages, tools) = (read(&cases[16]), json!([{"type": "function", "function": {"name": "f"}}]));
+        fuzz((byte_damage(), any::<Index>()), |(damage, other)| {
+            folder.write("chat_template.jinja", &damage_bytes(template.clone(), &damage));
+            check_chat_template(&folder, &messages, &tools);
+            check_chat_template(&folder, &read(other.get(cases)), &Value::Null);
+        });
+    }
+}
+
+/// Programs of Jinja's words at random.
+#[test]
+fn chat_template_words() {
+    let words = "{% for x in|messages|%}|{% endfor %}|{% if|{% endif %}|{{|}}|loop|(|)|[|]|:|.|,|range|10**9|*|~|+|-1|'a'|x|=|{% set|ns|\
+                 namespace(x=x)|ns.x|is string|not|and|tojson|strip()|split('a')|items()|join|map('string')|list|sort|raise_exception|\
+                 {% macro m(x) %}|{% endmacro %}|m(x)|strftime_now('%c')|{% generation %}|{% endgeneration %}|{#|#}|{% raw %}|%}|{%|\
+                 {% break %}|{% continue %}|recursive|else|elif|{% with %}|{% endwith %}|{'a': x}|[x, x]|x[:]|x[::-1]|\"|é|\n| | ||";
+    let words: Vec<&str> = words.split('|').collect();
+    let folder = Folder::target();
+    let messages = [Message::new("user", "a b"), Message::new("assistant", "c")];
+    let program = prop::collection::vec(prop::sample::select(words), 0..60);
+    fuzz(program, |program| {
+        folder.write("chat_template.jinja", program.join(" ").as_bytes());
+        check_chat_template(&folder, &messages, &json!([{"name": "f"}]));
+    });
+}
+
+/// The configurations that a template and its tokens may be in.
+#[test]
+fn chat_template_fields() {
+    let folder = Folder::target();
+    let messages = [Message::new("user", "a")];
+    let config = json!({"chat_template": [{"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"},
+                                          {"name": "tool_use", "template": "{{ tools|tojson }}"}],
+                        "bos_token": {"content": "<s>", "special": true}, "eos_token": "</s>", "pad_token": null});
+    fuzz(node_damage(), |damage| {
+        folder.write_json("tokenizer_config.json", &damage_nodes(config.clone(), &damage));
+        check_chat_template(&folder, &messages, &json!([]));
     });
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use crate::control::trace::SequenceTrace;
 use crate::control::{DraftRound, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
 use crate::device::Tensor;
 use crate::engine::proposer::Proposer;
@@ -81,6 +82,14 @@ impl Engine {
             plain_us: 0.0,
         };
         outcome.count_round(&self.controller, &outcomes(&accepted, &round.verified), &times);
+    }
+
+    /// What the round that the latest [`Engine::step`] ran did for its first sequence, ratios left out; `None` if it ran none.
+    pub fn last_round_trace(&self) -> Option<SequenceTrace> {
+        let round = self.last_round.as_ref()?;
+        let accepted = accepted_nodes(&round.verified);
+        let outcome = outcomes(&accepted, &round.verified).into_iter().next()?;
+        Some(SequenceTrace::new(&self.controller, 0, 0, &outcome))
     }
 
     /// Runs one round with the caller's trees, one for each sequence of [`Engine::running`] in that order: for drafters outside

@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn eos_ends_the_sequence_and_is_not_emitted() {
-        let mut sequence = sequence(9, &[7]);
+        let mut sequence = sequence(9, &[8, 7]);
         assert_eq!(sequence.commit(&[1, 7, 2]), 1);
         assert_eq!((sequence.emitted(), sequence.finished), (&[1][..], Some(FinishReason::Eos)));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokenizers::ModelWrapper;
 
 use super::fence::fenced;
-use super::{TokenStream, merges};
+use super::{StopStream, StopStrings, TokenStream, merges};
 use crate::config::ModelSource;
 use crate::{Error, Result};
 
@@ -83,6 +83,29 @@ impl Tokenizer {
     /// Decodes ids one by one, as they are generated.
     pub fn stream(&self) -> TokenStream {
         TokenStream::new(self.clone())
+    }
+
+    /// Decodes ids one by one up to a stop string.
+    pub fn stream_until(&self, stops: &StopStrings) -> StopStream {
+        StopStream::new(self.clone(), stops.clone())
+    }
+
+    /// Whether a model of `vocab_size` tokens knows all of `ids`, which this tokenizer has made.
+    ///
+    /// # Errors
+    /// [`Error::Format`] that names an id: the tokenizer is another model's.
+    pub fn check_ids(&self, ids: &[i32], vocab_size: usize) -> Result<()> {
+        match ids.iter().find(|&&id| usize::try_from(id).is_ok_and(|id| id >= vocab_size)) {
+            None => Ok(()),
+            Some(id) => Err(Error::format(
+                &self.shared.path,
+                format!(
+                    "this tokenizer has the token {:?} with the id {id}, which the model's vocabulary of {vocab_size} lacks; \
+                     take the tokenizer.json that came with the model",
+                    self.spelling(*id).unwrap_or_default()
+                ),
+            )),
+        }
     }
 
     /// One more than the largest token id, added tokens included.

@@ -1,10 +1,12 @@
 //! The command line: what was typed ([`LowArgs`]) and what it means ([`Command`], validated).
 
 mod bench;
+mod chat;
 mod folders;
 mod model;
 mod profile;
 mod replay;
+mod sampling;
 
 use std::ffi::OsString;
 use std::ops::Range;
@@ -18,12 +20,15 @@ use smart_run::Error;
 use smart_run::control::Policy;
 
 use model::LowModel;
+use sampling::{LowEnd, LowSampling, max_new_tokens, number, seed, temperature};
 
 pub use bench::BenchArgs;
+pub use chat::ChatArgs;
 pub use folders::{ConvertArgs, InspectArgs};
 pub use model::ModelArgs;
 pub use profile::{Picture, ProfileArgs, ProfileSubject};
 pub use replay::ReplayArgs;
+pub use sampling::SamplingArgs;
 
 /// What the user asks for.
 #[derive(Debug, PartialEq)]
@@ -32,6 +37,8 @@ pub enum Command {
     Demo,
     /// Complete one prompt.
     Generate(GenerateArgs),
+    /// Talk.
+    Chat(ChatArgs),
     /// Compare policies on this machine.
     Bench(BenchArgs),
     /// Show what passes cost.
@@ -53,8 +60,12 @@ pub struct GenerateArgs {
     pub models: ModelArgs,
     /// What to complete.
     pub prompt: Prompt,
+    /// Picture files, in the order of their places in the prompt.
+    pub images: Vec<PathBuf>,
     /// Tokens generated at most, from 1.
     pub max_new_tokens: usize,
+    /// Texts that end the completion, none empty.
+    pub stop: Vec<String>,
     /// How the next token is drawn.
     pub sampling: SamplingArgs,
     /// Whether to go on after an end-of-sequence token.
@@ -94,21 +105,6 @@ impl Prompt {
             }
         }
     }
-}
-
-/// How the next token is drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SamplingArgs {
-    /// Finite, 0 or more; 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Above 0, up to 1; 1 keeps every token.
-    pub top_p: f32,
-    /// Likeliest tokens that are kept, from 1; `None` keeps all.
-    pub top_k: Option<u32>,
-    /// From 0 to 1; 0 keeps every token.
-    pub min_p: f32,
-    /// Decides every draw.
-    pub seed: u64,
 }
 
 /// What `generate` prints.
@@ -157,6 +153,7 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
     match LowArgs::from_arg_matches(&matches).map_err(stop)?.command {
         None => Ok(Command::Demo),
         Some(LowCommand::Generate(typed)) => generate(typed).map(Command::Generate).map_err(Stop::Usage),
+        Some(LowCommand::Chat(typed)) => chat::chat(typed).map(Command::Chat).map_err(Stop::Usage),
         Some(LowCommand::Bench(typed)) => bench::bench(typed).map(Command::Bench).map_err(Stop::Usage),
         Some(LowCommand::Profile(typed)) => {
             profile::profile(typed).map(Command::Profile).map_err(Stop::Usage)
@@ -182,6 +179,10 @@ struct LowArgs {
 enum LowCommand {
     /// Complete a prompt.
     Generate(LowGenerate),
+    /// Talk with a model that has a chat template: a message a line, an answer each
+    ///
+    /// Lines that begin with / are commands; /help lists them. Messages may come from a pipe.
+    Chat(chat::LowChat),
     /// Compare policies on this machine: tokens per second by batch size, on the same prompts, in turn.
     ///
     /// Every policy must give the same text as plain decoding, token by token; if one does not, that is an error.
@@ -222,27 +223,13 @@ struct LowGenerate {
     /// Token ids to complete, as in 1,2,3; no special tokens are added
     #[arg(long, value_name = "IDS", allow_hyphen_values = true, value_parser = token_ids)]
     prompt_ids: Option<TokenIds>,
-    /// Image that the prompt refers to; may be repeated
+    /// Picture (PNG, JPEG, WebP, GIF) for the next placeholder of the prompt; may be repeated
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// Tokens to generate at most
-    #[arg(long, value_name = "N", default_value = "256", value_parser = max_new_tokens)]
-    max_new_tokens: usize,
-    /// Randomness of the text; 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
-    temperature: f32,
-    /// Keep the likeliest tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value = "1", value_parser = top_p)]
-    top_p: f32,
-    /// Keep the K likeliest tokens [default: all]
-    #[arg(long, value_name = "K", value_parser = top_k)]
-    top_k: Option<u32>,
-    /// Keep the tokens at least this likely, relative to the likeliest
-    #[arg(long, value_name = "P", default_value = "0", value_parser = min_p)]
-    min_p: f32,
-    /// Seed of the draws: the same seed gives the same text
-    #[arg(long, value_name = "S", default_value = "0", value_parser = seed)]
-    seed: u64,
+    #[command(flatten)]
+    end: LowEnd,
+    #[command(flatten)]
+    sampling: LowSampling,
     /// Go on after an end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
@@ -264,9 +251,6 @@ struct LowGenerate {
 
 /// Sees the flags of `generate` together.
 fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
-    if !typed.image.is_empty() {
-        return Err("--image: the supported models have no image input; leave the flag out".into());
-    }
     let prompt = match (typed.prompt, typed.prompt_file, typed.prompt_ids) {
         (Some(text), None, None) if text.is_empty() => {
             return Err("--prompt is empty: give some text to complete".into());
@@ -286,14 +270,10 @@ fn generate(typed: LowGenerate) -> Result<GenerateArgs, String> {
     let args = GenerateArgs {
         models: typed.models.into(),
         prompt,
-        max_new_tokens: typed.max_new_tokens,
-        sampling: SamplingArgs {
-            temperature: typed.temperature,
-            top_p: typed.top_p,
-            top_k: typed.top_k,
-            min_p: typed.min_p,
-            seed: typed.seed,
-        },
+        images: typed.image,
+        max_new_tokens: typed.end.max_new_tokens,
+        stop: typed.end.stop,
+        sampling: typed.sampling.into(),
         ignore_eos: typed.ignore_eos,
         policy: typed.policy,
         format: typed.format,
@@ -360,40 +340,8 @@ fn token_ids(typed: &str) -> Result<TokenIds, String> {
     typed.split(',').map(id).collect::<Result<_, _>>().map(TokenIds)
 }
 
-fn temperature(typed: &str) -> Result<f32, String> {
-    number(typed, |value| value >= 0.0, "a finite number from 0 (greedy)")
-}
-
-fn top_p(typed: &str) -> Result<f32, String> {
-    number(typed, |value| value > 0.0 && value <= 1.0, "a number above 0 and up to 1")
-}
-
-fn min_p(typed: &str) -> Result<f32, String> {
-    number(typed, |value| (0.0..=1.0).contains(&value), "a number from 0 to 1")
-}
-
-fn number(typed: &str, in_range: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
-    match typed.parse::<f32>() {
-        // Adding zero turns -0 into 0, which a kernel may tell apart.
-        Ok(value) if value.is_finite() && in_range(value) => Ok(value + 0.0),
-        _ => Err(format!("it should be {expected}")),
-    }
-}
-
-fn top_k(typed: &str) -> Result<u32, String> {
-    integer(typed, 1, i32::MAX as u32)
-}
-
-fn max_new_tokens(typed: &str) -> Result<usize, String> {
-    integer(typed, 1, i32::MAX as usize)
-}
-
 fn repetitions(typed: &str) -> Result<usize, String> {
     integer(typed, 1, 1000)
-}
-
-fn seed(typed: &str) -> Result<u64, String> {
-    integer(typed, 0, u64::MAX)
 }
 
 fn integer<T: FromStr + PartialOrd + std::fmt::Display>(typed: &str, min: T, max: T) -> Result<T, String> {

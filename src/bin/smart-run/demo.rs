@@ -5,9 +5,8 @@ use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, Request, Stats};
 use smart_run::sampling::SamplingParams;
-use smart_run::text::Tokenizer;
+use smart_run::text::{StopStrings, Tokenizer};
 
-use crate::args::OutputFormat;
 use crate::generate::complete;
 use crate::output::print_now;
 use crate::{demo_model, interrupt, loading};
@@ -37,8 +36,8 @@ pub fn run() -> Result<()> {
     let run = |policy: Policy, show: fn(&str) -> Result<()>| -> Result<(Vec<i32>, Stats, String)> {
         let builder = Engine::builder(target.clone()).drafter(drafter.clone()).device(DeviceChoice::Auto);
         let mut engine = loading::build(builder.policy(policy).max_context(1024))?;
-        let (tokens, _) = complete(&mut engine, request.clone(), show, Some(&tokenizer), OutputFormat::Text)?;
-        Ok((tokens, engine.stats().clone(), engine.device().name().to_owned()))
+        let done = complete(&mut engine, request.clone(), Some(&tokenizer), &StopStrings::default(), show)?;
+        Ok((done.tokens, engine.stats().clone(), engine.device().name().to_owned()))
     };
     print_now(PROMPT)?;
     let (smart_tokens, smart, device) = run(Policy::Smart, print_now)?;

@@ -8,37 +8,39 @@ use serde_json::json;
 use smart_run::config::ModelConfig;
 use smart_run::control::Policy;
 use smart_run::control::trace::{TRACE_VERSION, TraceHeader};
-use smart_run::engine::{Engine, FinishReason, Request};
+use smart_run::engine::{Engine, FinishReason, Request, expand_prompt};
 use smart_run::replay::{RECORD_VERSION, RecordHeader, RecordShape};
-use smart_run::sampling::SamplingParams;
-use smart_run::text::Tokenizer;
+use smart_run::text::{StopStream, StopStrings, Tokenizer};
 use smart_run::{Error, Result};
 
 use crate::args::{GenerateArgs, OutputFormat, Prompt};
 use crate::interrupt;
 use crate::loading::{self, Models};
 use crate::output::print_now;
+use crate::pictures::Pictures;
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let models = Models::of(&args.models)?;
     let config = ModelConfig::from_hf(&models.target)?;
     let tokenizer = Tokenizer::open(&models.target)?;
-    let prompt = prompt_ids(args, tokenizer.as_ref())?;
-    let sampling = SamplingParams {
-        temperature: args.sampling.temperature,
-        top_p: args.sampling.top_p,
-        top_k: args.sampling.top_k.unwrap_or(0),
-        min_p: args.sampling.min_p,
-        seed: args.sampling.seed,
-    };
+    let stops = StopStrings::new(args.stop.clone())?;
+    if tokenizer.is_none() && !stops.is_empty() {
+        return Err(Error::Input(
+            "--stop needs a tokenizer, and the model folder has no tokenizer.json".into(),
+        ));
+    }
+    let prompt = prompt_ids(args, tokenizer.as_ref(), config.geometry.vocab_size)?;
+    let pictures = Pictures::open_all(&models.target, &config, &args.images)?;
+    let prompt = expand_prompt(&config, &prompt, &pictures)?;
+    let sampling = args.sampling.params();
     let request = Request {
         prompt: prompt.clone(),
         max_new_tokens: args.max_new_tokens,
         sampling,
         ignore_eos: args.ignore_eos,
         weight: 1.0,
-        pictures: Vec::new(),
+        pictures,
     };
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     request.validate(config.geometry.vocab_size, config.max_position)?;
@@ -83,18 +85,18 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         };
         engine.set_record(file, &header)?;
     }
-    let streamed = tokenizer.as_ref().filter(|_| args.format == OutputFormat::Text);
-    let (tokens, finish) = complete(&mut engine, request, print_now, streamed, args.format)?;
+    let show = |text: &str| if args.format == OutputFormat::Text { print_now(text) } else { Ok(()) };
+    let done = complete(&mut engine, request, tokenizer.as_ref(), &stops, show)?;
     engine.finish_trace()?;
     engine.finish_record()?;
     match args.format {
-        OutputFormat::Json => print_json(&engine, &prompt, &tokens, finish, tokenizer.as_ref()),
+        OutputFormat::Json => print_json(&engine, &prompt, &done),
         OutputFormat::Text => {
             print_now("\n")?;
             let stats = engine.stats();
             eprintln!(
                 "{} tokens at {:.1} tokens/s ({}, {}, {}): {:.2} accepted and {:.1} nodes a round",
-                tokens.len(),
+                done.tokens.len(),
                 stats.tokens_per_second(),
                 engine.controller().policy(),
                 engine.dtype(),
@@ -107,74 +109,118 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
 }
 
-/// Generates to the end (or Ctrl-C), handing text to `show` as it becomes whole.
+/// What came of a request.
+pub struct Completion {
+    /// The tokens that count: without an end-of-sequence token, and with a stop string those before it (see [`StopStream::num_ids`]).
+    pub tokens: Vec<i32>,
+    /// Their text, up to a stop string; `None` without a tokenizer.
+    pub text: Option<String>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The engine ended it.
+    Engine(FinishReason),
+    /// A stop string came.
+    StopString,
+    /// Ctrl-C was pressed.
+    Interrupted,
+}
+
+impl Finish {
+    /// As in the JSON output.
+    fn name(self) -> &'static str {
+        match self {
+            Finish::Engine(reason) => reason.name(),
+            Finish::StopString | Finish::Interrupted => "stop",
+        }
+    }
+}
+
+/// Generates to the end, a stop string or Ctrl-C, handing text to `show` as it becomes certain. Without a tokenizer the ids are the text.
 pub fn complete(
     engine: &mut Engine,
     request: Request,
-    mut show: impl FnMut(&str) -> Result<()>,
     tokenizer: Option<&Tokenizer>,
-    format: OutputFormat,
-) -> Result<(Vec<i32>, Option<FinishReason>)> {
-    let mut stream = tokenizer.map(Tokenizer::stream);
+    stops: &StopStrings,
+    mut show: impl FnMut(&str) -> Result<()>,
+) -> Result<Completion> {
+    let mut stream = tokenizer.map(|tokenizer| tokenizer.stream_until(stops));
+    let mut streamed = String::new();
     let mut generation = engine.generate(request)?;
     let mut tokens = Vec::new();
     for batch in generation.by_ref() {
         for token in batch? {
+            tokens.push(token);
             match &mut stream {
                 Some(stream) => {
                     if let Some(text) = stream.push(token)? {
                         show(&text)?;
+                        streamed.push_str(&text);
+                    }
+                    // What the round accepted after a stop string does not count.
+                    if stream.stopped() {
+                        break;
                     }
                 }
-                // No tokenizer: the ids are the text.
-                None if format == OutputFormat::Text => show(&format!("{token} "))?,
-                None => (),
+                None => show(&format!("{token} "))?,
             }
-            tokens.push(token);
         }
-        if interrupt::requested() {
+        if interrupt::requested() || stream.as_ref().is_some_and(StopStream::stopped) {
             break;
         }
     }
-    let finish = generation.finish_reason();
+    let ended = generation.finish_reason();
     drop(generation);
-    if let Some(text) = stream.map(|stream| stream.finish()).transpose()?.flatten() {
-        show(&text)?;
+    let mut finish = ended.map_or(Finish::Interrupted, Finish::Engine);
+    if let Some(stream) = &mut stream {
+        if let Some(text) = stream.finish()? {
+            show(&text)?;
+            streamed.push_str(&text);
+        }
+        if stream.stopped() {
+            finish = Finish::StopString;
+        }
+        tokens.truncate(stream.num_ids());
     }
-    Ok((tokens, finish))
+    let text = match tokenizer {
+        None => None,
+        Some(_) if finish == Finish::StopString => Some(streamed),
+        Some(tokenizer) => Some(tokenizer.decode(&tokens)?),
+    };
+    Ok(Completion { tokens, text, finish })
 }
 
-fn prompt_ids(args: &GenerateArgs, tokenizer: Option<&Tokenizer>) -> Result<Vec<i32>> {
+fn prompt_ids(args: &GenerateArgs, tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<Vec<i32>> {
     if let Prompt::Ids(ids) = &args.prompt {
         return Ok(ids.clone());
     }
     let text = args.prompt.text()?.unwrap_or_default();
     match tokenizer {
-        Some(tokenizer) => tokenizer.encode(&text, true),
+        Some(tokenizer) => {
+            let ids = tokenizer.encode(&text, true)?;
+            tokenizer.check_ids(&ids, vocab_size)?;
+            Ok(ids)
+        }
         None => Err(Error::Input(
             "the model folder has no tokenizer.json; give the prompt as --prompt-ids".into(),
         )),
     }
 }
 
-fn print_json(
-    engine: &Engine,
-    prompt: &[i32],
-    tokens: &[i32],
-    finish: Option<FinishReason>,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<()> {
+fn print_json(engine: &Engine, prompt: &[i32], done: &Completion) -> Result<()> {
     let stats = engine.stats();
-    let text = tokenizer.map(|tokenizer| tokenizer.decode(tokens)).transpose()?;
     let object = json!({
         "prompt_token_ids": prompt,
-        "token_ids": tokens,
-        "text": text,
-        // An interrupted generation has been stopped.
-        "finish_reason": finish.map_or("stop", FinishReason::name),
+        "token_ids": done.tokens,
+        "text": done.text,
+        "finish_reason": done.finish.name(),
         "stats": {
             "rounds": stats.rounds,
-            "emitted_tokens": tokens.len(),
+            "emitted_tokens": done.tokens.len(),
             "mean_accepted_len": stats.mean_accepted_len(),
             "mean_nodes": stats.mean_nodes(),
             "tokens_per_second": stats.tokens_per_second(),

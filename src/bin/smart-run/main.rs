@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod convert;
 mod demo;
 mod demo_model;
@@ -13,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod loading;
 mod output;
+mod pictures;
 mod plots;
 mod profile;
 mod replay;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Demo => demo::run(),
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -1,7 +1,7 @@
 //! `smart-run trace`: a trace as one page that needs nothing but a browser.
 
 mod collect;
-mod texts;
+pub mod texts;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

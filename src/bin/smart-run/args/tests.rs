@@ -43,7 +43,9 @@ fn defaults_are_those_of_the_design() {
         GenerateArgs {
             models: ModelArgs::default(),
             prompt: Prompt::Text("x".into()),
+            images: vec![],
             max_new_tokens: 256,
+            stop: vec![],
             sampling: SamplingArgs { temperature: 0.0, top_p: 1.0, top_k: None, min_p: 0.0, seed: 0 },
             ignore_eos: false,
             policy: None,
@@ -58,7 +60,7 @@ fn defaults_are_those_of_the_design() {
 fn every_flag_reaches_its_field() {
     let line = "generate --model m --draft d --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
                 --top-p 0.9 --top-k 40 --min-p 0.05 --seed 18446744073709551615 --ignore-eos --policy chain:4 \
-                --dtype f16 --device cuda:2 --format json --trace t.jsonl";
+                --dtype f16 --device cuda:2 --format json --trace t.jsonl --stop --x --stop y";
     assert_eq!(
         generate_args(line),
         GenerateArgs {
@@ -69,7 +71,9 @@ fn every_flag_reaches_its_field() {
                 device: DeviceChoice::Cuda(2),
             },
             prompt: Prompt::Ids(vec![3, 0, i32::MAX]),
+            images: vec![],
             max_new_tokens: 7,
+            stop: vec!["--x".into(), "y".into()],
             sampling: SamplingArgs {
                 temperature: 0.5,
                 top_p: 0.9,
@@ -109,6 +113,11 @@ fn a_wrong_command_line_is_one_sentence_that_names_the_flag() {
         ("generate --prompt-ids 2147483648", "--prompt-ids"),
         ("generate --prompt-ids 1.0", "--prompt-ids"),
         ("generate --prompt x --max-new-tokens 0", "--max-new-tokens"),
+        ("generate --prompt x --stop=", "--stop"),
+        ("chat", "give --model"),
+        ("chat --model m --policy smart", "--policy smart needs a drafter"),
+        ("chat --model m --temperature -1", "--temperature"),
+        ("chat --model m hello", "hello"),
         ("generate --prompt x --max-new-tokens -1", "--max-new-tokens"),
         ("generate --prompt x --max-new-tokens 1e3", "--max-new-tokens"),
         ("generate --prompt x --temperature -0.1", "--temperature"),
