@@ -21,6 +21,8 @@ pub mod device;
 mod drafter;
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "engine")]
 pub mod kernels;
 #[cfg(feature = "engine")]

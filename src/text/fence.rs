@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::{Error, Result};
 
 thread_local! {
-    /// Whether this thread is inside [`fenced`].
+    /// Whether this thread is inside [`caught`].
     static FENCED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -19,14 +19,19 @@ thread_local! {
 /// Unwind safety: a tokenizer that panics while it is built is dropped; later calls take it by shared reference, and the
 /// crate's only interior state, a cache, is behind a lock that notices the panic.
 pub(super) fn fenced<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match caught(call) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(error)) => Err(Error::format(path, format!("this tokenizer is not usable: {error}"))),
+        None => Err(Error::format(path, "this tokenizer is not usable: its parts contradict each other")),
+    }
+}
+
+/// What `call` returns; `None` if it panics. What it leaves half done must not matter to anyone.
+pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
     let outer = FENCED.replace(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(call));
     FENCED.set(outer);
-    match outcome {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::format(path, format!("this tokenizer is not usable: {error}"))),
-        Err(_) => Err(Error::format(path, "this tokenizer is not usable: its parts contradict each other")),
-    }
+    outcome.ok()
 }
 
 /// Keeps the process's panic hook quiet about panics that this module turns into errors, so that a bad `tokenizer.json` is

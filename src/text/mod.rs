@@ -13,6 +13,8 @@ mod stream;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, chat_template_file};
+#[cfg(feature = "hub")]
+pub(crate) use fence::caught;
 pub use fence::silence_fenced_panics;
 pub use message::{Content, Message, Part};
 pub use stop::{StopStream, StopStrings};
