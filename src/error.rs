@@ -38,6 +38,9 @@ pub enum Error {
         /// What was given.
         got: String,
     },
+    /// A model could not be fetched: no connection, or a server's failure.
+    #[error("{0}")]
+    Download(String),
     /// No usable GPU driver, or the device cannot be used.
     #[error("{0}")]
     Device(String),

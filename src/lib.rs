@@ -23,6 +23,8 @@ mod drafter;
 pub mod engine;
 #[cfg(feature = "engine")]
 mod fence;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "engine")]
 pub mod image;
 #[cfg(feature = "engine")]

@@ -5,6 +5,7 @@ mod control_cases;
 mod measure;
 mod setting;
 mod tree_cases;
+mod vision_cases;
 
 use std::io::Write;
 
@@ -31,6 +32,7 @@ pub fn run(device: &Device, filter: &str) -> Result<()> {
         tree_cases::tokens,
         tree_cases::drafter,
         control_cases::control,
+        vision_cases::vision,
     ];
     for family in families {
         for case in family(&setting, filter)? {

@@ -1,5 +1,7 @@
 //! Bidirectional attention of vision towers.
 
+use std::ops::Range;
+
 /// `softmax(sm_scale q k^T) v` of `qkv [T, 3 * num_heads * head_dim]` (heads of q, of k, of v), row t over the rows of its
 /// segment; `seq_start` holds the segments' first rows and the end.
 pub fn vision_attention(
@@ -9,31 +11,42 @@ pub fn vision_attention(
     head_dim: usize,
     sm_scale: f32,
 ) -> Vec<f32> {
-    let width = num_heads * head_dim;
-    let head = |which: usize, row: usize, head: usize| {
-        let start = row * 3 * width + which * width + head * head_dim;
-        &qkv[start..start + head_dim]
-    };
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let mut out = Vec::new();
     for segment in seq_start.windows(2) {
         for row in segment[0]..segment[1] {
-            for h in 0..num_heads {
-                let scores: Vec<f64> = (segment[0]..segment[1])
-                    .map(|key| f64::from(sm_scale) * dot(head(0, row, h), head(1, key, h)))
-                    .collect();
-                let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|score| (score - greatest).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                let column = |i: usize| {
-                    let values = weights.iter().zip(segment[0]..segment[1]);
-                    values.map(|(weight, key)| weight * f64::from(head(2, key, h)[i])).sum::<f64>() / sum
-                };
-                out.extend((0..head_dim).map(|i| column(i) as f32));
+            for head in 0..num_heads {
+                out.extend(one_head(qkv, segment[0]..segment[1], row, (num_heads, head_dim), head, sm_scale));
             }
         }
     }
     out
+}
+
+/// Head `head` of row `row` over the rows `seen`.
+pub fn one_head(
+    qkv: &[f32],
+    seen: Range<usize>,
+    row: usize,
+    (num_heads, head_dim): (usize, usize),
+    head: usize,
+    sm_scale: f32,
+) -> Vec<f32> {
+    let width = num_heads * head_dim;
+    let at = |which: usize, row: usize| {
+        let start = row * 3 * width + which * width + head * head_dim;
+        &qkv[start..start + head_dim]
+    };
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let scores: Vec<f64> =
+        seen.clone().map(|key| f64::from(sm_scale) * dot(at(0, row), at(1, key))).collect();
+    let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|score| (score - greatest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let column = |i: usize| {
+        let values = weights.iter().zip(seen.clone());
+        values.map(|(weight, key)| weight * f64::from(at(2, key)[i])).sum::<f64>() / sum
+    };
+    (0..head_dim).map(|i| column(i) as f32).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Which models a command means, and building their engine with a progress bar on the terminal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use smart_run::Result;
 use smart_run::config::ModelSource;
 use smart_run::engine::{DraftSource, Engine, EngineBuilder};
+use smart_run::hub::{HubSettings, Repository};
 
 use crate::args::ModelArgs;
 use crate::{demo_model, output};
@@ -19,14 +20,15 @@ pub struct Models {
 }
 
 impl Models {
-    /// What `--model` and `--draft` mean: without a model the demo pair, whose drafter may be replaced.
+    /// What `--model` and `--draft` mean: without a model the demo pair, whose drafter may be replaced. Repositories are fetched.
     pub fn of(args: &ModelArgs) -> Result<Self> {
-        let draft = args.draft.as_deref().map(|path| match path.to_str() {
-            Some(NGRAM) => DraftSource::Ngrams,
-            _ => DraftSource::from(path),
-        });
+        let draft = match args.draft.as_deref() {
+            None => None,
+            Some(path) if path.to_str() == Some(NGRAM) => Some(DraftSource::Ngrams),
+            Some(path) => Some(source(path)?.into()),
+        };
         match &args.model {
-            Some(path) => Ok(Self { target: ModelSource::from(path.as_path()), drafter: draft }),
+            Some(path) => Ok(Self { target: source(path)?, drafter: draft }),
             None => {
                 let (target, drafter) = demo_model::pair()?;
                 Ok(Self { target, drafter: Some(draft.unwrap_or(drafter.into())) })
@@ -50,6 +52,20 @@ impl Models {
             None => builder,
         }
     }
+}
+
+/// The folder at `path`; if there is none, and it reads as `org/name`, the repository of that name.
+fn source(path: &Path) -> Result<ModelSource> {
+    let repository = path.to_str().and_then(Repository::parse).filter(|_| !path.exists());
+    let Some(repository) = repository else { return Ok(path.into()) };
+    let bar = bytes_bar("fetching {msg}");
+    let folder = HubSettings::from_env()?.fetch(&repository, &mut |file, done, all| {
+        bar.set_length(all);
+        bar.set_message(file.to_owned());
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(folder?.into())
 }
 
 /// Builds the engine, drawing a bar on stderr while weights load (none when stderr is no terminal).

@@ -13,9 +13,9 @@ use super::from_str;
 /// What runs, and where.
 #[derive(Debug, Default, PartialEq)]
 pub struct ModelArgs {
-    /// The target's folder; `None` is the demo pair.
+    /// The target's folder or repository; `None` is the demo pair.
     pub model: Option<PathBuf>,
-    /// The drafter's folder, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
+    /// The drafter's folder or repository, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
     pub draft: Option<PathBuf>,
     /// Type to run in; `None` is the one that the weights are stored in.
     pub dtype: Option<FloatType>,
@@ -26,10 +26,10 @@ pub struct ModelArgs {
 /// The same as typed.
 #[derive(Args)]
 pub struct LowModel {
-    /// Target: a Hugging Face model folder [default: the demo pair]
+    /// Target: a Hugging Face model folder, or org/name or org/name@revision to fetch one [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder with an EAGLE-3 or EAGLE-1 checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
+    /// Drafter: a folder, or org/name, with an EAGLE-3 or EAGLE-1 checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32

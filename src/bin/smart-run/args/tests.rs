@@ -138,7 +138,6 @@ fn a_wrong_command_line_is_one_sentence_that_names_the_flag() {
         ("generate --prompt x --device gpu", "--device"),
         ("generate --prompt x --device cuda:-1", "--device"),
         ("generate --prompt x --format yaml", "--format"),
-        ("generate --prompt x --image cat.png", "--image"),
         ("generate --prompt x --policy clever", "--policy"),
         ("generate --prompt x --policy chain", "--policy"),
         ("generate --prompt x --policy eagle2:10,5", "--policy"),
