@@ -149,7 +149,7 @@ fn stop_strings_cut_answers() {
     let model = chat_model(TEMPLATE, 2048);
     let flags = ["--max-new-tokens", "40"];
     let asked = Message::new("user", "def main():");
-    let whole = generated(model.path(), &flags, &[asked.clone()]);
+    let whole = generated(model.path(), &flags, std::slice::from_ref(&asked));
     // From the middle of the answer, as it stands there first.
     let middle = whole.char_indices().nth(whole.chars().count() / 2).unwrap().0;
     let stop = &whole[middle..middle + whole[middle..].chars().take(3).map(char::len_utf8).sum::<usize>()];

@@ -193,7 +193,7 @@ impl Commit<'_> {
         if length != bytes {
             // The next run fetches it anew.
             let blob = fs::canonicalize(&path);
-            let removed = fs::remove_file(&path).and_then(|()| blob).and_then(fs::remove_file);
+            let removed = fs::remove_file(&path).and(blob).and_then(fs::remove_file);
             removed.map_err(|error| Error::io(&path, error))?;
             return Err(Error::Download(format!(
                 "{}: {name} ended after {length} of {bytes} bytes; try again",

@@ -173,8 +173,11 @@ pub fn chat_template_file(source: &ModelSource) -> Result<Option<&'static str>> 
     Ok(find(source)?.map(|(file, _)| file))
 }
 
-/// The file with the chat template, and its templates by name.
-fn find(source: &ModelSource) -> Result<Option<(&'static str, Vec<(String, String)>)>> {
+/// Templates with their names.
+type NamedTemplates = Vec<(String, String)>;
+
+/// The file with the chat template, and its templates.
+fn find(source: &ModelSource) -> Result<Option<(&'static str, NamedTemplates)>> {
     if let Some(content) = source.read_optional(OWN_FILE)? {
         let text = String::from_utf8(content.into_owned())
             .map_err(|_| Error::format(source.path(OWN_FILE), "this is not UTF-8 text"))?;
@@ -198,7 +201,7 @@ fn find(source: &ModelSource) -> Result<Option<(&'static str, Vec<(String, Strin
     Ok(None)
 }
 
-fn named_templates(template: Value) -> Option<Vec<(String, String)>> {
+fn named_templates(template: Value) -> Option<NamedTemplates> {
     match template {
         Value::String(text) => Some(vec![(DEFAULT.into(), text)]),
         Value::Array(list) => {
