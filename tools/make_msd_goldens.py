@@ -4,7 +4,7 @@
 
 As make_eagle1_goldens.py, for `msd.Drafter`; msd.py says how pairs are shifted around pictures. `msd_llava`: the pair that train_vision_target.py and
 train_msd_drafter.py wrote, on held-out pictures, each answered to its end. `msd_qwen2_vl`: a drafter with Qwen's layer for the random target
-tests/golden/qwen2_vl, distilled for some seconds on samples of it, in float32.
+tests/golden/qwen2_vl, distilled for some seconds on samples of it, in float32. check_msd_goldens.py compares both with layers of transformers.
 """
 
 import argparse
@@ -23,15 +23,16 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 import make_eagle3_goldens as goldens
-import make_vision_goldens as vision
 import msd
 import train_vision_target
 import training_loop
 import vision_data
 from eagle3 import DrafterConfig
 from eagle3_reference import draft_tree, generate
+from make_vision_goldens import draw_prompts
 from train_drafter import ADAM_RATE, MUON_RATE, STEP_WEIGHT, UNROLL, WARMUP, unrolled_over
 from vision_cases import CASES, IMAGE_ID, TEXT_IDS, VISION_END_ID, VISION_START_ID
+from vision_pictures import image_processor, look_at
 
 PER_KIND = 2  # prompts of msd_llava for each kind of picture
 TRIES = 100
@@ -244,10 +245,10 @@ def make_qwen(goldens_folder: Path) -> None:
     case = next(case for case in CASES if case.name == "qwen2_vl")
     target = AutoModelForImageTextToText.from_pretrained(target_folder, attn_implementation="eager", dtype=torch.float32)
     target = target.eval().requires_grad_(False)
-    processor = vision.image_processor(case, case.preprocessor)
+    processor = image_processor(case, case.preprocessor)
     seen = {}
     for name in case.pictures:
-        looked = vision.look_at(case, target, processor, Image.open(target_folder / f"{name}.png"))
+        looked = look_at(case, target, processor, Image.open(target_folder / f"{name}.png"))
         seen[name] = Seen(looked.pixels, looked.features)
 
     torch.manual_seed(0)
@@ -269,7 +270,7 @@ def make_qwen(goldens_folder: Path) -> None:
 
     def questions(wanted: str) -> Iterator[Question]:
         for seed in range(TRIES):
-            prompts = vision.draw_prompts(case, tokens, torch.Generator().manual_seed(1000 + seed))
+            prompts = draw_prompts(case, tokens, torch.Generator().manual_seed(1000 + seed))
             prompt = next(prompt for prompt in prompts if prompt.name == wanted)
             facts = dict(name=wanted, pictures=[f"../qwen2_vl/{name}.png" for name in prompt.pictures])
             yield Question(facts, prompt.prompt_ids, [seen[name] for name in prompt.pictures], IMAGE_ID)

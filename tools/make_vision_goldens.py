@@ -25,21 +25,19 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
-from transformers.vision_utils import get_vision_window_index
 
 from golden_files import versions, write_json
 from vision_cases import (
     CASES,
     IMAGE_ID,
-    PATCH,
     TEXT_IDS,
     VISION_END_ID,
     VISION_START_ID,
     VisionCase,
-    draw_picture,
     module_name,
     published_name,
 )
+from vision_pictures import Picture, arguments, draw_picture, expand, image_processor, look_at
 
 NEW_TOKENS = 48
 MIN_MARGIN = 1e-3  # between the best and the second best logit, relative to the largest of all
@@ -48,16 +46,6 @@ MIN_EFFECT = 0.05  # of a change to a picture on the last logits, relative to th
 LOGIT_SPREAD = 3.0  # standard deviation of the logits
 BOUNDARY = 256  # a position that one picture lies across
 CLOSE = 1e-5  # relative to the largest, when computed again
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture as the model sees it."""
-
-    pixels: dict[str, Tensor]  # the model's arguments: pixel_values and what goes with them
-    rows: Tensor  # [patches, channels x height x width of a patch]: what the patch embedding multiplies
-    tower: Tensor  # [patches, tower's width]: what the projector or merger reads
-    features: Tensor  # [tokens, hidden]: what stands in for the placeholders
 
 
 @dataclass(frozen=True)
@@ -119,58 +107,6 @@ def gain(name: str) -> float:
     if any(part in name for part in ("q_proj", "k_proj", "attn.qkv")):
         return 1.5  # selective attention
     return 1.0
-
-
-def image_processor(case: VisionCase, settings: dict) -> object:
-    """The processor that works with PIL and numpy."""
-    settings = {key: value for key, value in settings.items() if not key.startswith(("image_processor_", "processor_"))}
-    return getattr(transformers, case.processor)(**settings)
-
-
-def look_at(case: VisionCase, model: PreTrainedModel, processor: object, picture: Image.Image) -> Picture:
-    """Preprocess a picture and run the tower over it."""
-    pixels = dict(processor(images=[picture], return_tensors="pt"))
-    values = pixels["pixel_values"]
-    output = model.model.get_image_features(**pixels, return_dict=True)
-    features = torch.cat(list(output.pooler_output))
-    if case.wraps_pictures:
-        tower = output.last_hidden_state
-        if case.model_type == "qwen2_5_vl":  # back from the order of windows
-            vision = case.vision
-            order, _ = get_vision_window_index(
-                pixels["image_grid_thw"], vision["spatial_merge_size"], vision["window_size"], vision["patch_size"]
-            )
-            unit = vision["spatial_merge_size"] ** 2
-            tower = tower.view(-1, unit, tower.shape[-1])[order.argsort()].flatten(0, 1)
-        return Picture(pixels, values, tower, features)
-    tiles = values.flatten(0, -4)  # [tiles, 3, height, width]
-    side = tiles.shape[-1] // PATCH
-    rows = tiles.view(-1, 3, side, PATCH, side, PATCH).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
-    layer, strategy = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
-    tower = model.model.vision_tower(tiles, output_hidden_states=True).hidden_states[layer]
-    tower = (tower[:, 1:] if strategy == "default" else tower).flatten(0, 1)
-    return Picture(pixels, rows, tower, features)
-
-
-def expand(prompt_ids: list[int], pictures: list[Picture]) -> list[int]:
-    """A placeholder for every feature."""
-    counts = iter(len(picture.features) for picture in pictures)
-    return [i for token in prompt_ids for i in [token] * (next(counts) if token == IMAGE_ID else 1)]
-
-
-def arguments(ids: list[int], pictures: list[Picture]) -> dict[str, Tensor]:
-    """The model's arguments for a text with its pictures."""
-    batch = torch.tensor([ids])
-    found = dict(input_ids=batch)
-    for key in pictures[0].pixels if pictures else ():
-        values = [picture.pixels[key] for picture in pictures]
-        if key == "pixel_values" and values[0].dim() == 5:  # as many tiles for all
-            most = max(value.shape[1] for value in values)
-            values = [torch.cat([v, v.new_zeros(1, most - v.shape[1], *v.shape[2:])], 1) for v in values]
-        found[key] = torch.cat(values)
-    if "image_grid_thw" in found:
-        found["mm_token_type_ids"] = (batch == IMAGE_ID).int()
-    return found
 
 
 def last_logits(model: PreTrainedModel, prompt: Prompt, pictures: list[Picture]) -> Tensor:

@@ -20,12 +20,11 @@ import training_loop
 import vision_data
 from eagle3 import DrafterConfig
 from train_drafter import ADAM_RATE, MUON_RATE, STEP_WEIGHT, UNROLL, WARMUP, unrolled_over
-from train_vision_target import FEATURES, LONGEST, held_out_examples, load_target
+from train_vision_target import greedy_answers, held_out_examples, load_target
 from vision_data import EOS, IMAGE, Example
 
-TEXTS = 3072
+TEXTS = 1536
 BATCH = 24
-ANSWER_BATCH = 64
 
 
 def drafter_config(target: LlavaForConditionalGeneration) -> DrafterConfig:
@@ -44,29 +43,12 @@ def drafter_config(target: LlavaForConditionalGeneration) -> DrafterConfig:
     )
 
 
-@torch.no_grad()
 def spoken(
     target: LlavaForConditionalGeneration, tokenizer: Tokenizer, examples: list[Example]
 ) -> list[tuple[Example, list[int], int]]:
     """Each example with its prompt and the target's own greedy answer as tokens, and the length of the prompt."""
-    by_length: dict[int, list[tuple[Example, list[int]]]] = {}
-    for example in examples:
-        prompt = vision_data.prompt_tokens(tokenizer, example.prompt, FEATURES)
-        by_length.setdefault(len(prompt), []).append((example, prompt))
-    found = []
-    for length, group in by_length.items():
-        for start in range(0, len(group), ANSWER_BATCH):
-            part = group[start : start + ANSWER_BATCH]
-            ids = torch.tensor([prompt for _, prompt in part])
-            pixels = vision_data.pixel_values([example.picture for example, _ in part])
-            rows = target.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, do_sample=False, max_new_tokens=LONGEST
-            )
-            for (example, _), row in zip(part, rows.tolist()):
-                answer = row[length:]
-                answer = answer[: answer.index(EOS) + 1] if EOS in answer else answer
-                found.append((example, row[:length] + answer, length))
-    return found
+    answers = greedy_answers(target, tokenizer, examples)
+    return [(example, prompt + answer, len(prompt)) for example, (prompt, answer) in zip(examples, answers)]
 
 
 def steps_over(

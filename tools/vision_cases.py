@@ -1,14 +1,11 @@
 """The shapes behind tests/golden/{llava,qwen2_vl,llava_next,llava_interleave,qwen2_5_vl}/: configurations as transformers 5 takes them and as the
-published checkpoints spell them, preprocessor files, pictures and names of weights.
+published checkpoints spell them, preprocessor files, sizes of pictures and names of weights.
 
 The older configurations say what the published ones say and leave out what those leave out, where a small model can still be right.
 """
 
-import math
 import re
-from dataclasses import dataclass, field
-
-from PIL import Image, ImageDraw
+from dataclasses import dataclass
 
 VOCAB = 128
 TEXT_IDS = 112  # ids below are text; the model is made never to say the others
@@ -36,7 +33,6 @@ class VisionCase:
     pictures: dict[str, tuple[int, int]]  # name: (width, height)
     pairs: tuple[str, str]  # two of them for a prompt with two pictures
     long_picture: str | None = None  # the one that lies across position 256
-    extra: dict = field(default_factory=dict)
 
     @property
     def wraps_pictures(self) -> bool:
@@ -369,29 +365,6 @@ CASES = (
         pairs=("small", "exact"),
     ),
 )
-
-
-def draw_picture(width: int, height: int, hue: int) -> Image.Image:
-    """A gradient under some shapes with hard edges: every channel, row and column differs."""
-    picture = Image.new("RGB", (width, height))
-    picture.putdata(
-        [
-            (
-                int(128 + 120 * math.sin(0.11 * x + 0.05 * y + hue)),
-                int(255 * y / height),
-                int(128 + 110 * math.cos(0.07 * x * (1 + hue) - 0.13 * y)),
-            )
-            for y in range(height)
-            for x in range(width)
-        ]
-    )
-    draw = ImageDraw.Draw(picture)
-    w, h = width / 10, height / 10
-    draw.ellipse((1 * w, 1 * h, 5 * w, 5 * h), fill=(250, 220, 10 + 80 * hue))
-    draw.rectangle((5.5 * w, 4 * h, 8.7 * w, 9 * h), fill=(20, 60 + 70 * hue, 230), outline=(255, 255, 255))
-    draw.polygon([(1 * w, 9 * h), (3 * w, 5.5 * h), (5 * w, 9.3 * h)], fill=(200 - 60 * hue, 20, 60))
-    draw.line((0, height - 1, width - 1, 0), fill=(0, 0, 0))
-    return picture
 
 
 def published_name(name: str) -> str:
