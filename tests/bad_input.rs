@@ -291,7 +291,12 @@ const ARCHITECTURE_CASES: &[(&str, &str, &str, &str)] = &[
     ("Qwen3ForCausalLM", "layer_types", LINEAR, "holds \"linear_attention\""),
     ("Qwen3ForCausalLM", "head_dim", "null", "is missing"),
     ("Qwen3ForCausalLM", "head_dim", "80", "only [32, 64, 96, 128]"),
-    ("Qwen2ForCausalLM", "rope_scaling", r#"{"type": "mrope", "mrope_section": [16, 24, 24]}"#, "\"mrope\""),
+    (
+        "Qwen2ForCausalLM",
+        "rope_scaling",
+        r#"{"type": "mrope", "mrope_section": [16, 24, 24]}"#,
+        "has a `mrope_section` of [16, 24, 24]",
+    ),
 ];
 
 const SLIDING: &str = r#"["full_attention", "full_attention", "full_attention", "sliding_attention"]"#;
@@ -329,7 +334,7 @@ const DRAFTER_CASES: &[(&str, &str, &str)] = &[
     (
         "rope_scaling",
         r#"{"type": "mrope", "mrope_section": [16, 24, 24]}"#,
-        "`rope_scaling.type` is \"mrope\"",
+        "`rope_scaling` has a `mrope_section` of [16, 24, 24]: they should be the 16 pairs",
     ),
     ("transformer_layer_config", "[]", "should be an object"),
 ];

@@ -51,17 +51,7 @@ impl Geometry {
         let rms_norm_eps = fields.require("rms_norm_eps", fields.number("rms_norm_eps", 1e-12..=1.0)?)?;
         let head_dim = head_dim(fields, hidden_size, num_q_heads)?;
         let rope = RopeConfig::from_fields(fields)?;
-        if let Some(sections) =
-            rope.sections.filter(|sections| sections.iter().sum::<usize>() != head_dim / 2)
-        {
-            return Err(fields.error(
-                "mrope_section",
-                format_args!(
-                    "is {sections:?}: the sections should have the {} pairs of a head",
-                    head_dim / 2
-                ),
-            ));
-        }
+        rope.check_sections(fields, head_dim)?;
         Ok(Geometry {
             vocab_size: size("vocab_size", 1 << 24)?,
             hidden_size,

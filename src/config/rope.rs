@@ -173,6 +173,22 @@ impl RopeConfig {
     }
 }
 
+impl RopeConfig {
+    /// Fails unless the sections, if there are any, have all pairs of a head.
+    pub(super) fn check_sections(&self, fields: &Fields, head_dim: usize) -> Result<()> {
+        let num_pairs = head_dim / 2;
+        let Some(sections) = self.sections.filter(|sections| sections.iter().sum::<usize>() != num_pairs)
+        else {
+            return Ok(());
+        };
+        let holder =
+            if fields.value("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+        let reason =
+            format!("has a `mrope_section` of {sections:?}: they should be the {num_pairs} pairs of a head");
+        Err(fields.error(holder, reason))
+    }
+}
+
 /// `mrope_section`: three counts of pairs.
 fn sections(nested: &Fields) -> Result<Option<[usize; 3]>> {
     const FIELD: &str = "mrope_section";

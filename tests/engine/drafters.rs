@@ -31,7 +31,7 @@ fn check(case: &str, max_prompts: usize) {
             let greedy_ids = ids(&prompt["greedy_ids"]);
             let new_tokens =
                 prompt["new_tokens"].as_u64().or(expected["new_tokens"].as_u64()).unwrap() as usize;
-            let pictures = prompt["pictures"].as_array().into_iter().flatten();
+            let pictures = prompt["pictures"].as_array().into_iter().flatten().chain(prompt.get("picture"));
             let pictures =
                 pictures.map(|file| prepare(&target, &golden.join(file.as_str().unwrap()))).collect();
             // One token more than asked for, so that the last round is not cut short.
@@ -108,6 +108,12 @@ fn medusa_random_pair() {
 #[test]
 fn medusa_demo_pair() {
     check("medusa_demo", usize::MAX);
+}
+
+/// A trained pair, which describes drawings.
+#[test]
+fn msd_llava_pair() {
+    check("msd_llava", usize::MAX);
 }
 
 /// Behind pictures: text, one picture, two, one across the edge of a prefill chunk. Qwen's layer, with a norm and biases.

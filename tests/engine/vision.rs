@@ -178,6 +178,47 @@ fn speculation_after_pictures_changes_speed_only() {
     }
 }
 
+/// A trained pair that has to look: with the picture it was asked about the target says what is drawn there, with another one something
+/// else; the drafter sees it, too, and its trees pay; no policy changes a token.
+#[test]
+fn a_trained_pair_describes_its_picture_under_every_policy() {
+    let case = repository("tests/golden/msd_llava");
+    let golden = expected("msd_llava");
+    let build = |policy: &str| {
+        let builder = Engine::builder(case.join("target")).policy(policy.parse().unwrap());
+        let drafter = (policy != "plain").then(|| case.join("drafter"));
+        match drafter {
+            Some(drafter) => builder.drafter(drafter).costs(paying_costs()).build().unwrap(),
+            None => builder.build().unwrap(),
+        }
+    };
+    let picture = |prompt: &Value| prepare(&case.join("target"), &case.join(name(&prompt["picture"])));
+    let prompts = golden["prompts"].as_array().unwrap();
+    let requests: Vec<Request> = prompts
+        .iter()
+        .flat_map(|prompt| [(prompt, 0.0), (prompt, 0.7)])
+        .enumerate()
+        .map(|(i, (prompt, temperature))| Request {
+            pictures: vec![picture(prompt)],
+            sampling: SamplingParams { temperature, seed: i as u64, ..Default::default() },
+            ignore_eos: false,
+            ..greedy(&ids(&prompt["prompt_ids"]), 60)
+        })
+        .collect();
+    let mut plain = build("plain");
+    let wanted: Vec<Vec<i32>> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
+    let swapped = Request { pictures: requests[2].pictures.clone(), ..requests[0].clone() };
+    assert_ne!(run(&mut plain, swapped), wanted[0], "another picture, the same answer: it does not look");
+    for policy in ["chain:3", "eagle2:10,5,60", "smart"] {
+        let mut engine = build(policy);
+        for (request, wanted) in requests.iter().zip(&wanted) {
+            assert_eq!(&run(&mut engine, request.clone()), wanted, "{policy}");
+        }
+        let accepted = engine.stats().mean_accepted_len();
+        assert!(accepted > 1.5, "{policy} accepts {accepted} a round: the drafter does not see");
+    }
+}
+
 #[test]
 fn pictures_and_placeholders_that_do_not_match_are_refused() {
     let folder = repository("tests/golden/llava");

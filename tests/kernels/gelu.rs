@@ -6,8 +6,10 @@ use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
 use crate::common::device::device;
 use crate::common::inputs::{MODEL_DTYPES, Rng, download, poisoned, rounded, upload};
 
-const FUNCTIONS: [(Gelu, fn(f32) -> f32); 3] =
-    [(Gelu::Erf, erf_gelu), (Gelu::Tanh, tanh_gelu), (Gelu::Quick, quick_gelu)];
+/// A function and its oracle.
+type Function = (Gelu, fn(f32) -> f32);
+
+const FUNCTIONS: [Function; 3] = [(Gelu::Erf, erf_gelu), (Gelu::Tanh, tanh_gelu), (Gelu::Quick, quick_gelu)];
 
 fn run(device: &Device, dtype: DType, function: Gelu, x: &[f32], columns: usize) -> Vec<f32> {
     let rows = x.len() / columns;

@@ -110,7 +110,7 @@ fn open(pictures: Option<&Pictures>, command: &str) -> Result<Patches> {
     let file = command.trim_start_matches("/image").trim();
     match pictures {
         _ if file.is_empty() => Err(Error::Input("/image needs a file".into())),
-        Some(pictures) => pictures.open(&file.into()),
+        Some(pictures) => pictures.open(file.as_ref()),
         None => Err(Error::Input("this model reads text alone: it sees no pictures".into())),
     }
 }

@@ -1,6 +1,6 @@
 //! The pictures of `--image`, prepared as the model wants them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use smart_run::config::{ModelConfig, ModelSource};
 use smart_run::image::{ImageProcessor, Patches, Picture};
@@ -36,7 +36,7 @@ impl Pictures {
     ///
     /// # Errors
     /// A file that cannot be read, is no picture, or has a shape that the model does not take.
-    pub fn open(&self, path: &PathBuf) -> Result<Patches> {
+    pub fn open(&self, path: &Path) -> Result<Patches> {
         self.processor.prepare(&Picture::open(path)?)
     }
 
