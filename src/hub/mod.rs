@@ -135,7 +135,7 @@ impl HubSettings {
                     path.display()
                 )),
                 _ => Error::Download(format!(
-                    "{repository}: it cannot be fetched{}: {}",
+                    "{repository}: there is no such folder here, and it cannot be fetched{}: {}",
                     endpoint(),
                     one_line(&error.to_string())
                 )),

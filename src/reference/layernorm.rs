@@ -1,5 +1,7 @@
 //! Layer normalisation with the residual add before it.
 
+use super::rmsnorm::add;
+
 /// Adds `delta` to `residual` with `round` to the model's dtype, and returns
 /// `(residual - mean) / deviation * weight + bias` by rows of `weight.len()`.
 pub fn layernorm(
@@ -10,11 +12,7 @@ pub fn layernorm(
     eps: f32,
     round: impl Fn(f32) -> f32,
 ) -> Vec<f32> {
-    if let Some(delta) = delta {
-        for (residual, delta) in residual.iter_mut().zip(delta) {
-            *residual = round(*residual + delta);
-        }
-    }
+    add(residual, delta, round);
     let mut out = Vec::new();
     for row in residual.chunks(weight.len()) {
         let len = row.len() as f64;

@@ -9,11 +9,7 @@ pub fn rmsnorm(
     eps: f32,
     round: impl Fn(f32) -> f32,
 ) -> Vec<f32> {
-    if let Some(delta) = delta {
-        for (residual, delta) in residual.iter_mut().zip(delta) {
-            *residual = round(*residual + delta);
-        }
-    }
+    add(residual, delta, round);
     let mut out = Vec::new();
     for row in residual.chunks(weight.len()) {
         let squares: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum();
@@ -21,6 +17,13 @@ pub fn rmsnorm(
         out.extend(row.iter().zip(weight).map(|(&v, &w)| (f64::from(v) * f64::from(w) / rms) as f32));
     }
     out
+}
+
+/// Adds `delta`, if there is one, to `residual`, with `round` to the model's dtype.
+pub(super) fn add(residual: &mut [f32], delta: Option<&[f32]>, round: impl Fn(f32) -> f32) {
+    for (residual, delta) in residual.iter_mut().zip(delta.unwrap_or_default()) {
+        *residual = round(*residual + delta);
+    }
 }
 
 #[cfg(test)]
