@@ -132,9 +132,13 @@ target!(llava, llava_next, llava_interleave, qwen2_vl);
 #[test]
 fn speculation_after_pictures_changes_speed_only() {
     let msd = || DraftSource::from(repository("tests/golden/msd_qwen2_vl/drafter"));
-    for (case, drafter) in
-        [("llava", DraftSource::Ngrams), ("qwen2_vl", DraftSource::Ngrams), ("qwen2_vl", msd())]
-    {
+    for (case, drafter) in [
+        ("llava", DraftSource::Ngrams),
+        ("llava_next", DraftSource::Ngrams),
+        ("llava_interleave", DraftSource::Ngrams),
+        ("qwen2_vl", DraftSource::Ngrams),
+        ("qwen2_vl", msd()),
+    ] {
         let folder = repository("tests/golden").join(case);
         let golden = expected(case);
         let build = |float_type, policy: &str| -> Engine {
