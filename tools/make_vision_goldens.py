@@ -16,7 +16,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 import torch
 import transformers
 from PIL import Image, ImageDraw
