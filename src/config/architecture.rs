@@ -87,7 +87,7 @@ impl Architecture {
     }
 
     /// The architecture that a `text_config` names by its `model_type`.
-    pub(super) fn from_model_type(fields: &Fields) -> Result<Self> {
+    fn from_model_type(fields: &Fields) -> Result<Self> {
         let name = fields.text("model_type")?.unwrap_or("llama");
         Self::ALL.into_iter().find(|architecture| architecture.model_type() == name).ok_or_else(|| {
             let known = Self::ALL.map(Architecture::model_type).join(", ");
@@ -95,9 +95,18 @@ impl Architecture {
         })
     }
 
-    /// What transformers takes where a config says nothing. Configs of models that see pictures leave out of their `text_config`
-    /// what they have in common with these.
-    pub(super) fn unsaid(self) -> &'static [(&'static str, u32)] {
+    /// Gives a LLaVA `text_config` what it leaves out, as transformers does: what it has in common with its architecture's defaults.
+    pub(super) fn fill_in(text: &mut Fields) -> Result<Self> {
+        let architecture = Self::from_model_type(text)?;
+        text.fill_in(architecture.unsaid());
+        if text.value("rms_norm_eps").is_none() {
+            text.set("rms_norm_eps", 1e-6);
+        }
+        Ok(architecture)
+    }
+
+    /// What transformers takes where a config says nothing.
+    fn unsaid(self) -> &'static [(&'static str, u32)] {
         match self {
             Architecture::Llama => &[
                 ("vocab_size", 32_000),

@@ -51,14 +51,7 @@ impl ModelConfig {
         let architecture = match (seeing, &mut inner) {
             (None, _) => Architecture::from_fields(&outer)?,
             (Some(SeeingModel::Qwen2Vl), _) => Architecture::Qwen2,
-            (Some(SeeingModel::Llava | SeeingModel::LlavaNext), Some(text)) => {
-                let architecture = Architecture::from_model_type(text)?;
-                text.fill_in(architecture.unsaid());
-                if text.value("rms_norm_eps").is_none() {
-                    text.set("rms_norm_eps", 1e-6);
-                }
-                architecture
-            }
+            (Some(SeeingModel::Llava | SeeingModel::LlavaNext), Some(text)) => Architecture::fill_in(text)?,
             (Some(_), None) => outer.require("text_config", None)?,
         };
         let fields = inner.as_ref().unwrap_or(&outer);

@@ -1,8 +1,9 @@
 //! What a folder holds, said of any model: also of those that cannot be run.
 
+use super::architecture::SeeingModel;
 use super::fields::Fields;
 use super::model::max_position;
-use super::{FloatType, MedusaConfig, ModelSource};
+use super::{Architecture, FloatType, MedusaConfig, ModelSource};
 use crate::Result;
 
 /// Families of models that folders hold.
@@ -99,9 +100,16 @@ impl ConfigSummary {
         source.check_root()?;
         let Some(fields) = Fields::read_optional(source, "config.json")? else { return Ok(Self::default()) };
         // Drafters of vLLM, and models that see images, keep the decoder's fields in an object of their own.
-        let nested = ["transformer_layer_config", "text_config"]
+        let mut nested = ["transformer_layer_config", "text_config"]
             .iter()
             .find_map(|field| fields.object(field).ok().flatten());
+        let is_llava = |model| matches!(model, SeeingModel::Llava | SeeingModel::LlavaNext);
+        if let Some(text) = &mut nested
+            && SeeingModel::from_fields(&fields).ok().flatten().is_some_and(is_llava)
+        {
+            // An architecture that is not known leaves its sizes unsaid.
+            let _ = Architecture::fill_in(text);
+        }
         let layer = nested.as_ref().unwrap_or(&fields);
         let text = |field: &str| fields.text(field).ok().flatten().map(String::from);
         let count = |fields: &Fields, field: &str| fields.count(field, 1..=1 << 32).ok().flatten();
@@ -147,6 +155,33 @@ mod tests {
             ..ConfigSummary::default()
         };
         ModelKind::of(&config, names.iter().copied())
+    }
+
+    /// LLaVA-1.5-7B's own config says no more of its language model than this.
+    #[test]
+    fn a_seeing_model_has_the_sizes_that_its_config_leaves_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_token_index": 32000,
+            "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+                            "torch_dtype": "float16", "vocab_size": 32064},
+            "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336,
+                              "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+                              "patch_size": 14},
+            "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+        });
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let source = ModelSource::from(folder.path());
+        let summary = ConfigSummary::read(&source).unwrap();
+        assert_eq!(
+            (summary.hidden_size, summary.num_layers, summary.head_dim),
+            (Some(4096), Some(32), Some(128))
+        );
+        assert_eq!((summary.vocab_size, summary.max_position), (Some(32_064), Some(4096)));
+        let model = crate::config::ModelConfig::from_hf(&source).unwrap();
+        assert_eq!((model.geometry.hidden_size, model.geometry.intermediate_size), (4096, 11_008));
+        let tower = model.vision.unwrap().tower;
+        assert_eq!((tower.num_layers_run, tower.head_dim, tower.patch_size), (23, 64, 14));
     }
 
     /// The published layouts (EAGLE's and MSD's repositories, vLLM's speculators, Medusa's).

@@ -140,6 +140,12 @@ impl VisionConfig {
         let image_size =
             |unsaid: &Unsaid| Ok(vision.count("image_size", 1..=1 << 14)?.unwrap_or(unsaid.image_size));
         let tower = match vision.text("model_type")?.unwrap_or("clip_vision_model") {
+            "clip_vision_model" if tiled && strategy == "full" => {
+                return Err(outer.error(
+                    "vision_feature_select_strategy",
+                    "is \"full\", which keeps a class token: tiles are put together without; use \"default\"",
+                ));
+            }
             "clip_vision_model" => {
                 let drops_class = strategy == "default";
                 tower(&vision, &CLIP, TowerKind::Clip { image_size: image_size(&CLIP)?, drops_class })?
@@ -261,11 +267,14 @@ fn layers_run(outer: &Fields, num_layers: usize) -> Result<usize> {
     let Some(value) = outer.value(FIELD) else { return Ok(num_layers.saturating_sub(1)) };
     let layers = i64::try_from(num_layers).unwrap_or(i64::MAX);
     let behind = value.as_i64().map(|index| if index < 0 { layers + 1 + index } else { index });
-    match behind.filter(|behind| (0..=layers).contains(behind)) {
+    match behind.filter(|behind| (1..=layers).contains(behind)) {
         Some(behind) => Ok(behind as usize),
         None => Err(outer.error(
             FIELD,
-            format_args!("is {}: it should be one layer from -{} to {layers}", brief(value), layers + 1),
+            format_args!(
+                "is {}: it should be one layer, from 1 to {layers} or from -{layers} to -1",
+                brief(value)
+            ),
         )),
     }
 }

@@ -83,7 +83,7 @@ impl EngineBuilder<'static> {
 }
 
 impl<'a> EngineBuilder<'a> {
-    /// What drafts for the model: the folder of EAGLE-3, EAGLE-1 or Medusa weights, or [`DraftSource::Ngrams`]. Nothing by default.
+    /// What drafts for the model: the folder of EAGLE-3, EAGLE-1, MSD or Medusa weights, or [`DraftSource::Ngrams`]. Nothing by default.
     pub fn drafter(mut self, drafter: impl Into<DraftSource>) -> Self {
         self.drafter = Some(drafter.into());
         self

@@ -6,7 +6,9 @@ use crate::config::ModelConfig;
 use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::image::Patches;
-use crate::model::vision::{VisionEncoder, expand_placeholders, find_pictures, num_tokens, rotary_positions};
+use crate::model::vision::{
+    PlacedPicture, VisionEncoder, expand_placeholders, find_pictures, num_tokens, rotary_positions,
+};
 use crate::model::{Pass, Rotary, text_rotary};
 
 /// `prompt` with every picture's placeholder as long as the picture: what a request for `config` is served with.
@@ -48,7 +50,7 @@ impl Pictures {
     ) -> Result<Self> {
         let Some(encoder) = encoder.filter(|_| !pictures.is_empty()) else { return Ok(Self::default()) };
         let placed = find_pictures(encoder.config(), prompt, pictures);
-        let encode = |(patches, placed): (&Patches, &crate::model::vision::PlacedPicture)| {
+        let encode = |(patches, placed): (&Patches, &PlacedPicture)| {
             Ok((placed.tokens.start, encoder.encode(patches)?))
         };
         let encoded = pictures.iter().zip(&placed).map(encode).collect::<Result<_>>()?;

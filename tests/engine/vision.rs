@@ -239,6 +239,10 @@ fn pictures_and_placeholders_that_do_not_match_are_refused() {
     assert!(refusal(&[1, 2], vec![picture.clone()]).contains("0 place(s)"));
     let foreign = Patches { grid: (2, 8), ..picture.clone() };
     assert!(refusal(&[1, 120, 2], vec![foreign]).contains("2 x 8 patches"));
+    // Tiles, for a model that puts none together: its tokens would be fewer than its embeddings.
+    let values = picture.values.repeat(2);
+    let tiled = Patches { tiles: 2, tile_grid: (1, 1), values, ..picture.clone() };
+    assert!(refusal(&[1, 120, 2], vec![tiled]).contains("in 2 tile(s)"));
     let mut text = builder(&repository("tests/golden/llama2_mha")).policy(Policy::Plain).build().unwrap();
     let error = text.submit(Request { pictures: vec![picture], ..greedy(&[1, 2], 4) }).unwrap_err();
     assert!(error.to_string().contains("reads text alone"), "{error}");

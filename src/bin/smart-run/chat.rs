@@ -16,7 +16,7 @@ use crate::generate::Finish;
 use crate::interrupt;
 use crate::loading::{self, Models};
 use crate::output::print_now;
-use crate::pictures::Pictures;
+use crate::pictures::PictureFiles;
 
 use session::Session;
 
@@ -48,8 +48,8 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         ));
     };
     // A model that sees no pictures is a chat partner all the same, until it is sent one.
-    let pictures = config.vision.as_ref().map(|_| Pictures::of(&models.target, &config)).transpose()?;
-    let waiting = Pictures::open_all(&models.target, &config, &args.images)?;
+    let pictures = config.vision.as_ref().map(|_| PictureFiles::of(&models.target, &config)).transpose()?;
+    let waiting = PictureFiles::open_all(&models.target, &config, &args.images)?;
     let stops = StopStrings::new(args.stop.clone())?;
     let mut builder = models.builder(&args.models);
     if let Some(policy) = args.policy {
@@ -106,7 +106,7 @@ pub fn run(args: &ChatArgs) -> Result<()> {
 }
 
 /// The picture that `/image FILE` names.
-fn open(pictures: Option<&Pictures>, command: &str) -> Result<Patches> {
+fn open(pictures: Option<&PictureFiles>, command: &str) -> Result<Patches> {
     let file = command.trim_start_matches("/image").trim();
     match pictures {
         _ if file.is_empty() => Err(Error::Input("/image needs a file".into())),

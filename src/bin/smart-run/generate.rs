@@ -17,7 +17,7 @@ use crate::args::{GenerateArgs, OutputFormat, Prompt};
 use crate::interrupt;
 use crate::loading::{self, Models};
 use crate::output::print_now;
-use crate::pictures::Pictures;
+use crate::pictures::PictureFiles;
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<()> {
@@ -31,7 +31,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         ));
     }
     let prompt = prompt_ids(args, tokenizer.as_ref(), config.geometry.vocab_size)?;
-    let pictures = Pictures::open_all(&models.target, &config, &args.images)?;
+    let pictures = PictureFiles::open_all(&models.target, &config, &args.images)?;
     let prompt = expand_prompt(&config, &prompt, &pictures)?;
     let sampling = args.sampling.params();
     let request = Request {

@@ -7,11 +7,11 @@ use smart_run::image::{ImageProcessor, Patches, Picture};
 use smart_run::{Error, Result};
 
 /// Opens pictures for one model.
-pub struct Pictures {
+pub struct PictureFiles {
     processor: ImageProcessor,
 }
 
-impl Pictures {
+impl PictureFiles {
     /// How the model at `source` wants its pictures.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl Pictures {
     /// The pictures in `paths`, in order; nothing is asked of the model where there are none.
     ///
     /// # Errors
-    /// As [`Pictures::of`] and [`Pictures::open`].
+    /// As [`PictureFiles::of`] and [`PictureFiles::open`].
     pub fn open_all(source: &ModelSource, config: &ModelConfig, paths: &[PathBuf]) -> Result<Vec<Patches>> {
         if paths.is_empty() {
             return Ok(Vec::new());

@@ -40,7 +40,11 @@ pub(super) fn check_grid(config: &VisionConfig, patches: &Patches) -> Result<()>
     let fits = match config.tower.kind {
         TowerKind::Clip { image_size, .. } | TowerKind::Siglip { image_size } => {
             let side = image_size / config.tower.patch_size;
-            (rows, columns) == (side, side)
+            let tiles = match config.join {
+                JoinConfig::Tiled(_) if patches.tiles > 1 => 1 + patches.tile_grid.0 * patches.tile_grid.1,
+                _ => 1,
+            };
+            (rows, columns) == (side, side) && patches.tiles == tiles
         }
         TowerKind::Qwen2Vl { merge, .. } => {
             patches.tiles == 1 && rows * columns > 0 && rows % merge == 0 && columns % merge == 0
@@ -50,7 +54,8 @@ pub(super) fn check_grid(config: &VisionConfig, patches: &Patches) -> Result<()>
         return Ok(());
     }
     Err(Error::Input(format!(
-        "the picture has {rows} x {columns} patches, which the model's vision tower does not take: does its image processor belong to it?"
+        "the picture has {rows} x {columns} patches in {} tile(s), which the model's vision tower does not take: does its image processor belong to it?",
+        patches.tiles
     )))
 }
 

@@ -29,7 +29,7 @@ pub struct LowModel {
     /// Target: a Hugging Face model folder, or org/name or org/name@revision to fetch one [default: the demo pair]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Drafter: a folder, or org/name, with an EAGLE-3 or EAGLE-1 checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
+    /// Drafter: a folder, or org/name, with an EAGLE-3, EAGLE-1 or MSD checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
