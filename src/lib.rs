@@ -39,6 +39,8 @@ pub mod reference;
 #[cfg(feature = "engine")]
 pub mod sampling;
 #[cfg(feature = "engine")]
+pub mod service;
+#[cfg(feature = "engine")]
 pub mod text;
 #[cfg(feature = "engine")]
 pub mod weights;

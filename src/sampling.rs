@@ -61,6 +61,51 @@ impl SamplingParams {
     }
 }
 
+/// What it costs a token to come again, in logits, before everything else that sampling does. Counts are those at the token's own place:
+/// of the prompt and what was emitted, drafted ancestors included.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// Divides a positive logit and multiplies a negative one, of every token of the prompt or the text so far; 1 is none. Above 0.
+    pub repetition: f32,
+    /// Subtracted once from every emitted token's logit; 0 is none.
+    pub presence: f32,
+    /// Subtracted from an emitted token's logit as often as it was emitted; 0 is none.
+    pub frequency: f32,
+}
+
+impl Default for Penalties {
+    /// None.
+    fn default() -> Self {
+        Self { repetition: 1.0, presence: 0.0, frequency: 0.0 }
+    }
+}
+
+impl Penalties {
+    /// Whether they change nothing.
+    pub fn are_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that names the penalty.
+    pub fn validate(&self) -> Result<()> {
+        let Self { repetition, presence, frequency } = *self;
+        if !(repetition.is_finite() && repetition > 0.0) {
+            return Err(Error::Input(format!(
+                "repetition penalty must be a number above 0, got {repetition}"
+            )));
+        }
+        for (name, value) in [("presence", presence), ("frequency", frequency)] {
+            if !value.is_finite() {
+                return Err(Error::Input(format!("{name} penalty must be a number, got {value}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Standard Gumbel noise of `token` at `position`: the greatest `logit / temperature + gumbel` is a draw from
 /// the softmax.
 pub fn gumbel(seed: u64, position: i32, token: usize) -> f32 {

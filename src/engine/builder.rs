@@ -1,18 +1,20 @@
 //! From files to a ready engine: loading, memory sizing, start-up cost measurement.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::config::{FloatType, ModelConfig, ModelSource};
 use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
 use crate::drafter::{DrafterConfig, LoadedDrafter};
-use crate::engine::Engine;
 use crate::engine::drafting::Drafting;
 use crate::engine::heads::HeadsProposer;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
 use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
+use crate::engine::{Engine, RequestLimits};
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
 use crate::model::vision::VisionEncoder;
@@ -240,16 +242,20 @@ impl<'a> EngineBuilder<'a> {
             }
             _ => CostModel::unmeasured(),
         };
+        let limits_of_requests =
+            RequestLimits { config: Arc::new(verifier.target.config().clone()), max_context };
         Ok(Engine {
-            verifier,
             controller: Controller::new(policy, limits(max_sequences, self.floor, proposer.as_ref()), cost),
             proposer,
             vision,
+            verifier,
             start_costs,
             floor: self.floor,
             sequences: (0..max_sequences).map(|_| None).collect(),
             pending: Vec::new(),
+            queue: VecDeque::new(),
             next_id: 0,
+            limits: limits_of_requests,
             max_context,
             times: RoundClock::new(&device),
             trace: None,

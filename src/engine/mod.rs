@@ -38,6 +38,7 @@ mod prefill;
 mod profile;
 mod proposer;
 mod recording;
+mod request;
 mod round;
 mod scoring;
 mod sequence;
@@ -45,6 +46,7 @@ mod stats;
 mod sweep;
 mod verifier;
 
+use std::collections::VecDeque;
 use std::io::Write;
 
 use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
@@ -63,8 +65,9 @@ pub use builder::{DraftSource, EngineBuilder};
 pub use generation::Generation;
 pub use pictures::expand_prompt;
 pub use profile::MeasuredCosts;
-pub use round::Emission;
-pub use sequence::{FinishReason, Request, SequenceId};
+pub use request::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, Request, RequestLimits};
+pub use round::{Emission, TokenLogprobs};
+pub use sequence::{FinishReason, NOT_NUMBERS, SequenceId, SequenceStats};
 pub use stats::{RoundTimes, Stats};
 
 /// Serves sequences with one target and one policy.
@@ -82,7 +85,10 @@ pub struct Engine {
     sequences: Vec<Option<Sequence>>,
     /// Emissions of prefill that the next `step` hands out.
     pending: Vec<Emission>,
+    /// Requests that wait for a place, first come first.
+    queue: VecDeque<(SequenceId, Request)>,
     next_id: u64,
+    limits: RequestLimits,
     max_context: usize,
     times: RoundClock,
     last_round: Option<LastRound>,
@@ -92,6 +98,28 @@ pub struct Engine {
     /// A bug to plant, in tests of the tests.
     #[cfg(test)]
     planted: Option<Bug>,
+}
+
+/// Pages of keys and values, by what they hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCounts {
+    /// All pages.
+    pub total: usize,
+    /// Held by running sequences.
+    pub used: usize,
+    /// Held by nobody, but their keys and values may be wanted again.
+    pub cached: usize,
+}
+
+/// Predicted and measured time of a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LastTimes {
+    /// As the cost model foresaw it, µs.
+    pub predicted_us: f32,
+    /// As measured, µs.
+    pub measured_us: f64,
+    /// Predicted tokens per second relative to a plain round.
+    pub speedup: f32,
 }
 
 /// Bugs that the losslessness tests must notice (`mutations`).
@@ -159,6 +187,34 @@ impl Engine {
         self.times.stats = Stats::default();
     }
 
+    /// What requests must keep to.
+    pub fn limits(&self) -> RequestLimits {
+        self.limits.clone()
+    }
+
+    /// Whether nothing runs, waits or is left to hand out.
+    pub fn is_idle(&self) -> bool {
+        self.running().next().is_none() && self.queue.is_empty() && self.pending.is_empty()
+    }
+
+    /// Pages of keys and values.
+    pub fn page_counts(&self) -> PageCounts {
+        PageCounts::default()
+    }
+
+    /// Times of the latest [`Engine::step`] that ran a round.
+    pub fn last_times(&self) -> Option<LastTimes> {
+        let round = self.last_round.as_ref()?;
+        Some(LastTimes {
+            predicted_us: round.predicted_us,
+            measured_us: self.times.last.total_us,
+            speedup: round.speedup,
+        })
+    }
+
+    /// Starts all running sequences anew, from what they have emitted so far: after a round that failed, say.
+    pub fn restart_running(&mut self) {}
+
     /// Sequences that are running, in slot order.
     pub fn running(&self) -> impl Iterator<Item = SequenceId> + '_ {
         self.sequences.iter().flatten().map(|sequence| sequence.id)
@@ -171,7 +227,9 @@ impl Engine {
             self.release(slot);
         }
         self.pending.retain(|emission| emission.sequence != id);
-        slot.is_some()
+        let waiting = self.queue.len();
+        self.queue.retain(|(waits, _)| *waits != id);
+        slot.is_some() || self.queue.len() < waiting
     }
 
     /// Writes the header and from now on every round to `out` (see `control::trace`).

@@ -26,14 +26,7 @@ fn texts(policy: Policy, planted: Option<Bug>) -> (Vec<Vec<i32>>, u64) {
         .map(|(i, prompt)| {
             let sampling =
                 SamplingParams { temperature: 0.7 * i as f32, seed: 5, ..SamplingParams::default() };
-            let request = Request {
-                prompt,
-                max_new_tokens: 40,
-                sampling,
-                ignore_eos: true,
-                weight: 1.0,
-                pictures: Vec::new(),
-            };
+            let request = Request { sampling, ignore_eos: true, ..Request::new(prompt, 40) };
             engine
                 .generate(request)
                 .expect("a sound request")

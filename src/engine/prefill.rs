@@ -4,31 +4,37 @@
 use std::time::Instant;
 
 use crate::engine::Engine;
-use crate::engine::pictures::{Pictures, expand_prompt};
+use crate::engine::pictures::Pictures;
+use crate::engine::request::Request;
 use crate::engine::round::Emission;
-use crate::engine::sequence::{Request, Sequence, SequenceId};
-use crate::error::{Error, Result};
+use crate::engine::sequence::{Sequence, SequenceId, SequenceStats};
+use crate::error::Result;
 use crate::image::Patches;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 
 impl Engine {
-    /// Accepts a request, runs its prompt and draws its first token, which the next [`Engine::step`] returns.
+    /// Accepts a request; it runs once there is a place for it.
     ///
     /// # Errors
-    /// [`Error::Input`] for a request that cannot be served (empty prompt, token outside the vocabulary, longer than the
-    /// context, no free place); driver failures.
+    /// [`Error::Input`](crate::Error::Input) for a request that cannot be served (empty prompt, token outside the vocabulary, longer than the
+    /// context).
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
-        let prompt = expand_prompt(self.model_config(), &request.prompt, &request.pictures)?;
-        let request = Request { prompt, ..request };
-        request.validate(self.model_config().geometry.vocab_size, self.max_context)?;
-        let Some(slot) = self.sequences.iter().position(Option::is_none) else {
-            return Err(Error::Input(format!(
-                "all {} places are taken; wait for a sequence to end",
-                self.sequences.len()
-            )));
-        };
+        let request = self.limits.check(request)?;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        self.queue.push_back((id, request));
+        Ok(id)
+    }
+
+    pub(super) fn admit(&mut self) -> Result<()> {
+        while let Some(slot) = self.sequences.iter().position(Option::is_none) {
+            let Some((id, request)) = self.queue.pop_front() else { break };
+            self.start(slot, id, request)?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, slot: usize, id: SequenceId, request: Request) -> Result<()> {
         let eos = if request.ignore_eos { vec![] } else { self.model_config().eos_token_ids.clone() };
         let longest =
             (request.prompt.len() + request.max_new_tokens).min(self.max_context) + MAX_ROWS_PER_SEQUENCE;
@@ -51,11 +57,12 @@ impl Engine {
             eos,
             draft_len: 0,
             finished: None,
+            stats: SequenceStats::default(),
         });
         let first = self.prefill(slot).inspect_err(|_| self.release(slot))?;
         self.times.stats.prefill_ms += start.elapsed().as_secs_f64() * 1e3;
         self.emit_first(slot, first);
-        Ok(id)
+        Ok(())
     }
 
     /// Runs the prompt of `slot` and returns the token drawn after it.
@@ -111,8 +118,14 @@ impl Engine {
     fn emit_first(&mut self, slot: usize, token: i32) {
         let Some(sequence) = &mut self.sequences[slot] else { return };
         let count = sequence.commit(&[token]);
-        let emission =
-            Emission { sequence: sequence.id, tokens: vec![token; count], finished: sequence.finished };
+        let emission = Emission {
+            sequence: sequence.id,
+            tokens: vec![token; count],
+            accepted: 0,
+            logprobs: Vec::new(),
+            stats: sequence.stats,
+            finished: sequence.finished,
+        };
         if emission.finished.is_some() {
             self.release(slot);
         }

@@ -8,7 +8,6 @@ use crate::device::ConditionsProbe;
 use crate::engine::policy::limits;
 use crate::engine::{Engine, Request, sweep};
 use crate::error::Result;
-use crate::sampling::SamplingParams;
 
 /// What [`Engine::measure_costs`] found; the numbers of a `control::CostTable`.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,14 +73,7 @@ impl Engine {
         let controller = Controller::new(policy, config, CostModel::unmeasured());
         let own = std::mem::replace(&mut self.controller, controller);
         let (stats, trace, recording) = (self.times.stats.clone(), self.trace.take(), self.recording.take());
-        let request = Request {
-            prompt: vec![0; PROMPT],
-            max_new_tokens,
-            sampling: SamplingParams::default(),
-            ignore_eos: true,
-            weight: 1.0,
-            pictures: Vec::new(),
-        };
+        let request = Request { ignore_eos: true, ..Request::new(vec![0; PROMPT], max_new_tokens) };
         let samples = self.overheads_of(request, ROUNDS, TIME_LIMIT);
         self.controller = own;
         self.times.stats = stats;

@@ -7,7 +7,7 @@ use crate::control::trace::SequenceTrace;
 use crate::control::{DraftRound, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
 use crate::device::Tensor;
 use crate::engine::proposer::Proposer;
-use crate::engine::sequence::Sequence;
+use crate::engine::sequence::{Sequence, SequenceStats};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine, FinishReason, SequenceId};
@@ -17,20 +17,38 @@ use crate::replay::{Outcome, RoundCount};
 use crate::tree::DraftTree;
 
 /// What one round emitted for one sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Emission {
     /// The sequence.
     pub sequence: SequenceId,
     /// Its new tokens.
     pub tokens: Vec<i32>,
+    /// How many of them, from the first on, were drafted and accepted.
+    pub accepted: usize,
+    /// One entry a token, if the request asked for them.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// The sequence's rounds so far.
+    pub stats: SequenceStats,
     /// Set when the sequence ended with this round.
     pub finished: Option<FinishReason>,
+}
+
+/// The log-probability of an emitted token, and what else was likely. Of the law that the token was drawn from, after penalties and biases,
+/// at temperature 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The emitted token's natural log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, likeliest first.
+    pub top: Vec<(i32, f32)>,
 }
 
 /// The latest round under a controller, for who counts rounds.
 pub(super) struct LastRound {
     verified: Vec<Verified>,
     tokens: usize,
+    pub predicted_us: f32,
+    pub speedup: f32,
 }
 
 impl Engine {
@@ -40,8 +58,11 @@ impl Engine {
     /// # Errors
     /// A driver failure, or logits that are not numbers. The engine's sequences are in no defined state then.
     pub fn step(&mut self) -> Result<Vec<Emission>> {
-        let slots = self.running_slots();
         self.last_round = None;
+        if self.pending.is_empty() {
+            self.admit()?;
+        }
+        let slots = self.running_slots();
         if slots.is_empty() || !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
         }
@@ -63,7 +84,9 @@ impl Engine {
         self.times.stats.count_round(&trees, &verified, &emissions);
         self.times.end();
         let tokens = emissions.iter().map(|emission| emission.tokens.len()).sum();
-        self.last_round = Some(LastRound { verified, tokens });
+        let predicted_us = self.controller.predicted().total;
+        let speedup = self.controller.round().speedup();
+        self.last_round = Some(LastRound { verified, tokens, predicted_us, speedup });
         Ok(emissions)
     }
 
@@ -84,12 +107,21 @@ impl Engine {
         outcome.count_round(&self.controller, &outcomes(&accepted, &round.verified), &times);
     }
 
-    /// What the round that the latest [`Engine::step`] ran did for its first sequence, ratios left out; `None` if it ran none.
+    /// What the round that the latest [`Engine::step`] ran did for a sequence, ratios left out; `None` if it ran none with it.
+    pub fn round_trace(&self, id: SequenceId) -> Option<SequenceTrace> {
+        self.trace_of(self.controller.views().iter().position(|view| view.id == id.0)?)
+    }
+
+    /// As [`Engine::round_trace`], of the first sequence.
     pub fn last_round_trace(&self) -> Option<SequenceTrace> {
+        self.trace_of(0)
+    }
+
+    fn trace_of(&self, index: usize) -> Option<SequenceTrace> {
         let round = self.last_round.as_ref()?;
         let accepted = accepted_nodes(&round.verified);
-        let outcome = outcomes(&accepted, &round.verified).into_iter().next()?;
-        Some(SequenceTrace::new(&self.controller, 0, 0, &outcome))
+        let outcome = outcomes(&accepted, &round.verified).into_iter().nth(index)?;
+        Some(SequenceTrace::new(&self.controller, 0, index, &outcome))
     }
 
     /// Runs one round with the caller's trees, one for each sequence of [`Engine::running`] in that order: for drafters outside
@@ -221,7 +253,17 @@ impl Engine {
             let path = std::iter::once(0).chain(outcome.accepted.iter().copied()).enumerate();
             features.extend(path.map(|(i, node)| (slot, root + i, first_row + node)));
             first_row += tree.num_nodes();
-            emissions.push(Emission { sequence: sequence.id, tokens, finished: sequence.finished });
+            sequence.stats.rounds += 1;
+            sequence.stats.drafted_tokens += tree.num_draft_tokens() as u64;
+            sequence.stats.accepted_tokens += outcome.accepted.len() as u64;
+            emissions.push(Emission {
+                sequence: sequence.id,
+                accepted: outcome.accepted.len().min(tokens.len()),
+                tokens,
+                logprobs: Vec::new(),
+                stats: sequence.stats,
+                finished: sequence.finished,
+            });
         }
         if self.feeds_drafter() {
             self.remember(&features)?;

@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use crate::engine::pictures::{Pictures, expand_prompt};
-use crate::engine::sequence::Request;
+use crate::engine::request::Request;
 use crate::error::{Error, Result};
 use crate::image::Patches;
 use crate::model::MAX_ROWS_PER_SEQUENCE;

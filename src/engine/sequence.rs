@@ -2,76 +2,17 @@
 
 use crate::control::SequenceView;
 use crate::engine::pictures::Pictures;
-use crate::error::{Error, Result};
-use crate::image::Patches;
 use crate::sampling::SamplingParams;
-
-/// What a caller asks for.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Prompt token ids; at least one. A picture stands as one placeholder token, or as a run of its length.
-    pub prompt: Vec<i32>,
-    /// The prompt's pictures, in order.
-    pub pictures: Vec<Patches>,
-    /// Tokens to emit at most.
-    pub max_new_tokens: usize,
-    /// How tokens are drawn.
-    pub sampling: SamplingParams,
-    /// Keep going past end-of-sequence tokens.
-    pub ignore_eos: bool,
-    /// What a token of this request is worth to the `smart` policy relative to those of the requests beside it; finite and above 0. An urgent
-    /// one gets more of the shared pass. 1 for all is throughput.
-    pub weight: f32,
-}
-
-impl Request {
-    /// `prompt`, continued greedily by at most `max_new_tokens`.
-    pub fn new(prompt: Vec<i32>, max_new_tokens: usize) -> Self {
-        Self {
-            prompt,
-            pictures: Vec::new(),
-            max_new_tokens,
-            sampling: SamplingParams::default(),
-            ignore_eos: false,
-            weight: 1.0,
-        }
-    }
-
-    /// Whether a model of `vocab_size` tokens can serve this, its placeholders expanded, in a context of `max_context` tokens.
-    ///
-    /// # Errors
-    /// [`Error::Input`]: an empty prompt, one that leaves no room, an id outside the vocabulary, nothing asked for, or
-    /// sampling parameters or a weight out of range.
-    pub fn validate(&self, vocab_size: usize, max_context: usize) -> Result<()> {
-        if self.prompt.is_empty() {
-            return Err(Error::Input("the prompt is empty: at least one token is needed".into()));
-        }
-        if let Some(id) = self.prompt.iter().find(|&&id| id < 0 || id as usize >= vocab_size) {
-            return Err(Error::Input(format!("prompt token {id} is outside the vocabulary of {vocab_size}")));
-        }
-        if self.prompt.len() >= max_context {
-            return Err(Error::Input(format!(
-                "the prompt has {} tokens, which leaves no room in the context of {max_context}",
-                self.prompt.len()
-            )));
-        }
-        if self.max_new_tokens == 0 {
-            return Err(Error::Input("max_new_tokens is 0: ask for at least one token".into()));
-        }
-        if !(self.weight.is_finite() && self.weight > 0.0) {
-            return Err(Error::Input(format!("weight is {}: it should be finite and above 0", self.weight)));
-        }
-        self.sampling.validate()
-    }
-}
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// `max_new_tokens` or the context length was reached.
     Length,
-    /// The target drew an end-of-sequence token.
+    /// The target drew an end-of-sequence token, or a stop token of the request.
     Eos,
+    /// The target's logits were not numbers ([`NOT_NUMBERS`]): the text cannot go on.
+    Failed,
 }
 
 impl FinishReason {
@@ -80,8 +21,25 @@ impl FinishReason {
         match self {
             FinishReason::Length => "length",
             FinishReason::Eos => "eos",
+            FinishReason::Failed => "failed",
         }
     }
+}
+
+/// What [`FinishReason::Failed`] says.
+pub const NOT_NUMBERS: &str = "the target's logits are not numbers: the weights are damaged or overflow in this dtype (try --dtype f32)";
+
+/// What a sequence has taken so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SequenceStats {
+    /// Tokens of the prompt whose keys and values were there already.
+    pub cached_tokens: usize,
+    /// Rounds that it took part in.
+    pub rounds: u64,
+    /// Draft tokens verified for it.
+    pub drafted_tokens: u64,
+    /// Draft tokens accepted.
+    pub accepted_tokens: u64,
 }
 
 /// Identifies a sequence of an engine; never reused.
@@ -104,6 +62,7 @@ pub(super) struct Sequence {
     pub eos: Vec<i32>,
     pub draft_len: usize,
     pub finished: Option<FinishReason>,
+    pub stats: SequenceStats,
 }
 
 impl Sequence {
@@ -175,6 +134,7 @@ mod tests {
             eos: eos.to_vec(),
             draft_len: 0,
             finished: None,
+            stats: SequenceStats::default(),
         }
     }
 

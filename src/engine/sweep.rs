@@ -9,7 +9,7 @@ use crate::device::{Device, Event};
 use crate::engine::drafting::Drafting;
 use crate::engine::pictures::Pictures;
 use crate::engine::proposer::Proposer;
-use crate::engine::sequence::{Sequence, SequenceId};
+use crate::engine::sequence::{Sequence, SequenceId, SequenceStats};
 use crate::engine::verifier::Verifier;
 use crate::error::Result;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words, text_rotary};
@@ -300,6 +300,7 @@ impl Drafting {
             eos: vec![],
             draft_len: context,
             finished: None,
+            stats: SequenceStats::default(),
         };
         let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();
         self.catch_up(&batch, |_| 1, Some(TOP_K)).map(|_| ())

@@ -10,7 +10,6 @@ use smart_run::control::{CostModel, Policy};
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{Engine, EngineBuilder, Request};
 use smart_run::image::{ImageProcessor, Patches, Picture};
-use smart_run::sampling::SamplingParams;
 
 /// A path of the repository: below `SMART_TEST_ROOT`, or where the tests were compiled.
 pub fn repository(path: &str) -> PathBuf {
@@ -92,14 +91,7 @@ pub fn tiny(float_type: FloatType, policy: Policy) -> Engine {
 }
 
 pub fn greedy(prompt: &[i32], max_new_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        max_new_tokens,
-        sampling: SamplingParams::default(),
-        ignore_eos: true,
-        weight: 1.0,
-        pictures: Vec::new(),
-    }
+    Request { ignore_eos: true, ..Request::new(prompt.to_vec(), max_new_tokens) }
 }
 
 /// What the model of `folder` makes of the picture in `file`.

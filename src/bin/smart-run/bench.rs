@@ -235,12 +235,9 @@ fn requests(args: &BenchArgs, workload: &Workload, batch: usize) -> Vec<Request>
 fn request(args: &BenchArgs, prompt: &[i32], temperature: f32, index: u64) -> Request {
     let seed = args.seed.wrapping_add(index);
     Request {
-        prompt: prompt.to_vec(),
-        max_new_tokens: args.max_new_tokens,
         sampling: SamplingParams { temperature, seed, ..SamplingParams::default() },
         ignore_eos: args.ignore_eos,
-        weight: 1.0,
-        pictures: Vec::new(),
+        ..Request::new(prompt.to_vec(), args.max_new_tokens)
     }
 }
 

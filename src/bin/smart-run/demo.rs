@@ -25,14 +25,7 @@ pub fn run() -> Result<()> {
     interrupt::listen();
     let prompt = tokenizer.encode(PROMPT, true)?;
     let sampling = SamplingParams { temperature: TEMPERATURE, seed: SEED, ..SamplingParams::default() };
-    let request = Request {
-        prompt,
-        max_new_tokens: MAX_NEW_TOKENS,
-        sampling,
-        ignore_eos: true,
-        weight: 1.0,
-        pictures: Vec::new(),
-    };
+    let request = Request { sampling, ignore_eos: true, ..Request::new(prompt, MAX_NEW_TOKENS) };
     let run = |policy: Policy, show: fn(&str) -> Result<()>| -> Result<(Vec<i32>, Stats, String)> {
         let builder = Engine::builder(target.clone()).drafter(drafter.clone()).device(DeviceChoice::Auto);
         let mut engine = loading::build(builder.policy(policy).max_context(1024))?;

@@ -35,12 +35,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let prompt = expand_prompt(&config, &prompt, &pictures)?;
     let sampling = args.sampling.params();
     let request = Request {
-        prompt: prompt.clone(),
-        max_new_tokens: args.max_new_tokens,
         sampling,
         ignore_eos: args.ignore_eos,
-        weight: 1.0,
         pictures,
+        ..Request::new(prompt.clone(), args.max_new_tokens)
     };
     // The engine asks again; here a wrong prompt does not cost the time to load the weights.
     request.validate(config.geometry.vocab_size, config.max_position)?;

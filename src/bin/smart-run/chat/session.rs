@@ -97,12 +97,9 @@ impl Session {
         let prompt_len = prompt.len();
         // All of the conversation is read again: keys and values of the turns before are not kept.
         let request = Request {
-            prompt,
-            max_new_tokens: self.max_new_tokens.min(room),
             sampling: self.sampling,
-            ignore_eos: false,
-            weight: 1.0,
             pictures,
+            ..Request::new(prompt, self.max_new_tokens.min(room))
         };
         let done = complete(&mut self.engine, request, Some(&self.tokenizer), &self.stops, show)?;
         self.pictures.append(&mut self.waiting);
