@@ -8,6 +8,7 @@ pub mod gelu;
 pub mod kv_compact;
 pub mod layernorm;
 pub mod linear;
+pub mod penalties;
 #[doc(hidden)]
 pub mod prims_check;
 pub mod rmsnorm;

@@ -9,6 +9,7 @@ pub mod gelu;
 pub mod kv_compact;
 pub mod layernorm;
 pub mod linear;
+pub mod penalties;
 pub mod prims_check;
 pub mod rmsnorm;
 pub mod rope;

@@ -12,6 +12,7 @@ mod gelu;
 mod kv_compact;
 mod layernorm;
 mod linear;
+mod penalties;
 mod prims;
 mod rmsnorm;
 mod rope;
