@@ -1,6 +1,6 @@
 //! One request as an iterator of token batches: the simplest way to use an engine.
 
-use crate::engine::{Engine, FinishReason, NOT_NUMBERS, Request, SequenceId};
+use crate::engine::{Engine, FinishReason, NO_TOKEN, Request, SequenceId};
 use crate::error::{Error, Result};
 
 /// Yields the tokens of each round until the sequence ends. Dropping it cancels the sequence.
@@ -40,7 +40,7 @@ impl Iterator for Generation<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if std::mem::take(&mut self.owes_error) {
-                return Some(Err(Error::Device(NOT_NUMBERS.into())));
+                return Some(Err(Error::Device(NO_TOKEN.into())));
             }
             if self.finished.is_some() || self.failed {
                 return None;

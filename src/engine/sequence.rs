@@ -12,7 +12,7 @@ pub enum FinishReason {
     Length,
     /// The target drew an end-of-sequence token, or a stop token of the request.
     Eos,
-    /// The target's logits were not numbers ([`NOT_NUMBERS`]): the text cannot go on.
+    /// No token could be drawn ([`NO_TOKEN`]): the text cannot go on.
     Failed,
 }
 
@@ -28,7 +28,8 @@ impl FinishReason {
 }
 
 /// What [`FinishReason::Failed`] says.
-pub const NOT_NUMBERS: &str = "the target's logits are not numbers: the weights are damaged or overflow in this dtype (try --dtype f32)";
+pub const NO_TOKEN: &str = "no token can be drawn: the target's logits are not numbers, as the weights are damaged or overflow in this dtype \
+     (try --dtype f32), or logit_bias bans every token";
 
 /// What a sequence has taken so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::config::{Geometry, RopeConfig};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
-use crate::engine::NOT_NUMBERS;
+use crate::engine::NO_TOKEN;
 use crate::engine::penalties::PenaltyState;
 use crate::engine::pictures::Pictures;
 use crate::engine::round::TokenLogprobs;
@@ -209,7 +209,7 @@ impl Verifier {
         self.pass.device().synchronize()?;
         let drawn = self.host_drawn.as_slice()[..wanted].to_vec();
         if drawn.contains(&-1) {
-            return Err(Error::Device(NOT_NUMBERS.into()));
+            return Err(Error::Device(NO_TOKEN.into()));
         }
         Ok(drawn)
     }

@@ -198,7 +198,7 @@ impl Worker {
             self.snapshot.emitted_tokens += update.tokens.len() as u64;
             let finished = update.finished;
             let answer = match finished {
-                Some(FinishReason::Failed) => Err(Error::Device(crate::engine::NOT_NUMBERS.into())),
+                Some(FinishReason::Failed) => Err(Error::Device(crate::engine::NO_TOKEN.into())),
                 _ => Ok(update),
             };
             let unread = served.outbox.send(answer).is_err();
