@@ -17,6 +17,7 @@ pub mod sampler;
 mod shape;
 pub mod silu_residual;
 pub mod swiglu;
+pub mod token_mask;
 pub mod tree_attention;
 pub mod verify;
 pub mod vision_attention;

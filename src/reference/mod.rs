@@ -16,6 +16,7 @@ pub mod rope;
 pub mod sampler;
 pub mod silu_residual;
 pub mod swiglu;
+pub mod token_mask;
 pub mod tree_attention;
 pub mod verify;
 pub mod vision_attention;

@@ -19,6 +19,7 @@ mod rope;
 mod sampler;
 mod silu_residual;
 mod swiglu;
+mod token_mask;
 mod tree_attention;
 mod verify;
 mod vision_attention;
