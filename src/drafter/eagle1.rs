@@ -69,11 +69,11 @@ impl Eagle1 {
             fc_bias: if has_bias { Some(loader.vector(&[&bias_name], &[hidden])?) } else { None },
             layer: DraftLayer::load(
                 &mut loader,
-                &format!("{root}layers.0"),
+                (&format!("{root}layers.0"), &[]),
                 geometry,
                 hidden,
                 LayerBiases { qkv: qkv_bias, o: o_bias, mlp: mlp_bias },
-                Ends { embedding, final_norm: None, head: target.head().clone() },
+                Ends { embedding, final_norm: None, norms_features: false, head: target.head().clone() },
             )?,
         };
         checkpoint.finish()?;
