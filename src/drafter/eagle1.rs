@@ -108,7 +108,7 @@ impl Drafter for Eagle1 {
     }
 
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
-        self.layer.prepare(max_rows, max_round_rows, max_positions, (self.fc.dim(0), self.fc.dim(1)))
+        self.layer.prepare(max_rows, max_round_rows, max_positions, Some(&self.fc))
     }
 
     fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {

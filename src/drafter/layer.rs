@@ -115,23 +115,26 @@ impl DraftLayer {
         })
     }
 
-    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the `(outputs, inputs)` of the linear layer before this one.
+    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the linear layer before this one, if
+    /// there is one.
     pub fn prepare(
         &mut self,
         max_rows: usize,
         max_round_rows: usize,
         max_positions: usize,
-        fc: (usize, usize),
+        fc: Option<&Tensor>,
     ) -> Result<()> {
         let geometry = &self.geometry;
         let (hidden, draft_vocab_size) = (geometry.hidden_size, self.ends.head.dim(0));
+        let later_qkv = self.later.first().map(|_| (AttentionShape::of(geometry).qkv_dim(), hidden));
+        let fc = fc.map(|fc| (fc.dim(0), fc.dim(1)));
         let buffer = |cols: usize| Tensor::uninit(&self.device, self.dtype, &[max_rows, cols]);
         let size = ScratchSize {
             max_rows,
             max_positions,
             geometry,
             attention_input: self.attention_input,
-            others: vec![fc, (draft_vocab_size, hidden)],
+            others: [(draft_vocab_size, hidden)].into_iter().chain(fc).chain(later_qkv).collect(),
             dtype: self.dtype,
         };
         self.buffers = Some(Buffers {
