@@ -216,7 +216,8 @@ struct LayerNames {
 
 impl LayerNames {
     fn of(checkpoint: &Checkpoint, num_layers: usize) -> Self {
-        let named = ["", "model."].into_iter().flat_map(|root| ["midlayer", "layers.0"].map(|name| (root, name)));
+        let named =
+            ["", "model."].into_iter().flat_map(|root| ["midlayer", "layers.0"].map(|name| (root, name)));
         let (root, name) = named
             .into_iter()
             .find(|(root, name)| has_layer(checkpoint, &format!("{root}{name}")))
