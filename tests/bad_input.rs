@@ -335,7 +335,8 @@ const DRAFTER_CASES: &[(&str, &str, &str)] = &[
     ),
     ("eagle_config", r#"{"eagle_aux_hidden_state_layer_ids": [0, 3]}"#, "an integer below 3"),
     ("eagle_config", r#"{"eagle_aux_hidden_state_layer_ids": []}"#, "holds 0 layers"),
-    ("eagle_config", r#"{"eagle_aux_hidden_state_layer_ids": [-1]}"#, "an integer below 3"),
+    ("eagle_config", r#"{"eagle_aux_hidden_state_layer_ids": [-1]}"#, "an integer below 4"),
+    ("eagle_aux_hidden_state_layer_ids", "[2, 4]", "an integer below 4"),
     (
         "rope_scaling",
         r#"{"type": "mrope", "mrope_section": [16, 24, 24]}"#,

@@ -241,7 +241,10 @@ fn drafter_configs_come_in_several_dialects() {
         json!({"use_aux_hidden_state": true, "eagle_aux_hidden_state_layer_ids": [0, 1, 2]});
     assert_eq!(read(config).tap_layers, [1, 2, 3]);
 
-    // vLLM's speculators: the layer in an object of its own.
+    // vLLM's speculators: layers listed by their inputs, the drafter's own in an object apart.
+    let mut config = tiny_model::drafter_config();
+    config["eagle_aux_hidden_state_layer_ids"] = json!([2, 2, 3]);
+    assert_eq!(read(config).tap_layers, [2, 2, 3]);
     let config = json!({
         "architectures": ["Eagle3Speculator"],
         "draft_vocab_size": 8,

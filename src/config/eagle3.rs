@@ -167,22 +167,27 @@ fn feature_kind(fields: &Fields) -> Result<FeatureKind> {
     })
 }
 
-/// Layers whose input is tapped. Configs list layers whose *output* is meant, which is the input of the next one; the
-/// default is the published 2, L/2 and L-3.
+/// Layers whose input is tapped; the default is the published 2, L/2 and L-3.
+///
+/// Configs list them in two ways, which SGLang tells apart by the first: nobody taps the embedding, so a list that begins with layer 0
+/// or 1 means *outputs* (SpecForge's), each the input of the next layer, and any other means inputs (vLLM's speculators).
 fn tap_layers(fields: &Fields, num_target_layers: usize) -> Result<Vec<usize>> {
     const FIELD: &str = "eagle_aux_hidden_state_layer_ids";
     const MAX_TAPS: usize = 16;
     let eagle = fields.object("eagle_config")?;
     for holder in eagle.iter().chain([fields]) {
-        if let Some(outputs) = holder.indices(FIELD, num_target_layers.saturating_sub(1))? {
-            if outputs.is_empty() || outputs.len() > MAX_TAPS {
-                return Err(holder.error(
-                    FIELD,
-                    format_args!("holds {} layers: it should hold 1 to {MAX_TAPS}", outputs.len()),
-                ));
-            }
-            return Ok(outputs.into_iter().map(|layer| layer + 1).collect());
+        let Some(inputs) = holder.indices(FIELD, num_target_layers)? else { continue };
+        if inputs.is_empty() || inputs.len() > MAX_TAPS {
+            return Err(holder.error(
+                FIELD,
+                format_args!("holds {} layers: it should hold 1 to {MAX_TAPS}", inputs.len()),
+            ));
         }
+        if inputs[0] > 1 {
+            return Ok(inputs);
+        }
+        let outputs = holder.indices(FIELD, num_target_layers.saturating_sub(1))?.unwrap_or_default();
+        return Ok(outputs.into_iter().map(|layer| layer + 1).collect());
     }
     if num_target_layers < 3 {
         return Err(fields.error(

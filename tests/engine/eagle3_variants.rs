@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::serialize_to_file;
 use serde_json::{Value, json};
-use smart_run::config::FloatType;
+use smart_run::config::{FloatType, ModelConfig};
 use smart_run::engine::{Engine, EngineBuilder, Request};
 use tempfile::TempDir;
 
@@ -65,7 +65,9 @@ fn two_layers_under_other_names() {
 /// As `EAGLE3-Vicuna1.3-13B`'s does, whose target has 40 layers.
 #[test]
 fn a_config_may_repeat_its_targets_number_of_layers() {
-    let folder = changed("eagle3_random", |config| config["num_hidden_layers"] = json!(4), str::to_owned);
+    let target = ModelConfig::from_hf(&repository("tests/golden/llama31_gqa").into()).unwrap();
+    let repeat = |config: &mut Value| config["num_hidden_layers"] = json!(target.geometry.num_layers);
+    let folder = changed("eagle3_random", repeat, str::to_owned);
     check_drafter("eagle3_random", folder.path(), 1);
 }
 
