@@ -87,7 +87,6 @@ impl Eagle3Config {
         let target_hidden_size = target_hidden_size.unwrap_or(layer.hidden_size);
         let feature = feature_kind(&fields)?;
         let tap_layers = match feature {
-            // Whatever layers a config lists beside it: they are not read.
             FeatureKind::LastHiddenState if target_hidden_size != layer.hidden_size => {
                 return Err(fields.error(
                     "target_hidden_size",
@@ -98,6 +97,7 @@ impl Eagle3Config {
                     ),
                 ));
             }
+            // Whatever layers the config lists all the same: nobody reads them.
             FeatureKind::LastHiddenState => vec![num_target_layers],
             _ => tap_layers(&fields, num_target_layers)?,
         };
@@ -122,9 +122,11 @@ impl Eagle3Config {
     pub fn fits_target(&self, target: &ModelConfig) -> Result<()> {
         target.fits_drafter(self.geometry.vocab_size, self.target_hidden_size)?;
         let num_layers = target.geometry.num_layers;
-        if self.feature != FeatureKind::LastHiddenState
-            && let Some(layer) = self.tap_layers.iter().find(|&&layer| layer >= num_layers)
-        {
+        let has = |layer| match self.feature {
+            FeatureKind::LastHiddenState => layer == num_layers,
+            _ => layer < num_layers,
+        };
+        if let Some(layer) = self.tap_layers.iter().find(|&&layer| !has(layer)) {
             return Err(Error::Input(format!(
                 "this drafter does not fit its target: it taps layer {layer}, the target has {num_layers} layers"
             )));

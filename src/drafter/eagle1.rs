@@ -73,7 +73,7 @@ impl Eagle1 {
                 geometry,
                 hidden,
                 LayerBiases { qkv: qkv_bias, o: o_bias, mlp: mlp_bias },
-                Ends { embedding, final_norm: None, norms_features: false, head: target.head().clone() },
+                Ends { embedding, final_norm: None, head: target.head().clone() },
             )?,
         };
         checkpoint.finish()?;

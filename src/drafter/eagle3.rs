@@ -8,7 +8,7 @@
 use crate::config::{Eagle3Config, FeatureKind, FloatType};
 use crate::device::{Device, Tensor};
 use crate::drafter::Drafter;
-use crate::drafter::layer::{DraftLayer, Ends, LayerBiases};
+use crate::drafter::layer::{DraftLayer, Ends, FinalNorm, LayerBiases};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
@@ -90,7 +90,8 @@ impl Eagle3 {
         let mut norm = |name: String| loader.vector(&[&name], &[hidden]);
         let input_norm = norm(format!("{first}.input_layernorm.weight"))?;
         let hidden_norm = norm(format!("{first}.hidden_norm.weight"))?;
-        let final_norm = Some(norm(format!("{root}norm.weight"))?);
+        let final_norm =
+            FinalNorm { weight: norm(format!("{root}norm.weight"))?, makes_features: config.norm_output };
         let bias = config.attention_bias;
         let drafter = Self {
             d2t: load_d2t(device, &config, checkpoint)?,
@@ -103,7 +104,7 @@ impl Eagle3 {
                 config.geometry,
                 2 * hidden,
                 LayerBiases { qkv: bias, o: bias, mlp: config.mlp_bias },
-                Ends { embedding, final_norm, norms_features: config.norm_output, head },
+                Ends { embedding, final_norm: Some(final_norm), head },
             )?,
             tap_layers: config.tap_layers,
             norm_before_residual: config.norm_before_residual,
@@ -216,10 +217,9 @@ struct LayerNames {
 
 impl LayerNames {
     fn of(checkpoint: &Checkpoint, num_layers: usize) -> Self {
-        let named =
-            ["", "model."].into_iter().flat_map(|root| ["midlayer", "layers.0"].map(|name| (root, name)));
-        let (root, name) = named
+        let (root, name) = ["", "model."]
             .into_iter()
+            .flat_map(|root| ["midlayer", "layers.0"].map(|name| (root, name)))
             .find(|(root, name)| has_layer(checkpoint, &format!("{root}{name}")))
             .unwrap_or(("", "midlayer"));
         let later = (1..num_layers).map(|layer| format!("{root}layers.{layer}")).collect();

@@ -28,12 +28,18 @@ pub struct LayerBiases {
 pub struct Ends {
     /// `[vocab, hidden]`.
     pub embedding: Tensor,
-    /// Before the head, `[hidden]`.
-    pub final_norm: Option<Tensor>,
-    /// Whether later passes read the outputs behind the final norm.
-    pub norms_features: bool,
+    /// Before the head.
+    pub final_norm: Option<FinalNorm>,
     /// `[draft vocab, hidden]`.
     pub head: Tensor,
+}
+
+/// The norm behind the last layer.
+pub struct FinalNorm {
+    /// `[hidden]`.
+    pub weight: Tensor,
+    /// Whether what is behind it, instead of what enters it, is the feature that later passes of the round read.
+    pub makes_features: bool,
 }
 
 /// A drafter's layer, and those behind it, on a device.
@@ -92,12 +98,8 @@ impl DraftLayer {
         let mut layers = Vec::with_capacity(later.len());
         for prefix in later {
             // vLLM's name, or SGLang's, which keeps that of the first layer's norm of the feature.
-            let name = ["input_layernorm", "hidden_norm"].map(|norm| format!("{prefix}.{norm}.weight"));
-            let name = if loader.checkpoint.contains(&name[1]) && !loader.checkpoint.contains(&name[0]) {
-                &name[1]
-            } else {
-                &name[0]
-            };
+            let names = ["input_layernorm", "hidden_norm"].map(|norm| format!("{prefix}.{norm}.weight"));
+            let name = names.iter().find(|name| loader.checkpoint.contains(name)).unwrap_or(&names[0]);
             layers.push(LaterLayer {
                 input_norm: loader.vector(&[name], &[hidden])?,
                 halves: Halves::load(loader, prefix, &geometry, hidden, &biases)?,
@@ -115,8 +117,8 @@ impl DraftLayer {
         })
     }
 
-    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the linear layer before this one, if
-    /// there is one.
+    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the weight of the linear layer before this one,
+    /// if there is one.
     pub fn prepare(
         &mut self,
         max_rows: usize,
@@ -197,7 +199,8 @@ impl DraftLayer {
         }
         // Without a final norm for the sum alone: nothing reads what is behind it.
         let final_norm = self.ends.final_norm.as_ref();
-        self.norm(stream, Some(&delta), final_norm.unwrap_or(&self.first.post_norm), &normed)?;
+        let weight = final_norm.map_or(&self.first.post_norm, |norm| &norm.weight);
+        self.norm(stream, Some(&delta), weight, &normed)?;
         let wanted = pass.num_logit_rows();
         let (head_in, logits) = (buffers.head_in.rows(0..wanted), buffers.logits.rows(0..wanted));
         if wanted > 0 {
@@ -205,7 +208,7 @@ impl DraftLayer {
             gather_rows(&self.device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &head_in })?;
             self.linear(&head_in, &self.ends.head, None, &logits)?;
         }
-        if self.ends.norms_features {
+        if final_norm.is_some_and(|norm| norm.makes_features) {
             stream.copy_from(&normed)?;
         }
         Ok(logits)
