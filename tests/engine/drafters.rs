@@ -28,42 +28,38 @@ pub fn check_drafter(case: &str, drafter: &Path, max_prompts: usize) {
     let golden = repository("tests/golden").join(case);
     let policy: Policy = expected["policy"].as_str().unwrap().parse().unwrap();
     let target = golden.join(expected["target"].as_str().unwrap());
-    {
-        let mut engine = Engine::builder(target.as_path())
-            .drafter(golden.join(drafter))
-            .float_type(FloatType::F32)
-            .policy(policy)
-            .build()
+    let mut engine = Engine::builder(target.as_path())
+        .drafter(golden.join(drafter))
+        .float_type(FloatType::F32)
+        .policy(policy)
+        .build()
+        .unwrap();
+    for (i, prompt) in expected["prompts"].as_array().unwrap().iter().take(max_prompts).enumerate() {
+        let what = format!("{case}, {}, prompt {i}", drafter.display());
+        let greedy_ids = ids(&prompt["greedy_ids"]);
+        let new_tokens = prompt["new_tokens"].as_u64().or(expected["new_tokens"].as_u64()).unwrap() as usize;
+        let pictures = prompt["pictures"].as_array().into_iter().flatten().chain(prompt.get("picture"));
+        let pictures = pictures.map(|file| prepare(&target, &golden.join(file.as_str().unwrap()))).collect();
+        // One token more than asked for, so that the last round is not cut short.
+        let id = engine
+            .submit(Request { pictures, ..greedy(&ids(&prompt["prompt_ids"]), new_tokens + 64) })
             .unwrap();
-        for (i, prompt) in expected["prompts"].as_array().unwrap().iter().take(max_prompts).enumerate() {
-            let what = format!("{case}, {}, prompt {i}", drafter.display());
-            let greedy_ids = ids(&prompt["greedy_ids"]);
-            let new_tokens =
-                prompt["new_tokens"].as_u64().or(expected["new_tokens"].as_u64()).unwrap() as usize;
-            let pictures = prompt["pictures"].as_array().into_iter().flatten().chain(prompt.get("picture"));
-            let pictures =
-                pictures.map(|file| prepare(&target, &golden.join(file.as_str().unwrap()))).collect();
-            // One token more than asked for, so that the last round is not cut short.
-            let id = engine
-                .submit(Request { pictures, ..greedy(&ids(&prompt["prompt_ids"]), new_tokens + 64) })
-                .unwrap();
-            let first = engine.step().unwrap();
-            let mut tokens = first[0].tokens.clone();
-            let mut accepted_lens = Vec::new();
-            while tokens.len() < new_tokens {
-                let emissions = engine.step().unwrap();
-                if accepted_lens.is_empty() {
-                    check_tree(&what, &engine, &prompt["tree"]);
-                }
-                accepted_lens.push(emissions[0].tokens.len() - 1);
-                tokens.extend(&emissions[0].tokens);
+        let first = engine.step().unwrap();
+        let mut tokens = first[0].tokens.clone();
+        let mut accepted_lens = Vec::new();
+        while tokens.len() < new_tokens {
+            let emissions = engine.step().unwrap();
+            if accepted_lens.is_empty() {
+                check_tree(&what, &engine, &prompt["tree"]);
             }
-            engine.cancel(id);
-            assert_eq!(tokens[..new_tokens], greedy_ids[..new_tokens], "{what}: tokens");
-            let expected_lens: Vec<usize> =
-                ids(&prompt["accepted_lens"]).iter().map(|&len| len as usize).collect();
-            assert_eq!(accepted_lens, expected_lens, "{what}: accepted lengths");
+            accepted_lens.push(emissions[0].tokens.len() - 1);
+            tokens.extend(&emissions[0].tokens);
         }
+        engine.cancel(id);
+        assert_eq!(tokens[..new_tokens], greedy_ids[..new_tokens], "{what}: tokens");
+        let expected_lens: Vec<usize> =
+            ids(&prompt["accepted_lens"]).iter().map(|&len| len as usize).collect();
+        assert_eq!(accepted_lens, expected_lens, "{what}: accepted lengths");
     }
 }
 
