@@ -36,12 +36,8 @@ pub fn token_mask(device: &Device, args: TokenMaskArgs) -> Result<()> {
     if num_masks == 0 {
         return Ok(());
     }
-    let launch_args = LaunchArgs::new()
-        .ptr(args.logits)
-        .ptr(args.masks)
-        .ptr(args.mask_row)
-        .i32(vocab_size)
-        .i32(num_words);
+    let launch_args =
+        LaunchArgs::new().ptr(args.logits).ptr(args.masks).ptr(args.mask_row).i32(vocab_size).i32(num_words);
     let grid = [num_words.div_ceil(128) as u32, num_masks as u32, 1];
     // SAFETY: arguments in the order of token_mask_f32; threads past the words leave, bits past V are not looked at. The caller owns that
     // mask_row holds rows below T. Writes logits only.
