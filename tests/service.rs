@@ -84,6 +84,7 @@ fn a_hundred_callers_get_what_each_would_get_alone() {
         threads.into_iter().map(|thread| thread.join().unwrap().tokens).collect()
     });
     assert_eq!(got, wanted);
+    wait_until_idle(&client);
     let snapshot = client.snapshot();
     assert_eq!((snapshot.requests, snapshot.finished_length), (100, 100));
     assert_eq!(snapshot.emitted_tokens as usize, wanted.iter().map(Vec::len).sum::<usize>());
@@ -102,7 +103,7 @@ fn updates_can_be_awaited_and_tell_what_a_request_took() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let mut updates = client.submit_watched(request.clone(), true).unwrap();
-        let (mut tokens, mut accepted, mut trees) = (Vec::new(), 0, 0);
+        let (mut tokens, mut accepted, mut trees) = (Vec::<i32>::new(), 0, 0);
         let mut last = None;
         while let Some(update) = updates.next().await {
             let update = update.unwrap();
@@ -138,7 +139,8 @@ fn who_stops_reading_frees_the_place_of_others() {
     for round in 0..2 {
         let mut kept = Vec::new();
         for (i, request) in all.iter().enumerate() {
-            let mut updates = client.submit(Request { max_new_tokens: 150, ..request.clone() }).unwrap();
+            let mut updates: Updates =
+                client.submit(Request { max_new_tokens: 150, ..request.clone() }).unwrap();
             match (i + round) % 4 {
                 0 => drop(updates),
                 1 => {
@@ -328,7 +330,9 @@ fn every_allocation_that_fails_is_one_sentence() {
         match build() {
             Err(error) => {
                 failures += 1;
-                assert!(!error.is_input() && error.to_string().contains("on purpose"), "{nth}: {error}");
+                let text = error.to_string();
+                let says = text.contains("on purpose") || text.contains("out of device memory");
+                assert!(!error.is_input() && says, "{nth}: {text}");
             }
             Ok(_) => break,
         }

@@ -30,11 +30,10 @@ pub(super) struct PenaltyState {
 impl PenaltyState {
     pub fn new(device: &Device, vocab_size: usize, max_sequences: usize) -> Result<Self> {
         let none = vec![PenaltyParams::new(&Penalties::default(), 0); max_sequences];
-        let bytes: &[u8] = bytemuck::cast_slice(&none);
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
         Ok(Self {
             device: device.clone(),
-            params: Tensor::from_slice(device, bytes, &[max_sequences, PenaltyParams::BYTES])?,
+            params: PenaltyParams::upload(device, &none)?,
             counts: uninit(DType::I32, &[max_sequences, vocab_size])?,
             bias_tokens: uninit(DType::I32, &[max_sequences, MAX_LOGIT_BIASES])?,
             bias_values: uninit(DType::F32, &[max_sequences, MAX_LOGIT_BIASES])?,

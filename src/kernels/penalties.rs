@@ -29,6 +29,11 @@ impl PenaltyParams {
         Self { repetition, presence, frequency, num_biases: num_biases as i32 }
     }
 
+    /// The parameters of a batch in device memory, U8 `[S, BYTES]`.
+    pub fn upload(device: &Device, batch: &[PenaltyParams]) -> Result<Tensor> {
+        Tensor::from_slice::<u8>(device, bytemuck::cast_slice(batch), &[batch.len(), Self::BYTES])
+    }
+
     /// Whether the kernel leaves the sequence's logits alone.
     pub fn change_nothing(&self) -> bool {
         *self == Self::new(&Penalties::default(), 0)

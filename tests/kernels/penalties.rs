@@ -88,8 +88,7 @@ fn run(device: &Device, cases: &[Case], logits: &[f32], vocab_size: usize) -> Ve
     let args = PenaliseArgs {
         logits: &logits,
         row_sequence: &upload(&row_sequence, &[rows]),
-        params: &Tensor::from_slice::<u8>(device, bytemuck_bytes(&params), &[batch, PenaltyParams::BYTES])
-            .unwrap(),
+        params: &PenaltyParams::upload(device, &params).unwrap(),
         counts: &counts,
         bias_tokens: &upload(&bias_tokens, &[batch, MOST]),
         bias_values: &Tensor::from_slice(device, &bias_values, &[batch, MOST]).unwrap(),
@@ -99,14 +98,6 @@ fn run(device: &Device, cases: &[Case], logits: &[f32], vocab_size: usize) -> Ve
     };
     penalise(device, args).unwrap();
     logits.to_vec::<f32>().unwrap()
-}
-
-/// The params' bytes, field by field.
-fn bytemuck_bytes(params: &[PenaltyParams]) -> &'static [u8] {
-    let words = params.iter().flat_map(|p| {
-        [p.repetition.to_bits(), p.presence.to_bits(), p.frequency.to_bits(), p.num_biases as u32]
-    });
-    Box::leak(words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into_boxed_slice())
 }
 
 fn logits(cases: &[Case], vocab_size: usize) -> Vec<f32> {
