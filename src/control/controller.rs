@@ -344,12 +344,8 @@ impl Controller {
             self.cost.observe_prediction(f64::from(predicted.total), f64::from(total));
         }
         let verify = times.verify.map(f64::from);
-        let read = self.passengers.iter().map(|passenger| (passenger.rows, passenger.context_len));
-        if self.decision.drafting == 0 && !self.passengers.is_empty() {
-            if let Some(us) = verify {
-                let tokens = self.views.len() + read.clone().map(|(rows, _)| rows).sum::<usize>();
-                self.cost.observe_verify(tokens, contexts.map(|context| (1, context)).chain(read), us);
-            }
+        if !self.passengers.is_empty() {
+            self.learn_shared(verify);
             return;
         }
         if self.decision.drafting == 0 {
@@ -363,8 +359,8 @@ impl Controller {
         }
         if let Some(us) = verify {
             let nodes = self.round.selected().iter().map(|selected| selected.tree.num_nodes());
-            let tokens = nodes.clone().sum::<usize>() + read.clone().map(|(rows, _)| rows).sum::<usize>();
-            self.cost.observe_verify(tokens, nodes.zip(contexts).chain(read), us);
+            let tokens = nodes.clone().sum();
+            self.cost.observe_verify(tokens, nodes.zip(contexts), us);
         }
         let drafting_context: usize = self
             .views
@@ -383,6 +379,20 @@ impl Controller {
             let draft: f32 = times.draft_levels.iter().take(passes).sum();
             self.cost.observe_overhead(false, f64::from(total - draft) - verify, f64::from(predicted.total));
         }
+    }
+
+    /// Learns from a target pass in which prompts were read. What else such a round takes is not that of a round alone.
+    fn learn_shared(&mut self, verify: Option<f64>) {
+        let Some(us) = verify else { return };
+        let trees = self.round.selected();
+        let nodes = |sequence: usize| match self.decision.drafting {
+            0 => 1,
+            _ => trees.get(sequence).map_or(1, |selected| selected.tree.num_nodes()),
+        };
+        let own = self.views.iter().enumerate().map(|(i, view)| (nodes(i), view.context_len));
+        let read = self.passengers.iter().map(|passenger| (passenger.rows, passenger.context_len));
+        let all = own.chain(read);
+        self.cost.observe_shared(all.clone().map(|(rows, _)| rows).sum(), all, us);
     }
 
     /// Labels every drafted child of the root and of each accepted node.

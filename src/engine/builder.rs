@@ -267,6 +267,7 @@ impl<'a> EngineBuilder<'a> {
             start_costs,
             floor: self.floor,
             sequences: (0..max_sequences).map(|_| None).collect(),
+            pending: Vec::new(),
             queue: VecDeque::new(),
             pool,
             key_hasher: RandomState::new(),

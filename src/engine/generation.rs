@@ -1,6 +1,6 @@
 //! One request as an iterator of token batches: the simplest way to use an engine.
 
-use crate::engine::{Engine, FinishReason, NO_TOKEN, Request, SequenceId};
+use crate::engine::{Engine, FinishReason, Request, SequenceId};
 use crate::error::{Error, Result};
 
 /// Yields the tokens of each round until the sequence ends. Dropping it cancels the sequence.
@@ -10,15 +10,15 @@ pub struct Generation<'e> {
     finished: Option<FinishReason>,
     /// A round failed: nothing more will come.
     failed: bool,
-    /// The text cannot go on, which the caller has not been told yet.
-    owes_error: bool,
+    /// Why the text cannot go on, if the caller has not been told yet.
+    failure: Option<String>,
 }
 
 impl Engine {
     /// Serves one request to its end; other running sequences advance too, their tokens are lost to the caller.
     pub fn generate(&mut self, request: Request) -> Result<Generation<'_>> {
         let id = self.submit(request)?;
-        Ok(Generation { engine: self, id, finished: None, failed: false, owes_error: false })
+        Ok(Generation { engine: self, id, finished: None, failed: false, failure: None })
     }
 }
 
@@ -39,8 +39,8 @@ impl Iterator for Generation<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if std::mem::take(&mut self.owes_error) {
-                return Some(Err(Error::Device(NO_TOKEN.into())));
+            if let Some(failure) = self.failure.take() {
+                return Some(Err(Error::Device(failure)));
             }
             if self.finished.is_some() || self.failed {
                 return None;
@@ -57,7 +57,7 @@ impl Iterator for Generation<'_> {
             let own = emissions.into_iter().find(|emission| emission.sequence == self.id);
             let Some(own) = own else { continue };
             self.finished = own.finished;
-            self.owes_error = own.finished == Some(FinishReason::Failed);
+            self.failure = own.failure;
             if !own.tokens.is_empty() {
                 return Some(Ok(own.tokens));
             }

@@ -89,6 +89,8 @@ pub struct Engine {
     floor: usize,
     /// By slot; a slot is a row of the page tables.
     sequences: Vec<Option<Sequence>>,
+    /// Emissions that the next step hands out.
+    pending: Vec<Emission>,
     /// Those that wait for a place, first come first.
     queue: VecDeque<Sequence>,
     /// Who holds which pages of the caches.
@@ -195,7 +197,7 @@ impl Engine {
 
     /// Whether nothing runs, waits or is left to hand out.
     pub fn is_idle(&self) -> bool {
-        self.running().next().is_none() && self.queue.is_empty()
+        self.running().next().is_none() && self.queue.is_empty() && self.pending.is_empty()
     }
 
     /// Times of the latest [`Engine::step`] that ran a round.

@@ -10,7 +10,7 @@ use crate::engine::schedule::Chunk;
 use crate::engine::sequence::{Sequence, SequenceStats};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verified;
-use crate::engine::{Bug, Engine, FinishReason, SequenceId};
+use crate::engine::{Bug, Engine, FinishReason, NO_TOKEN, SequenceId};
 use crate::error::{Error, Result};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words};
 use crate::pages::PagePool;
@@ -32,6 +32,8 @@ pub struct Emission {
     pub stats: SequenceStats,
     /// Set when the sequence ended with this round.
     pub finished: Option<FinishReason>,
+    /// With [`FinishReason::Failed`], why.
+    pub failure: Option<String>,
 }
 
 /// The log-probability of an emitted token, and what else was likely. Of the law that the token was drawn from, after penalties and biases,
@@ -62,12 +64,16 @@ impl Engine {
     /// A driver failure. What is committed is whole; see [`Engine::restart_running`].
     pub fn step(&mut self) -> Result<Vec<Emission>> {
         self.last_round = None;
-        self.admit()?;
+        if !self.pending.is_empty() {
+            return Ok(std::mem::take(&mut self.pending));
+        }
+        self.admit();
         self.make_room()?;
         let chunks = self.plan_chunks();
         let slots = self.deciding_slots();
         if slots.is_empty() {
-            return self.read_only(&chunks);
+            let failed = std::mem::take(&mut self.pending);
+            return Ok([failed, self.read_only(&chunks)?].concat());
         }
         if let Some(shape) = self.record_shape() {
             return self.record_round(slots[0], shape);
@@ -91,7 +97,8 @@ impl Engine {
         let speedup = self.controller.round().speedup();
         let reads = !chunks.is_empty();
         self.last_round = Some(LastRound { verified, tokens, reads, predicted_us, speedup });
-        Ok(emissions)
+        // Those that could not be admitted come last.
+        Ok([emissions, std::mem::take(&mut self.pending)].concat())
     }
 
     /// A pass that only reads prompts.
@@ -294,41 +301,78 @@ impl Engine {
 
     /// Appends accepted and bonus tokens, and those drawn behind chunks, hands the features of what was read to the drafter, releases what has
     /// ended. Emissions of trees come first, in their order.
+    ///
+    /// # Errors
+    /// A driver failure. What has been committed by then is handed out by the next [`Engine::step`].
     pub(super) fn commit(
         &mut self,
         (slots, trees, verified): (&[usize], &[DraftTree], &[Verified]),
         (chunks, firsts): (&[Chunk], &[Option<Verified>]),
     ) -> Result<Vec<Emission>> {
-        // (slot, position, row of the pass)
-        let mut features: Vec<(usize, usize, usize)> = Vec::new();
+        let features = self.features_read((slots, verified), chunks);
         let mut emissions = Vec::new();
         for ((&slot, tree), outcome) in slots.iter().zip(trees).zip(verified) {
-            let first_row = self.verifier.pass.first_row(slot);
-            let root = self.sequence(slot).root();
+            emissions.extend(self.emit(slot, outcome, Some(tree)));
+        }
+        for (chunk, first) in chunks.iter().zip(firsts) {
+            if let Some(sequence) = &mut self.sequences[chunk.slot] {
+                sequence.unread = Some(chunk.positions.end).filter(|_| !chunk.is_last);
+            }
+            if let Some(first) = first {
+                emissions.extend(self.emit(chunk.slot, first, None));
+            }
+        }
+        match self.follow_up(&features, chunks, &emissions) {
+            Ok(()) => Ok(emissions),
+            Err(error) => {
+                self.pending = emissions;
+                Err(error)
+            }
+        }
+    }
+
+    /// Positions whose features the pass brought for good: (slot, position, row of the pass), in that order.
+    fn features_read(
+        &self,
+        (slots, verified): (&[usize], &[Verified]),
+        chunks: &[Chunk],
+    ) -> Vec<(usize, usize, usize)> {
+        let mut features = Vec::new();
+        for (&slot, outcome) in slots.iter().zip(verified) {
+            let (first_row, root) = (self.verifier.pass.first_row(slot), self.sequence(slot).root());
             let path = std::iter::once(0).chain(outcome.accepted.iter().copied()).enumerate();
             features.extend(path.map(|(i, node)| (slot, root + i, first_row + node)));
-            emissions.extend(self.emit(slot, outcome, Some(tree))?);
         }
         for chunk in chunks {
             let first_row = self.verifier.pass.first_row(chunk.slot);
             let rows = chunk.positions.clone().enumerate();
             features.extend(rows.map(|(row, position)| (chunk.slot, position, first_row + row)));
-            if let Some(sequence) = &mut self.sequences[chunk.slot] {
-                sequence.unread = Some(chunk.positions.end);
-            }
         }
         features.sort_unstable();
+        features
+    }
+
+    /// What the device has to do for what is committed; then those that have ended go.
+    fn follow_up(
+        &mut self,
+        features: &[(usize, usize, usize)],
+        chunks: &[Chunk],
+        emissions: &[Emission],
+    ) -> Result<()> {
         if self.feeds_drafter() {
-            self.remember(&features, chunks)?;
+            self.remember(features, chunks)?;
         }
-        for (chunk, first) in chunks.iter().zip(firsts) {
+        for slot in self.running_slots() {
+            let id = self.sequence(slot).id;
+            if let Some(emission) = emissions.iter().find(|emission| emission.sequence == id) {
+                self.verifier.penalties.count(slot, &emission.tokens, true)?;
+            }
+        }
+        for chunk in chunks {
             self.publish(chunk.slot);
-            let Some(first) = first else { continue };
-            if let Some(sequence) = &mut self.sequences[chunk.slot] {
-                sequence.unread = None;
+            if let Some(sequence) = self.sequences[chunk.slot].as_mut().filter(|_| chunk.is_last) {
                 sequence.pictures.forget_embeddings();
             }
-            emissions.extend(self.emit(chunk.slot, first, None)?);
         }
         for slot in self.running_slots() {
             if self.sequence(slot).finished.is_some() {
@@ -336,18 +380,13 @@ impl Engine {
                 self.release(slot);
             }
         }
-        Ok(emissions)
+        Ok(())
     }
 
     /// Commits what was drawn for a sequence: with `tree` a round, else the token behind its text.
-    fn emit(
-        &mut self,
-        slot: usize,
-        outcome: &Verified,
-        tree: Option<&DraftTree>,
-    ) -> Result<Option<Emission>> {
+    fn emit(&mut self, slot: usize, outcome: &Verified, tree: Option<&DraftTree>) -> Option<Emission> {
         let max_context = self.max_context;
-        let Some(sequence) = &mut self.sequences[slot] else { return Ok(None) };
+        let sequence = self.sequences[slot].as_mut()?;
         let mut tokens: Vec<i32> = match tree {
             Some(tree) => outcome.accepted.iter().map(|&node| tree.token(node)).collect(),
             None => Vec::new(),
@@ -369,15 +408,15 @@ impl Engine {
             sequence.stats.drafted_tokens += tree.num_draft_tokens() as u64;
             sequence.stats.accepted_tokens += outcome.accepted.len() as u64;
         }
-        self.verifier.penalties.count(slot, &tokens, true)?;
-        Ok(Some(Emission {
+        Some(Emission {
             sequence: sequence.id,
             accepted: outcome.accepted.len().min(tokens.len()),
             tokens,
             logprobs,
             stats: sequence.stats,
+            failure: (sequence.finished == Some(FinishReason::Failed)).then(|| NO_TOKEN.into()),
             finished: sequence.finished,
-        }))
+        })
     }
 
     /// Stores features and keeps the backlog bounded: a drafter that has been off for long sees them now, as it does those of prompts.
@@ -386,12 +425,15 @@ impl Engine {
         proposer.remember(features)?;
         let Some(drafting) = proposer.network_mut() else { return Ok(()) };
         let is_read = |slot: usize| chunks.iter().any(|chunk| chunk.slot == slot);
-        // The pair of the last position waits for the token behind it.
-        let known = |sequence: &Sequence| sequence.kv_len().min(sequence.root()) - sequence.draft_len;
+        // A round needs one pair to begin with, and that of the last position read waits for the token behind it.
+        let known = |sequence: &Sequence| match sequence.unread {
+            Some(read) => read.min(sequence.root()) - sequence.draft_len,
+            None => sequence.backlog().saturating_sub(1),
+        };
         let late: Vec<usize> = (0..self.sequences.len())
             .filter(|&slot| {
                 self.sequences[slot].as_ref().is_some_and(|sequence| {
-                    let full = known(sequence) >= MAX_ROWS_PER_SEQUENCE;
+                    let full = known(sequence) + 1 >= MAX_ROWS_PER_SEQUENCE;
                     sequence.finished.is_none() && known(sequence) > 0 && (full || is_read(slot))
                 })
             })

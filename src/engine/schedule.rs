@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use crate::engine::Engine;
 use crate::engine::pictures::{Pictures, position_keys};
 use crate::engine::request::Request;
 use crate::engine::sequence::{Sequence, SequenceId};
+use crate::engine::{Emission, Engine, FinishReason};
 use crate::error::Result;
 use crate::kv_cache::PAGE_SIZE;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
@@ -58,7 +58,7 @@ impl Engine {
 
     /// Gives waiting requests places, in order, as far as places and pages go. One whose prompt begins as that of a running one, which is
     /// being read, waits for those pages; others may pass it meanwhile.
-    pub(super) fn admit(&mut self) -> Result<()> {
+    pub(super) fn admit(&mut self) {
         let mut next = 0;
         while let Some(sequence) = self.queue.get(next)
             && let Some(slot) = self.sequences.iter().position(Option::is_none)
@@ -74,10 +74,9 @@ impl Engine {
                 break;
             }
             if let Some(sequence) = self.queue.remove(next) {
-                self.seat(slot, sequence)?;
+                self.seat(slot, sequence);
             }
         }
-        Ok(())
     }
 
     /// Whether a running sequence is about to bring more of the prefix of `sequence` than the `known` positions.
@@ -92,10 +91,8 @@ impl Engine {
             })
     }
 
-    /// Gives a waiting sequence a slot.
-    fn seat(&mut self, slot: usize, mut sequence: Sequence) -> Result<()> {
-        // What the latest round has left to copy comes from buffers that are filled anew here.
-        self.device.synchronize()?;
+    /// Gives a waiting sequence a slot. One that cannot be prepared (a picture that finds no memory, say) fails alone.
+    fn seat(&mut self, slot: usize, mut sequence: Sequence) {
         let limit = sequence.committed.len() - 1;
         let known = self.pool.attach(slot, &sequence.keys, limit);
         match self.prepare(slot, &mut sequence, known) {
@@ -106,18 +103,26 @@ impl Engine {
                     sequence.stats.cached_tokens = known;
                 }
                 self.sequences[slot] = Some(sequence);
-                Ok(())
             }
             Err(error) => {
                 self.pool.release(slot);
-                self.queue.push_front(sequence);
-                Err(error)
+                self.pending.push(Emission {
+                    sequence: sequence.id,
+                    tokens: Vec::new(),
+                    accepted: 0,
+                    logprobs: Vec::new(),
+                    stats: sequence.stats,
+                    finished: Some(FinishReason::Failed),
+                    failure: Some(error.to_string()),
+                });
             }
         }
     }
 
     /// All that a sequence needs before its first pass.
     fn prepare(&mut self, slot: usize, sequence: &mut Sequence, known: usize) -> Result<()> {
+        // What the latest round has left to copy comes from buffers that are filled anew here.
+        self.device.synchronize()?;
         self.pool.reserve(slot, sequence.committed.len() + self.headroom())?;
         self.verifier.set_sampling(slot, sequence)?;
         let Request { prompt, pictures, .. } = &sequence.request;
@@ -155,6 +160,9 @@ impl Engine {
     fn put_back(&mut self, slot: usize) {
         let Some(mut sequence) = self.sequences[slot].take() else { return };
         self.release(slot);
+        if sequence.finished.is_some() {
+            return;
+        }
         sequence.restart();
         let at = self.queue.partition_point(|waiting| waiting.id < sequence.id);
         self.queue.insert(at, sequence);

@@ -11,7 +11,7 @@ use tokio::sync::mpsc as channel;
 use super::snapshot::Snapshot;
 use super::updates::{Update, Usage};
 use super::{Shared, lock};
-use crate::engine::{Emission, Engine, FinishReason, Request, SequenceId};
+use crate::engine::{Emission, Engine, Request, SequenceId};
 use crate::error::{Error, Result};
 
 /// Rounds that may fail one after another before those that were running are given up: what a round does not bring, the next can.
@@ -190,7 +190,8 @@ impl Worker {
                 accepted: emission.accepted,
                 logprobs: emission.logprobs,
                 tree: if served.watched { self.engine.round_trace(id) } else { None },
-                finished: emission.finished,
+                // A failure is told by an error, behind what came before it.
+                finished: emission.finished.filter(|_| emission.failure.is_none()),
                 usage: Usage {
                     prompt_tokens: served.prompt_tokens,
                     cached_tokens: stats.cached_tokens,
@@ -202,12 +203,11 @@ impl Worker {
                 tokens: emission.tokens,
             };
             self.snapshot.emitted_tokens += update.tokens.len() as u64;
-            let finished = update.finished;
-            let answer = match finished {
-                Some(FinishReason::Failed) => Err(Error::Device(crate::engine::NO_TOKEN.into())),
-                _ => Ok(update),
-            };
-            let unread = served.outbox.send(answer).is_err();
+            let finished = emission.finished;
+            let mut unread = served.outbox.send(Ok(update)).is_err();
+            if let Some(failure) = emission.failure {
+                unread |= served.outbox.send(Err(Error::Device(failure))).is_err();
+            }
             if let Some(reason) = finished {
                 self.snapshot.count_finished(reason);
                 self.snapshot.request_seconds.observe(served.submitted.elapsed().as_secs_f64());

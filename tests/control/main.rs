@@ -8,6 +8,7 @@ mod cost_table;
 mod eagle2;
 mod executor;
 mod heads;
+mod passengers;
 mod planners;
 mod priorities;
 mod properties;

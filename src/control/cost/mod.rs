@@ -139,6 +139,18 @@ impl CostModel {
         self.verify.observe(tokens, us * share);
     }
 
+    /// Corrects the target pass by one in which prompts were read, too: `tokens` and `sequences` with their rows.
+    pub fn observe_shared(
+        &mut self,
+        tokens: usize,
+        sequences: impl Iterator<Item = (usize, usize)>,
+        us: f64,
+    ) {
+        let attention: f64 = sequences.map(|(nodes, context)| self.attention_us(nodes, context)).sum();
+        let linear = self.verify.at(tokens);
+        self.verify.observe_wide(tokens, us * linear / (linear + attention));
+    }
+
     /// Corrects the plain pass by a measured one, and with it the verification pass.
     pub fn observe_plain(&mut self, batch: usize, context: usize, us: f64) {
         let error = log_error(us, self.plain_us(batch, context));

@@ -121,6 +121,20 @@ impl Staircase {
             self.scale((SCALE_RATE * error).exp());
             return;
         }
+        self.correct(rows, error);
+    }
+
+    /// Corrects the staircase by a pass that says nothing of the table as a whole, however far off it is: one that is wider than what the
+    /// table was made for.
+    pub fn observe_wide(&mut self, rows: usize, us: f64) {
+        if us.is_finite() && us > 0.0 {
+            let rows = round_up(rows, self.tread);
+            self.ensure_knot(rows);
+            self.correct(rows, log_error(us, self.at(rows)));
+        }
+    }
+
+    fn correct(&mut self, rows: usize, error: f64) {
         // What this count did not show the last two times it was measured is taken for an accident, all but a little.
         let nearest = self.nearest(rows);
         let recent = &mut self.knots[nearest].recent;
