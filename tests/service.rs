@@ -235,6 +235,62 @@ fn a_request_that_cannot_go_on_fails_alone() {
     assert_eq!(client.snapshot().failed, 1);
 }
 
+/// Resident memory of this process, in pages; 0 where the system does not tell.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn nothing_is_left_of_thousands_of_requests() {
+    let _alone = one_at_a_time();
+    let soak = std::env::var("SMART_SOAK").is_ok_and(|value| value == "1");
+    let count = if soak { 100_000 } else { 3_000 };
+    let engine = Engine::builder(repository("tests/golden/llama31_gqa"))
+        .drafter(repository("tests/golden/eagle3_random/drafter"))
+        .float_type(FloatType::F32)
+        .costs(paying_costs())
+        .max_context(64)
+        .max_sequences(4)
+        .build()
+        .unwrap();
+    let service = Service::start(engine, ServiceConfig { max_waiting: 32 });
+    let client = service.client();
+    let mut state = 7u64;
+    let mut random = |bound: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    let (mut open, mut early, mut finished) = (Vec::new(), 0, 0);
+    for i in 0..count {
+        let prompt: Vec<i32> = (0..1 + random(40)).map(|_| random(120) as i32).collect();
+        match client.submit(Request { logprobs: (i % 9 == 0).then_some(2), ..greedy(&prompt, 1 + i % 6) }) {
+            Ok(updates) => open.push(updates),
+            Err(Refusal::Full { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+        if open.len() > 24 {
+            let updates: Updates = open.swap_remove(random(open.len() as u64) as usize);
+            match random(4) {
+                0 => drop(updates),
+                _ => {
+                    updates.wait_for_all().unwrap();
+                    finished += 1;
+                }
+            }
+        }
+        if i == count / 4 {
+            early = resident();
+        }
+    }
+    drop(open);
+    wait_until_idle(&client);
+    assert!(finished > count / 3, "{finished} of {count} were waited for");
+    let (late, pages) = (resident(), client.snapshot().pages);
+    assert!(pages.cached <= pages.total);
+    assert!(late <= early + early / 20, "{early} pages of memory in use, then {late}");
+}
+
 /// Only where the host driver serves: a GPU does not fail on purpose.
 fn fails_on_purpose(service: &Service) -> bool {
     let _ = service;
