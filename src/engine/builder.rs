@@ -12,6 +12,7 @@ use crate::drafter::{DrafterConfig, LoadedDrafter};
 use crate::engine::drafting::Drafting;
 use crate::engine::heads::HeadsProposer;
 use crate::engine::logprobs::LogprobReader;
+use crate::engine::masks::MaskWriter;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
 use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
@@ -256,7 +257,9 @@ impl<'a> EngineBuilder<'a> {
             }
             _ => CostModel::unmeasured(),
         };
-        let logprobs = LogprobReader::new(&device, verifier.target.config().geometry.vocab_size)?;
+        let vocab_size = verifier.target.config().geometry.vocab_size;
+        let logprobs = LogprobReader::new(&device, vocab_size)?;
+        let masks = MaskWriter::new(&device, vocab_size)?;
         let limits_of_requests =
             RequestLimits { config: Arc::new(verifier.target.config().clone()), max_context };
         Ok(Engine {
@@ -274,6 +277,7 @@ impl<'a> EngineBuilder<'a> {
             prefill_tokens: self.prefill_tokens,
             page_bytes: shapes.iter().map(KvShape::page_bytes).sum(),
             logprobs,
+            masks,
             preemptions: 0,
             next_id: 0,
             limits: limits_of_requests,

@@ -31,6 +31,7 @@ mod drafting;
 mod generation;
 mod heads;
 mod logprobs;
+mod masks;
 #[cfg(test)]
 mod mutations;
 mod penalties;
@@ -56,6 +57,7 @@ use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
 use crate::control::{Controller, SequenceOutcome};
 use crate::device::Device;
 use crate::engine::logprobs::LogprobReader;
+use crate::engine::masks::MaskWriter;
 use crate::engine::policy::StartCosts;
 use crate::engine::proposer::Proposer;
 use crate::engine::round::LastRound;
@@ -100,6 +102,7 @@ pub struct Engine {
     prefill_tokens: usize,
     page_bytes: usize,
     logprobs: LogprobReader,
+    masks: MaskWriter,
     preemptions: u64,
     next_id: u64,
     limits: RequestLimits,

@@ -80,7 +80,7 @@ impl Engine {
         let trees = [if greedy { DraftTree::new(root) } else { drafted.rows }];
         self.verifier.pass.clear();
         self.fill_tree(slot, &trees[0]);
-        let logits = self.run_target(trees[0].num_nodes())?;
+        let logits = self.run_target(&[slot], &trees)?;
         self.times.mark_verify()?;
         let draws = self.verifier.read_draws()?;
         self.times.collect()?;

@@ -7,6 +7,7 @@ use crate::engine::pictures::expand_prompt;
 use crate::error::{Error, Result};
 use crate::image::Patches;
 use crate::sampling::{Penalties, SamplingParams};
+use crate::text::Grammar;
 
 /// Most alternatives reported beside an emitted token.
 pub const MAX_TOP_LOGPROBS: usize = 20;
@@ -28,6 +29,9 @@ pub struct Request {
     pub penalties: Penalties,
     /// Added to the logits of tokens, each token at most once; at most [`MAX_LOGIT_BIASES`]. Minus infinity bans a token.
     pub logit_bias: Vec<(i32, f32)>,
+    /// What the text must keep to; it ends where the grammar lets it end and the model draws an end-of-sequence token, or where nothing more
+    /// may follow.
+    pub grammar: Option<Grammar>,
     /// With `Some(n)` every emitted token comes with its log-probability and the `n` likeliest tokens in its place, at most
     /// [`MAX_TOP_LOGPROBS`].
     pub logprobs: Option<usize>,
@@ -52,6 +56,7 @@ impl Request {
             sampling: SamplingParams::default(),
             penalties: Penalties::default(),
             logit_bias: Vec::new(),
+            grammar: None,
             logprobs: None,
             stop_tokens: Vec::new(),
             ignore_eos: false,

@@ -214,8 +214,8 @@ impl Engine {
         trees: &[DraftTree],
         chunks: &[Chunk],
     ) -> Result<(Vec<Verified>, Vec<Option<Verified>>)> {
-        let num_rows = self.fill_pass(slots, trees, chunks);
-        let logits = self.run_target(num_rows)?;
+        self.fill_pass(slots, trees, chunks);
+        let logits = self.run_target(slots, trees)?;
         let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
         self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
         if !slots.is_empty() {
@@ -248,8 +248,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Fills the target's pass with trees and chunks, in the order of their slots; its rows.
-    fn fill_pass(&mut self, slots: &[usize], trees: &[DraftTree], chunks: &[Chunk]) -> usize {
+    /// Fills the target's pass with trees and chunks, in the order of their slots.
+    fn fill_pass(&mut self, slots: &[usize], trees: &[DraftTree], chunks: &[Chunk]) {
         self.verifier.pass.clear();
         let last_chunk = chunks.last().map(|chunk| chunk.slot);
         let (mut trees, mut chunks) = (slots.iter().zip(trees).peekable(), chunks.iter().peekable());
@@ -267,7 +267,6 @@ impl Engine {
                 self.verifier.pass.begin_sequence(0);
             }
         }
-        self.verifier.pass.num_rows()
     }
 
     /// Appends the rows of a tree to the target's pass.
@@ -292,11 +291,29 @@ impl Engine {
         }
     }
 
-    /// The target over the `num_rows` rows of its pass, with draws, and with features for the drafter if it may run; the logits.
-    pub(super) fn run_target(&mut self, num_rows: usize) -> Result<Tensor> {
+    /// The target over the rows of its pass, with draws, and with features for the drafter if it may run; the logits. Rows of `slots` are the
+    /// nodes of `trees`.
+    pub(super) fn run_target(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Tensor> {
+        let num_rows = self.verifier.pass.num_rows();
         let proposer = self.proposer.as_ref().filter(|_| self.feeds_drafter());
         let taps = proposer.and_then(|proposer| proposer.taps(num_rows));
-        self.verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))
+        let logits = self.verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+        self.mask(&logits, slots, trees)?;
+        self.verifier.draw(&logits)?;
+        Ok(logits)
+    }
+
+    /// Bans what the grammars of sequences do not allow, node by node.
+    fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
+        for slot in 0..self.verifier.pass.num_sequences() {
+            let rows = self.verifier.pass.logit_rows_of(slot);
+            let grammar = self.sequences[slot].as_mut().and_then(|sequence| sequence.grammar.as_mut());
+            if let Some(grammar) = grammar.filter(|_| !rows.is_empty()) {
+                let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
+                self.masks.mask_tree(logits, rows.start, grammar, tree)?;
+            }
+        }
+        self.masks.flush(logits)
     }
 
     /// Appends accepted and bonus tokens, and those drawn behind chunks, hands the features of what was read to the drafter, releases what has
@@ -396,11 +413,12 @@ impl Engine {
         tokens.extend((!failed).then_some(outcome.bonus));
         let count = sequence.commit(&tokens);
         tokens.truncate(count);
+        let grammar_failure = sequence.follow_grammar(&tokens).err();
         logprobs.truncate(count);
         if sequence.finished.is_none() && sequence.committed.len() >= max_context {
             sequence.finished = Some(FinishReason::Length);
         }
-        if failed {
+        if failed || grammar_failure.is_some() {
             sequence.finished.get_or_insert(FinishReason::Failed);
         }
         if let Some(tree) = tree {
@@ -414,7 +432,8 @@ impl Engine {
             tokens,
             logprobs,
             stats: sequence.stats,
-            failure: (sequence.finished == Some(FinishReason::Failed)).then(|| NO_TOKEN.into()),
+            failure: (sequence.finished == Some(FinishReason::Failed))
+                .then(|| grammar_failure.map_or(NO_TOKEN.into(), |error| error.to_string())),
             finished: sequence.finished,
         })
     }

@@ -3,14 +3,16 @@
 use crate::control::SequenceView;
 use crate::engine::pictures::Pictures;
 use crate::engine::request::Request;
+use crate::error::Result;
 use crate::pages::PositionKey;
+use crate::text::Grammar;
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// `max_new_tokens` or the context length was reached.
     Length,
-    /// The target drew an end-of-sequence token, or a stop token of the request.
+    /// The target drew an end-of-sequence token, or a stop token of the request; or its grammar allows nothing more.
     Eos,
     /// No token could be drawn ([`NO_TOKEN`]): the text cannot go on.
     Failed,
@@ -63,6 +65,8 @@ pub(super) struct Sequence {
     /// What each committed position is known by in the prefix cache.
     pub keys: Vec<PositionKey>,
     pub pictures: Pictures,
+    /// Where the text stands in the request's grammar.
+    pub grammar: Option<Grammar>,
     pub eos: Vec<i32>,
     pub unread: Option<usize>,
     pub draft_len: usize,
@@ -78,6 +82,7 @@ impl Sequence {
             committed: request.prompt.clone(),
             keys,
             pictures: Pictures::default(),
+            grammar: request.grammar.clone(),
             eos,
             unread: Some(0),
             draft_len: 0,
@@ -131,6 +136,16 @@ impl Sequence {
             max_depth: if self.request.speculation { max_depth } else { 0 },
             weight: self.request.weight,
         }
+    }
+
+    /// Lets the grammar follow committed tokens; a text that it has brought to its end is finished.
+    pub fn follow_grammar(&mut self, tokens: &[i32]) -> Result<()> {
+        let Some(grammar) = &mut self.grammar else { return Ok(()) };
+        tokens.iter().try_for_each(|&token| grammar.push(token))?;
+        if grammar.is_complete() {
+            self.finished.get_or_insert(FinishReason::Eos);
+        }
+        Ok(())
     }
 
     /// Appends drawn tokens until an end-of-sequence token or the limit, and returns how many counted. The

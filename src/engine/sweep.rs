@@ -256,7 +256,8 @@ fn verify_pass(
         }
     }
     let taps = proposer.and_then(|proposer| proposer.taps(size.tokens));
-    verifier.run(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+    let logits = verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+    verifier.draw(&logits)?;
     verifier.walk(nodes - 1)
 }
 

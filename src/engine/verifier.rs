@@ -115,28 +115,26 @@ impl Verifier {
         self.target.forward(&self.pass, &self.kv, taps)
     }
 
-    /// Runs the rows of `self.pass`, draws at the rows that want logits, and returns those logits.
-    pub fn run(&mut self, taps: Option<Taps>) -> Result<Tensor> {
-        let logits = self.forward(taps)?;
+    /// Draws at the rows that want logits, from those logits, which penalties and biases change.
+    pub fn draw(&mut self, logits: &Tensor) -> Result<()> {
         let wanted = self.pass.num_logit_rows();
         if wanted == 0 {
-            return Ok(logits);
+            return Ok(());
         }
-        self.penalties.apply(&self.pass, &logits)?;
+        self.penalties.apply(&self.pass, logits)?;
         sample(
             self.pass.device(),
             SampleArgs {
-                logits: &logits,
+                logits,
                 row_sequence: &self.pass.draw_sequences(),
                 params: &self.params,
                 positions: &self.pass.draw_positions(),
                 out: &self.drawn.rows(0..wanted),
             },
-        )?;
-        Ok(logits)
+        )
     }
 
-    /// Walks every sequence's tree along the draws of [`Verifier::run`] and compacts the accepted keys and values.
+    /// Walks every sequence's tree along the draws of [`Verifier::draw`] and compacts the accepted keys and values.
     /// `max_accepted` bounds the accepted length: the depth of the deepest tree.
     pub fn walk(&mut self, max_accepted: usize) -> Result<()> {
         let (device, batch) = (self.pass.device(), self.pass.num_sequences());

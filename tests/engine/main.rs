@@ -6,6 +6,7 @@ mod costs;
 mod drafters;
 mod eagle3_variants;
 pub(crate) mod fixtures;
+mod grammars;
 mod lossless;
 mod medusa;
 mod penalties;

@@ -1,0 +1,125 @@
+//! Grammars: every text keeps to its own, and trees change nothing.
+
+use smart_run::config::{FloatType, ModelSource};
+use smart_run::control::Policy;
+use smart_run::engine::{Engine, FinishReason, Request};
+use smart_run::sampling::SamplingParams;
+use smart_run::text::{Grammar, GrammarCompiler, GrammarSpec, Tokenizer};
+
+use crate::fixtures::{demo, demo_prompts, greedy, repository};
+
+fn compiler(engine: &Engine) -> (Tokenizer, GrammarCompiler) {
+    let tokenizer = Tokenizer::open(&ModelSource::from(repository("assets/demo/target"))).unwrap().unwrap();
+    let config = engine.model_config();
+    let compiler =
+        GrammarCompiler::new(&tokenizer, config.geometry.vocab_size, &config.eos_token_ids).unwrap();
+    (tokenizer, compiler)
+}
+
+fn complete(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<i32>, FinishReason)> {
+    let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    let mut texts = vec![(Vec::new(), None); ids.len()];
+    while !engine.is_idle() {
+        for emission in engine.step().unwrap() {
+            let place = ids.iter().position(|id| *id == emission.sequence).unwrap();
+            texts[place].0.extend(emission.tokens);
+            assert_eq!(emission.failure, None);
+            texts[place].1 = emission.finished;
+        }
+    }
+    texts.into_iter().map(|(text, finished)| (text, finished.unwrap())).collect()
+}
+
+/// The text token by token: scored, masked and drawn on the host.
+fn by_hand(scorer: &mut Engine, request: &Request) -> Vec<i32> {
+    let vocab_size = scorer.model_config().geometry.vocab_size;
+    let eos = scorer.model_config().eos_token_ids.clone();
+    let mut grammar: Grammar = request.grammar.clone().unwrap();
+    let mut text = request.prompt.clone();
+    let mut mask = vec![0; vocab_size.div_ceil(32)];
+    while text.len() - request.prompt.len() < request.max_new_tokens && !grammar.is_complete() {
+        let logits = scorer.score(&text, &[]).unwrap();
+        grammar.allowed(&mut mask).unwrap();
+        let row = &logits[(text.len() - 1) * vocab_size..];
+        let masked = smart_run::reference::token_mask::token_mask(row, &mask);
+        let token = smart_run::reference::sampler::sample(&masked, &request.sampling, text.len() as i32);
+        if eos.contains(&token) {
+            break;
+        }
+        grammar.push(token).unwrap();
+        text.push(token);
+    }
+    text.split_off(request.prompt.len())
+}
+
+#[test]
+fn texts_keep_to_their_grammars_and_trees_change_nothing() {
+    let mut scorer = demo(FloatType::Bf16, Policy::Plain);
+    let (tokenizer, compiler) = compiler(&scorer);
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "count": {"type": "integer"}, "ok": {"type": "boolean"}},
+        "required": ["name", "count", "ok"],
+        "additionalProperties": false
+    });
+    let specs = [
+        GrammarSpec::JsonSchema(schema),
+        GrammarSpec::Regex("(import [a-z]{2,8}\\n){3}".into()),
+        GrammarSpec::JsonObject,
+    ];
+    let prompts = demo_prompts(3, 40);
+    let requests: Vec<Request> = specs
+        .iter()
+        .enumerate()
+        .flat_map(|(i, spec)| [(i, spec, 0.0), (i, spec, 0.9)])
+        .map(|(i, spec, temperature)| Request {
+            grammar: Some(compiler.compile(spec).unwrap()),
+            sampling: SamplingParams { temperature, seed: i as u64, ..SamplingParams::default() },
+            ignore_eos: false,
+            ..greedy(&prompts[i], 60)
+        })
+        .collect();
+    let wanted: Vec<Vec<i32>> = requests.iter().map(|request| by_hand(&mut scorer, request)).collect();
+    for (place, tokens) in wanted.iter().enumerate() {
+        let text = tokenizer.decode(tokens).unwrap();
+        eprintln!("{place}: {text:?}");
+    }
+    for policy in ["plain", "chain:4", "eagle2:10,5,60", "smart"] {
+        let mut engine = Engine::builder(repository("assets/demo/target"))
+            .drafter(repository("assets/demo/drafter"))
+            .float_type(FloatType::Bf16)
+            .costs(crate::fixtures::paying_costs())
+            .policy(policy.parse().unwrap())
+            .max_sequences(4)
+            .max_context(256)
+            .build()
+            .unwrap();
+        let got = complete(&mut engine, &requests);
+        for (place, (text, finished)) in got.iter().enumerate() {
+            assert_eq!(text, &wanted[place], "{policy}, request {place}");
+            if *finished == FinishReason::Eos && place < 2 {
+                let value: serde_json::Value =
+                    serde_json::from_str(&tokenizer.decode(text).unwrap()).unwrap();
+                assert!(value["name"].is_string() && value["count"].is_i64() && value["ok"].is_boolean());
+            }
+        }
+        assert!(got[2].1 == FinishReason::Eos, "three lines, then the end");
+    }
+}
+
+#[test]
+fn a_grammar_is_its_requests_own() {
+    let mut engine = demo(FloatType::Bf16, "eagle2:10,5,60".parse().unwrap());
+    let (tokenizer, compiler) = compiler(&engine);
+    let prompt = demo_prompts(1, 40).remove(0);
+    let free = complete(&mut engine, &[greedy(&prompt, 20)]).remove(0);
+    let digits = compiler.compile(&GrammarSpec::Regex("[0-9]{4}".into())).unwrap();
+    let bound = Request { grammar: Some(digits), ignore_eos: false, ..greedy(&prompt, 20) };
+    for _ in 0..2 {
+        let (text, finished) = complete(&mut engine, std::slice::from_ref(&bound)).remove(0);
+        let text = tokenizer.decode(&text).unwrap();
+        assert!(text.len() == 4 && text.bytes().all(|byte| byte.is_ascii_digit()), "{text:?}");
+        assert_eq!(finished, FinishReason::Eos);
+        assert_eq!(complete(&mut engine, &[greedy(&prompt, 20)]).remove(0), free);
+    }
+}
