@@ -106,8 +106,7 @@ mod tests {
 
     #[test]
     fn byte_level_tokens_are_bytes_and_added_tokens_their_text() {
-        let byte_level =
-            serde_json::json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
         for decoder in [byte_level.clone(), serde_json::json!({"type": "Sequence", "decoders": [byte_level]})]
         {
             let bytes = of(decoder).unwrap();

@@ -28,7 +28,10 @@ fn outcome(spec: GrammarSpec) -> Option<String> {
     });
     let elapsed = started.elapsed();
     let shown: String = format!("{spec:?}").chars().take(60).collect();
-    println!("{elapsed:>10.1?} {shown} ... -> {}", result.as_ref().err().map_or("ok".into(), Error::to_string));
+    println!(
+        "{elapsed:>10.1?} {shown} ... -> {}",
+        result.as_ref().err().map_or("ok".into(), Error::to_string)
+    );
     assert!(elapsed < SOON, "{elapsed:?}: {shown}");
     result.err().map(|error| {
         let sentence = error.to_string();
@@ -49,10 +52,13 @@ fn schema(schema: Value) -> GrammarSpec {
 
 #[test]
 fn what_cannot_be_enforced_is_named() {
-    refused(schema(json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": true})), "uniqueItems");
+    refused(
+        schema(json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": true})),
+        "uniqueItems",
+    );
     refused(schema(json!({"not": {"type": "string"}})), "not");
     refused(schema(json!({"if": {"type": "string"}, "then": {"maxLength": 3}})), "if");
-    refused(schema(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})), "oneOf");
+    refused(schema(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})), "must exclude each other");
     refused(schema(json!({"type": "strin"})), "strin");
     refused(schema(json!({"type": 3})), "type must be a string");
     refused(schema(json!(3)), "a JSON schema is an object");
@@ -66,7 +72,8 @@ fn what_cannot_be_enforced_is_named() {
 #[test]
 fn an_option_of_the_crate_in_a_schema_changes_nothing() {
     let vocabulary = demo();
-    let spec = schema(json!({"type": "array", "x-guidance": {"item_separator": ";", "whitespace_pattern": "x+"}}));
+    let spec =
+        schema(json!({"type": "array", "x-guidance": {"item_separator": ";", "whitespace_pattern": "x+"}}));
     let mut grammar = vocabulary.compile(&spec);
     vocabulary.push(&mut grammar, "[1, 2]");
     assert!(grammar.is_complete());
@@ -116,7 +123,8 @@ fn deep_nesting_is_refused_or_survived() {
     refused(schema(nest(200, json!({}))), "nests more than 128 levels");
     let lists = (0..200).fold(json!([]), |inner, _| json!([inner]));
     refused(schema(json!({"const": lists})), "nests more than 128 levels");
-    let any_of = (0..60).fold(json!({"type": "null"}), |inner, _| json!({"anyOf": [inner, {"type": "integer"}]}));
+    let any_of =
+        (0..60).fold(json!({"type": "null"}), |inner, _| json!({"anyOf": [inner, {"type": "integer"}]}));
     outcome(schema(any_of));
     outcome(GrammarSpec::Regex(format!("{}a{}", "(".repeat(20_000), ")".repeat(20_000))));
     outcome(GrammarSpec::Regex(format!("a{}", "?".repeat(20_000))));
@@ -157,13 +165,20 @@ fn huge_grammars_are_refused_or_survived() {
         json!({"type": "object", "properties": fields})
     };
     outcome(schema(properties(1000)));
-    outcome(schema(properties(8000)));
+    refused(schema(properties(8000)), "8000 entries under `properties`");
+    let names: Vec<String> = (0..8000).map(|index| format!("p{index}")).collect();
+    refused(schema(json!({"type": "object", "required": names})), "8000 entries under `required`");
+    outcome(schema(properties(2000)));
     refused(schema(properties(40_000)), "longer than 256 KiB");
     refused(schema(json!({"description": "x".repeat(1 << 20)})), "longer than 256 KiB");
     let patterns: Map<String, Value> =
-        (0..2000).map(|index| (format!("^[a-z]+{index}$"), json!({"type": "string"}))).collect();
+        (0..65).map(|index| (format!("^[a-z]+{index}$"), json!({"type": "string"}))).collect();
+    refused(schema(json!({"type": "object", "patternProperties": patterns})), "65 entries");
+    let patterns: Map<String, Value> = patterns.into_iter().take(64).collect();
     outcome(schema(json!({"type": "object", "patternProperties": patterns})));
-    let options: Vec<Value> = (0..2000).map(|index| json!({"properties": {format!("p{index}"): {"type": "string"}}, "required": ["x"]})).collect();
+    let options: Vec<Value> = (0..2000)
+        .map(|index| json!({"properties": {format!("p{index}"): {"type": "string"}}, "required": ["x"]}))
+        .collect();
     outcome(schema(json!({"anyOf": options})));
     outcome(schema(json!({"oneOf": options})));
     outcome(schema(json!({"allOf": options})));
@@ -175,12 +190,37 @@ fn huge_grammars_are_refused_or_survived() {
 fn quantifiers_are_bounded_in_work() {
     outcome(schema(json!({"type": "string", "minLength": 1_000_000})));
     outcome(schema(json!({"type": "string", "maxLength": 1_000_000})));
-    outcome(schema(json!({"type": "string", "minLength": u64::MAX})));
-    outcome(schema(json!({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000, "maxItems": 1_000_000_000})));
+    refused(schema(json!({"type": "string", "minLength": u64::MAX})), "under `minLength`");
+    refused(schema(json!({"type": "array", "minItems": u64::MAX})), "under `minItems`");
+    outcome(schema(json!({"type": "string", "maxLength": i32::MAX})));
+    outcome(schema(json!({"type": "array", "maxItems": i32::MAX})));
+    outcome(schema(json!({"type": "object", "maxProperties": i32::MAX})));
+    outcome(schema(
+        json!({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000, "maxItems": 1_000_000_000}),
+    ));
     outcome(schema(json!({"type": "object", "minProperties": 1_000_000})));
-    outcome(schema(json!({"type": "integer", "minimum": -1e300, "maximum": 1e300})));
-    outcome(schema(json!({"type": "number", "multipleOf": 1e-300})));
-    outcome(schema(json!({"type": "integer", "multipleOf": 4_294_967_291u64})));
+    refused(schema(json!({"type": "integer", "minimum": i64::MIN})), "under `minimum`");
+    refused(schema(json!({"type": "number", "exclusiveMaximum": 1e300})), "under `exclusiveMaximum`");
+    refused(schema(json!({"enum": [1, u64::MAX]})), "under `enum`");
+    assert_eq!(outcome(schema(json!({"type": "integer", "default": u64::MAX}))), None);
+    outcome(schema(json!({"type": "integer", "minimum": -(1i64 << 53), "maximum": 1i64 << 53})));
+    outcome(schema(json!({"type": "number", "exclusiveMinimum": -1e-300, "maximum": 1e-300})));
+    for divisors in [
+        vec![1e-300],
+        vec![4_294_967_291.0],
+        vec![0.9999, 9999.0],
+        vec![255.0, 256.0, 257.0],
+        vec![0.00001],
+        vec![0.1, 1e300],
+    ] {
+        let all_of: Vec<Value> = divisors.iter().map(|divisor| json!({"multipleOf": divisor})).collect();
+        refused(schema(json!({"type": "number", "allOf": all_of})), "multipleOf");
+    }
+    outcome(schema(
+        json!({"type": "number", "allOf": [{"multipleOf": 0.25}, {"multipleOf": -3}, {"multipleOf": 0.0001}]}),
+    ));
+    outcome(schema(json!({"type": "integer", "multipleOf": 65_535})));
+    outcome(schema(json!({"type": "integer", "multipleOf": 0})));
     for regex in [
         "a{1,1000000}",
         "(a{1,1000}){1,1000}",
@@ -248,5 +288,10 @@ fn a_text_that_nothing_can_go_on_with_is_an_error() {
         "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
     });
     let tokenizer = Tokenizer::from_json("tokenizer.json", word_piece.to_string().as_bytes()).unwrap();
-    assert!(GrammarCompiler::new(&tokenizer, 1, &[]).unwrap_err().to_string().contains("single tokens have no bytes"));
+    assert!(
+        GrammarCompiler::new(&tokenizer, 1, &[])
+            .unwrap_err()
+            .to_string()
+            .contains("single tokens have no bytes")
+    );
 }

@@ -52,18 +52,18 @@ pub fn is_valid(root: &Value, schema: &Value, value: &Value) -> bool {
         "const" => rule == value,
         "anyOf" => count(&under, rule) > 0,
         "oneOf" => count(&under, rule) == 1,
-        "properties" => rule.as_object().unwrap().iter().all(|(name, schema)| {
-            value.get(name).is_none_or(|property| is_valid(root, schema, property))
-        }),
+        "properties" => rule
+            .as_object()
+            .unwrap()
+            .iter()
+            .all(|(name, schema)| value.get(name).is_none_or(|property| is_valid(root, schema, property))),
         "required" => all(&|name| value.get(name.as_str().unwrap()).is_some(), rule),
         "additionalProperties" => {
             assert_eq!(rule, &Value::Bool(false));
             let known = schema["properties"].as_object().unwrap();
             value.as_object().is_none_or(|object| object.keys().all(|name| known.contains_key(name)))
         }
-        "items" => value
-            .as_array()
-            .is_none_or(|items| items.iter().all(|item| is_valid(root, rule, item))),
+        "items" => value.as_array().is_none_or(|items| items.iter().all(|item| is_valid(root, rule, item))),
         "minItems" => value.as_array().is_none_or(|items| items.len() >= length(rule)),
         "maxItems" => value.as_array().is_none_or(|items| items.len() <= length(rule)),
         "minLength" => value.as_str().is_none_or(|text| text.chars().count() >= length(rule)),

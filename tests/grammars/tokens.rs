@@ -14,7 +14,9 @@ fn bytes_join_to_the_decoded_text() {
     for name in ["llama2_bpe", "llama2_unigram"] {
         let folder = "tests/golden/tokenizers";
         let tokenizer = tokenizer(&format!("{folder}/{name}.json"));
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(format!("{name}.expected.json"));
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(folder)
+            .join(format!("{name}.expected.json"));
         let expected: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let pairs = expected["pairs"].as_array().unwrap();
         assert_eq!(pairs.len(), 200);
@@ -29,13 +31,19 @@ fn bytes_join_to_the_decoded_text() {
 
 #[test]
 fn bytes_join_to_texts_in_many_scripts() {
-    let texts = ["def f(x):\n    return x\t# ¼ größe", "日本語 🙂🎉 ﷽", " \u{0}\u{7f}\r\n  end  ", "▁Ġ<0x41><s>"];
+    let texts =
+        ["def f(x):\n    return x\t# ¼ größe", "日本語 🙂🎉 ﷽", " \u{0}\u{7f}\r\n  end  ", "▁Ġ<0x41><s>"];
     for vocabulary in all() {
         for text in texts {
             let ids = vocabulary.tokenizer.encode(text, true).unwrap();
             let decoded = vocabulary.tokenizer.decode(&ids).unwrap();
             let bytes = vocabulary.bytes(&ids);
-            assert_eq!(without_first_space(&bytes, vocabulary.name), decoded.as_bytes(), "{}: {text:?}", vocabulary.name);
+            assert_eq!(
+                without_first_space(&bytes, vocabulary.name),
+                decoded.as_bytes(),
+                "{}: {text:?}",
+                vocabulary.name
+            );
         }
     }
 }
@@ -46,7 +54,11 @@ fn special_and_unknown_tokens_have_no_bytes() {
         for id in [-1, i32::MAX, vocabulary.eos[0], 0, vocabulary.tokenizer.num_ids() as i32] {
             assert_eq!(vocabulary.tokenizer.token_bytes(id), None, "{}: {id}", vocabulary.name);
         }
-        let with_bytes = (0..vocabulary.size as i32).filter(|&id| vocabulary.tokenizer.token_bytes(id).is_some());
-        assert_eq!(with_bytes.count(), vocabulary.tokenizer.num_ids() - if vocabulary.name == "demo" { 2 } else { 3 });
+        let with_bytes =
+            (0..vocabulary.size as i32).filter(|&id| vocabulary.tokenizer.token_bytes(id).is_some());
+        assert_eq!(
+            with_bytes.count(),
+            vocabulary.tokenizer.num_ids() - if vocabulary.name == "demo" { 2 } else { 3 }
+        );
     }
 }

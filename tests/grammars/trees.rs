@@ -12,7 +12,8 @@ fn specs() -> Vec<GrammarSpec> {
     let mut specs: Vec<GrammarSpec> = schemas().into_iter().map(GrammarSpec::JsonSchema).collect();
     specs.push(GrammarSpec::JsonObject);
     specs.push(GrammarSpec::Regex("([a-z]+ ){0,8}[a-z]+\\.".into()));
-    specs.push(GrammarSpec::Lark("start: item+\nitem: \"(\" start \")\" | /[a-c]{1,4}/ | \"x\" \"y\"".into()));
+    specs
+        .push(GrammarSpec::Lark("start: item+\nitem: \"(\" start \")\" | /[a-c]{1,4}/ | \"x\" \"y\"".into()));
     specs
 }
 
@@ -107,7 +108,9 @@ fn several_tokens_are_taken_back_at_once() {
             whole.pop(pushed).unwrap();
             assert_eq!(vocabulary.mask(&mut whole), first);
             grammar.pop(0).unwrap();
-            assert!(grammar.pop(1).unwrap_err().to_string().contains("cannot be taken back from a text of 0"));
+            assert!(
+                grammar.pop(1).unwrap_err().to_string().contains("cannot be taken back from a text of 0")
+            );
             assert_eq!(vocabulary.mask(&mut grammar), first);
         }
     }
@@ -156,7 +159,8 @@ fn times() {
             let started = Instant::now();
             let fresh = vocabulary.compile(&spec);
             let compiling = started.elapsed();
-            let (mut masks, mut probes, mut pushes, mut clones) = (Times::default(), Times::default(), Times::default(), Times::default());
+            let (mut masks, mut probes, mut pushes, mut clones) =
+                (Times::default(), Times::default(), Times::default(), Times::default());
             let mut random = Random(1);
             let mut mask = vec![0; vocabulary.size.div_ceil(32)];
             for _ in 0..4 {
@@ -167,7 +171,8 @@ fn times() {
                         let token = random.below(vocabulary.size) as i32;
                         probes.of(|| grammar.accepts(token));
                     }
-                    let allowed: Vec<i32> = tokens(&mask).into_iter().filter(|&token| !vocabulary.is_eos(token)).collect();
+                    let allowed: Vec<i32> =
+                        tokens(&mask).into_iter().filter(|&token| !vocabulary.is_eos(token)).collect();
                     if allowed.is_empty() {
                         break;
                     }
@@ -178,7 +183,12 @@ fn times() {
             }
             println!(
                 "{:15} {name}: compile {:?}, allowed {:.1} us, accepts {:.2} us, push {:.2} us, clone {:.0} us",
-                vocabulary.name, compiling, masks.mean(), probes.mean(), pushes.mean(), clones.mean()
+                vocabulary.name,
+                compiling,
+                masks.mean(),
+                probes.mean(),
+                pushes.mean(),
+                clones.mean()
             );
             assert!(masks.count > 0 && probes.count > 0);
         }

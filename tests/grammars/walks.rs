@@ -1,5 +1,6 @@
 //! Random walks through allowed tokens end in texts that are what the grammar says.
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use smart_run::text::{Grammar, GrammarSpec};
 
@@ -26,7 +27,10 @@ fn walk(
         assert_eq!(grammar.is_complete(), ends == allowed.len(), "{:?}", vocabulary.tokenizer.decode(&text));
         let closes = |token: &&i32| {
             vocabulary.is_eos(**token)
-                || vocabulary.tokenizer.token_bytes(**token).is_some_and(|bytes| matches!(&bytes[..], b"\"" | b"}" | b"]"))
+                || vocabulary
+                    .tokenizer
+                    .token_bytes(**token)
+                    .is_some_and(|bytes| matches!(&bytes[..], b"\"" | b"}" | b"]"))
         };
         let closing: Vec<i32> = allowed.iter().filter(closes).copied().collect();
         let token = match closing.is_empty() || text.len() < WANDERING && random.below(4) > 0 {
@@ -43,6 +47,13 @@ fn walk(
     panic!("{}: no end after {:?}", vocabulary.name, vocabulary.tokenizer.decode(&text));
 }
 
+/// JSON with a number as `4e1370`, which is valid but beyond floating point.
+fn overflowing(json: &[u8]) -> Option<&str> {
+    let is_json = serde_json::from_slice::<IgnoredAny>(json).is_ok();
+    let is_value = serde_json::from_slice::<Value>(json).is_ok();
+    (is_json && !is_value).then(|| std::str::from_utf8(json).unwrap())
+}
+
 fn text(vocabulary: &Vocabulary, tokens: &[i32]) -> String {
     String::from_utf8(vocabulary.bytes(tokens)).unwrap()
 }
@@ -56,15 +67,21 @@ fn walks_through_a_schema_are_valid_json_wherever_they_may_end() {
                 let mut random = Random(seed * 1000 + index as u64);
                 let mut check = |_: &mut Grammar, so_far: &[i32], allowed: &[i32]| {
                     let bytes = vocabulary.bytes(so_far);
+                    let may_end = allowed.contains(&vocabulary.eos[0]);
+                    if let Some(overflowing) = overflowing(&bytes) {
+                        return assert!(may_end, "{overflowing}");
+                    }
                     let value: Option<Value> = serde_json::from_slice(&bytes).ok();
                     let valid = value.is_some_and(|value| is_valid(schema, schema, &value));
-                    let may_end = allowed.contains(&vocabulary.eos[0]);
                     assert_eq!(valid, may_end, "{schema}: {:?}", String::from_utf8_lossy(&bytes));
                 };
                 let tokens = walk(&vocabulary, &mut fresh.clone(), &mut random, &mut check);
                 let text = text(&vocabulary, &tokens);
-                let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
-                assert!(is_valid(schema, schema, &value), "{schema}: {text}");
+                if overflowing(text.as_bytes()).is_none() {
+                    let value: Value =
+                        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+                    assert!(is_valid(schema, schema, &value), "{schema}: {text}");
+                }
             }
         }
     }
@@ -77,15 +94,21 @@ fn any_object_is_an_object() {
         for seed in 0..10 {
             let tokens = walk(&vocabulary, &mut fresh.clone(), &mut Random(seed), &mut |_, _, _| ());
             let text = text(&vocabulary, &tokens);
-            let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert!(value.is_object(), "{text}");
+            serde_json::from_str::<IgnoredAny>(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert!(text.starts_with('{') && text.ends_with('}'), "{text}");
         }
-        for object in [r#"{}"#, r#"{ "a": [1, -2.5e3, true, null, {"b": "\u00e9\n\"é🙂"}] }"#, "{\n    \"a\":\n        []\n}"] {
+        for object in [
+            r#"{}"#,
+            r#"{ "a": [1, -2.5e3, true, null, {"b": "\u00e9\n\"é🙂"}] }"#,
+            "{\n    \"a\":\n        []\n}",
+        ] {
             let mut grammar = fresh.clone();
             vocabulary.push(&mut grammar, object);
             assert!(grammar.is_complete(), "{object}");
         }
-        for (beginning, refused) in [("", "["), ("{", "1"), (r#"{"a":0"#, "1"), ("{}", "{"), (r#"{"a":"x"#, "\n")] {
+        for (beginning, refused) in
+            [("", "["), ("{", "1"), (r#"{"a":0"#, "1"), ("{}", "{"), (r#"{"a":"x"#, "\n")]
+        {
             let mut grammar = fresh.clone();
             vocabulary.push(&mut grammar, beginning);
             assert!(!grammar.accepts(vocabulary.spell(refused)[0]), "{beginning} {refused}");
@@ -98,7 +121,10 @@ fn an_expression_matches_the_whole_text() {
     let matches_date = |text: &str| {
         let parts: Vec<&str> = text.split('-').collect();
         parts.len() == 3
-            && [4, 2, 2].iter().zip(&parts).all(|(&len, part)| part.len() == len && part.bytes().all(|b| b.is_ascii_digit()))
+            && [4, 2, 2]
+                .iter()
+                .zip(&parts)
+                .all(|(&len, part)| part.len() == len && part.bytes().all(|b| b.is_ascii_digit()))
     };
     for vocabulary in all() {
         let fresh = vocabulary.compile(&GrammarSpec::Regex("[0-9]{4}-[0-9]{2}-[0-9]{2}".into()));

@@ -16,7 +16,7 @@ use crate::text::bounded;
 use crate::{Error, Result, fence};
 
 /// Longest message of the crate that is passed on.
-const MAX_REASON_CHARS: usize = 300;
+const MAX_REASON_CHARS: usize = 200;
 
 /// The parser of `spec` over `vocabulary`.
 pub fn compile(vocabulary: &Arc<Vocabulary>, spec: &GrammarSpec) -> Result<Parser> {
@@ -88,10 +88,20 @@ fn build(vocabulary: &Vocabulary, grammar: TopLevelGrammar) -> std::result::Resu
         .map_err(|error| one_sentence(&error))
 }
 
-/// The crate's messages have several lines, with excerpts.
+/// The crate's messages have several lines, among them excerpts with numbers and pointers.
 fn one_sentence(error: &impl Display) -> String {
     let text = format!("{error:#}");
-    let words: Vec<&str> = text.split_whitespace().collect();
+    if text.contains("coerce_one_of") {
+        return "the options of a `oneOf` must exclude each other, say by a required property that is a `const` in each, and \
+                be no references; `anyOf` takes any"
+            .into();
+    }
+    let is_excerpt = |line: &&str| {
+        let line = line.trim_start().trim_start_matches(|digit: char| digit.is_ascii_digit());
+        line.trim_start().starts_with(['|', '^'])
+    };
+    let words: Vec<&str> =
+        text.lines().filter(|line| !is_excerpt(line)).flat_map(str::split_whitespace).collect();
     let mut sentence = words.join(" ");
     if let Some((end, _)) = sentence.char_indices().nth(MAX_REASON_CHARS) {
         sentence.truncate(end);

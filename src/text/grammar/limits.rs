@@ -8,6 +8,16 @@ use llguidance::api::ParserLimits;
 pub const MAX_SPEC_BYTES: usize = 256 << 10;
 /// Nesting of objects and lists in a schema, as deep as `serde_json` reads.
 pub const MAX_SCHEMA_DEPTH: usize = 128;
+/// Properties of an object. The compiler's work grows with their square: 2000 take a third of a second.
+pub const MAX_FIELDS: usize = 2000;
+/// Patterns of an object's property names, all held against each other.
+pub const MAX_PATTERNS: usize = 64;
+/// Numbers that a value is compared with: exact as floating-point numbers, and far from the end of 64 bits.
+pub const MAX_NUMBER: f64 = 9_007_199_254_740_992.0;
+/// Numbers of characters, items and properties.
+pub const MAX_COUNT: f64 = 2_147_483_647.0;
+/// Common multiple of all divisors: the product of two such is less than 2^32.
+pub const MAX_MULTIPLE: u64 = 65_535;
 /// Stack of the compiling thread for each byte of the input: a chain of definitions, each the next one's name, costs 25 bytes
 /// a link and less than 8 KiB of stack.
 pub const STACK_PER_BYTE: usize = 1024;

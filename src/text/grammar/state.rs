@@ -88,8 +88,7 @@ impl Grammar {
         if self.has_ended() {
             return false;
         }
-        let probe =
-            Probe { trie: vocabulary.tokens.tok_trie(), bytes, accepted: AtomicBool::new(false) };
+        let probe = Probe { trie: vocabulary.tokens.tok_trie(), bytes, accepted: AtomicBool::new(false) };
         let outcome = self.step(|parser| parser.compute_bias(&probe, bytes));
         outcome.is_ok() && probe.accepted.into_inner()
     }
@@ -128,8 +127,12 @@ impl Grammar {
                 self.tokens.len()
             )));
         };
-        let num_bytes =
-            self.tokens.drain(left..).filter_map(|token| self.vocabulary.text(token)).map(|(_, bytes)| bytes.len()).sum();
+        let num_bytes = self
+            .tokens
+            .drain(left..)
+            .filter_map(|token| self.vocabulary.text(token))
+            .map(|(_, bytes)| bytes.len())
+            .sum();
         if let Err(error) = self.step(|parser| parser.rollback(num_bytes))? {
             return Err(self.end(error.to_string()));
         }

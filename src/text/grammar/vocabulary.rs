@@ -65,10 +65,11 @@ impl Vocabulary {
                 .map_err(|error| error.to_string())?;
             Ok((tokens, masks))
         });
-        let (tokens, masks) =
-            built.unwrap_or_else(|| Err("they are too long or too many".into())).map_err(|reason: String| {
+        let (tokens, masks) = built.unwrap_or_else(|| Err("they are too long or too many".into())).map_err(
+            |reason: String| {
                 Error::Input(format!("the tokens of this model make no vocabulary for grammars: {reason}"))
-            })?;
+            },
+        )?;
         Ok(Self { tokens, masks, twins, eos, vocab_size })
     }
 
