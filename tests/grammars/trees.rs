@@ -117,6 +117,14 @@ fn several_tokens_are_taken_back_at_once() {
 }
 
 #[test]
+fn compilers_are_shared_between_threads() {
+    fn shared<T: Send + Sync + Clone>(_: &T) {}
+    for vocabulary in all() {
+        shared(&vocabulary.compiler);
+    }
+}
+
+#[test]
 fn clones_are_independent() {
     for vocabulary in all() {
         let mut grammar = vocabulary.compile(&GrammarSpec::JsonObject);
