@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokenizers::ModelWrapper;
 
 use super::fence::fenced;
+use super::token_bytes::TokenBytes;
 use super::{StopStream, StopStrings, TokenStream, merges};
 use crate::config::ModelSource;
 use crate::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Tokenizer {
 struct Shared {
     path: PathBuf,
     tokenizer: tokenizers::Tokenizer,
+    /// `None` where the decoder makes a text of all tokens together only.
+    bytes: Option<TokenBytes>,
 }
 
 impl Tokenizer {
@@ -53,12 +56,13 @@ impl Tokenizer {
             tokenizer.decode(ids.get_ids(), true)?;
             Ok(tokenizer)
         })?;
-        Ok(Tokenizer { shared: Arc::new(Shared { path, tokenizer }) })
+        let bytes = tokenizer.get_decoder().and_then(TokenBytes::of);
+        Ok(Tokenizer { shared: Arc::new(Shared { path, tokenizer, bytes }) })
     }
 
     /// Token ids of `text`, with the special tokens that the model expects around a prompt if `add_special`.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<i32>> {
-        let Shared { path, tokenizer } = &*self.shared;
+        let Shared { path, tokenizer, .. } = &*self.shared;
         let encoding = fenced(path, || tokenizer.encode(text, add_special))?;
         let to_i32 = |&id: &u32| {
             i32::try_from(id)
@@ -70,7 +74,7 @@ impl Tokenizer {
     /// Text of `ids`, special tokens left out. Bytes that are not UTF-8 become `U+FFFD`; ids that the tokenizer does not
     /// know have no text.
     pub fn decode(&self, ids: &[i32]) -> Result<String> {
-        let Shared { path, tokenizer } = &*self.shared;
+        let Shared { path, tokenizer, .. } = &*self.shared;
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         fenced(path, || tokenizer.decode(&ids, true))
     }
@@ -78,6 +82,34 @@ impl Tokenizer {
     /// How the vocabulary spells `id`, special tokens included: `Ġimport`, `<0x0A>`, `</s>`; `None` for an unknown id.
     pub fn spelling(&self, id: i32) -> Option<String> {
         self.shared.tokenizer.id_to_token(u32::try_from(id).ok()?)
+    }
+
+    /// The bytes that `id` stands for within a text; those of all ids, joined, are the text. `None` for special tokens, which
+    /// are no text, for unknown ids, and for all ids of a tokenizer without [bytes of tokens](Self::check_token_bytes).
+    ///
+    /// Decoders that drop the space in front of a text do so only there: the first token's bytes still have it.
+    pub fn token_bytes(&self, id: i32) -> Option<Vec<u8>> {
+        let Shared { path, tokenizer, bytes } = &*self.shared;
+        let (bytes, spelling) = (bytes.as_ref()?, self.spelling(id)?);
+        if tokenizer.get_added_vocabulary().is_special_token(&spelling) {
+            return None;
+        }
+        fenced(path, || Ok(bytes.bytes(&spelling))).ok()
+    }
+
+    /// Fails if tokens of this tokenizer have no bytes of their own.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a decoder that is neither byte-level nor with a character for the space.
+    pub fn check_token_bytes(&self) -> Result<()> {
+        match self.shared.bytes {
+            Some(_) => Ok(()),
+            None => Err(Error::format(
+                &self.shared.path,
+                "the decoder of this tokenizer makes a text of all tokens together, so single tokens have no bytes; \
+                 byte-level decoders and those with a character for the space have",
+            )),
+        }
     }
 
     /// Decodes ids one by one, as they are generated.

@@ -6,17 +6,15 @@
 //! (mapped, but not touched by others), and are waited for no longer than a moment.
 
 use std::io::{self, Write};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::thread;
 use std::time::Duration;
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::text::bounded;
 
 /// Stack for each unit of fuel, and for each byte of a template that is compiled. A nested list costs 1.7 units and less than 640
 /// bytes of stack; a level of an expression, 2 characters and less than 2 KiB.
 pub const STACK_PER_FUEL: usize = 512;
 pub const STACK_PER_SOURCE_BYTE: usize = 1024;
-const LEAST_STACK: usize = 1 << 21;
 /// A rendering takes some milliseconds at most.
 const PATIENCE: Duration = Duration::from_millis(900);
 const PATIENCE_PER_BYTE: Duration = Duration::from_micros(1);
@@ -30,24 +28,8 @@ pub fn run<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Option<T>> {
-    let (done, result) = sync_channel(1);
-    let work = move || {
-        // Nobody may be waiting any more.
-        let _ = done.send(work());
-    };
-    thread::Builder::new()
-        .name("chat template".into())
-        .stack_size(stack.max(LEAST_STACK))
-        .spawn(work)
-        .map_err(|error| Error::Device(format!("no thread can be started for the chat template: {error}")))?;
     let patience = PATIENCE + PATIENCE_PER_BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
-    match result.recv_timeout(patience) {
-        Ok(value) => Ok(Some(value)),
-        Err(RecvTimeoutError::Timeout) => Ok(None),
-        Err(RecvTimeoutError::Disconnected) => {
-            Err(Error::Defect("the chat template's thread has died".into()))
-        }
-    }
+    bounded::run("chat template", stack, patience, work)
 }
 
 /// Text up to a length.
