@@ -34,7 +34,8 @@ pub enum GrammarSpec {
     JsonSchema(serde_json::Value),
     /// The whole text matches this expression, in the syntax of the crate `regex`.
     Regex(String),
-    /// A context-free grammar in llguidance's dialect of Lark, with the rule `start`.
+    /// A context-free grammar in llguidance's dialect of Lark, with the rule `start`; without `%json`, `stop`, `max_tokens` and
+    /// special tokens.
     Lark(String),
 }
 
@@ -58,8 +59,8 @@ impl GrammarCompiler {
     /// A grammar at the beginning of its text.
     ///
     /// # Errors
-    /// [`Error::Input`](crate::Error::Input), one sentence: not a schema, expression or grammar, one that no text satisfies, one with keywords that
-    /// cannot be enforced (`not`, `if`, `uniqueItems`, a `oneOf` whose options overlap), or one that is too large.
+    /// [`Error::Input`](crate::Error::Input), one sentence: not a schema, expression or grammar, one that no text satisfies, one
+    /// with keywords that cannot be enforced (`not`, `if`, `uniqueItems`, a `oneOf` whose options overlap), or one too large.
     pub fn compile(&self, spec: &GrammarSpec) -> Result<Grammar> {
         Grammar::new(Arc::clone(&self.vocabulary), compile::compile(&self.vocabulary, spec)?)
     }

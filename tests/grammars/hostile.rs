@@ -253,6 +253,7 @@ fn what_is_no_grammar_is_called_so() {
     refused(GrammarSpec::Lark("begin: \"a\"".into()), "start");
     refused(GrammarSpec::Lark("start: nothing".into()), "nothing");
     refused(GrammarSpec::Lark("start: \"a\" <|end|>".into()), "");
+    refused(GrammarSpec::Lark("start: %json {\"const\": -9e300}".into()), "%json");
     refused(GrammarSpec::Lark("start: a\na[max_tokens=3]: /x*/".into()), "max_tokens");
     refused(GrammarSpec::Lark("start: a\na[stop=\"y\"]: /x*/".into()), "stop");
     // Cut within a character, a message would be a panic of the crate.

@@ -93,6 +93,27 @@ fn a_tree_leaves_no_trace() {
     }
 }
 
+/// After `a` and after `b` the lexer is in the same state, and the parser in a row of the same number, but not of the same content.
+#[test]
+fn siblings_do_not_share_a_mask() {
+    let lark = "start: \"a\" x | \"b\" y\nx: \"i\" \"n\"\ny: \"i\" \"s\"";
+    for vocabulary in all() {
+        let mut grammar = vocabulary.compile(&GrammarSpec::Lark(lark.into()));
+        for (first, rest, other) in [("a", "in", "is"), ("b", "is", "in"), ("a", "in", "is")] {
+            vocabulary.push(&mut grammar, first);
+            let allowed: Vec<Vec<u8>> = vocabulary
+                .allowed(&mut grammar)
+                .iter()
+                .filter_map(|&token| vocabulary.tokenizer.token_bytes(token))
+                .collect();
+            let has = |text: &str| allowed.contains(&text.as_bytes().to_vec());
+            assert!(has("i") && !has(other), "{}: {first}", vocabulary.name);
+            assert_eq!(has(rest), vocabulary.spell(rest).len() == 1, "{}: {first}", vocabulary.name);
+            grammar.pop(1).unwrap();
+        }
+    }
+}
+
 #[test]
 fn several_tokens_are_taken_back_at_once() {
     for vocabulary in all() {

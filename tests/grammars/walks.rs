@@ -11,17 +11,17 @@ use crate::vocabularies::{Random, Vocabulary, all, demo};
 const WANDERING: usize = 60;
 const LONGEST: usize = 3000;
 
-/// Random tokens up to and with an end; checks each step's mask on the way with `visit`.
+/// Random tokens up to and with an end; `visit` sees the text so far, and what may come next, at every step.
 fn walk(
     vocabulary: &Vocabulary,
     grammar: &mut Grammar,
     random: &mut Random,
-    visit: &mut dyn FnMut(&mut Grammar, &[i32], &[i32]),
+    visit: &mut dyn FnMut(&[i32], &[i32]),
 ) -> Vec<i32> {
     let mut text = Vec::new();
     while text.len() < LONGEST {
         let allowed = vocabulary.allowed(grammar);
-        visit(grammar, &text, &allowed);
+        visit(&text, &allowed);
         let ends = allowed.iter().filter(|&&token| vocabulary.is_eos(token)).count();
         assert!(ends == 0 || ends == vocabulary.eos.len(), "all ends or none");
         assert_eq!(grammar.is_complete(), ends == allowed.len(), "{:?}", vocabulary.tokenizer.decode(&text));
@@ -65,7 +65,7 @@ fn walks_through_a_schema_are_valid_json_wherever_they_may_end() {
             let fresh = vocabulary.compile(&GrammarSpec::JsonSchema(schema.clone()));
             for seed in 0..6 {
                 let mut random = Random(seed * 1000 + index as u64);
-                let mut check = |_: &mut Grammar, so_far: &[i32], allowed: &[i32]| {
+                let mut check = |so_far: &[i32], allowed: &[i32]| {
                     let bytes = vocabulary.bytes(so_far);
                     let may_end = allowed.contains(&vocabulary.eos[0]);
                     if let Some(overflowing) = overflowing(&bytes) {
@@ -92,7 +92,7 @@ fn any_object_is_an_object() {
     for vocabulary in all() {
         let fresh = vocabulary.compile(&GrammarSpec::JsonObject);
         for seed in 0..10 {
-            let tokens = walk(&vocabulary, &mut fresh.clone(), &mut Random(seed), &mut |_, _, _| ());
+            let tokens = walk(&vocabulary, &mut fresh.clone(), &mut Random(seed), &mut |_, _| ());
             let text = text(&vocabulary, &tokens);
             serde_json::from_str::<IgnoredAny>(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert!(text.starts_with('{') && text.ends_with('}'), "{text}");
@@ -129,7 +129,7 @@ fn an_expression_matches_the_whole_text() {
     for vocabulary in all() {
         let fresh = vocabulary.compile(&GrammarSpec::Regex("[0-9]{4}-[0-9]{2}-[0-9]{2}".into()));
         for seed in 0..10 {
-            let tokens = walk(&vocabulary, &mut fresh.clone(), &mut Random(seed), &mut |_, _, _| ());
+            let tokens = walk(&vocabulary, &mut fresh.clone(), &mut Random(seed), &mut |_, _| ());
             assert!(matches_date(&text(&vocabulary, &tokens)));
         }
         let mut grammar = vocabulary.compile(&GrammarSpec::Regex(r"(yes|no)\/? \w*\\".into()));

@@ -58,6 +58,12 @@ fn prepare(spec: &GrammarSpec) -> std::result::Result<(TopLevelGrammar, usize), 
         }
         GrammarSpec::Lark(lark) => {
             let num_bytes = check("grammar", lark)?;
+            // Schemas have to pass `schema::prepare`, as arithmetic of the crate overflows in some.
+            if lark.contains("%json") {
+                return Err("the grammar embeds a JSON schema with `%json`, which is not supported: write rules, or ask for the \
+                            schema alone"
+                    .into());
+            }
             Ok((TopLevelGrammar::from_lark(lark.clone()), num_bytes))
         }
     }
