@@ -242,3 +242,33 @@ fn a_policy_put_in_place_later_finds_no_pages_of_one_that_did_not_draft() {
     let got = run_all(&mut engine, std::slice::from_ref(&request)).remove(0);
     assert_eq!((got.0, got.1.stats), (wanted.0, wanted.1.stats));
 }
+
+/// What a drafter has not seen waits, up to a bound; where exactly it caught up leaves no trace in what it proposes.
+#[test]
+fn a_drafter_that_was_quiet_for_long_proposes_what_one_that_read_the_text_does() {
+    let prompt = demo_prompts(1, 30).remove(0);
+    let drafted = |engine: &Engine| -> Vec<(i32, u32, u32)> {
+        let nodes = engine.controller().round().pool(0).nodes();
+        nodes.iter().map(|node| (node.token, node.parent, node.logp.to_bits())).collect()
+    };
+    let text = run(&mut builder("plain").build().unwrap(), greedy(&prompt, 262));
+    for plain_rounds in [1, 253, 254, 255, 256, 257] {
+        let mut quiet = builder("eagle2:10,3,24").build().unwrap();
+        quiet.submit(greedy(&prompt, 300)).unwrap();
+        let first = quiet.step().unwrap().remove(0);
+        let mut last = first.tokens[0];
+        for _ in 0..plain_rounds {
+            let root = smart_run::tree::DraftTree::new(last);
+            last = quiet.step_with(&[root]).unwrap().remove(0).tokens[0];
+        }
+        quiet.step().unwrap();
+        // Its first token is drawn behind the prompt.
+        let mut reader = builder("eagle2:10,3,24").build().unwrap();
+        let read = [&prompt[..], &text[..plain_rounds]].concat();
+        reader.submit(greedy(&read, 100)).unwrap();
+        while reader.step().unwrap().is_empty() {}
+        reader.step().unwrap();
+        assert!(drafted(&quiet).len() > 30);
+        assert_eq!(drafted(&quiet), drafted(&reader), "after {plain_rounds} plain rounds");
+    }
+}
