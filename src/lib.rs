@@ -38,6 +38,8 @@ mod model;
 pub mod reference;
 #[cfg(feature = "engine")]
 pub mod sampling;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "engine")]
 pub mod service;
 #[cfg(feature = "engine")]

@@ -10,6 +10,7 @@ mod merges;
 mod message;
 mod stop;
 mod stream;
+mod token_texts;
 mod tokenizer;
 
 pub use crate::fence::silence_fenced_panics;
@@ -17,4 +18,5 @@ pub use chat_template::{ChatTemplate, chat_template_file};
 pub use message::{Content, Message, Part};
 pub use stop::{StopStream, StopStrings};
 pub use stream::TokenStream;
+pub use token_texts::TokenTexts;
 pub use tokenizer::Tokenizer;
