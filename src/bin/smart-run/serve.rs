@@ -1,5 +1,6 @@
 //! `smart-run serve`: a model behind an HTTP server.
 
+use std::io::IsTerminal;
 use std::path::Path;
 
 use smart_run::serve::{ServedModel, Server};
@@ -13,7 +14,8 @@ use crate::output::print_now;
 
 /// Starts the log.
 pub fn log(format: LogFormat) {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_target(false);
     match format {
         LogFormat::Text => log.with_max_level(tracing::Level::INFO).init(),
         LogFormat::Json => log.with_max_level(tracing::Level::INFO).json().flatten_event(true).init(),
