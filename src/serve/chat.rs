@@ -75,9 +75,11 @@ impl Asked {
         let tools = conversation.tools.as_ref().zip(serving.model.tools);
         let tools = tools.map(|(tools, format)| ToolParser::new(format, tools));
         let (ids, pictures) = conversation.prompt(serving)?;
-        if parameters.settings.max_new_tokens == 0 {
-            parameters.settings.max_new_tokens = limits.max_context - ids.len();
-        }
+        let room = limits.max_context - ids.len();
+        parameters.settings.max_new_tokens = match parameters.settings.max_new_tokens {
+            0 => room,
+            asked => asked.min(room),
+        };
         let prompt = Request { prompt: ids, pictures, ..parameters.settings.clone() };
         Ok(Self { parameters, prompt, tools, single_call })
     }

@@ -89,7 +89,9 @@ impl Asked {
                     }
                 });
             }
-            prompts.push(Request { prompt: ids, ..parameters.settings.clone() });
+            let room = serving.client.limits().max_context - ids.len();
+            let max_new_tokens = parameters.settings.max_new_tokens.min(room);
+            prompts.push(Request { prompt: ids, max_new_tokens, ..parameters.settings.clone() });
         }
         Ok(Self { parameters, prompts, echoes })
     }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::app::App;
+use super::errors::ApiError;
 use super::stalls::Stalls;
 
 /// Bytes of a request's head.
@@ -22,9 +23,6 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 100;
 /// How long to leave a listener alone that has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// What a connection beyond the limit is told.
-const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 126\r\n\r\n{\"error\": {\"message\": \"too many connections\", \"type\": \"service_unavailable_error\", \"param\": null, \"code\": \"too_many_connections\"}}";
-
 /// Connections of one listener.
 pub(super) struct Connections {
     app: Arc<App>,
@@ -60,8 +58,9 @@ impl Connections {
         let _ = stream.set_nodelay(true);
         if app.counters.connections.load(Ordering::Relaxed) >= app.config.max_connections {
             app.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            let answer = too_many();
             self.open.spawn(async move {
-                let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(FULL.as_bytes())).await;
+                let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
             });
             return;
         }
@@ -120,12 +119,12 @@ impl Drop for Open {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_refusal_is_as_long_as_it_says() {
-        let (head, body) = super::FULL.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
-        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
-    }
+/// What a connection beyond the limit is told.
+fn too_many() -> String {
+    let body = ApiError::unavailable("too_many_connections", "there are too many connections").body().to_string();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\nretry-after: 1\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }

@@ -48,6 +48,9 @@ impl Conversation {
         for (index, mut message) in list.into_iter().enumerate() {
             let name = format!("messages[{index}]");
             take_pictures(&mut message, &name, serving, &mut pictures)?;
+            if serving.model.images.is_none() {
+                join_texts(&mut message);
+            }
             messages.push(read_message(message, &name)?);
         }
         let tools = tools(fields)?;
@@ -108,6 +111,19 @@ fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
         }
     }
     serde_json::from_value(message).map_err(|error| ApiError::field(name, format!("{name}: {error}")))
+}
+
+/// Templates of models that read text alone know contents as text alone: parts become their lines.
+fn join_texts(message: &mut Value) {
+    let Some(content @ Value::Array(_)) = message.get_mut("content") else { return };
+    let text = |part: &Value| {
+        let is_text = part.get("type").is_some_and(|kind| kind == "text");
+        part.get("text").and_then(Value::as_str).filter(|_| is_text).map(str::to_owned)
+    };
+    let texts: Option<Vec<String>> = content.as_array().and_then(|parts| parts.iter().map(text).collect());
+    if let Some(texts) = texts {
+        *content = texts.join("\n").into();
+    }
 }
 
 /// Moves the pictures of a message to `pictures`; what stands for them says no more than that they are there.

@@ -13,7 +13,7 @@ const PATH: &str = "/v1/chat/completions";
 
 /// Shows roles, contents, tools and calls; refuses a conversation that ends with the assistant.
 const TEMPLATE: &str = "{{ bos_token }}{% if tools %}{% for tool in tools %}# tool {{ tool.function.name }}: <tool_call>\n{% endfor %}{% endif %}\
-    {% for m in messages %}# {{ m.role }}\n{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}\n{% endfor %}\
+    {% for m in messages %}# {{ m.role }}\n{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}{{ '\\n' }}{% endfor %}\
     {% if messages[-1].role == 'assistant' %}{{ raise_exception('the last word is the user\\'s') }}{% endif %}\
     {% if add_generation_prompt %}# assistant\n{% endif %}";
 
@@ -57,13 +57,13 @@ fn a_conversation_is_answered_as_its_text_is_continued() {
             {"role": "developer", "content": "Sort things."},
             {"role": "user", "content": "def sort(items):"},
             {"role": "assistant", "content": "pass"},
-            {"role": "user", "content": [{"type": "text", "text": "for item in items:"}]},
+            {"role": "user", "content": [{"type": "text", "text": "for item"}, {"type": "text", "text": "in items:"}]},
         ],
         "max_tokens": 30, "seed": 4, "temperature": 0.7,
     });
     let mut flat = body.clone();
-    flat["messages"][3]["content"] = "for item in items:".into();
-    let text = "# system\nSort things.\n# user\ndef sort(items):\n# assistant\npass\n# user\nfor item in items:\n# assistant\n";
+    flat["messages"][3]["content"] = "for item\nin items:".into();
+    let text = "# system\nSort things.\n# user\ndef sort(items):\n# assistant\npass\n# user\nfor item\nin items:\n# assistant\n";
     let expected = continued(text, &body);
     let answer = ask(&flat);
     assert_eq!(answer["object"], "chat.completion");
@@ -72,6 +72,8 @@ fn a_conversation_is_answered_as_its_text_is_continued() {
     assert_eq!(choice["finish_reason"], expected["choices"][0]["finish_reason"]);
     assert_eq!(answer["usage"]["prompt_tokens"], expected["usage"]["prompt_tokens"]);
     assert_eq!(answer["smart_run"]["seed"], 4);
+    // Parts of text are its lines.
+    assert_eq!(ask(&body)["choices"], answer["choices"]);
 }
 
 #[test]

@@ -52,6 +52,7 @@ pub enum LogFormat {
 
 /// The same as typed.
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct LowServe {
     #[command(flatten)]
     models: LowModel,
