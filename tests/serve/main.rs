@@ -5,6 +5,7 @@ mod client;
 mod completions;
 mod errors;
 mod limits;
+mod openapi;
 mod pictures;
 mod probes;
 mod program;

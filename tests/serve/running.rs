@@ -60,7 +60,8 @@ pub fn config() -> ServerConfig {
     ServerConfig {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         max_sequences: SEQUENCES,
-        drain: Duration::from_secs(30),
+        // Machines that run tests may be slow.
+        drain: Duration::from_secs(120),
         ..ServerConfig::default()
     }
 }
