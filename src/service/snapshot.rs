@@ -96,13 +96,9 @@ impl Snapshot {
         }
     }
 
-    pub(super) fn observe_counts(&mut self, engine: &Engine) {
+    pub(super) fn observe_round(&mut self, engine: &Engine, round: Duration) {
         self.running = engine.running().count();
         self.pages = engine.page_counts();
-    }
-
-    pub(super) fn observe_round(&mut self, engine: &Engine, round: Duration) {
-        self.observe_counts(engine);
         self.stats = engine.stats().clone();
         self.round_seconds.observe(round.as_secs_f64());
         if let Some(times) = engine.last_times() {

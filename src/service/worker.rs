@@ -96,10 +96,6 @@ impl Worker {
             if idle && self.deadline.is_some() {
                 return false;
             }
-            if idle && self.snapshot.running > 0 {
-                // The last sequence was cancelled: no round will say so.
-                self.publish_counts();
-            }
             let command = match idle {
                 true => self.inbox.recv().map_err(|_| true),
                 false => self.inbox.try_recv().map_err(|error| error == mpsc::TryRecvError::Disconnected),
@@ -259,11 +255,6 @@ impl Worker {
 
     fn publish(&mut self, round: Duration) {
         self.snapshot.observe_round(&self.engine, round);
-        lock(&self.shared.snapshot).clone_from(&self.snapshot);
-    }
-
-    fn publish_counts(&mut self) {
-        self.snapshot.observe_counts(&self.engine);
         lock(&self.shared.snapshot).clone_from(&self.snapshot);
     }
 }
