@@ -14,8 +14,8 @@
 //           accepted_len  i32 [B]       out
 //           bonus         i32 [B]       out
 // LAUNCH    grid B, block 32: one warp a sequence; a lane looks at every 32nd node
-// REQUIRES  parents before children; tokens >= 0; 1..256 rows a sequence
-// NUMERICS  integers. A draw of -1 (no possible token) matches no child and becomes the bonus.
+// REQUIRES  parents before children; tokens >= 0; at most 256 rows a sequence
+// NUMERICS  integers. A draw of -1 (no possible token) matches no child and becomes the bonus; so does a sequence without rows.
 // TWINS     src/kernels/verify.rs, src/reference/verify.rs, host/native/verify.cpp, tests/kernels/verify.rs
 #include "prims.cuh"
 
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(kWarp)
 
   int node = 0;
   int path_len = 0;
-  int token = drawn[root];
+  int token = num_nodes > 0 ? drawn[root] : -1;
   // A child lies behind its parent, so the search goes on from where it found the node.
   int first = 0;
   while (first < num_nodes) {

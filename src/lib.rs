@@ -34,6 +34,8 @@ mod kv_cache;
 #[cfg(feature = "engine")]
 mod model;
 #[cfg(feature = "engine")]
+mod pages;
+#[cfg(feature = "engine")]
 #[doc(hidden)]
 pub mod reference;
 #[cfg(feature = "engine")]

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use smart_run::config::{
-    Architecture, Eagle3Config, EmbeddedModel, FloatType, Geometry, ModelConfig, ModelSource, RopeConfig,
-    RopeScaling,
+    Architecture, Eagle3Config, EmbeddedModel, FeatureKind, FloatType, Geometry, ModelConfig, ModelSource,
+    RopeConfig, RopeScaling,
 };
 use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
@@ -241,7 +241,10 @@ fn drafter_configs_come_in_several_dialects() {
         json!({"use_aux_hidden_state": true, "eagle_aux_hidden_state_layer_ids": [0, 1, 2]});
     assert_eq!(read(config).tap_layers, [1, 2, 3]);
 
-    // vLLM's speculators: the layer in an object of its own.
+    // vLLM's speculators: layers listed by their inputs, the drafter's own in an object apart.
+    let mut config = tiny_model::drafter_config();
+    config["eagle_aux_hidden_state_layer_ids"] = json!([2, 2, 3]);
+    assert_eq!(read(config).tap_layers, [2, 2, 3]);
     let config = json!({
         "architectures": ["Eagle3Speculator"],
         "draft_vocab_size": 8,
@@ -250,8 +253,47 @@ fn drafter_configs_come_in_several_dialects() {
         "transformer_layer_config": tiny_model::drafter_config(),
     });
     let speculators = read(config);
-    assert!(speculators.norm_before_residual);
+    assert!(speculators.norm_before_residual && !speculators.norm_output);
+    assert_eq!(speculators.feature, FeatureKind::Taps);
     assert_eq!((speculators.draft_vocab_size, speculators.geometry.hidden_size), (8, tiny_model::HIDDEN));
+}
+
+#[test]
+fn drafters_come_in_several_kinds() {
+    let target = ModelConfig::from_hf(&Folder::target().source()).unwrap();
+    let read = |fields: serde_json::Value| {
+        let (folder, mut config) = (Folder::drafter(), tiny_model::drafter_config());
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        folder.write_json("config.json", &config);
+        Eagle3Config::from_hf(&folder.source(), &target).unwrap()
+    };
+    // EAGLE-3.1.
+    let config = read(json!({"fc_norm": true, "norm_output": true, "norm_before_fc": false}));
+    assert_eq!((config.feature, config.norm_output), (FeatureKind::NormedTaps, true));
+    // vLLM's speculators, and NVIDIA's, which say it one level down.
+    for fields in [json!({"norm_before_fc": true}), json!({"eagle_config": {"norm_before_fc": true}})] {
+        let config = read(fields);
+        assert_eq!((config.feature, config.norm_output), (FeatureKind::JointlyNormedTaps, false));
+    }
+    // Layers that are listed all the same are not read.
+    for ids in [json!([]), json!([0, 9])] {
+        let eagle = json!({"use_aux_hidden_state": false, "eagle_aux_hidden_state_layer_ids": ids});
+        let config = read(json!({"eagle_config": eagle}));
+        assert_eq!((config.feature, config.tap_layers), (FeatureKind::LastHiddenState, vec![4]));
+    }
+    assert_eq!(read(json!({"num_hidden_layers": 3})).geometry.num_layers, 3);
+
+    // Without an fc nothing makes a wide feature narrow.
+    let (folder, mut config) = (Folder::drafter(), tiny_model::drafter_config());
+    config["eagle_config"] = json!({"use_aux_hidden_state": false});
+    config["hidden_size"] = json!(2 * tiny_model::HIDDEN);
+    config["target_hidden_size"] = json!(tiny_model::HIDDEN);
+    folder.write_json("config.json", &config);
+    let error = Eagle3Config::from_hf(&folder.source(), &target).unwrap_err();
+    assert!(
+        error.is_input() && error.to_string().contains("`target_hidden_size` is 64: without an fc"),
+        "{error}"
+    );
 }
 
 #[test]

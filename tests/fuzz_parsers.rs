@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
-use smart_run::config::{Eagle3Config, FloatType, HEAD_DIMS, ModelConfig};
+use smart_run::config::{Eagle3Config, FeatureKind, FloatType, HEAD_DIMS, ModelConfig};
 use smart_run::control::trace::{TraceReader, TraceRecord};
 use smart_run::control::{CostTable, SweepKind, SweepPoint, roofline};
 use smart_run::text::{ChatTemplate, Message, Tokenizer};
@@ -368,12 +368,19 @@ fn drafter_fields() {
     let folder = Folder::drafter();
     let target = ModelConfig::from_hf(&Folder::target().source()).unwrap();
     let mut config = tiny_model::drafter_config();
-    config["eagle_config"] = json!({"eagle_aux_hidden_state_layer_ids": [0, 1, 2]});
+    config["eagle_config"] =
+        json!({"eagle_aux_hidden_state_layer_ids": [0, 1, 2], "use_aux_hidden_state": true});
+    (config["fc_norm"], config["norm_before_fc"], config["norm_output"]) =
+        (json!(true), json!(false), json!(true));
     config["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
     fuzz(node_damage(), |damage| {
         folder.write_json("config.json", &damage_nodes(config.clone(), &damage));
         if let Ok(drafter) = within_time(|| Eagle3Config::from_hf(&folder.source(), &target)) {
-            assert!(drafter.tap_layers.iter().all(|&layer| layer < target.geometry.num_layers));
+            let num_layers = target.geometry.num_layers;
+            match drafter.feature {
+                FeatureKind::LastHiddenState => assert_eq!(drafter.tap_layers, [num_layers]),
+                _ => assert!(drafter.tap_layers.iter().all(|&layer| layer < num_layers)),
+            }
             assert!(drafter.draft_vocab_size <= target.geometry.vocab_size);
             drafter.fits_target(&target).unwrap();
         }

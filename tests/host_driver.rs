@@ -316,6 +316,22 @@ fn graphs_replay_their_captured_arguments_in_any_legal_order() {
     }
 }
 
+#[test]
+fn failures_on_purpose_come_when_they_are_due_and_pass() {
+    expect_with(
+        "failure_on_purpose",
+        &[("SIMT_FAIL", "fill:2:2")],
+        &[
+            "from the environment: 0 701 701 0",
+            "by a call: 0 701 0",
+            "another kernel: 0",
+            "launch: 0",
+            "allocation: 2",
+            "the next: 0",
+        ],
+    );
+}
+
 // ---- virtual clock ---------------------------------------------------------------------------------------------
 
 const TABLE: &str = r#"{"rules": [

@@ -362,11 +362,12 @@ fn a_drafter_that_does_not_fit_says_where() {
     let said = answer["target"]["mismatches"][0].as_str().unwrap();
     assert!(said.starts_with("the target itself cannot run: ") && said.contains("truncated"), "{said}");
     // Faults of the drafter alone need no target.
-    let config = with(tiny_model::drafter_config(), "num_hidden_layers", json!(2));
+    let config = with(tiny_model::drafter_config(), "fc_norm", json!(true));
+    let config = with(config, "norm_before_fc", json!(true));
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let answer = inspected(&[folder.path().to_str().unwrap()]);
     assert_eq!(answer["runs"], false);
-    assert!(answer["reason"].as_str().unwrap().contains("only drafters of one layer"), "{answer}");
+    assert!(answer["reason"].as_str().unwrap().contains("a drafter has one of the two"), "{answer}");
 }
 
 /// Families that are known, some of them not run yet; nothing is known of the last.

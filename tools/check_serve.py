@@ -182,7 +182,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, default=ROOT / "target/debug/smart-run")
     parser.add_argument("--screenshots", type=Path)
-    parser.add_argument("--skip-logprobs", action="store_true", help="for an engine that reports no log-probabilities")
     args = parser.parse_args()
     program = find_chromium()
     if not program:
@@ -196,9 +195,8 @@ def main() -> None:
                 client = openai.OpenAI(base_url=f"{talker}/v1", api_key="sesame", max_retries=0)
                 check_completions(open_client)
                 check_chats(client)
-                if not args.skip_logprobs:
-                    check_completion_logprobs(open_client)
-                    check_chat_logprobs(client)
+                check_completion_logprobs(open_client)
+                check_chat_logprobs(client)
                 refused(lambda: openai.OpenAI(base_url=f"{talker}/v1", api_key="no", max_retries=0).models.list(), openai.AuthenticationError, None)
                 check_page_of(browser, f"{demo}/", False, args.screenshots)
             with server(args.binary, "--model", model, "--draft", drafter) as talker:

@@ -35,6 +35,8 @@ class Layer(DrafterLayer):
 class Drafter(nn.Module):
     """The checkpoint, and the target's head, which is not part of it."""
 
+    later_layers = ()
+
     def __init__(self, config: DrafterConfig, head: Tensor, fc_bias: bool = True):
         super().__init__()
         self.config = config
@@ -50,6 +52,10 @@ class Drafter(nn.Module):
     def first_features(self, target_features: Tensor) -> Tensor:
         """The features of committed tokens."""
         return target_features
+
+    def next_features(self, output: Tensor) -> Tensor:
+        """The features of drafted tokens, from the layer's output one step earlier."""
+        return output
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """One vocabulary."""

@@ -73,7 +73,7 @@ def draft_tree(
 
     `visual` (MSD): what stands at the positions of pictures in place of an embedding.
     """
-    layer, top_k, num_pairs = drafter.midlayer, shape.top_k, len(text) - 1
+    layer, top_k, num_pairs, cache = drafter.midlayer, shape.top_k, len(text) - 1, []
 
     # The committed text, from true features.
     embedded = embedding(torch.tensor(text[1:]), embeddings)
@@ -84,14 +84,14 @@ def draft_tree(
         for t in is_visual.nonzero()[:, 0].tolist():
             embedded[t] = visual[t + 1]
         residual, z = layer.enter(drafter.first_features(features), embedded, is_visual)
-    query, key, value = layer.project(z, torch.arange(num_pairs))
-    output = layer.finish(residual, attend(query, key, value, torch.ones(num_pairs, num_pairs).tril().bool()))
+    visible = torch.ones(num_pairs, num_pairs).tril().bool()
+    output = run_layers(drafter, cache, residual, z, torch.arange(num_pairs), visible)
     text_logits = drafter.logits(output)
     pool = children(drafter, text_logits[-1:], [-1], torch.zeros(1), top_k)
 
     # Level by level: `beam` are the nodes to expand, `ancestry` the drafted keys each of them may look at.
     beam, levels = list(range(top_k)), []
-    feature = output[-1:].expand(top_k, -1)
+    feature = drafter.next_features(output[-1:]).expand(top_k, -1)
     ancestry = torch.zeros(top_k, 0, dtype=torch.bool)
     for depth in range(shape.depth):
         ancestry = torch.cat([ancestry, torch.eye(top_k).bool()], dim=1)
@@ -99,9 +99,7 @@ def draft_tree(
         tokens = torch.tensor([pool[node].token for node in beam])
         positions = torch.full((top_k,), num_pairs + depth)
         residual, z = layer.enter(feature, embedding(tokens, embeddings))
-        query, new_key, new_value = layer.project(z, positions)
-        key, value = torch.cat([key, new_key], dim=-2), torch.cat([value, new_value], dim=-2)
-        output = layer.finish(residual, attend(query, key, value, visible))
+        output = run_layers(drafter, cache, residual, z, positions, visible)
         levels.append(Level(beam, drafter.logits(output)))
 
         path_logprobs = torch.tensor([pool[node].path_logprob for node in beam])
@@ -109,7 +107,7 @@ def draft_tree(
         pool += children(drafter, levels[-1].logits, beam, path_logprobs, top_k)
         beam = best(pool, range(block, len(pool)), top_k)
         parent_slots = torch.tensor([(node - block) // top_k for node in beam])
-        feature, ancestry = output[parent_slots], ancestry[parent_slots]
+        feature, ancestry = drafter.next_features(output[parent_slots]), ancestry[parent_slots]
 
     # The likeliest nodes of all levels. Scores fall along a path, so a chosen node's parent is chosen too.
     chosen = sorted(best(pool, range(len(pool)), shape.num_nodes - 1))
@@ -122,6 +120,28 @@ def draft_tree(
         text_logits=text_logits,
         levels=levels,
     )
+
+
+def run_layers(
+    drafter: Drafter,
+    cache: list[tuple[Tensor, Tensor]],
+    residual: Tensor,
+    z: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+) -> Tensor:
+    """All layers over rows that enter the first as `residual` and `z`; `cache` grows by their keys and values, layer by layer."""
+    for i, layer in enumerate([drafter.midlayer, *drafter.later_layers]):
+        if i > 0:
+            residual, z = layer.enter(residual)
+        query, key, value = layer.project(z, positions)
+        if i < len(cache):
+            key, value = (torch.cat([old, new], dim=-2) for old, new in zip(cache[i], (key, value)))
+            cache[i] = key, value
+        else:
+            cache.append((key, value))
+        residual = layer.finish(residual, attend(query, key, value, visible))
+    return residual
 
 
 def children(

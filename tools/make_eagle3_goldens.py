@@ -1,10 +1,11 @@
 """Make tests/golden/eagle3_*/: what the published EAGLE-3 algorithm drafts, and how much of it is accepted.
 
-    python tools/make_eagle3_goldens.py [--out tests/golden]
+    python tools/make_eagle3_goldens.py [--out tests/golden] [--case NAME]
 
 The algorithm is tools/eagle3_reference.py. `eagle3_random`: a drafter distilled for some seconds on samples
-of the random target tests/golden/llama31_gqa, so that some drafts are right. `eagle3_demo`: the demo pair in
-assets/demo, weights widened to float32. Everything runs in float32 on the CPU, greedily. Prompts are redrawn
+of the random target tests/golden/llama31_gqa, so that some drafts are right. `eagle3_fc_norm`, `eagle3_norm_output`,
+`eagle3_single_feature`, `eagle3_two_layers`: the same of later kinds of drafters, stored in bfloat16. `eagle3_demo`: the demo
+pair in assets/demo, weights widened to float32. Everything runs in float32 on the CPU, greedily. Prompts are redrawn
 until no decision, of the target or of the tree, is close: a correct runtime must give the same trees and
 accepted lengths. The file format is described in tests/golden/README.md.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import train_drafter
-from eagle3 import Drafter, DrafterConfig, load_drafter, save_drafter
+from eagle3 import Drafter, DrafterConfig, Variant, load_drafter, save_drafter
 from eagle3_reference import DraftTree, Round, TreeShape, draft_tree, generate
 from golden_files import versions, write_json
 from training_loop import Budget
@@ -39,6 +40,7 @@ KEPT_LEVELS = 2  # the first levels whose logits are kept
 
 DEMO_PROMPTS = 4
 RANDOM_PROMPT_LENGTHS = (7, 33, 150)
+VARIANT_PROMPT_LENGTHS = (7, 150)
 RANDOM_STEPS, RANDOM_BATCH, RANDOM_WINDOW = 300, 16, 66
 RANDOM_DRAFTER = DrafterConfig(
     vocab_size=160,
@@ -51,6 +53,12 @@ RANDOM_DRAFTER = DrafterConfig(
     rms_norm_eps=1e-5,
     rope_theta=10000.0,
 )
+VARIANTS = {
+    "eagle3_fc_norm": Variant(fc_norm=True),
+    "eagle3_norm_output": Variant(norm_before_fc=True, norm_before_residual=True, norm_output=True),
+    "eagle3_single_feature": Variant(use_aux_hidden_state=False),
+    "eagle3_two_layers": Variant(num_hidden_layers=2),
+}
 
 
 @dataclass(frozen=True)
@@ -221,13 +229,31 @@ def random_windows(texts: Tensor) -> Tensor:
     return texts[rows, start : start + RANDOM_WINDOW]
 
 
-def distilled_drafter(target: LlamaForCausalLM) -> Drafter:
+def distilled_drafter(target: LlamaForCausalLM, variant: Variant = Variant()) -> Drafter:
     """A drafter that has seen a little of what the target says."""
     torch.manual_seed(0)
     texts = sampled_texts(target)
-    drafter = train_drafter.new_drafter(target, RANDOM_DRAFTER, texts.flatten())
+    drafter = train_drafter.new_drafter(target, RANDOM_DRAFTER, texts.flatten(), variant)
+    if variant != Variant():
+        # No two norms alike, so that none is taken for another.
+        for norm in (weight for weight in drafter.parameters() if weight.dim() == 1):
+            norm.data += 0.2 * torch.randn_like(norm)
     train_drafter.distil(target, drafter, lambda: random_windows(texts), Budget(minutes=0, steps=RANDOM_STEPS))
     return drafter.requires_grad_(False)
+
+
+def random_generations(target: LlamaForCausalLM, drafter: Drafter, lengths: tuple[int, ...]) -> list[Generation]:
+    """A generation for each length of a random prompt."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = RANDOM_DRAFTER.vocab_size
+    return [
+        first_clear(
+            target,
+            drafter,
+            (torch.randint(vocab, (length,), generator=generator).tolist() for _ in range(100)),
+        )
+        for length in lengths
+    ]
 
 
 def make_random(goldens: Path) -> None:
@@ -243,18 +269,49 @@ def make_random(goldens: Path) -> None:
     )
     assert torch.equal(load_drafter(folder / "drafter").fc.weight, drafter.fc.weight)
 
-    generator = torch.Generator().manual_seed(0)
-    vocab = RANDOM_DRAFTER.vocab_size
-    generations = [
-        first_clear(
-            target,
-            drafter,
-            (torch.randint(vocab, (length,), generator=generator).tolist() for _ in range(100)),
-        )
-        for length in RANDOM_PROMPT_LENGTHS
-    ]
+    generations = random_generations(target, drafter, RANDOM_PROMPT_LENGTHS)
     facts = dict(target="../llama31_gqa", drafters=["drafter", "drafter_layers0"])
     write_expected(folder, facts, generations, [{} for _ in generations])
+
+
+def write_as_speculators(path: Path, variant: Variant) -> None:
+    """The config.json at `path` once more, as vLLM's speculators write it: the layer in an object of its own, every flag spelt out."""
+    layer = json.loads(path.read_text())
+    flags = {name: getattr(variant, name) for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")}
+    config = dict(
+        architectures=["Eagle3Speculator"],
+        model_type="eagle3",
+        speculators_model_type="eagle3",
+        draft_vocab_size=layer.pop("draft_vocab_size"),
+        target_hidden_size=None,
+        eagle_aux_hidden_state_layer_ids=None,
+        **flags,
+        tie_word_embeddings=False,
+        torch_dtype=layer.pop("torch_dtype"),
+        transformer_layer_config=layer,
+    )
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def make_variant(goldens: Path, case: str, variant: Variant) -> None:
+    """A random pair of one kind, in the dialect that it is published in."""
+    print(case, flush=True)
+    folder = goldens / case / "drafter"
+    target = load_target(goldens / "llama31_gqa")
+    extra, rename = dict(rope_theta=None, max_position_embeddings=512), {"midlayer.": "layers.0."}
+    if case == "eagle3_fc_norm":
+        extra |= dict(fc_norm=True, norm_output=False)
+    if case == "eagle3_single_feature":
+        extra |= dict(eagle_config=dict(eagle_aux_hidden_state_layer_ids=[], use_aux_hidden_state=False))
+        rename = {}
+    save_drafter(folder, distilled_drafter(target, variant), torch.bfloat16, rename=rename, **extra)
+    if case == "eagle3_norm_output":
+        write_as_speculators(folder / "config.json", variant)
+    drafter = load_drafter(folder)
+    assert drafter.variant == variant
+    generations = random_generations(target, drafter, VARIANT_PROMPT_LENGTHS)
+    facts = dict(target="../llama31_gqa", drafters=["drafter"])
+    write_expected(goldens / case, facts, generations, [{} for _ in generations])
 
 
 def make_demo(goldens: Path, demo: Path) -> None:
@@ -281,12 +338,21 @@ def main() -> None:
         "--out", type=Path, default=Path("tests/golden"), help="folder that receives a folder a case"
     )
     parser.add_argument("--demo", type=Path, default=Path("assets/demo"), help="the demo pair")
+    parser.add_argument("--case", help="the only case to make")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    make_random(args.out)
-    make_demo(args.out, args.demo)
+    makers = {
+        "eagle3_random": lambda: make_random(args.out),
+        "eagle3_demo": lambda: make_demo(args.out, args.demo),
+    }
+    for case, variant in VARIANTS.items():
+        makers[case] = lambda case=case, variant=variant: make_variant(args.out, case, variant)
+    if args.case is not None and args.case not in makers:
+        parser.error(f"--case is one of {', '.join(makers)}")
+    for case in makers if args.case is None else [args.case]:
+        makers[case]()
 
 
 if __name__ == "__main__":

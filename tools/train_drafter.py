@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 import demo_data
 import training_loop
-from eagle3 import Drafter, DrafterConfig, save_drafter
+from eagle3 import Drafter, DrafterConfig, Variant, save_drafter
 
 BATCH, LENGTH = 6, 256
 UNROLL = 5  # draft steps that are trained
@@ -30,9 +30,11 @@ MUON_RATE, ADAM_RATE, WARMUP = 0.02, 1e-3, 40
 HELD_OUT_BATCHES = 10
 
 
-def new_drafter(target: LlamaForCausalLM, config: DrafterConfig, stream: Tensor) -> Drafter:
+def new_drafter(
+    target: LlamaForCausalLM, config: DrafterConfig, stream: Tensor, variant: Variant = Variant()
+) -> Drafter:
     """An untrained drafter of the most frequent tokens of the stream, its head taken from the target's."""
-    drafter = Drafter(config)
+    drafter = Drafter(config, variant)
     counts = torch.bincount(stream, minlength=config.vocab_size)
     kept = counts.topk(config.draft_vocab_size).indices.sort().values
     drafter.set_draft_vocabulary(kept)
@@ -62,37 +64,43 @@ def unrolled_over(
 ) -> tuple[Tensor, Tensor]:
     """Loss and agreement, each [unroll], from what the target makes of windows: [batch, length + unroll + 1, ..] all.
 
-    At step s, row t of the layer stands for drafting s tokens beyond token t: its feature is its own output
+    At step s, row t of a layer stands for drafting s tokens beyond token t: its feature is its own output
     of step s - 1, its token t + 1 + s, its position t + s; it looks at the true pairs up to t (the keys of
     step 0) and at its own keys of the later steps. `is_visual` marks the tokens that are part of a picture, for drafters
     that take those apart; `counted` marks the positions whose predictions matter (default: all).
     """
     length = embeddings.size(1) - unroll - 1
-    layer = drafter.midlayer
+    layers = [drafter.midlayer, *drafter.later_layers]
     feature = drafter.first_features(features[:, :length])
     kept = drafter.target_ids(torch.arange(drafter.config.draft_vocab_size, device=embeddings.device))
     is_future = torch.ones(length, length, device=embeddings.device).triu(1).bool()
 
-    keys, values, losses, agreements = [], [], [], []
+    # Of every layer, step by step.
+    keys, values = [[] for _ in layers], [[] for _ in layers]
+    losses, agreements = [], []
     for step in range(unroll):
         positions = torch.arange(length) + step
         shifted = slice(1 + step, 1 + step + length)
         taken_apart = () if is_visual is None else (is_visual[:, shifted],)
-        residual, z = layer.enter(feature, embeddings[:, shifted], *taken_apart)
-        query, key, value = layer.project(z, positions)
-        keys.append(key)
-        values.append(value)
-        text_scores = (query @ keys[0].transpose(-1, -2)).masked_fill(is_future, -math.inf)
-        own_scores = [(query * key).sum(-1, keepdim=True) for key in keys[1:]]
-        weights = torch.softmax(
-            torch.cat([text_scores, *own_scores], dim=-1) / math.sqrt(query.size(-1)), dim=-1
-        )
-        attended = weights[..., :length] @ values[0]
-        for i, value in enumerate(values[1:]):
-            attended = attended + weights[..., length + i, None] * value
-        feature = layer.finish(residual, attended)
+        residual, z = layers[0].enter(feature, embeddings[:, shifted], *taken_apart)
+        for i, layer in enumerate(layers):
+            if i > 0:
+                residual, z = layer.enter(residual)
+            query, key, value = layer.project(z, positions)
+            keys[i].append(key)
+            values[i].append(value)
+            text_scores = (query @ keys[i][0].transpose(-1, -2)).masked_fill(is_future, -math.inf)
+            own_scores = [(query * key).sum(-1, keepdim=True) for key in keys[i][1:]]
+            weights = torch.softmax(
+                torch.cat([text_scores, *own_scores], dim=-1) / math.sqrt(query.size(-1)), dim=-1
+            )
+            attended = weights[..., :length] @ values[i][0]
+            for j, value in enumerate(values[i][1:]):
+                attended = attended + weights[..., length + j, None] * value
+            residual = layer.finish(residual, attended)
+        feature = drafter.next_features(residual)
 
-        logits = drafter.logits(feature)
+        logits = drafter.logits(residual)
         wanted = target_logits[:, shifted]
         first_choice = wanted.argmax(dim=-1)
         # Rows whose first choice the drafter cannot even name teach it nothing useful.

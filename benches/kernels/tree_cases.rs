@@ -6,11 +6,13 @@ use smart_run::kernels::draft::{
     DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, RunTables, draft_beam, draft_frontier, draft_topk,
 };
 use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
+use smart_run::kernels::penalties::{PenaliseArgs, PenaltyParams, penalise};
 use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample};
+use smart_run::kernels::token_mask::{TokenMaskArgs, mask_words, token_mask};
 use smart_run::kernels::tree_attention::{TreeAttentionArgs, tree_attention, workspace_len};
 use smart_run::kernels::verify::{VerifyWalkArgs, verify_walk};
 use smart_run::reference;
-use smart_run::sampling::SamplingParams;
+use smart_run::sampling::{Penalties, SamplingParams};
 
 use super::cases::row;
 use super::measure::{Case, near};
@@ -190,7 +192,7 @@ fn compact_case(setting: &Setting, sequences: usize, accepted: usize) -> Result<
     })
 }
 
-/// Sampling and the verification walk.
+/// Penalties, masks, sampling and the verification walk.
 pub fn tokens(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &rows in setting.model.widths.iter().filter(|&&rows| rows <= 64) {
@@ -201,6 +203,8 @@ pub fn tokens(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
         ] {
             cases.push(sample_case(setting, rows, law, sampling)?);
         }
+        cases.push(penalise_case(setting, rows)?);
+        cases.push(mask_case(setting, rows)?);
     }
     for (sequences, nodes) in [(1, 60), (16, 60), (1, 256)] {
         cases.push(walk_case(setting, sequences, nodes)?);
@@ -231,6 +235,74 @@ fn sample_case(setting: &Setting, rows: usize, law: &str, sampling: SamplingPara
         check: Box::new(move || {
             let want = reference::sampler::sample(&last, &sampling, 100);
             assert_eq!(read.to_vec::<i32>()?[rows - 1], want);
+            Ok(())
+        }),
+    })
+}
+
+/// A chain of nodes behind a text with 500 different tokens. In place, so with penalties that change nothing, but for a ban.
+fn penalise_case(setting: &Setting, rows: usize) -> Result<Case> {
+    const COUNTED: usize = 500;
+    let vocab = setting.model.vocab;
+    let (logits, mut want) = setting.random_f32(&[rows, vocab])?;
+    want.drain(..(rows - 1) * vocab);
+    want[7] = f32::NEG_INFINITY;
+    let params = PenaltyParams::upload(&setting.device, &[PenaltyParams::new(&Penalties::default(), 1)])?;
+    let counts = (0..vocab).map(|token| if token % (vocab / COUNTED) == 0 { 5 } else { 0 });
+    let counts = setting.ints(&counts.collect::<Vec<_>>())?.reshape(&[1, vocab]);
+    let bias_tokens = setting.ints(&[7])?.reshape(&[1, 1]);
+    let bias_values = Tensor::from_slice(&setting.device, &[f32::NEG_INFINITY], &[1, 1])?;
+    let (row_sequence, seq_start) = (setting.ints(&vec![0; rows])?, setting.ints(&[0, rows as i32])?);
+    let tokens = setting.ints(&(0..rows as i32).collect::<Vec<_>>())?;
+    let parents = setting.ints(&(-1..rows as i32 - 1).collect::<Vec<_>>())?;
+    let (device, read) = (setting.device.clone(), logits.clone());
+    Ok(Case {
+        name: format!("penalise T={rows} V={vocab} of {COUNTED} tokens"),
+        bytes: (4 * rows * vocab) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            penalise(
+                &device,
+                PenaliseArgs {
+                    logits: &logits,
+                    row_sequence: &row_sequence,
+                    params: &params,
+                    counts: &counts,
+                    bias_tokens: &bias_tokens,
+                    bias_values: &bias_values,
+                    seq_start: &seq_start,
+                    tokens: &tokens,
+                    parents: &parents,
+                },
+            )
+        }),
+        check: Box::new(move || {
+            assert_eq!(read.rows(rows - 1..rows).to_vec::<f32>()?, want);
+            Ok(())
+        }),
+    })
+}
+
+/// As a JSON string allows: nearly all tokens.
+fn mask_case(setting: &Setting, rows: usize) -> Result<Case> {
+    let (vocab, words) = (setting.model.vocab, mask_words(setting.model.vocab));
+    let (logits, values) = setting.random_f32(&[rows, vocab])?;
+    let mask: Vec<u32> =
+        (0..words as u32).map(|word| if word % 8 == 0 { !(1 << (word % 32)) } else { u32::MAX }).collect();
+    let want = reference::token_mask::token_mask(&values[(rows - 1) * vocab..], &mask);
+    let bits: Vec<i32> = mask.iter().map(|&word| word as i32).collect();
+    let masks = setting.ints(&bits.repeat(rows))?.reshape(&[rows, words]);
+    let mask_row = setting.ints(&(0..rows as i32).collect::<Vec<_>>())?;
+    let (device, read) = (setting.device.clone(), logits.clone());
+    Ok(Case {
+        name: format!("token_mask T={rows} V={vocab}"),
+        bytes: (4 * rows * words) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            token_mask(&device, TokenMaskArgs { logits: &logits, masks: &masks, mask_row: &mask_row })
+        }),
+        check: Box::new(move || {
+            assert_eq!(read.rows(rows - 1..rows).to_vec::<f32>()?, want);
             Ok(())
         }),
     })

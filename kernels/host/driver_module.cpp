@@ -9,6 +9,7 @@
 #include "dump.hpp"
 #include "launch.hpp"
 #include "options.hpp"
+#include "planned_failure.hpp"
 
 using namespace simt;
 
@@ -147,6 +148,9 @@ DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y
     if (!parameters[i])
       return error(CUDA_ERROR_INVALID_VALUE,
                    "argument " + std::to_string(i) + " is missing (kernel " + kernel->name + ")");
+  if (is_planned_to_fail(kernel->name))
+    return error(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+                 std::string("a failure on purpose (SIMT_FAIL) of kernel ") + kernel->name);
   Geometry geometry{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
   RETURN_IF_ERROR(check_geometry(*kernel, geometry));
   return submit(stream, std::make_shared<Launch>(*kernel, geometry, parameters));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "sanitizer.hpp"
+#include "planned_failure.hpp"
 
 namespace simt {
 
@@ -128,6 +129,8 @@ void release(DevicePointer p) {
 
 Result allocate_device(DevicePointer* pointer, size_t bytes) {
   if (!bytes) return error(CUDA_ERROR_INVALID_VALUE, "allocation of 0 bytes");
+  if (is_planned_to_fail("alloc"))
+    return error(CUDA_ERROR_OUT_OF_MEMORY, "a failure on purpose (SIMT_FAIL) of an allocation");
   if (bytes_used + bytes > total_bytes())
     return error(CUDA_ERROR_OUT_OF_MEMORY, "out of device memory: " + std::to_string(bytes) +
                                                " bytes asked, " + std::to_string(total_bytes() - bytes_used) +
@@ -170,6 +173,8 @@ Result free_device(DevicePointer pointer, const char* call) {
 }
 
 Result allocate_host(void** pointer, size_t bytes) {
+  if (is_planned_to_fail("alloc"))
+    return error(CUDA_ERROR_OUT_OF_MEMORY, "a failure on purpose (SIMT_FAIL) of an allocation");
   *pointer = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (!*pointer) return error(CUDA_ERROR_OUT_OF_MEMORY, "out of host memory");
   pinned[*pointer] = bytes;

@@ -16,19 +16,38 @@ const ARCHITECTURES: [&str; 6] = [
     "Eagle3DraftModel",
 ];
 
-/// An EAGLE-3 drafter: one decoder layer over features tapped from its target.
+/// How a drafter makes the feature of a committed token from what it reads of its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeatureKind {
+    /// `fc` joins the tapped streams, side by side.
+    Taps,
+    /// As `Taps`, each stream behind an RMSNorm of its own (`fc_norm`, in EAGLE-3.1).
+    NormedTaps,
+    /// As `Taps`, the streams side by side behind one RMSNorm (`norm_before_fc`).
+    JointlyNormedTaps,
+    /// The target's last hidden state behind its final norm is the feature; there is no `fc` (`use_aux_hidden_state: false`).
+    LastHiddenState,
+}
+
+/// An EAGLE-3 drafter: a decoder layer over features tapped from its target, and perhaps plain ones behind it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Eagle3Config {
-    /// Sizes of its layer; the vocabulary is the target's.
+    /// Sizes of its layers; the vocabulary is the target's.
     pub geometry: Geometry,
     /// Rows of the drafter's own head. Where it is below `vocab_size` the checkpoint has a `d2t` table of offsets.
     pub draft_vocab_size: usize,
     /// Width of the target's residual stream; `fc` reads `tap_layers.len()` of them side by side.
     pub target_hidden_size: usize,
-    /// Target layers whose *input* residual is tapped, in the order in which `fc` reads them.
+    /// Target layers whose *input* residual is tapped, in the order in which `fc` reads them; with
+    /// [`FeatureKind::LastHiddenState`] the number of the target's layers alone, which names what its final norm gives.
     pub tap_layers: Vec<usize>,
-    /// Whether the layer's residual is the normalised feature (vLLM's `norm_before_residual`) instead of the bare one.
+    /// What is made of the tapped streams.
+    pub feature: FeatureKind,
+    /// Whether the first layer's residual is the normalised feature (vLLM's `norm_before_residual`) instead of the bare one.
     pub norm_before_residual: bool,
+    /// Whether the feature of a drafted token is the output *behind* the final norm (`norm_output`, in EAGLE-3.1) instead of
+    /// the one before it. The head reads what is behind the norm either way.
+    pub norm_output: bool,
     /// Whether the query, key, value and output projections have a bias.
     pub attention_bias: bool,
     /// Whether the MLP projections have a bias.
@@ -59,23 +78,35 @@ impl Eagle3Config {
     fn read(source: &ModelSource, num_target_layers: usize) -> Result<Self> {
         let fields = Fields::read(source, "config.json")?;
         fields.require_architecture("an EAGLE-3 drafter", &ARCHITECTURES)?;
-        refuse_unsupported(&fields)?;
         // vLLM's speculators keep the Llama fields of the layer in an object of their own.
         let layer_fields = fields.object("transformer_layer_config")?.unwrap_or_else(|| fields.clone());
         let layer = Geometry::from_fields(&layer_fields)?;
-        if layer.num_layers != 1 {
-            return Err(layer_fields.error(
-                "num_hidden_layers",
-                format_args!("is {}: only drafters of one layer are supported yet", layer.num_layers),
-            ));
-        }
         let traits = llama::layer_traits(&layer_fields, layer.num_layers)?;
         let draft_vocab_size = fields.count("draft_vocab_size", 1..=layer.vocab_size)?;
         let target_hidden_size = fields.count("target_hidden_size", 1..=1 << 18)?;
+        let target_hidden_size = target_hidden_size.unwrap_or(layer.hidden_size);
+        let feature = feature_kind(&fields)?;
+        let tap_layers = match feature {
+            FeatureKind::LastHiddenState if target_hidden_size != layer.hidden_size => {
+                return Err(fields.error(
+                    "target_hidden_size",
+                    format_args!(
+                        "is {target_hidden_size}: without an fc, as `use_aux_hidden_state` says, it should be \
+                         `hidden_size`, {}",
+                        layer.hidden_size
+                    ),
+                ));
+            }
+            // Whatever layers the config lists all the same: nobody reads them.
+            FeatureKind::LastHiddenState => vec![num_target_layers],
+            _ => tap_layers(&fields, num_target_layers)?,
+        };
         Ok(Eagle3Config {
             draft_vocab_size: draft_vocab_size.unwrap_or(layer.vocab_size),
-            target_hidden_size: target_hidden_size.unwrap_or(layer.hidden_size),
-            tap_layers: tap_layers(&fields, num_target_layers)?,
+            target_hidden_size,
+            tap_layers,
+            feature,
+            norm_output: fields.flag("norm_output")?.unwrap_or(false),
             norm_before_residual: fields.flag("norm_before_residual")?.unwrap_or(false),
             attention_bias: traits.qkv_bias,
             mlp_bias: traits.mlp_bias,
@@ -91,7 +122,11 @@ impl Eagle3Config {
     pub fn fits_target(&self, target: &ModelConfig) -> Result<()> {
         target.fits_drafter(self.geometry.vocab_size, self.target_hidden_size)?;
         let num_layers = target.geometry.num_layers;
-        if let Some(layer) = self.tap_layers.iter().find(|&&layer| layer >= num_layers) {
+        let has = |layer| match self.feature {
+            FeatureKind::LastHiddenState => layer == num_layers,
+            _ => layer < num_layers,
+        };
+        if let Some(layer) = self.tap_layers.iter().find(|&&layer| !has(layer)) {
             return Err(Error::Input(format!(
                 "this drafter does not fit its target: it taps layer {layer}, the target has {num_layers} layers"
             )));
@@ -100,40 +135,61 @@ impl Eagle3Config {
     }
 }
 
-/// Fails on a field that asks for a variant of EAGLE-3 that the drafter does not compute.
-fn refuse_unsupported(fields: &Fields) -> Result<()> {
-    for (field, supported) in [("fc_norm", false), ("norm_output", true)] {
-        if fields.flag(field)?.is_some_and(|value| value != supported) {
-            return Err(
-                fields.error(field, format_args!("is {}: this variant is not supported yet", !supported))
-            );
+/// What `fc` reads, if there is one. NVIDIA's configs keep these fields in `eagle_config`.
+fn feature_kind(fields: &Fields) -> Result<FeatureKind> {
+    let eagle = fields.object("eagle_config")?;
+    let last_hidden_state = match &eagle {
+        Some(eagle) => eagle.flag("use_aux_hidden_state")? == Some(false),
+        None => false,
+    };
+    let mut found = None;
+    for (field, kind) in
+        [("fc_norm", FeatureKind::NormedTaps), ("norm_before_fc", FeatureKind::JointlyNormedTaps)]
+    {
+        for holder in [fields].into_iter().chain(&eagle) {
+            if holder.flag(field)? != Some(true) {
+                continue;
+            }
+            if last_hidden_state {
+                return Err(holder.error(
+                    field,
+                    "is true, and `eagle_config.use_aux_hidden_state` false: without tapped streams there is nothing to norm",
+                ));
+            }
+            if found.is_some_and(|other| other != kind) {
+                return Err(holder.error(field, "is true, and so is `fc_norm`: a drafter has one of the two"));
+            }
+            found = Some(kind);
         }
     }
-    if let Some(eagle) = fields.object("eagle_config")?
-        && eagle.flag("use_aux_hidden_state")? == Some(false)
-    {
-        return Err(eagle
-            .error("use_aux_hidden_state", "is false: drafters of a single feature are not supported yet"));
-    }
-    Ok(())
+    Ok(match found {
+        Some(kind) => kind,
+        None if last_hidden_state => FeatureKind::LastHiddenState,
+        None => FeatureKind::Taps,
+    })
 }
 
-/// Layers whose input is tapped. Configs list layers whose *output* is meant, which is the input of the next one; the
-/// default is the published 2, L/2 and L-3.
+/// Layers whose input is tapped; the default is the published 2, L/2 and L-3.
+///
+/// Configs list them in two ways, which SGLang tells apart by the first: nobody taps the embedding, so a list that begins with layer 0
+/// or 1 means *outputs* (SpecForge's), each the input of the next layer, and any other means inputs (vLLM's speculators).
 fn tap_layers(fields: &Fields, num_target_layers: usize) -> Result<Vec<usize>> {
     const FIELD: &str = "eagle_aux_hidden_state_layer_ids";
     const MAX_TAPS: usize = 16;
     let eagle = fields.object("eagle_config")?;
     for holder in eagle.iter().chain([fields]) {
-        if let Some(outputs) = holder.indices(FIELD, num_target_layers.saturating_sub(1))? {
-            if outputs.is_empty() || outputs.len() > MAX_TAPS {
-                return Err(holder.error(
-                    FIELD,
-                    format_args!("holds {} layers: it should hold 1 to {MAX_TAPS}", outputs.len()),
-                ));
-            }
-            return Ok(outputs.into_iter().map(|layer| layer + 1).collect());
+        let Some(inputs) = holder.indices(FIELD, num_target_layers)? else { continue };
+        if inputs.is_empty() || inputs.len() > MAX_TAPS {
+            return Err(holder.error(
+                FIELD,
+                format_args!("holds {} layers: it should hold 1 to {MAX_TAPS}", inputs.len()),
+            ));
         }
+        if inputs[0] > 1 {
+            return Ok(inputs);
+        }
+        let outputs = holder.indices(FIELD, num_target_layers.saturating_sub(1))?.unwrap_or_default();
+        return Ok(outputs.into_iter().map(|layer| layer + 1).collect());
     }
     if num_target_layers < 3 {
         return Err(fields.error(

@@ -26,7 +26,7 @@ mod vision;
 
 pub use architecture::Architecture;
 pub use eagle1::Eagle1Config;
-pub use eagle3::Eagle3Config;
+pub use eagle3::{Eagle3Config, FeatureKind};
 pub use float_type::FloatType;
 pub use geometry::{Geometry, HEAD_DIMS};
 pub use image::{

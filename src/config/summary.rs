@@ -11,7 +11,7 @@ use crate::Result;
 pub enum ModelKind {
     /// A language model that generates by itself.
     Target,
-    /// A drafter that reads features of several target layers (arXiv 2503.01840).
+    /// A drafter that reads features of several target layers, or of the last one (arXiv 2503.01840).
     Eagle3,
     /// A drafter that reads the target's last feature (arXiv 2401.15077, 2406.16858: the weights are alike).
     Eagle1,
@@ -38,7 +38,8 @@ impl ModelKind {
             ["llava", "vl"].iter().any(|part| name.split(['_', '-']).any(|word| word == *part))
         });
         match (has_fc, has_hidden_norm) {
-            (true, true) => Some(ModelKind::Eagle3),
+            // One that reads a single feature has no fc.
+            (_, true) => Some(ModelKind::Eagle3),
             (true, false) if sees_images => Some(ModelKind::Msd),
             (true, false) => Some(ModelKind::Eagle1),
             _ if has_heads || config.num_medusa_heads.is_some() => Some(ModelKind::Medusa),
@@ -198,6 +199,9 @@ mod tests {
             kind("llama", &["model.fc.weight", "model.layers.0.hidden_norm.weight"]),
             Some(ModelKind::Eagle3)
         );
+        let single_feature =
+            ["embed_tokens.weight", "midlayer.hidden_norm.weight", "midlayer.self_attn.q_proj.weight"];
+        assert_eq!(kind("llama", &single_feature), Some(ModelKind::Eagle3));
         assert_eq!(kind("llama", &eagle1), Some(ModelKind::Eagle1));
         assert_eq!(kind("llava", &eagle1), Some(ModelKind::Msd));
         assert_eq!(kind("qwen2_vl", &eagle1), Some(ModelKind::Msd));

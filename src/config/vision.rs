@@ -61,6 +61,14 @@ pub struct TowerConfig {
     pub norm_eps: f32,
 }
 
+impl TowerConfig {
+    /// Numbers of a patch.
+    pub fn patch_len(&self) -> usize {
+        let frames = if let TowerKind::Qwen2Vl { frames, .. } = self.kind { frames } else { 1 };
+        3 * frames * self.patch_size.pow(2)
+    }
+}
+
 /// The two-layer network between a LLaVA tower and the language model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProjectorConfig {

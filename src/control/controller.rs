@@ -65,6 +65,15 @@ pub struct SequenceView {
     pub weight: f32,
 }
 
+/// Rows of a prompt that share the target pass of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passenger {
+    /// Rows.
+    pub rows: usize,
+    /// Tokens in the target's cache before them.
+    pub context_len: usize,
+}
+
 /// How to run the round.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundPlan {
@@ -137,6 +146,8 @@ pub struct Controller {
     round: DraftRound,
     /// The batch of the present round.
     views: Vec<SequenceView>,
+    /// What shares its target pass.
+    passengers: Vec<Passenger>,
     ids: Vec<u64>,
     /// Sequences of the present round that may draft.
     drafting: Vec<usize>,
@@ -164,6 +175,7 @@ impl Controller {
             forecast: Forecast::default(),
             round: DraftRound::new(planner.widest().clone()),
             views: Vec::new(),
+            passengers: Vec::new(),
             ids: Vec::new(),
             drafting: Vec::new(),
             planner,
@@ -174,6 +186,15 @@ impl Controller {
 
     /// Starts a round for `sequences` (at most 65535) and decides, before anything is drafted, which of them draft.
     pub fn begin_round(&mut self, sequences: &[SequenceView]) -> RoundPlan {
+        self.begin_shared_round(sequences, &[])
+    }
+
+    /// As [`Controller::begin_round`], for a round in whose target pass prompts are read, too. What their rows would add to a plain round is
+    /// spent whatever is decided, and the same in every round that could carry them, so it is left out of the speed that trees are held
+    /// against; but every node is priced at the width that the pass then has.
+    pub fn begin_shared_round(&mut self, sequences: &[SequenceView], passengers: &[Passenger]) -> RoundPlan {
+        self.passengers.clear();
+        self.passengers.extend_from_slice(passengers);
         let widest = self.planner.widest();
         self.views.clear();
         self.views.extend_from_slice(sequences);
@@ -197,7 +218,9 @@ impl Controller {
         let backlog: usize = sequences.iter().map(|view| view.backlog).sum();
         let contexts = sequences.iter().map(|view| view.context_len);
         let most_tokens = batch * (1 + widest.max_draft_tokens);
-        round.tables.freeze(&self.cost, contexts, most_tokens, most_tokens + backlog);
+        let read = passengers.iter().map(|passenger| passenger.rows).sum();
+        round.tables.freeze(&self.cost, contexts, most_tokens + read, most_tokens + backlog);
+        round.tables.share_pass(read);
         if self.config.heads.is_some() {
             round.tables.draft_at_once();
         }
@@ -242,7 +265,7 @@ impl Controller {
 
     /// Learns from the round that `begin_round` started; call it once, before the next round begins.
     pub fn observe(&mut self, report: &RoundReport<'_>) {
-        let predicted_us = self.predicted().total;
+        let predicted_us = self.predicted_alone().total;
         self.learn_costs(&report.times);
         if self.decision.drafting > 0 {
             self.learn_acceptance(report);
@@ -287,8 +310,17 @@ impl Controller {
         self.forecast.probe_share()
     }
 
-    /// Predicted times of the present round.
+    /// Predicted times of the present round, with what is read beside it.
     pub fn predicted(&self) -> PredictedTimes {
+        let own = self.predicted_alone();
+        let context = |passenger: &Passenger| self.cost.attention_us(passenger.rows, passenger.context_len);
+        let read = self.round.tables.read_ns as f32 / 1000.0
+            + self.passengers.iter().map(context).sum::<f64>() as f32;
+        PredictedTimes { draft: own.draft, verify: own.verify + read, total: own.total + read }
+    }
+
+    /// The present round without what is read beside it.
+    fn predicted_alone(&self) -> PredictedTimes {
         let tables = &self.round.tables;
         if self.decision.drafting == 0 {
             let total = tables.plain_ns as f32 / 1000.0;
@@ -312,6 +344,14 @@ impl Controller {
             self.cost.observe_prediction(f64::from(predicted.total), f64::from(total));
         }
         let verify = times.verify.map(f64::from);
+        let read = self.passengers.iter().map(|passenger| (passenger.rows, passenger.context_len));
+        if self.decision.drafting == 0 && !self.passengers.is_empty() {
+            if let Some(us) = verify {
+                let tokens = self.views.len() + read.clone().map(|(rows, _)| rows).sum::<usize>();
+                self.cost.observe_verify(tokens, contexts.map(|context| (1, context)).chain(read), us);
+            }
+            return;
+        }
         if self.decision.drafting == 0 {
             if let Some(us) = verify.or(times.total.map(f64::from)) {
                 self.cost.observe_plain(self.views.len(), total_context, us);
@@ -323,8 +363,8 @@ impl Controller {
         }
         if let Some(us) = verify {
             let nodes = self.round.selected().iter().map(|selected| selected.tree.num_nodes());
-            let tokens = nodes.clone().sum();
-            self.cost.observe_verify(tokens, nodes.zip(contexts), us);
+            let tokens = nodes.clone().sum::<usize>() + read.clone().map(|(rows, _)| rows).sum::<usize>();
+            self.cost.observe_verify(tokens, nodes.zip(contexts).chain(read), us);
         }
         let drafting_context: usize = self
             .views

@@ -66,8 +66,8 @@ pub mod trace;
 
 pub use acceptance::AcceptanceModel;
 pub use controller::{
-    Controller, ControllerConfig, PhaseTimes, PredictedTimes, RoundPlan, RoundReport, SequenceOutcome,
-    SequenceView,
+    Controller, ControllerConfig, Passenger, PhaseTimes, PredictedTimes, RoundPlan, RoundReport,
+    SequenceOutcome, SequenceView,
 };
 pub use cost::{CostModel, CostSource, CostTable, SweepKind, SweepPoint, Treads};
 pub use plan::Plan;

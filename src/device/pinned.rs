@@ -1,5 +1,7 @@
 //! Page-locked host memory: the landing place of asynchronous read-backs and the source of asynchronous uploads.
 
+use std::ops::Range;
+
 use cudarc::driver::sys;
 
 use super::{Device, Element, Tensor, check};
@@ -64,15 +66,21 @@ impl<T: Element> PinnedBuffer<T> {
     /// Starts copying the first `count` elements into `tensor`, without waiting. They must stay unchanged until the
     /// device has passed this point.
     pub fn write_to(&self, tensor: &Tensor, count: usize) -> Result<()> {
-        tensor.expect_contiguous::<T>("upload", count)?;
-        assert!(count <= self.len, "upload of {count} elements from a buffer of {}", self.len);
+        self.write_range_to(tensor, 0..count)
+    }
+
+    /// As [`PinnedBuffer::write_to`], for a range of elements that has the same place in `tensor`.
+    pub fn write_range_to(&self, tensor: &Tensor, range: Range<usize>) -> Result<()> {
+        tensor.expect_contiguous::<T>("upload", range.end)?;
+        assert!(range.end <= self.len, "upload up to element {} of a buffer of {}", range.end, self.len);
         self.device.bind()?;
-        // SAFETY: as for `read_from`, in the other direction.
+        let bytes = range.start * size_of::<T>();
+        // SAFETY: as for `read_from`, in the other direction; the range lies within both.
         let status = unsafe {
             sys::cuMemcpyHtoDAsync_v2(
-                tensor.ptr(),
-                self.data.cast(),
-                count * size_of::<T>(),
+                tensor.ptr() + bytes as u64,
+                self.data.byte_add(bytes).cast(),
+                range.len() * size_of::<T>(),
                 self.device.stream(),
             )
         };

@@ -69,7 +69,7 @@ impl Eagle1 {
             fc_bias: if has_bias { Some(loader.vector(&[&bias_name], &[hidden])?) } else { None },
             layer: DraftLayer::load(
                 &mut loader,
-                &format!("{root}layers.0"),
+                (&format!("{root}layers.0"), &[]),
                 geometry,
                 hidden,
                 LayerBiases { qkv: qkv_bias, o: o_bias, mlp: mlp_bias },
@@ -108,7 +108,7 @@ impl Drafter for Eagle1 {
     }
 
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
-        self.layer.prepare(max_rows, max_round_rows, max_positions, (self.fc.dim(0), self.fc.dim(1)))
+        self.layer.prepare(max_rows, max_round_rows, max_positions, Some(&self.fc))
     }
 
     fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {

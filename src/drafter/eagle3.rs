@@ -1,12 +1,14 @@
-//! The EAGLE-3 drafter (Li et al., *EAGLE-3*, arXiv 2503.01840, and its published checkpoints): one decoder layer that
+//! The EAGLE-3 drafter (Li et al., *EAGLE-3*, arXiv 2503.01840, and its published checkpoints): a decoder layer that
 //! reads a token's embedding beside a feature of the position before it.
 //!
-//! The feature of a committed token is `fc` of three tapped residual streams of the target.
+//! The feature of a committed token is `fc` of three tapped residual streams of the target. Later drafters norm these streams before `fc`
+//! and feed back outputs behind the final norm (EAGLE-3.1), read the target's last hidden state without an `fc`, or have plain
+//! layers behind the first.
 
-use crate::config::{Eagle3Config, FloatType};
+use crate::config::{Eagle3Config, FeatureKind, FloatType};
 use crate::device::{Device, Tensor};
 use crate::drafter::Drafter;
-use crate::drafter::layer::{DraftLayer, Ends, LayerBiases};
+use crate::drafter::layer::{DraftLayer, Ends, FinalNorm, LayerBiases};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
@@ -17,8 +19,8 @@ use crate::weights::Checkpoint;
 pub struct Eagle3 {
     tap_layers: Vec<usize>,
     norm_before_residual: bool,
-    /// `[hidden, taps * target hidden]`.
-    fc: Tensor,
+    /// Without it the one tapped stream is the feature.
+    fc: Option<Fc>,
     /// Norm of the token embedding.
     input_norm: Tensor,
     /// Norm of the feature.
@@ -29,17 +31,28 @@ pub struct Eagle3 {
     buffers: Option<Buffers>,
 }
 
+/// What joins the tapped streams, side by side, to a feature.
+struct Fc {
+    /// `[hidden, taps * target hidden]`.
+    weight: Tensor,
+    /// RMSNorms before it, each over the columns that follow the last one's: none, one a stream, or one over all.
+    norms: Vec<Tensor>,
+}
+
 struct Buffers {
-    /// The target's streams of one pass, gathered, `[rows, taps * target hidden]`.
+    /// The target's streams of one pass, gathered, `[rows, tap width]`.
     taps: Tensor,
+    /// The same behind the norms of `fc`, if it has any.
+    normed_taps: Option<Tensor>,
     embedded: Tensor,
 }
 
 impl Eagle3 {
-    /// Loads a drafter in the published layout (`midlayer.` or `layers.0.` names, with or without a `model.` prefix).
+    /// Loads a drafter in the published layout (`midlayer.` or `layers.0.` names, `layers.1.` and so on for those behind it, with or
+    /// without a `model.` prefix).
     pub fn load(
         device: &Device,
-        config: Eagle3Config,
+        mut config: Eagle3Config,
         checkpoint: &Checkpoint,
         float_type: FloatType,
         target: &Decoder,
@@ -47,17 +60,14 @@ impl Eagle3 {
     ) -> Result<Self> {
         let hidden = config.geometry.hidden_size;
         let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
-        let root = if checkpoint.contains("model.fc.weight") { "model." } else { "" };
-        let layer = if checkpoint.contains(&format!("{root}layers.0.self_attn.q_proj.weight")) {
-            format!("{root}layers.0")
-        } else {
-            format!("{root}midlayer")
-        };
-        let fc = loader.matrix(
-            &format!("{root}fc.weight"),
-            hidden,
-            config.tap_layers.len() * config.target_hidden_size,
-        )?;
+        let LayerNames { root, first, mut later } = LayerNames::of(checkpoint, config.geometry.num_layers);
+        // A drafter's config may repeat its target's number of layers (EAGLE3-Vicuna1.3-13B's): the authors' code builds one.
+        let repeats_target = config.geometry.num_layers == target.config().geometry.num_layers;
+        if repeats_target && !later.first().is_some_and(|name| has_layer(checkpoint, name)) {
+            config.geometry.num_layers = 1;
+            later.clear();
+        }
+        let fc = load_fc(&mut loader, root, &config)?;
         let embedding = match checkpoint.find(&format!("{root}embed_tokens.weight")) {
             Some(_) => {
                 loader.matrix(&format!("{root}embed_tokens.weight"), config.geometry.vocab_size, hidden)?
@@ -78,9 +88,10 @@ impl Eagle3 {
             None => shared_head(&config, target)?,
         };
         let mut norm = |name: String| loader.vector(&[&name], &[hidden]);
-        let input_norm = norm(format!("{layer}.input_layernorm.weight"))?;
-        let hidden_norm = norm(format!("{layer}.hidden_norm.weight"))?;
-        let final_norm = Some(norm(format!("{root}norm.weight"))?);
+        let input_norm = norm(format!("{first}.input_layernorm.weight"))?;
+        let hidden_norm = norm(format!("{first}.hidden_norm.weight"))?;
+        let final_norm =
+            FinalNorm { weight: norm(format!("{root}norm.weight"))?, makes_features: config.norm_output };
         let bias = config.attention_bias;
         let drafter = Self {
             d2t: load_d2t(device, &config, checkpoint)?,
@@ -89,11 +100,11 @@ impl Eagle3 {
             hidden_norm,
             layer: DraftLayer::load(
                 &mut loader,
-                &layer,
+                (&first, &later),
                 config.geometry,
                 2 * hidden,
                 LayerBiases { qkv: bias, o: bias, mlp: config.mlp_bias },
-                Ends { embedding, final_norm, head },
+                Ends { embedding, final_norm: Some(final_norm), head },
             )?,
             tap_layers: config.tap_layers,
             norm_before_residual: config.norm_before_residual,
@@ -101,6 +112,28 @@ impl Eagle3 {
         };
         checkpoint.finish()?;
         Ok(drafter)
+    }
+
+    /// Writes what the target's streams at row `pass.links()[i]` of `taps` make of row i to `features`.
+    fn first_features(&self, pass: &Pass, taps: &Tensor, features: &Tensor) -> Result<()> {
+        let (layer, buffers, rows) = (&self.layer, self.buffers(), 0..pass.num_rows());
+        let gather = |out: &Tensor| {
+            gather_rows(&layer.device, GatherRowsArgs { src: taps, index: &pass.links(), out })
+        };
+        let Some(fc) = &self.fc else { return gather(features) };
+        let taps = buffers.taps.rows(rows.clone());
+        gather(&taps)?;
+        let Some(normed) = &buffers.normed_taps else {
+            return layer.linear(&taps, &fc.weight, None, features);
+        };
+        let normed = normed.rows(rows);
+        let mut start = 0;
+        for norm in &fc.norms {
+            let columns = start..start + norm.dim(0);
+            start = columns.end;
+            layer.norm(&taps.columns(columns.clone()), None, norm, &normed.columns(columns))?;
+        }
+        layer.linear(&normed, &fc.weight, None, features)
     }
 
     /// A pass over the `features` of its rows, which become its outputs.
@@ -131,19 +164,22 @@ impl Drafter for Eagle3 {
     }
 
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
-        let (hidden, taps) = (self.fc.dim(0), self.fc.dim(1));
+        let (tap_width, hidden) = (self.tap_width(), self.layer.geometry.hidden_size);
         let layer = &mut self.layer;
-        layer.prepare(max_rows, max_round_rows, max_positions, (hidden, taps))?;
+        layer.prepare(max_rows, max_round_rows, max_positions, self.fc.as_ref().map(|fc| &fc.weight))?;
         let buffer = |cols: usize| Tensor::uninit(&layer.device, layer.dtype, &[max_rows, cols]);
-        self.buffers = Some(Buffers { taps: buffer(taps)?, embedded: buffer(hidden)? });
+        let has_norms = self.fc.as_ref().is_some_and(|fc| !fc.norms.is_empty());
+        self.buffers = Some(Buffers {
+            taps: buffer(tap_width)?,
+            normed_taps: if has_norms { Some(buffer(tap_width)?) } else { None },
+            embedded: buffer(hidden)?,
+        });
         Ok(())
     }
 
     fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
         let features = self.layer.take_features(pass.num_rows(), true);
-        let x = self.buffers().taps.rows(0..pass.num_rows());
-        gather_rows(&self.layer.device, GatherRowsArgs { src: taps, index: &pass.links(), out: &x })?;
-        self.layer.linear(&x, &self.fc, None, &features)?;
+        self.first_features(pass, taps, &features)?;
         self.forward(pass, kv, &features)
     }
 
@@ -159,12 +195,57 @@ impl Drafter for Eagle3 {
     }
 
     fn tap_width(&self) -> usize {
-        self.fc.dim(1)
+        match &self.fc {
+            Some(fc) => fc.weight.dim(1),
+            None => self.layer.geometry.hidden_size,
+        }
     }
 
     fn d2t(&self) -> Option<&Tensor> {
         self.d2t.as_ref()
     }
+}
+
+/// How a checkpoint names its layers.
+struct LayerNames {
+    /// Before the names of what belongs to no layer.
+    root: &'static str,
+    first: String,
+    /// Those of the plain layers that should follow.
+    later: Vec<String>,
+}
+
+impl LayerNames {
+    fn of(checkpoint: &Checkpoint, num_layers: usize) -> Self {
+        let (root, name) = ["", "model."]
+            .into_iter()
+            .flat_map(|root| ["midlayer", "layers.0"].map(|name| (root, name)))
+            .find(|(root, name)| has_layer(checkpoint, &format!("{root}{name}")))
+            .unwrap_or(("", "midlayer"));
+        let later = (1..num_layers).map(|layer| format!("{root}layers.{layer}")).collect();
+        Self { root, first: format!("{root}{name}"), later }
+    }
+}
+
+fn has_layer(checkpoint: &Checkpoint, prefix: &str) -> bool {
+    checkpoint.contains(&format!("{prefix}.self_attn.q_proj.weight"))
+}
+
+/// What the config says to join the tapped streams with.
+fn load_fc(loader: &mut WeightLoader, root: &str, config: &Eagle3Config) -> Result<Option<Fc>> {
+    let (num_taps, width) = (config.tap_layers.len(), config.target_hidden_size);
+    let norms = match config.feature {
+        FeatureKind::LastHiddenState => return Ok(None),
+        FeatureKind::Taps => Vec::new(),
+        FeatureKind::NormedTaps => (0..num_taps)
+            .map(|tap| loader.vector(&[&format!("{root}fc_norm.{tap}.weight")], &[width]))
+            .collect::<Result<_>>()?,
+        FeatureKind::JointlyNormedTaps => {
+            vec![loader.vector(&[&format!("{root}input_norm.weight")], &[num_taps * width])?]
+        }
+    };
+    let (name, hidden) = (format!("{root}fc.weight"), config.geometry.hidden_size);
+    Ok(Some(Fc { weight: loader.matrix(&name, hidden, num_taps * width)?, norms }))
 }
 
 /// The target's head, for drafters that bring none.

@@ -1,5 +1,5 @@
-//! [`DraftLayer`]: the decoder layer that an EAGLE drafter is, with embedding and head, and the activations of its passes. What enters
-//! the layer is each drafter's own.
+//! [`DraftLayer`]: the decoder layer that an EAGLE drafter is, the plain ones that may follow it, embedding and head, and the
+//! activations of its passes. What enters the first layer is each drafter's own.
 
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
@@ -28,29 +28,50 @@ pub struct LayerBiases {
 pub struct Ends {
     /// `[vocab, hidden]`.
     pub embedding: Tensor,
-    /// Before the head, `[hidden]`.
-    pub final_norm: Option<Tensor>,
+    /// Before the head.
+    pub final_norm: Option<FinalNorm>,
     /// `[draft vocab, hidden]`.
     pub head: Tensor,
 }
 
-/// A drafter's layer on a device.
+/// The norm behind the last layer.
+pub struct FinalNorm {
+    /// `[hidden]`.
+    pub weight: Tensor,
+    /// Whether what is behind it, instead of what enters it, is the feature that later passes of the round read.
+    pub makes_features: bool,
+}
+
+/// A drafter's layer, and those behind it, on a device.
 pub struct DraftLayer {
     pub device: Device,
     pub dtype: DType,
     pub geometry: Geometry,
-    /// Width of what attention reads.
+    /// Width of what the first layer's attention reads.
     attention_input: usize,
-    attention: AttentionWeights,
-    post_norm: Tensor,
-    mlp: Mlp,
+    first: Halves,
+    /// The layers behind the first.
+    later: Vec<LaterLayer>,
     ends: Ends,
     buffers: Option<Buffers>,
 }
 
+/// The two halves of a decoder layer, and the norm between them.
+struct Halves {
+    attention: AttentionWeights,
+    post_norm: Tensor,
+    mlp: Mlp,
+}
+
+/// A plain decoder layer.
+struct LaterLayer {
+    input_norm: Tensor,
+    halves: Halves,
+}
+
 /// Activations of a pass, and of a round.
 pub struct Buffers {
-    /// Outputs of the layer before the final norm: the features of later passes of the round.
+    /// Outputs of the last layer, on either side of the final norm: the features of later passes of the round.
     pub features: FeatureStore,
     /// `[rows, 2 hidden]`: what stands for the embedding beside what stands for the feature.
     pub pair: Tensor,
@@ -62,29 +83,31 @@ pub struct Buffers {
 }
 
 impl DraftLayer {
-    /// Loads the layer under the name `prefix`, whose attention reads rows of `attention_input` columns.
+    /// Loads the layer under the name `prefix`, whose attention reads rows of `attention_input` columns, and those under the names
+    /// `later`, plain ones.
     pub fn load(
         loader: &mut WeightLoader,
-        prefix: &str,
+        (prefix, later): (&str, &[String]),
         geometry: Geometry,
         attention_input: usize,
         biases: LayerBiases,
         ends: Ends,
     ) -> Result<Self> {
-        let Geometry { hidden_size: hidden, intermediate_size: intermediate, .. } = geometry;
-        let attention = AttentionKind {
-            shape: AttentionShape::of(&geometry),
-            input: attention_input,
-            hidden,
-            qkv_bias: biases.qkv,
-            o_bias: biases.o,
-            norm_eps: None,
-            window: None,
-        };
+        let hidden = geometry.hidden_size;
+        let first = Halves::load(loader, prefix, &geometry, attention_input, &biases)?;
+        let mut layers = Vec::with_capacity(later.len());
+        for prefix in later {
+            // vLLM's name, or SGLang's, which keeps that of the first layer's norm of the feature.
+            let names = ["input_layernorm", "hidden_norm"].map(|norm| format!("{prefix}.{norm}.weight"));
+            let name = names.iter().find(|name| loader.checkpoint.contains(name)).unwrap_or(&names[0]);
+            layers.push(LaterLayer {
+                input_norm: loader.vector(&[name], &[hidden])?,
+                halves: Halves::load(loader, prefix, &geometry, hidden, &biases)?,
+            });
+        }
         Ok(Self {
-            attention: AttentionWeights::load(loader, &format!("{prefix}.self_attn"), attention)?,
-            post_norm: loader.vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
-            mlp: Mlp::load(loader, &format!("{prefix}.mlp"), hidden, intermediate, biases.mlp)?,
+            first,
+            later: layers,
             buffers: None,
             device: loader.device.clone(),
             dtype: loader.float_type.into(),
@@ -94,23 +117,26 @@ impl DraftLayer {
         })
     }
 
-    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the `(outputs, inputs)` of the linear layer before this one.
+    /// As [`Drafter::prepare`](super::Drafter::prepare); `fc` is the weight of the linear layer before this one,
+    /// if there is one.
     pub fn prepare(
         &mut self,
         max_rows: usize,
         max_round_rows: usize,
         max_positions: usize,
-        fc: (usize, usize),
+        fc: Option<&Tensor>,
     ) -> Result<()> {
         let geometry = &self.geometry;
         let (hidden, draft_vocab_size) = (geometry.hidden_size, self.ends.head.dim(0));
+        let later_qkv = self.later.first().map(|_| (AttentionShape::of(geometry).qkv_dim(), hidden));
+        let fc = fc.map(|fc| (fc.dim(0), fc.dim(1)));
         let buffer = |cols: usize| Tensor::uninit(&self.device, self.dtype, &[max_rows, cols]);
         let size = ScratchSize {
             max_rows,
             max_positions,
             geometry,
             attention_input: self.attention_input,
-            others: vec![fc, (draft_vocab_size, hidden)],
+            others: [(draft_vocab_size, hidden)].into_iter().chain(fc).chain(later_qkv).collect(),
             dtype: self.dtype,
         };
         self.buffers = Some(Buffers {
@@ -160,18 +186,21 @@ impl DraftLayer {
         rmsnorm(&self.device, RmsNormArgs { residual, delta, weight, out, tap: None, eps })
     }
 
-    /// The layer over the residual stream `stream[rows, hidden]`, which becomes its output, with `attended` as what attention reads; the
-    /// f32 logits of the rows that want them.
+    /// The layers over the residual stream `stream[rows, hidden]`, which becomes the last one's output, with `attended` as what the
+    /// first one's attention reads; the f32 logits of the rows that want them.
     pub fn run(&self, pass: &Pass, kv: &KvCache, stream: &Tensor, attended: &Tensor) -> Result<Tensor> {
         let buffers = self.buffers();
         let rows = 0..pass.num_rows();
         let [normed, delta] = [&buffers.normed, &buffers.delta].map(|buffer| buffer.rows(rows.clone()));
-        attend(pass, attended, &self.attention, (kv, 0), &buffers.scratch, &delta)?;
-        self.norm(stream, Some(&delta), &self.post_norm, &normed)?;
-        self.mlp.forward(&self.device, &normed, &buffers.scratch, &delta)?;
+        self.run_halves(&self.first, pass, (kv, 0), stream, attended)?;
+        for (i, layer) in self.later.iter().enumerate() {
+            self.norm(stream, Some(&delta), &layer.input_norm, &normed)?;
+            self.run_halves(&layer.halves, pass, (kv, i + 1), stream, &normed)?;
+        }
         // Without a final norm for the sum alone: nothing reads what is behind it.
         let final_norm = self.ends.final_norm.as_ref();
-        self.norm(stream, Some(&delta), final_norm.unwrap_or(&self.post_norm), &normed)?;
+        let weight = final_norm.map_or(&self.first.post_norm, |norm| &norm.weight);
+        self.norm(stream, Some(&delta), weight, &normed)?;
         let wanted = pass.num_logit_rows();
         let (head_in, logits) = (buffers.head_in.rows(0..wanted), buffers.logits.rows(0..wanted));
         if wanted > 0 {
@@ -179,11 +208,58 @@ impl DraftLayer {
             gather_rows(&self.device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &head_in })?;
             self.linear(&head_in, &self.ends.head, None, &logits)?;
         }
+        if final_norm.is_some_and(|norm| norm.makes_features) {
+            stream.copy_from(&normed)?;
+        }
         Ok(logits)
+    }
+
+    /// A layer over `stream`, but for what its MLP adds, which is left in `delta`.
+    fn run_halves(
+        &self,
+        halves: &Halves,
+        pass: &Pass,
+        kv_layer: (&KvCache, usize),
+        stream: &Tensor,
+        attended: &Tensor,
+    ) -> Result<()> {
+        let buffers = self.buffers();
+        let rows = 0..pass.num_rows();
+        let [normed, delta] = [&buffers.normed, &buffers.delta].map(|buffer| buffer.rows(rows.clone()));
+        attend(pass, attended, &halves.attention, kv_layer, &buffers.scratch, &delta)?;
+        self.norm(stream, Some(&delta), &halves.post_norm, &normed)?;
+        halves.mlp.forward(&self.device, &normed, &buffers.scratch, &delta)
     }
 
     /// Geometry of the key/value cache it needs.
     pub fn kv_shape(&self) -> KvShape {
         KvShape::of(&self.geometry, self.dtype)
+    }
+}
+
+impl Halves {
+    /// The layer under the name `prefix`, whose attention reads rows of `input` columns.
+    fn load(
+        loader: &mut WeightLoader,
+        prefix: &str,
+        geometry: &Geometry,
+        input: usize,
+        biases: &LayerBiases,
+    ) -> Result<Self> {
+        let Geometry { hidden_size: hidden, intermediate_size: intermediate, .. } = *geometry;
+        let attention = AttentionKind {
+            shape: AttentionShape::of(geometry),
+            input,
+            hidden,
+            qkv_bias: biases.qkv,
+            o_bias: biases.o,
+            norm_eps: None,
+            window: None,
+        };
+        Ok(Self {
+            attention: AttentionWeights::load(loader, &format!("{prefix}.self_attn"), attention)?,
+            post_norm: loader.vector(&[&format!("{prefix}.post_attention_layernorm.weight")], &[hidden])?,
+            mlp: Mlp::load(loader, &format!("{prefix}.mlp"), hidden, intermediate, biases.mlp)?,
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! From files to a ready engine: loading, memory sizing, start-up cost measurement.
 
 use std::collections::VecDeque;
+use std::hash::RandomState;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use crate::device::{Device, DeviceChoice};
 use crate::drafter::{DrafterConfig, LoadedDrafter};
 use crate::engine::drafting::Drafting;
 use crate::engine::heads::HeadsProposer;
+use crate::engine::logprobs::LogprobReader;
 use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
 use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
@@ -19,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
 use crate::model::vision::VisionEncoder;
 use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE};
+use crate::pages::PagePool;
 use crate::weights::Checkpoint;
 
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
@@ -59,6 +62,7 @@ pub struct EngineBuilder<'a> {
     max_sequences: usize,
     floor: usize,
     max_context: usize,
+    prefill_tokens: usize,
     kv_budget_bytes: Option<usize>,
     cost_cache: Option<PathBuf>,
     costs: Option<CostModel>,
@@ -76,6 +80,7 @@ impl EngineBuilder<'static> {
             max_sequences: 1,
             floor: 0,
             max_context: usize::MAX,
+            prefill_tokens: 512,
             kv_budget_bytes: None,
             cost_cache: None,
             costs: None,
@@ -119,6 +124,13 @@ impl<'a> EngineBuilder<'a> {
     /// the batch; 0 by default, which is fastest overall. A floor bounds how long a hard sequence waits for its easy neighbours.
     pub fn floor(mut self, draft_tokens: usize) -> Self {
         self.floor = draft_tokens;
+        self
+    }
+
+    /// Tokens of prompts that are read beside a round, at most, at least 1; 512 by default. More begin new texts sooner, fewer make those that run wait
+    /// less.
+    pub fn prefill_tokens(mut self, count: usize) -> Self {
+        self.prefill_tokens = count;
         self
     }
 
@@ -195,7 +207,9 @@ impl<'a> EngineBuilder<'a> {
         // A tree may reach past the last position that can be emitted.
         let max_positions = max_context + MAX_ROWS_PER_SEQUENCE;
         let max_rows = MAX_ROWS_PER_SEQUENCE * max_sequences;
-        let cache = |shape| KvCache::new(&device, shape, num_pages, max_sequences, max_positions);
+        let lookahead = usize::from(matches!(drafter, Some(LoadedDrafter::Network(_))));
+        let mut pool = PagePool::new(&device, num_pages, max_sequences, max_positions, lookahead)?;
+        let cache = |shape| KvCache::new(&device, shape, num_pages, pool.table().clone());
         target.prepare(max_rows, max_rows, max_positions)?;
         let kv = cache(target.kv_shape())?;
         let mut verifier = Verifier::new(&device, target, kv, max_rows, max_sequences)?;
@@ -238,10 +252,11 @@ impl<'a> EngineBuilder<'a> {
         let cost = match &mut proposer {
             Some(proposer) if policy.reads_costs() => {
                 let scope = start_scope(max_context, max_sequences);
-                start_costs.model(&device, &mut verifier, proposer, scope)?
+                start_costs.model(&device, (&mut verifier, &mut pool), proposer, scope)?
             }
             _ => CostModel::unmeasured(),
         };
+        let logprobs = LogprobReader::new(&device, verifier.target.config().geometry.vocab_size)?;
         let limits_of_requests =
             RequestLimits { config: Arc::new(verifier.target.config().clone()), max_context };
         Ok(Engine {
@@ -252,8 +267,13 @@ impl<'a> EngineBuilder<'a> {
             start_costs,
             floor: self.floor,
             sequences: (0..max_sequences).map(|_| None).collect(),
-            pending: Vec::new(),
             queue: VecDeque::new(),
+            pool,
+            key_hasher: RandomState::new(),
+            prefill_tokens: self.prefill_tokens,
+            page_bytes: shapes.iter().map(KvShape::page_bytes).sum(),
+            logprobs,
+            preemptions: 0,
             next_id: 0,
             limits: limits_of_requests,
             max_context,
@@ -294,6 +314,9 @@ impl EngineBuilder<'_> {
         check_drafter(self.chosen_policy(), self.drafter.is_some())?;
         if self.max_sequences == 0 {
             return Err(Error::Input("an engine serves at least one sequence".into()));
+        }
+        if self.prefill_tokens == 0 {
+            return Err(Error::Input("prefill_tokens is 0: no prompt would ever be read".into()));
         }
         let config = ModelConfig::from_hf(&self.model)?;
         let checkpoint = Checkpoint::open(&self.model)?;

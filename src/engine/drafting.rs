@@ -11,6 +11,7 @@ use crate::kernels::draft::{
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words, text_rotary};
+use crate::pages::PagePool;
 
 /// Features a sequence may keep waiting: a prefill chunk on top of what a quiet drafter has not seen.
 const BACKLOG: usize = 2 * MAX_ROWS_PER_SEQUENCE;
@@ -120,6 +121,7 @@ impl Drafting {
     /// the round's feature store. With `top_k` the last row of each sequence brings that many children.
     pub fn catch_up(
         &mut self,
+        pool: &PagePool,
         slots: &[(usize, &Sequence)],
         limit: impl Fn(&Sequence) -> usize,
         top_k: Option<usize>,
@@ -135,7 +137,6 @@ impl Drafting {
             let seen = sequence.draft_len + 1..sequence.draft_len + 1 + count;
             let first_row = self.pass.num_rows();
             sequence.pictures.show(&mut self.pass, first_row, seen);
-            self.kv.reserve(slot, sequence.draft_len + count)?;
             for i in 0..count {
                 let position = sequence.draft_len + i;
                 let row = Row {
@@ -143,7 +144,7 @@ impl Drafting {
                     position,
                     // One axis, whatever the target's: so drafters are trained.
                     rotary: text_rotary(position),
-                    slot: self.kv.slot(slot, position),
+                    slot: pool.position(slot, position),
                     ancestors: causal_words(i),
                     link: backlog_row(slot, position) as i32,
                 };
@@ -184,7 +185,6 @@ impl Drafting {
             if current != Some(sequence) {
                 skip_to(&mut self.pass, &mut next_slot, slot);
                 self.pass.begin_sequence(prefix_len);
-                self.kv.reserve(slot, prefix_len + MAX_ROWS_PER_SEQUENCE)?;
                 current = Some(sequence);
             }
             let parent_run = if row.parent_slot == NONE { -1 } else { row.parent_slot as i32 };

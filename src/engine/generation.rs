@@ -1,7 +1,7 @@
 //! One request as an iterator of token batches: the simplest way to use an engine.
 
-use crate::engine::{Engine, FinishReason, Request, SequenceId};
-use crate::error::Result;
+use crate::engine::{Engine, FinishReason, NO_TOKEN, Request, SequenceId};
+use crate::error::{Error, Result};
 
 /// Yields the tokens of each round until the sequence ends. Dropping it cancels the sequence.
 pub struct Generation<'e> {
@@ -10,13 +10,15 @@ pub struct Generation<'e> {
     finished: Option<FinishReason>,
     /// A round failed: nothing more will come.
     failed: bool,
+    /// The text cannot go on, which the caller has not been told yet.
+    owes_error: bool,
 }
 
 impl Engine {
     /// Serves one request to its end; other running sequences advance too, their tokens are lost to the caller.
     pub fn generate(&mut self, request: Request) -> Result<Generation<'_>> {
         let id = self.submit(request)?;
-        Ok(Generation { engine: self, id, finished: None, failed: false })
+        Ok(Generation { engine: self, id, finished: None, failed: false, owes_error: false })
     }
 }
 
@@ -36,7 +38,13 @@ impl Iterator for Generation<'_> {
     type Item = Result<Vec<i32>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.finished.is_none() && !self.failed {
+        loop {
+            if std::mem::take(&mut self.owes_error) {
+                return Some(Err(Error::Device(NO_TOKEN.into())));
+            }
+            if self.finished.is_some() || self.failed {
+                return None;
+            }
             let emissions = match self.engine.step() {
                 Ok(emissions) => emissions,
                 Err(error) => {
@@ -45,18 +53,15 @@ impl Iterator for Generation<'_> {
                     return Some(Err(error));
                 }
             };
-            if emissions.is_empty() {
-                return None;
-            }
-            // A step may hand out other sequences' first tokens alone.
+            // A step may read prompts alone, or serve others.
             let own = emissions.into_iter().find(|emission| emission.sequence == self.id);
             let Some(own) = own else { continue };
             self.finished = own.finished;
+            self.owes_error = own.finished == Some(FinishReason::Failed);
             if !own.tokens.is_empty() {
                 return Some(Ok(own.tokens));
             }
         }
-        None
     }
 }
 

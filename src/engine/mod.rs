@@ -30,16 +30,18 @@ mod builder;
 mod drafting;
 mod generation;
 mod heads;
+mod logprobs;
 #[cfg(test)]
 mod mutations;
+mod penalties;
 mod pictures;
 mod policy;
-mod prefill;
 mod profile;
 mod proposer;
 mod recording;
 mod request;
 mod round;
+mod schedule;
 mod scoring;
 mod sequence;
 mod stats;
@@ -47,11 +49,13 @@ mod sweep;
 mod verifier;
 
 use std::collections::VecDeque;
+use std::hash::RandomState;
 use std::io::Write;
 
 use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
 use crate::control::{Controller, SequenceOutcome};
 use crate::device::Device;
+use crate::engine::logprobs::LogprobReader;
 use crate::engine::policy::StartCosts;
 use crate::engine::proposer::Proposer;
 use crate::engine::round::LastRound;
@@ -60,14 +64,16 @@ use crate::engine::stats::RoundClock;
 use crate::engine::verifier::{Verified, Verifier};
 use crate::error::{Error, Result};
 use crate::model::vision::VisionEncoder;
+use crate::pages::PagePool;
 
+pub use crate::pages::PageCounts;
 pub use builder::{DraftSource, EngineBuilder};
 pub use generation::Generation;
 pub use pictures::expand_prompt;
 pub use profile::MeasuredCosts;
 pub use request::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, Request, RequestLimits};
 pub use round::{Emission, TokenLogprobs};
-pub use sequence::{FinishReason, NOT_NUMBERS, SequenceId, SequenceStats};
+pub use sequence::{FinishReason, NO_TOKEN, SequenceId, SequenceStats};
 pub use stats::{RoundTimes, Stats};
 
 /// Serves sequences with one target and one policy.
@@ -83,10 +89,16 @@ pub struct Engine {
     floor: usize,
     /// By slot; a slot is a row of the page tables.
     sequences: Vec<Option<Sequence>>,
-    /// Emissions of prefill that the next `step` hands out.
-    pending: Vec<Emission>,
-    /// Requests that wait for a place, first come first.
-    queue: VecDeque<(SequenceId, Request)>,
+    /// Those that wait for a place, first come first.
+    queue: VecDeque<Sequence>,
+    /// Who holds which pages of the caches.
+    pool: PagePool,
+    key_hasher: RandomState,
+    /// Tokens of prompts read beside a round, at most.
+    prefill_tokens: usize,
+    page_bytes: usize,
+    logprobs: LogprobReader,
+    preemptions: u64,
     next_id: u64,
     limits: RequestLimits,
     max_context: usize,
@@ -98,17 +110,6 @@ pub struct Engine {
     /// A bug to plant, in tests of the tests.
     #[cfg(test)]
     planted: Option<Bug>,
-}
-
-/// Pages of keys and values, by what they hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageCounts {
-    /// All pages.
-    pub total: usize,
-    /// Held by running sequences.
-    pub used: usize,
-    /// Held by nobody, but their keys and values may be wanted again.
-    pub cached: usize,
 }
 
 /// Predicted and measured time of a round.
@@ -194,12 +195,7 @@ impl Engine {
 
     /// Whether nothing runs, waits or is left to hand out.
     pub fn is_idle(&self) -> bool {
-        self.running().next().is_none() && self.queue.is_empty() && self.pending.is_empty()
-    }
-
-    /// Pages of keys and values.
-    pub fn page_counts(&self) -> PageCounts {
-        PageCounts::default()
+        self.running().next().is_none() && self.queue.is_empty()
     }
 
     /// Times of the latest [`Engine::step`] that ran a round.
@@ -212,10 +208,17 @@ impl Engine {
         })
     }
 
-    /// Starts all running sequences anew, from what they have emitted so far: after a round that failed, say.
-    pub fn restart_running(&mut self) {}
+    /// Bytes of a page of keys and values, the target's and the drafter's.
+    pub fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
 
-    /// Sequences that are running, in slot order.
+    /// How often a sequence gave its pages up to an older one.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Sequences that are running, those whose prompts are being read included, in slot order.
     pub fn running(&self) -> impl Iterator<Item = SequenceId> + '_ {
         self.sequences.iter().flatten().map(|sequence| sequence.id)
     }
@@ -224,11 +227,11 @@ impl Engine {
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         let slot = self.sequences.iter().position(|s| s.as_ref().is_some_and(|s| s.id == id));
         if let Some(slot) = slot {
+            self.publish(slot);
             self.release(slot);
         }
-        self.pending.retain(|emission| emission.sequence != id);
         let waiting = self.queue.len();
-        self.queue.retain(|(waits, _)| *waits != id);
+        self.queue.retain(|waits| waits.id != id);
         slot.is_some() || self.queue.len() < waiting
     }
 
@@ -260,13 +263,20 @@ impl Engine {
         self.sequences[slot].as_ref().expect("running slots hold sequences")
     }
 
+    /// Running sequences whose prompts are read.
+    fn deciding_slots(&self) -> Vec<usize> {
+        let mut slots = self.running_slots();
+        slots.retain(|&slot| self.sequence(slot).unread.is_none());
+        slots
+    }
+
     fn running_slots(&self) -> Vec<usize> {
         (0..self.sequences.len()).filter(|&slot| self.sequences[slot].is_some()).collect()
     }
 
     fn release(&mut self, slot: usize) {
         self.sequences[slot] = None;
-        self.verifier.kv.release(slot);
+        self.pool.release(slot);
         if let Some(proposer) = &mut self.proposer {
             proposer.release(slot);
         }

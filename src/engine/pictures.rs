@@ -1,5 +1,6 @@
 //! The pictures of a request: encoded once, when it is submitted; from then on part of its context.
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
 use crate::config::ModelConfig;
@@ -7,17 +8,21 @@ use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::image::Patches;
 use crate::model::vision::{
-    PlacedPicture, VisionEncoder, expand_placeholders, find_pictures, num_tokens, rotary_positions,
+    PlacedPicture, VisionEncoder, check_patches, expand_placeholders, find_pictures, num_tokens,
+    rotary_positions,
 };
 use crate::model::{Pass, Rotary, text_rotary};
+use crate::pages::PositionKey;
 
 /// `prompt` with every picture's placeholder as long as the picture: what a request for `config` is served with.
 ///
 /// # Errors
-/// [`Error::Input`]: placeholders and pictures that do not match; pictures for a model that sees none.
+/// [`Error::Input`]: placeholders and pictures that do not match; patches that the model's tower does not take; pictures for a model that
+/// sees none.
 pub fn expand_prompt(config: &ModelConfig, prompt: &[i32], pictures: &[Patches]) -> Result<Vec<i32>> {
     match &config.vision {
         Some(vision) => {
+            pictures.iter().try_for_each(|patches| check_patches(vision, patches))?;
             let lens: Vec<usize> = pictures.iter().map(|patches| num_tokens(vision, patches)).collect();
             expand_placeholders(prompt, vision.image_token_id, &lens)
         }
@@ -27,6 +32,32 @@ pub fn expand_prompt(config: &ModelConfig, prompt: &[i32], pictures: &[Patches])
                 .into(),
         )),
     }
+}
+
+/// What each position of an expanded `prompt` is known by: its token, or a hash of the picture and the place in it. Hashes are keyed anew in
+/// every process, so nobody can prepare two pictures that pass for one.
+pub(super) fn position_keys(
+    config: &ModelConfig,
+    prompt: &[i32],
+    pictures: &[Patches],
+    hasher: &RandomState,
+) -> Vec<PositionKey> {
+    let mut keys: Vec<PositionKey> = prompt.iter().map(|&token| token.into()).collect();
+    let Some(vision) = &config.vision else { return keys };
+    for (patches, placed) in pictures.iter().zip(find_pictures(vision, prompt, pictures)) {
+        let picture = hasher.hash_one((
+            bytemuck::cast_slice::<f32, u8>(&patches.values),
+            patches.tiles,
+            patches.tile_grid,
+            patches.grid,
+            patches.original_size,
+        ));
+        for (i, key) in keys[placed.tokens].iter_mut().enumerate() {
+            // Below 0, where no token is.
+            *key = (hasher.hash_one((picture, i)) | 1 << 63) as PositionKey;
+        }
+    }
+    keys
 }
 
 /// What a sequence sees beside its tokens.
@@ -41,19 +72,21 @@ pub(super) struct Pictures {
 }
 
 impl Pictures {
-    /// Encodes the pictures of an expanded prompt.
+    /// Encodes the pictures of an expanded prompt that reach beyond its first `known` positions.
     pub fn encode(
         config: &ModelConfig,
         encoder: Option<&VisionEncoder>,
         prompt: &[i32],
         pictures: &[Patches],
+        known: usize,
     ) -> Result<Self> {
         let Some(encoder) = encoder.filter(|_| !pictures.is_empty()) else { return Ok(Self::default()) };
         let placed = find_pictures(encoder.config(), prompt, pictures);
         let encode = |(patches, placed): (&Patches, &PlacedPicture)| {
             Ok((placed.tokens.start, encoder.encode(patches)?))
         };
-        let encoded = pictures.iter().zip(&placed).map(encode).collect::<Result<_>>()?;
+        let wanted = pictures.iter().zip(&placed).filter(|(_, placed)| placed.tokens.end > known);
+        let encoded = wanted.map(encode).collect::<Result<_>>()?;
         let (prompt, delta) = match config.geometry.rope.sections {
             Some(_) => rotary_positions(prompt.len(), &placed),
             None => (Vec::new(), 0),

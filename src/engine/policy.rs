@@ -10,6 +10,7 @@ use crate::engine::verifier::Verifier;
 use crate::engine::{Engine, sweep};
 use crate::error::{Error, Result};
 use crate::model::MAX_ROWS_PER_SEQUENCE;
+use crate::pages::PagePool;
 
 impl Engine {
     /// A controller for `policy` that knows the start-up costs and nothing else. If the policy reads costs and none has asked for them
@@ -23,7 +24,7 @@ impl Engine {
         let cost = match &mut self.proposer {
             Some(proposer) if policy.reads_costs() => {
                 let scope = start_scope(self.max_context, self.sequences.len());
-                self.start_costs.model(&self.device, &mut self.verifier, proposer, scope)?
+                self.start_costs.model(&self.device, (&mut self.verifier, &mut self.pool), proposer, scope)?
             }
             _ => CostModel::unmeasured(),
         };
@@ -39,6 +40,8 @@ impl Engine {
     pub fn set_controller(&mut self, controller: Controller) -> Result<Controller> {
         check_drafter(controller.policy(), self.proposer.is_some())?;
         self.check_idle()?;
+        // A controller that never drafts leaves the drafter's part of the pages empty.
+        self.pool.clear_cache();
         self.last_round = None;
         self.times.forget_tail();
         Ok(std::mem::replace(&mut self.controller, controller))
@@ -53,7 +56,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Input`] while sequences are running.
     pub(super) fn check_idle(&self) -> Result<()> {
-        if self.running().next().is_none() && self.pending.is_empty() {
+        if self.is_idle() {
             return Ok(());
         }
         Err(Error::Input("sequences are running; wait for them to end, or cancel them".into()))
@@ -77,7 +80,7 @@ impl StartCosts {
     pub fn model(
         &mut self,
         device: &Device,
-        verifier: &mut Verifier,
+        (verifier, pool): (&mut Verifier, &mut PagePool),
         proposer: &mut Proposer,
         scope: sweep::Scope,
     ) -> Result<CostModel> {
@@ -88,7 +91,7 @@ impl StartCosts {
         let cost = match cached {
             Some(cost) => cost,
             None => {
-                let sweep = sweep::measure(device, verifier, Some(proposer), scope)?;
+                let sweep = sweep::measure(device, (verifier, pool), Some(proposer), scope)?;
                 let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
                 if let Some((path, fingerprint)) = &self.cache {
                     cost.save(path, fingerprint);

@@ -42,7 +42,12 @@ impl Engine {
             max_sequences: self.sequences.len(),
             plain_passes: true,
         };
-        let sweep = sweep::measure(&self.device, &mut self.verifier, self.proposer.as_mut(), scope)?;
+        let sweep = sweep::measure(
+            &self.device,
+            (&mut self.verifier, &mut self.pool),
+            self.proposer.as_mut(),
+            scope,
+        )?;
         let conditions = probe.and_then(ConditionsProbe::finish);
         let plain_overhead_us = self.measure_overhead(Policy::Plain)?;
         let overhead_us = match self.proposer {
@@ -75,6 +80,8 @@ impl Engine {
         let (stats, trace, recording) = (self.times.stats.clone(), self.trace.take(), self.recording.take());
         let request = Request { ignore_eos: true, ..Request::new(vec![0; PROMPT], max_new_tokens) };
         let samples = self.overheads_of(request, ROUNDS, TIME_LIMIT);
+        // The policies of these rounds leave other traces in pages than the engine's own.
+        self.pool.clear_cache();
         self.controller = own;
         self.times.stats = stats;
         self.trace = trace;

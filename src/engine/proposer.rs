@@ -7,6 +7,7 @@ use crate::engine::drafting::Drafting;
 use crate::engine::heads::HeadsProposer;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::error::Result;
+use crate::pages::PagePool;
 
 /// Brings children, level by level.
 pub(super) enum Proposer {
@@ -35,17 +36,11 @@ impl Proposer {
         }
     }
 
-    /// Makes room for a sequence of `positions`.
-    pub fn reserve(&mut self, slot: usize, positions: usize) -> Result<()> {
-        self.network_mut().map_or(Ok(()), |drafting| drafting.kv.reserve(slot, positions))
-    }
-
     /// Forgets a sequence.
     pub fn release(&mut self, slot: usize) {
         match self {
-            Self::Network(drafting) => drafting.kv.release(slot),
-            // A state is written before it is read again.
-            Self::Heads(_) => {}
+            // Pages are the pool's; a state is written before it is read again.
+            Self::Network(_) | Self::Heads(_) => {}
             Self::Ngram(proposer) => proposer.texts[slot] = None,
         }
     }
@@ -86,7 +81,7 @@ impl Proposer {
     pub fn run(
         &mut self,
         rows: &[FrontierRow],
-        sequences: &[Option<Sequence>],
+        (sequences, pool): (&[Option<Sequence>], &PagePool),
         slots: &[usize],
         top_k: usize,
         levels: usize,
@@ -104,7 +99,7 @@ impl Proposer {
                     .map(|row| of(row.sequence))
                     .filter_map(|(slot, sequence)| Some((slot, sequence?)))
                     .collect();
-                drafting.catch_up(&batch, |sequence| sequence.backlog(), Some(top_k))?;
+                drafting.catch_up(pool, &batch, |sequence| sequence.backlog(), Some(top_k))?;
             }
             Self::Network(drafting) => {
                 let root_of = |sequence: usize| of(sequence as u32).1.map_or(0, Sequence::root);

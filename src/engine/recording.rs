@@ -57,6 +57,8 @@ impl Engine {
         }
         self.check_idle()?;
         let writer = RecordWriter::new(out, header).map_err(record_error)?;
+        // What was published without features being kept has no part of the drafter's.
+        self.pool.clear_cache();
         self.recording = Some(Recording { writer, shape: header.shape, sequence: None });
         Ok(())
     }
@@ -73,18 +75,19 @@ impl Engine {
     pub(super) fn record_round(&mut self, slot: usize, shape: RecordShape) -> Result<Vec<Emission>> {
         self.times.begin()?;
         let drafted = self.draft_widely(slot, shape)?;
-        let greedy = self.sequence(slot).sampling.is_greedy();
+        let greedy = self.sequence(slot).request.sampling.is_greedy();
         let root = drafted.rows.token(0);
         let trees = [if greedy { DraftTree::new(root) } else { drafted.rows }];
-        let ranges = self.fill_trees(&[slot], &trees)?;
-        let logits = self.run_target(ranges.last().map_or(0, |rows| rows.end))?;
+        self.verifier.pass.clear();
+        self.fill_tree(slot, &trees[0]);
+        let logits = self.run_target(trees[0].num_nodes())?;
         self.times.mark_verify()?;
-        let draws: Vec<i32> = self.verifier.read(&[], false)?.iter().map(|row| row.bonus).collect();
+        let draws = self.verifier.read_draws()?;
         self.times.collect()?;
         let tokens = drafted.tokens;
         let probs = match greedy {
             true => Vec::new(),
-            false => probabilities(&logits, &self.sequence(slot).sampling, &tokens, shape.top_k)?,
+            false => probabilities(&logits, &self.sequence(slot).request.sampling, &tokens, shape.top_k)?,
         };
         let tree =
             RecordedTree::new(root, draws[0], shape.top_k, drafted.child_of, tokens, drafted.logps, probs)?;
@@ -96,8 +99,8 @@ impl Engine {
             recording.writer.push(&tree).map_err(record_error)?;
         }
         let plain = [DraftTree::new(root)];
-        let verified = [Verified { accepted: Vec::new(), bonus: draws[0], drawn: vec![draws[0]] }];
-        let emissions = self.commit(&[slot], &plain, &verified)?;
+        let verified = [Verified { bonus: draws[0], drawn: vec![draws[0]], ..Verified::default() }];
+        let emissions = self.commit((&[slot], &plain, &verified), (&[], &[]))?;
         self.times.stats.count_round(&plain, &verified, &emissions);
         self.times.end();
         Ok(emissions)
@@ -121,9 +124,9 @@ impl Engine {
         };
         let view = self.sequence(slot).view(shape.levels);
         let mut round = DraftRound::fixed(plan, &[view]);
-        let Engine { proposer, sequences, times, .. } = self;
+        let Engine { proposer, sequences, times, pool, .. } = self;
         if let Some(proposer) = proposer {
-            run_levels(proposer, sequences, &[slot], times, &mut round)?;
+            run_levels(proposer, (sequences, pool), &[slot], times, &mut round)?;
         }
         // One sequence's candidates lie row by row, so a node's index among them says which child of which row it is.
         let nodes = round.pool(0).nodes();

@@ -21,10 +21,11 @@ impl Engine {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));
         };
         let tokens = request.prompt;
-        let pictures = self.encode_pictures(&tokens, pictures)?;
-        self.verifier.kv.reserve(slot, tokens.len())?;
+        let pictures = Pictures::encode(self.model_config(), self.vision.as_ref(), &tokens, pictures, 0)?;
+        self.pool.reserve(slot, tokens.len())?;
+        self.pool.upload()?;
         let scored = self.score_in(slot, &tokens, &pictures);
-        self.verifier.kv.release(slot);
+        self.pool.release(slot);
         scored
     }
 
@@ -32,7 +33,9 @@ impl Engine {
         let mut logits = Vec::new();
         for start in (0..tokens.len()).step_by(MAX_ROWS_PER_SEQUENCE) {
             let end = (start + MAX_ROWS_PER_SEQUENCE).min(tokens.len());
-            self.verifier.fill_chunk(slot, start..end, (tokens, pictures), |_| true);
+            self.verifier.pass.clear();
+            (0..slot).for_each(|_| self.verifier.pass.begin_sequence(0));
+            self.verifier.fill_chunk((slot, &self.pool), start..end, (tokens, pictures), |_| true);
             logits.extend(self.verifier.forward(None)?.to_vec::<f32>()?);
         }
         Ok(logits)

@@ -2,7 +2,8 @@
 
 use crate::control::SequenceView;
 use crate::engine::pictures::Pictures;
-use crate::sampling::SamplingParams;
+use crate::engine::request::Request;
+use crate::pages::PositionKey;
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub enum FinishReason {
     Length,
     /// The target drew an end-of-sequence token, or a stop token of the request.
     Eos,
-    /// The target's logits were not numbers ([`NOT_NUMBERS`]): the text cannot go on.
+    /// No token could be drawn ([`NO_TOKEN`]): the text cannot go on.
     Failed,
 }
 
@@ -27,7 +28,8 @@ impl FinishReason {
 }
 
 /// What [`FinishReason::Failed`] says.
-pub const NOT_NUMBERS: &str = "the target's logits are not numbers: the weights are damaged or overflow in this dtype (try --dtype f32)";
+pub const NO_TOKEN: &str = "no token can be drawn: the target's logits are not numbers, as the weights are damaged or overflow in this dtype \
+     (try --dtype f32), or logit_bias bans every token";
 
 /// What a sequence has taken so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,21 +53,52 @@ pub struct SequenceId(pub u64);
 /// `committed` ends with the root: its token is known, but the target has not seen it. The target's cache holds positions
 /// `0..root()`. The target's features of positions `draft_len..root()` wait in the backlog; the drafter's cache holds the
 /// pairs of positions `0..draft_len`.
+///
+/// While `unread` is set the sequence is *prefilling*: the target's cache holds positions up to there, and what is committed beyond is read,
+/// its last token included, before rounds begin. So begins a prompt, and so does a text whose keys and values were given up.
 pub(super) struct Sequence {
     pub id: SequenceId,
+    pub request: Request,
     pub committed: Vec<i32>,
+    /// What each committed position is known by in the prefix cache.
+    pub keys: Vec<PositionKey>,
     pub pictures: Pictures,
-    pub prompt_len: usize,
-    pub max_new_tokens: usize,
-    pub sampling: SamplingParams,
-    pub weight: f32,
     pub eos: Vec<i32>,
+    pub unread: Option<usize>,
     pub draft_len: usize,
     pub finished: Option<FinishReason>,
     pub stats: SequenceStats,
 }
 
 impl Sequence {
+    /// A request whose placeholders are expanded, with nothing read yet. `keys` are those of the prompt; `eos` ends the text.
+    pub fn new(id: SequenceId, request: Request, keys: Vec<PositionKey>, eos: Vec<i32>) -> Self {
+        Self {
+            id,
+            committed: request.prompt.clone(),
+            keys,
+            pictures: Pictures::default(),
+            eos,
+            unread: Some(0),
+            draft_len: 0,
+            finished: None,
+            stats: SequenceStats::default(),
+            request,
+        }
+    }
+
+    /// Gives up keys and values: what is committed is read again.
+    pub fn restart(&mut self) {
+        self.pictures = Pictures::default();
+        self.unread = Some(0);
+        self.draft_len = 0;
+    }
+
+    /// Positions in the target's cache.
+    pub fn kv_len(&self) -> usize {
+        self.unread.unwrap_or_else(|| self.root())
+    }
+
     /// Position of the root, which is the number of positions in the target's cache.
     pub fn root(&self) -> usize {
         self.committed.len() - 1
@@ -83,7 +116,7 @@ impl Sequence {
 
     /// Tokens emitted so far.
     pub fn emitted(&self) -> &[i32] {
-        &self.committed[self.prompt_len..]
+        &self.committed[self.request.prompt.len()..]
     }
 
     /// The sequence as a controller sees it; `max_depth` as in [`SequenceView`].
@@ -92,11 +125,11 @@ impl Sequence {
             id: self.id.0,
             root_token: self.root_token(),
             context_len: self.root(),
-            sampled: !self.sampling.is_greedy(),
+            sampled: !self.request.sampling.is_greedy(),
             // The newest feature goes with the root itself.
             backlog: self.backlog().saturating_sub(1),
-            max_depth,
-            weight: self.weight,
+            max_depth: if self.request.speculation { max_depth } else { 0 },
+            weight: self.request.weight,
         }
     }
 
@@ -109,7 +142,8 @@ impl Sequence {
                 return i;
             }
             self.committed.push(token);
-            if self.emitted().len() == self.max_new_tokens {
+            self.keys.push(token.into());
+            if self.emitted().len() == self.request.max_new_tokens {
                 self.finished = Some(FinishReason::Length);
                 return i + 1;
             }
@@ -123,19 +157,8 @@ mod tests {
     use super::*;
 
     fn sequence(max_new_tokens: usize, eos: &[i32]) -> Sequence {
-        Sequence {
-            id: SequenceId(0),
-            committed: vec![5, 6],
-            pictures: Pictures::default(),
-            prompt_len: 2,
-            max_new_tokens,
-            sampling: SamplingParams::default(),
-            weight: 1.0,
-            eos: eos.to_vec(),
-            draft_len: 0,
-            finished: None,
-            stats: SequenceStats::default(),
-        }
+        let request = Request::new(vec![5, 6], max_new_tokens);
+        Sequence::new(SequenceId(0), request, vec![5, 6], eos.to_vec())
     }
 
     #[test]

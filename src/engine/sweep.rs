@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
 use crate::device::{Device, Event};
 use crate::engine::drafting::Drafting;
-use crate::engine::pictures::Pictures;
 use crate::engine::proposer::Proposer;
-use crate::engine::sequence::{Sequence, SequenceId, SequenceStats};
+use crate::engine::request::Request;
+use crate::engine::sequence::{Sequence, SequenceId};
 use crate::engine::verifier::Verifier;
 use crate::error::Result;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words, text_rotary};
-use crate::sampling::SamplingParams;
+use crate::pages::PagePool;
 
 /// Wall time after which no further pass is measured; the first two are measured whatever they take. From half of it on one
 /// sample of a pass is enough, and a pass that would end far beyond it is left out.
@@ -68,7 +68,7 @@ pub(super) struct Scope {
 /// Measures passes over the first sequence slots, all of which are free again afterwards.
 pub(super) fn measure(
     device: &Device,
-    verifier: &mut Verifier,
+    (verifier, pool): (&mut Verifier, &mut PagePool),
     mut proposer: Option<&mut Proposer>,
     scope: Scope,
 ) -> Result<Sweep> {
@@ -76,7 +76,7 @@ pub(super) fn measure(
     let near = (max_context / 4).min(64);
     let far = (max_context - 1).min(1024);
     let start = Instant::now();
-    let batch = reserve(verifier, proposer.as_deref_mut(), near, far, max_sequences)?;
+    let batch = reserve(verifier, pool, near, far, max_sequences)?;
     // Heads read one state a sequence, whatever the tree and the context.
     let heads = matches!(proposer, Some(Proposer::Heads(_)));
     let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE });
@@ -102,8 +102,8 @@ pub(super) fn measure(
         }
         let us = match (kind, proposer.as_deref_mut()) {
             (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
-                drafting.catch_up_for_sweep(sequences, context)?;
-                time(device, || draft_pass(drafting, pass), start)?
+                drafting.catch_up_for_sweep(pool, sequences, context)?;
+                time(device, || draft_pass(drafting, pool, pass), start)?
             }
             (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
                 let levels = heads.heads.num_heads();
@@ -122,13 +122,13 @@ pub(super) fn measure(
             }
             (_, proposer) => {
                 let proposer = proposer.as_deref();
-                time(device, || verify_pass(verifier, proposer, pass), start)?
+                time(device, || verify_pass((verifier, pool), proposer, pass), start)?
             }
         };
         points.push(SweepPoint { kind, tokens, sequences, context, us: us.max(1e-3) });
     }
     for slot in 0..batch {
-        verifier.kv.release(slot);
+        pool.release(slot);
         if let Some(proposer) = proposer.as_deref_mut() {
             proposer.release(slot);
         }
@@ -146,28 +146,23 @@ pub(super) fn measure(
 /// the far context.
 fn reserve(
     verifier: &mut Verifier,
-    mut proposer: Option<&mut Proposer>,
+    pool: &mut PagePool,
     near: usize,
     far: usize,
     max_sequences: usize,
 ) -> Result<usize> {
     for slot in 0..max_sequences {
         let positions = if slot == 0 { far + MAX_ROWS_PER_SEQUENCE } else { near + NODES_PER_SEQUENCE + 1 };
-        // The drafter reserves a whole sequence's rows for a level.
-        let drafted = if slot == 0 { positions } else { near + 1 + MAX_ROWS_PER_SEQUENCE };
-        let reserved = verifier.kv.reserve(slot, positions).and_then(|()| match proposer.as_deref_mut() {
-            Some(proposer) => proposer.reserve(slot, drafted),
-            None => Ok(()),
-        });
-        match reserved {
-            Ok(()) => verifier.set_sampling(slot, &SamplingParams::default())?,
+        match pool.reserve(slot, positions) {
+            Ok(()) => verifier.set_sampling(slot, &sequence_of(0))?,
             Err(error) if slot == 0 => return Err(error),
             Err(_) => {
-                verifier.kv.release(slot);
+                pool.upload()?;
                 return Ok(slot);
             }
         }
     }
+    pool.upload()?;
     Ok(max_sequences)
 }
 
@@ -235,14 +230,18 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -
 }
 
 /// A target pass over chains, with draws and walk.
-fn verify_pass(verifier: &mut Verifier, proposer: Option<&Proposer>, size: PassSize) -> Result<()> {
+fn verify_pass(
+    (verifier, pool): (&mut Verifier, &PagePool),
+    proposer: Option<&Proposer>,
+    size: PassSize,
+) -> Result<()> {
     let nodes = size.tokens / size.sequences;
     verifier.pass.clear();
     for sequence in 0..size.sequences {
         verifier.pass.begin_sequence(size.context);
         for i in 0..nodes {
             let position = size.context + i;
-            let slot = verifier.kv.slot(sequence, position);
+            let slot = pool.position(sequence, position);
             verifier.pass.push(
                 Row {
                     token: 0,
@@ -262,10 +261,10 @@ fn verify_pass(verifier: &mut Verifier, proposer: Option<&Proposer>, size: PassS
 }
 
 /// A drafter level of siblings with their children, the same number in each sequence.
-fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
+fn draft_pass(drafting: &mut Drafting, pool: &PagePool, size: PassSize) -> Result<()> {
     // A round's feature store begins with its catch-up pass.
     if drafting.round_is_full(size.tokens) {
-        drafting.catch_up_for_sweep(size.sequences, size.context)?;
+        drafting.catch_up_for_sweep(pool, size.sequences, size.context)?;
     }
     let each = size.tokens / size.sequences;
     let level: Vec<FrontierRow> = (0..size.tokens)
@@ -286,23 +285,17 @@ fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
     drafting.level(&level, |sequence| sequence, |_| size.context + 1, TOP_K)
 }
 
+/// A sequence of so many tokens.
+fn sequence_of(len: usize) -> Sequence {
+    Sequence::new(SequenceId(0), Request::new(vec![0; len], 1), Vec::new(), Vec::new())
+}
+
 impl Drafting {
     /// Begins a round for `sequences` slots whose target has just seen one token more than `context`.
-    fn catch_up_for_sweep(&mut self, sequences: usize, context: usize) -> Result<()> {
-        let sequence = Sequence {
-            id: SequenceId(0),
-            committed: vec![0; context + 2],
-            prompt_len: 1,
-            max_new_tokens: 1,
-            sampling: SamplingParams::default(),
-            weight: 1.0,
-            pictures: Pictures::default(),
-            eos: vec![],
-            draft_len: context,
-            finished: None,
-            stats: SequenceStats::default(),
-        };
+    fn catch_up_for_sweep(&mut self, pool: &PagePool, sequences: usize, context: usize) -> Result<()> {
+        let mut sequence = sequence_of(context + 2);
+        sequence.draft_len = context;
         let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();
-        self.catch_up(&batch, |_| 1, Some(TOP_K)).map(|_| ())
+        self.catch_up(pool, &batch, |_| 1, Some(TOP_K)).map(|_| ())
     }
 }

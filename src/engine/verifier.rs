@@ -3,18 +3,23 @@
 
 use std::ops::Range;
 
+use crate::config::{Geometry, RopeConfig};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::engine::NO_TOKEN;
+use crate::engine::penalties::PenaltyState;
 use crate::engine::pictures::Pictures;
+use crate::engine::round::TokenLogprobs;
+use crate::engine::sequence::Sequence;
 use crate::error::{Error, Result};
 use crate::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use crate::kernels::sampler::{SampleArgs, SamplerParams, sample};
 use crate::kernels::verify::{VerifyWalkArgs, verify_walk};
 use crate::kv_cache::KvCache;
 use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE, Pass, Row, Taps, causal_words};
-use crate::sampling::SamplingParams;
+use crate::pages::PagePool;
 
 /// What the target said about one sequence's tree.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verified {
     /// Accepted nodes of the tree, root excluded, ascending.
     pub accepted: Vec<usize>,
@@ -22,6 +27,8 @@ pub struct Verified {
     pub bonus: i32,
     /// The target's draw after every node of the tree.
     pub drawn: Vec<i32>,
+    /// One entry an emitted token, bonus included, where the request wants them.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// Target, its cache and the buffers of verification.
@@ -29,6 +36,7 @@ pub(super) struct Verifier {
     pub target: Decoder,
     pub kv: KvCache,
     pub pass: Pass,
+    pub penalties: PenaltyState,
     /// One `SamplerParams` a sequence slot.
     params: Tensor,
     drawn: Tensor,
@@ -50,9 +58,10 @@ impl Verifier {
         max_rows: usize,
         max_sequences: usize,
     ) -> Result<Self> {
-        let sections = target.config().geometry.rope.sections;
+        let Geometry { vocab_size, rope: RopeConfig { sections, .. }, .. } = target.config().geometry;
         let ints = |shape: &[usize]| Tensor::zeros(device, DType::I32, shape);
         Ok(Self {
+            penalties: PenaltyState::new(device, vocab_size, max_sequences)?,
             target,
             kv,
             pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections),
@@ -68,34 +77,33 @@ impl Verifier {
         })
     }
 
-    /// Sets how tokens of sequence slot `slot` are drawn.
-    pub fn set_sampling(&self, slot: usize, sampling: &SamplingParams) -> Result<()> {
-        let params = SamplerParams::from(sampling);
-        self.params.rows(slot..slot + 1).write(bytemuck::bytes_of(&params))
+    /// Sets how tokens of a sequence in `slot` are drawn.
+    pub fn set_sampling(&mut self, slot: usize, sequence: &Sequence) -> Result<()> {
+        let params = SamplerParams::from(&sequence.request.sampling);
+        self.params.rows(slot..slot + 1).write(bytemuck::bytes_of(&params))?;
+        self.penalties.set(slot, sequence)
     }
 
-    /// Fills the pass with one chunk of a text, its tokens and what they show: positions `chunk`, causal, in sequence slot `slot`.
+    /// Appends a chunk of a text to the pass, its tokens and what they show: positions `chunk`, causal, in a sequence slot.
     pub fn fill_chunk(
         &mut self,
-        slot: usize,
+        (slot, pool): (usize, &PagePool),
         chunk: Range<usize>,
         (tokens, pictures): (&[i32], &Pictures),
         wants_logits: impl Fn(usize) -> bool,
     ) {
-        self.pass.clear();
-        for _ in 0..slot {
-            self.pass.begin_sequence(0);
-        }
         self.pass.begin_sequence(chunk.start);
-        pictures.show(&mut self.pass, 0, chunk.clone());
+        let first_row = self.pass.num_rows();
+        pictures.show(&mut self.pass, first_row, chunk.clone());
         for (index, position) in chunk.enumerate() {
             let row = Row {
                 token: tokens[position],
                 position,
                 rotary: pictures.rotary(position),
-                slot: self.kv.slot(slot, position),
+                slot: pool.position(slot, position),
                 ancestors: causal_words(index),
-                link: index as i32 - 1,
+                // Whatever is drawn here, no row is its child.
+                link: -1,
             };
             self.pass.push(row, wants_logits(position));
         }
@@ -114,6 +122,7 @@ impl Verifier {
         if wanted == 0 {
             return Ok(logits);
         }
+        self.penalties.apply(&self.pass, &logits)?;
         sample(
             self.pass.device(),
             SampleArgs {
@@ -131,15 +140,20 @@ impl Verifier {
     /// `max_accepted` bounds the accepted length: the depth of the deepest tree.
     pub fn walk(&mut self, max_accepted: usize) -> Result<()> {
         let (device, batch) = (self.pass.device(), self.pass.num_sequences());
+        let wanted = self.pass.num_logit_rows();
+        if wanted == 0 {
+            return Ok(());
+        }
+        let trees = self.pass.trees();
         let [accepted_len, bonus] = [&self.accepted_len, &self.bonus].map(|t| t.rows(0..batch));
         let accepted = self.accepted.rows(0..batch);
         verify_walk(
             device,
             VerifyWalkArgs {
-                seq_start: &self.pass.seq_start(),
-                tokens: &self.pass.tokens(),
-                parents: &self.pass.links(),
-                drawn: &self.drawn.rows(0..self.pass.num_rows()),
+                seq_start: &trees.seq_start,
+                tokens: &trees.tokens,
+                parents: &trees.parents,
+                drawn: &self.drawn.rows(0..wanted),
                 accepted: &accepted,
                 accepted_len: &accepted_len,
                 bonus: &bonus,
@@ -161,41 +175,42 @@ impl Verifier {
         Ok(())
     }
 
-    /// Waits for the round and reads what was drawn and accepted, one entry per sequence of the pass; a sequence without
-    /// rows gets an empty entry. `rows` gives each sequence's rows.
-    pub fn read(&mut self, rows: &[Range<usize>], walked: bool) -> Result<Vec<Verified>> {
-        let wanted = self.pass.num_logit_rows();
-        self.host_drawn.read_from(&self.drawn, wanted)?;
-        if walked {
-            self.host_accepted.read_from(&self.accepted, rows.len() * MAX_ROWS_PER_SEQUENCE)?;
-            self.host_accepted_len.read_from(&self.accepted_len, rows.len())?;
-            self.host_bonus.read_from(&self.bonus, rows.len())?;
+    /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
+    pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
+        let (wanted, batch) = (self.pass.num_logit_rows(), self.pass.num_sequences());
+        if wanted > 0 {
+            self.host_drawn.read_from(&self.drawn, wanted)?;
+            self.host_accepted.read_from(&self.accepted, batch * MAX_ROWS_PER_SEQUENCE)?;
+            self.host_accepted_len.read_from(&self.accepted_len, batch)?;
+            self.host_bonus.read_from(&self.bonus, batch)?;
         }
         self.pass.device().synchronize()?;
-        let drawn = &self.host_drawn.as_slice()[..wanted];
-        if drawn.contains(&-1) {
-            return Err(Error::Device(
-                "the target's logits are not numbers: the weights are damaged or overflow in this dtype (try --dtype f32)".into(),
-            ));
-        }
-        let read_one = |(b, rows): (usize, &Range<usize>)| {
+        let read_one = |sequence: usize| {
+            let rows = self.pass.logit_rows_of(sequence);
             if rows.is_empty() {
                 return Verified::default();
             }
-            let len = self.host_accepted_len.as_slice()[b] as usize;
-            let nodes = &self.host_accepted.as_slice()[b * MAX_ROWS_PER_SEQUENCE..][..len];
+            let len = self.host_accepted_len.as_slice()[sequence] as usize;
+            let nodes = &self.host_accepted.as_slice()[sequence * MAX_ROWS_PER_SEQUENCE..][..len];
             Verified {
                 accepted: nodes.iter().map(|&node| node as usize).collect(),
-                bonus: self.host_bonus.as_slice()[b],
-                drawn: drawn[rows.clone()].to_vec(),
+                bonus: self.host_bonus.as_slice()[sequence],
+                drawn: self.host_drawn.as_slice()[rows].to_vec(),
+                logprobs: Vec::new(),
             }
         };
-        if walked {
-            return Ok(rows.iter().enumerate().map(read_one).collect());
+        Ok((0..batch).map(read_one).collect())
+    }
+
+    /// Waits for the pass and reads the draw at every row that wanted logits.
+    pub fn read_draws(&mut self) -> Result<Vec<i32>> {
+        let wanted = self.pass.num_logit_rows();
+        self.host_drawn.read_from(&self.drawn, wanted)?;
+        self.pass.device().synchronize()?;
+        let drawn = self.host_drawn.as_slice()[..wanted].to_vec();
+        if drawn.contains(&-1) {
+            return Err(Error::Device(NO_TOKEN.into()));
         }
-        Ok(drawn
-            .iter()
-            .map(|&token| Verified { accepted: vec![], bonus: token, drawn: vec![token] })
-            .collect())
+        Ok(drawn)
     }
 }

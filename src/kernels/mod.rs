@@ -8,6 +8,7 @@ pub mod gelu;
 pub mod kv_compact;
 pub mod layernorm;
 pub mod linear;
+pub mod penalties;
 #[doc(hidden)]
 pub mod prims_check;
 pub mod rmsnorm;
@@ -16,6 +17,7 @@ pub mod sampler;
 mod shape;
 pub mod silu_residual;
 pub mod swiglu;
+pub mod token_mask;
 pub mod tree_attention;
 pub mod verify;
 pub mod vision_attention;

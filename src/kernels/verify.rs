@@ -9,7 +9,7 @@ pub const MAX_NODES: usize = 256;
 
 /// Arguments of [`verify_walk`].
 pub struct VerifyWalkArgs<'a> {
-    /// I32 `[B + 1]`: sequence b owns rows `seq_start[b]..seq_start[b + 1]`, 1 to 256 of them; the first is
+    /// I32 `[B + 1]`: sequence b owns rows `seq_start[b]..seq_start[b + 1]`, at most 256 of them; the first is
     /// its root.
     pub seq_start: &'a Tensor,
     /// I32 `[T]`: tokens of the nodes.
@@ -23,7 +23,7 @@ pub struct VerifyWalkArgs<'a> {
     pub accepted: &'a Tensor,
     /// Out, I32 `[B]`.
     pub accepted_len: &'a Tensor,
-    /// Out, I32 `[B]`: the draw at the last accepted node.
+    /// Out, I32 `[B]`: the draw at the last accepted node; -1 for a sequence without rows.
     pub bonus: &'a Tensor,
 }
 

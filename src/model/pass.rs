@@ -3,6 +3,8 @@
 //! Rows of a sequence are consecutive. Keys before a sequence's `prefix_len` are visible to all its rows; of the
 //! positions from there on a row sees those whose bit is set in its ancestor words (see `tree_attention`).
 
+use std::ops::Range;
+
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
@@ -37,6 +39,16 @@ pub struct Row {
     pub link: i32,
 }
 
+/// The trees of a pass, on the device.
+pub struct TreeArrays {
+    /// First node of each sequence and the end, i32 `[sequences + 1]`.
+    pub seq_start: Tensor,
+    /// Tokens, i32 `[nodes]`.
+    pub tokens: Tensor,
+    /// Parent's index within the sequence, -1 for roots, i32 `[nodes]`.
+    pub parents: Tensor,
+}
+
 /// Host description and device arrays of a pass. Reused from pass to pass.
 pub struct Pass {
     device: Device,
@@ -62,7 +74,7 @@ pub struct Pass {
     count: Tensor,
 }
 
-const NUM_ARRAYS: usize = 9;
+const NUM_ARRAYS: usize = 12;
 const TOKENS: usize = 0;
 const POSITIONS: usize = 1;
 const SLOTS: usize = 2;
@@ -72,13 +84,16 @@ const PREFIX_LEN: usize = 5;
 const LOGIT_ROWS: usize = 6;
 const DRAW_POSITIONS: usize = 7;
 const DRAW_SEQUENCES: usize = 8;
+const TREE_START: usize = 9;
+const TREE_TOKENS: usize = 10;
+const TREE_PARENTS: usize = 11;
 
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Seven arrays of rows, one of them with three axes, and two of sequences, each rounded up to 4 elements so that it
+        // Nine arrays of rows, one of them with three axes, and three of sequences, each rounded up to 4 elements so that it
         // starts on 16 bytes.
-        let capacity = 9 * (max_rows + 4) + 2 * (max_sequences + 5);
+        let capacity = 11 * (max_rows + 4) + 3 * (max_sequences + 5);
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         Ok(Self {
             device: device.clone(),
@@ -191,7 +206,18 @@ impl Pass {
         let rotary = (0..axes).flat_map(|axis| self.rows.iter().map(move |row| row.rotary[axis]));
         stage(POSITIONS, axes * self.num_rows, &mut rotary.into_iter());
         stage(SLOTS, self.num_rows, &mut self.rows.iter().map(|r| r.slot));
-        let all = stage(LINKS, self.num_rows, &mut self.rows.iter().map(|r| r.link));
+        let mut all = stage(LINKS, self.num_rows, &mut self.rows.iter().map(|r| r.link));
+        if num_logits < self.num_rows && !self.rows.is_empty() {
+            // Some rows are only read: the trees are among the others.
+            let of_row = |&row: &i32| self.rows[row as usize];
+            let starts = (0..=num_sequences).map(|i| {
+                let start = self.seq_start.get(i).copied().unwrap_or(self.num_rows as i32);
+                self.logit_rows.partition_point(|&row| row < start) as i32
+            });
+            stage(TREE_START, num_sequences + 1, &mut starts.into_iter());
+            stage(TREE_TOKENS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).token));
+            all = stage(TREE_PARENTS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).link));
+        }
         for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
             words.copy_from_slice(&row.ancestors);
         }
@@ -215,6 +241,18 @@ impl Pass {
     /// Rows whose logits are wanted.
     pub fn num_logit_rows(&self) -> usize {
         self.logit_rows.len()
+    }
+
+    /// First row of a sequence.
+    pub fn first_row(&self, sequence: usize) -> usize {
+        self.seq_start[sequence] as usize
+    }
+
+    /// Which of the rows whose logits are wanted are those of `sequence`.
+    pub fn logit_rows_of(&self, sequence: usize) -> Range<usize> {
+        let end = self.seq_start.get(sequence + 1).copied().unwrap_or(self.num_rows as i32);
+        let at = |row: i32| self.logit_rows.partition_point(|&logit_row| logit_row < row);
+        at(self.seq_start[sequence])..at(end)
     }
 
     /// Most rows of one sequence.
@@ -264,6 +302,16 @@ impl Pass {
     /// [`Row::link`] of each row, i32 `[rows]`.
     pub fn links(&self) -> Tensor {
         self.array(LINKS)
+    }
+
+    /// The rows whose logits are wanted, as trees: [`Row::link`] is the parent among the sequence's rows of that kind.
+    pub fn trees(&self) -> TreeArrays {
+        let [seq_start, tokens, parents] = match self.num_logit_rows() < self.num_rows {
+            true => [TREE_START, TREE_TOKENS, TREE_PARENTS],
+            false => [SEQ_START, TOKENS, LINKS],
+        }
+        .map(|array| self.array(array));
+        TreeArrays { seq_start, tokens, parents }
     }
 
     /// First row of each sequence and the end, i32 `[sequences + 1]`.

@@ -6,13 +6,16 @@
 pub struct Walk {
     /// Indices of the accepted nodes, root excluded, in path order (which is ascending).
     pub accepted: Vec<i32>,
-    /// The draw at the last accepted node: the token that no child holds.
+    /// The draw at the last accepted node: the token that no child holds; -1 of a tree without nodes.
     pub bonus: i32,
 }
 
 /// Walks one tree from its root (node 0) along the children that hold the drawn tokens.
 pub fn walk(tokens: &[i32], parents: &[i32], drawn: &[i32]) -> Walk {
     let mut accepted = Vec::new();
+    if drawn.is_empty() {
+        return Walk { accepted, bonus: -1 };
+    }
     let mut node = 0;
     let child_with = |node: usize, token| {
         (node + 1..tokens.len()).find(|&child| parents[child] == node as i32 && tokens[child] == token)

@@ -1,5 +1,6 @@
 //! Who may ask: API keys, and pages of other origins.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,6 +12,23 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::app::App;
 use super::errors::ApiError;
+
+/// A key that clients send. It is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// The key itself.
+    pub fn new(key: impl Into<String>) -> Self {
+        Self(key.into())
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(..)")
+    }
+}
 
 /// Lets a request pass that has one of the keys, or any if there are none.
 pub(super) async fn check_key(
@@ -32,8 +50,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Whether `key` is among `keys`, in a time that does not tell how much of one it matches.
-fn is_one_of(key: &[u8], keys: &[String]) -> bool {
-    let found = keys.iter().fold(Choice::from(0), |found, known| found | known.as_bytes().ct_eq(key));
+fn is_one_of(key: &[u8], keys: &[ApiKey]) -> bool {
+    let found = keys.iter().fold(Choice::from(0), |found, known| found | known.0.as_bytes().ct_eq(key));
     found.into()
 }
 
@@ -77,7 +95,8 @@ mod tests {
 
     #[test]
     fn a_key_is_the_whole_of_one() {
-        let keys = ["alpha".to_owned(), "beta".to_owned()];
+        let keys = ["alpha", "beta"].map(ApiKey::new);
+        assert!(!format!("{keys:?}").contains("alpha"));
         for (key, fits) in [("alpha", true), ("beta", true), ("alph", false), ("alphabeta", false), ("", false), ("Beta", false)] {
             assert_eq!(is_one_of(key.as_bytes(), &keys), fits, "{key}");
         }

@@ -67,6 +67,7 @@ fn of_engine(page: &mut Page, serving: &Serving) {
     page.gauge("pages", "Pages of keys and values.", snapshot.pages.total);
     page.gauge("pages_used", "Pages held by running sequences.", snapshot.pages.used);
     page.gauge("pages_cached", "Pages held by nobody whose keys and values may be used again.", snapshot.pages.cached);
+    page.counter("preemptions_total", "Times that a sequence gave its pages up to an older one.", snapshot.preemptions);
     page.counter("sequences_total", "Sequences accepted.", snapshot.requests);
     page.counter("rounds_total", "Rounds run, plain ones included.", sums.rounds);
     page.counter("rounds_failed_total", "Rounds that failed.", snapshot.failed_rounds);

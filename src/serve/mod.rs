@@ -7,6 +7,23 @@
 //! What a request waits for happens on the engine's thread; what may take long on the host (JSON, templates, tokens, pictures) on
 //! blocking threads, few at a time. All that a client can make large is bounded: see [`ServerConfig`].
 //!
+//! ```no_run
+//! use smart_run::config::ModelSource;
+//! use smart_run::engine::Engine;
+//! use smart_run::serve::{ServedModel, Server, ServerConfig};
+//!
+//! # async fn example() -> smart_run::Result<()> {
+//! let config = ServerConfig { max_sequences: 4, ..ServerConfig::default() };
+//! let target = ModelSource::from(std::path::Path::new("assets/demo/target"));
+//! let engine = Engine::builder(target.clone()).max_sequences(config.max_sequences).build()?;
+//! let server = Server::bind(config).await?;
+//! println!("http://{}", server.address()?);
+//! server.handle().serve(ServedModel::open(&target, "demo")?, None, engine);
+//! server.run(async { _ = tokio::signal::ctrl_c().await }).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! | file | what it owns |
 //! |---|---|
 //! | `connections`, `stalls` | how many connections, how long a peer may take |
@@ -55,6 +72,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::service::ServiceConfig;
 
+pub use access::ApiKey;
 pub use model::ServedModel;
 
 use app::App;
@@ -64,12 +82,12 @@ use connections::Connections;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Bounds of a server, and who may ask.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
     /// Where to listen; port 0 takes any that is free.
     pub address: SocketAddr,
     /// Keys of which a client needs one; none are needed if there are none.
-    pub api_keys: Vec<String>,
+    pub api_keys: Vec<ApiKey>,
     /// Origins whose pages may read answers, as in `https://example.org`; `*` is all.
     pub cors_origins: Vec<String>,
     /// Sequences that the engine was built for.

@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub emitted_tokens: u64,
     /// Pages of keys and values.
     pub pages: PageCounts,
+    /// Times that a sequence gave its pages up to an older one.
+    pub preemptions: u64,
     /// Sums over the engine's rounds.
     pub stats: Stats,
     /// Predicted time of the latest round, s; 0 if it was not predicted.
@@ -96,10 +98,16 @@ impl Snapshot {
         }
     }
 
-    pub(super) fn observe_round(&mut self, engine: &Engine, round: Duration) {
+    /// Takes over how the engine stands.
+    pub(super) fn observe(&mut self, engine: &Engine) {
         self.running = engine.running().count();
         self.pages = engine.page_counts();
+        self.preemptions = engine.preemptions();
         self.stats = engine.stats().clone();
+    }
+
+    /// Adds a round.
+    pub(super) fn observe_round(&mut self, engine: &Engine, round: Duration) {
         self.round_seconds.observe(round.as_secs_f64());
         if let Some(times) = engine.last_times() {
             self.predicted_seconds = f64::from(times.predicted_us) / 1e6;

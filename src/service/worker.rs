@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc as channel;
 
@@ -83,9 +83,11 @@ impl Worker {
                 }
                 Err(error) => self.recover(&error),
             }
-            self.publish(start.elapsed());
+            self.snapshot.observe_round(&self.engine, start.elapsed());
+            self.publish();
         }
         self.fail_all("the service was shut down before the request was finished");
+        self.publish();
         self.engine
     }
 
@@ -95,6 +97,10 @@ impl Worker {
             let idle = self.served.is_empty();
             if idle && self.deadline.is_some() {
                 return false;
+            }
+            if idle {
+                // Nothing will tell of what was cancelled until something else runs.
+                self.publish();
             }
             let command = match idle {
                 true => self.inbox.recv().map_err(|_| true),
@@ -198,7 +204,7 @@ impl Worker {
             self.snapshot.emitted_tokens += update.tokens.len() as u64;
             let finished = update.finished;
             let answer = match finished {
-                Some(FinishReason::Failed) => Err(Error::Device(crate::engine::NOT_NUMBERS.into())),
+                Some(FinishReason::Failed) => Err(Error::Device(crate::engine::NO_TOKEN.into())),
                 _ => Ok(update),
             };
             let unread = served.outbox.send(answer).is_err();
@@ -253,8 +259,8 @@ impl Worker {
         }
     }
 
-    fn publish(&mut self, round: Duration) {
-        self.snapshot.observe_round(&self.engine, round);
+    fn publish(&mut self) {
+        self.snapshot.observe(&self.engine);
         lock(&self.shared.snapshot).clone_from(&self.snapshot);
     }
 }

@@ -91,3 +91,15 @@ pub fn set_host_option(name: &CStr, value: u64) {
         set(name.as_ptr(), value);
     }
 }
+
+/// Lets the loaded host driver refuse launches or allocations (`kernels/host/planned_failure.cpp`).
+#[allow(dead_code)] // of the tests that include this module, those of the service
+pub fn plan_host_failure(what: &CStr, nth: u64, count: u64) {
+    // SAFETY: as above; the host driver exports `void simt_fail(const char*, uint64_t, uint64_t)`.
+    unsafe {
+        let address = libc::dlsym(libc::RTLD_DEFAULT, c"simt_fail".as_ptr());
+        assert!(!address.is_null(), "the host driver is not loaded");
+        let fail = std::mem::transmute::<*mut libc::c_void, extern "C" fn(*const c_char, u64, u64)>(address);
+        fail(what.as_ptr(), nth, count);
+    }
+}

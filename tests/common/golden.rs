@@ -22,8 +22,18 @@ pub const TARGET_CASES: [&str; 11] = [
     "mistral_window",
 ];
 /// The EAGLE-3, EAGLE-1 and Medusa cases.
-pub const DRAFTER_CASES: [&str; 6] =
-    ["eagle3_random", "eagle3_demo", "eagle1_random", "eagle1_demo", "medusa_random", "medusa_demo"];
+pub const DRAFTER_CASES: [&str; 10] = [
+    "eagle3_random",
+    "eagle3_demo",
+    "eagle3_fc_norm",
+    "eagle3_norm_output",
+    "eagle3_single_feature",
+    "eagle3_two_layers",
+    "eagle1_random",
+    "eagle1_demo",
+    "medusa_random",
+    "medusa_demo",
+];
 
 /// A prompt and the target's greedy continuation.
 #[derive(Debug, Deserialize)]

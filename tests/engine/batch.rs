@@ -94,11 +94,13 @@ fn a_cancelled_sequence_leaves_its_place_to_the_next() {
     let requests = requests();
     for _ in 0..20 {
         let id = engine.submit(requests[0].clone()).unwrap();
-        assert!(engine.submit(requests[1].clone()).is_err(), "one place only");
+        let waiting = engine.submit(requests[1].clone()).unwrap();
         engine.step().unwrap();
         engine.step().unwrap();
-        assert!(engine.cancel(id));
-        assert_eq!(engine.running().count(), 0);
+        assert_eq!(engine.running().collect::<Vec<_>>(), [id], "one place only");
+        assert!(engine.cancel(waiting) && engine.cancel(id));
+        assert!(engine.is_idle());
+        assert_eq!(engine.page_counts().used, 0);
     }
     let wanted = run(&mut demo(FloatType::Bf16, Policy::Plain), requests[0].clone());
     assert_eq!(run(&mut engine, requests[0].clone()), wanted);

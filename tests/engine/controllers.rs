@@ -11,7 +11,7 @@ use crate::fixtures::{demo, demo_prompts, greedy, run};
 fn counted(engine: &mut Engine, request: Request) -> (Vec<i32>, Outcome) {
     let (mut tokens, mut outcome) = (Vec::new(), Outcome::default());
     engine.submit(request).unwrap();
-    while engine.running().next().is_some() {
+    while !engine.is_idle() {
         tokens.extend(engine.step().unwrap().into_iter().flat_map(|emission| emission.tokens));
         engine.count_round(&mut outcome);
     }

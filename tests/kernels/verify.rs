@@ -51,6 +51,7 @@ fn risky_trees() -> Vec<Tree> {
     last_child[0] = 255;
     vec![
         Tree::new("root_only", &[5], &[-1], &[5]),
+        Tree::new("nothing", &[], &[], &[]),
         Tree::new("first_child_rejected", &[5, 6], &[-1, 0], &[7, 8]),
         Tree::new("bonus_at_leaf", &[5, 6, 7], &[-1, 0, 1], &[6, 7, 8]),
         Tree::new("duplicate_siblings", &[5, 7, 7, 8, 9], &[-1, 0, 0, 1, 2], &[7, 9, 9, 6, 6]),
@@ -69,6 +70,7 @@ fn risky_trees() -> Vec<Tree> {
             drawn: missed_at_40,
         },
         Tree { name: "star_last_child", tokens: star_tokens, parents: star_parents, drawn: last_child },
+        Tree::new("nothing_at_the_end", &[], &[], &[]),
     ]
 }
 

@@ -171,7 +171,6 @@ fn a_bad_conversation_is_named() {
 }
 
 #[test]
-#[ignore = "the engine does not report log-probabilities yet"]
 fn log_probabilities_have_the_chat_apis_shape() {
     let body = json!({
         "messages": [{"role": "user", "content": "def main("}], "max_tokens": 12, "temperature": 0, "logprobs": true, "top_logprobs": 2,

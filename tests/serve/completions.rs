@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use smart_run::engine::Request;
-use smart_run::sampling::SamplingParams;
+use smart_run::sampling::{Penalties, SamplingParams};
 use smart_run::text::Tokenizer;
 
 use super::client::{Stream, post};
@@ -157,7 +157,6 @@ fn a_stop_string_ends_a_text() {
 }
 
 #[test]
-#[ignore = "the engine does not end at stop tokens yet"]
 fn a_stop_token_ends_a_text() {
     let tokenizer = tokenizer();
     let ids = plain_tokens(&target(), Request::new(tokenizer.encode("def main(", true).unwrap(), 40));
@@ -190,7 +189,8 @@ fn fields_that_ask_for_nothing_are_taken_and_unknown_ones_ignored() {
         "stop_token_ids": [], "max_completion_tokens": 16, "model": "demo", "smart_run": {"watch": false}
     });
     assert_eq!(texts(&complete(body)), plain);
-    assert_eq!(texts(&complete(json!({"prompt": "def main(", "temperature": 0, "speculation": "off"}))), plain);
+    let off = complete(json!({"prompt": "def main(", "temperature": 0, "speculation": "off"}));
+    assert_eq!((texts(&off), &off["usage"]["smart_run"]["drafted_tokens"]), (plain.clone(), &json!(0)));
     assert_eq!(texts(&complete(json!({"prompt": "def main(", "top_p": 0, "seed": 3}))), plain);
     assert_eq!(texts(&complete(json!({"prompt": "def main(", "temperature": 0, "echo": true}))), [format!("def main({}", plain[0])]);
 }
@@ -222,9 +222,29 @@ fn a_watched_stream_shows_every_rounds_tree() {
     assert!(plain.iter().all(|chunk| chunk["smart_run"].get("round").is_none()));
 }
 
+/// What the engine does with them is tested with the engine; here, that they arrive.
+#[test]
+fn penalties_and_biases_reach_the_engine() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode("def main(", true).unwrap();
+    let greedy = Request::new(ids, 24);
+    let plain = plain_tokens(&target(), greedy.clone());
+    for (fields, request) in [
+        (json!({"presence_penalty": 1.5}), Request { penalties: Penalties { presence: 1.5, ..Penalties::default() }, ..greedy.clone() }),
+        (json!({"frequency_penalty": 1.25}), Request { penalties: Penalties { frequency: 1.25, ..Penalties::default() }, ..greedy.clone() }),
+        (json!({"repetition_penalty": 1.3}), Request { penalties: Penalties { repetition: 1.3, ..Penalties::default() }, ..greedy.clone() }),
+        (json!({"logit_bias": {plain[2].to_string(): -100}}), Request { logit_bias: vec![(plain[2], -100.0)], ..greedy }),
+    ] {
+        let expected = plain_tokens(&target(), request);
+        assert_ne!(expected, plain, "{fields}");
+        let mut body = json!({"prompt": "def main(", "max_tokens": 24, "temperature": 0});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        assert_eq!(texts(&complete(body)), [tokenizer.decode(&expected).unwrap()], "{fields}");
+    }
+}
+
 /// Whole and streamed; text, bytes and offsets belong together.
 #[test]
-#[ignore = "the engine does not report log-probabilities yet"]
 fn log_probabilities_go_with_their_tokens() {
     let body = json!({"prompt": "def main(", "max_tokens": 20, "temperature": 0, "logprobs": 3});
     let answer = complete(body.clone());

@@ -1,6 +1,7 @@
 //! Bad requests: each is told what is wrong, in OpenAI's shape, and none reaches the engine.
 
 use serde_json::{Value, json};
+use smart_run::serve::{ApiKey, ServerConfig};
 
 use super::client::{Answer, get, post, post_bytes, send};
 use super::running::{DEMO, Running, config, target};
@@ -200,8 +201,8 @@ fn unknown_paths_and_methods_are_told_so() {
 
 #[test]
 fn without_the_key_nothing_is_answered() {
-    let keys = vec!["alpha".to_owned(), "beta".to_owned()];
-    let running = Running::start(smart_run::serve::ServerConfig { api_keys: keys, ..config() }, &target());
+    let keys = ["alpha", "beta"].map(ApiKey::new).to_vec();
+    let running = Running::start(ServerConfig { api_keys: keys, ..config() }, &target());
     let with = |key: &str, method: &str, path: &str, body: &[u8]| {
         let headers = [("Content-Type", "application/json"), ("Authorization", key)];
         send(running.address, method, path, &headers, body)
@@ -242,7 +243,7 @@ fn other_origins_are_let_in_only_if_named() {
         assert!(answer.headers.keys().all(|name| !name.starts_with("access-control")), "{:?}", answer.headers);
     }
     let origins = vec!["https://a.example".to_owned()];
-    let running = Running::loading(smart_run::serve::ServerConfig { cors_origins: origins, ..config() });
+    let running = Running::loading(ServerConfig { cors_origins: origins, ..config() });
     let on = send(running.address, "OPTIONS", "/v1/completions", &preflight, b"");
     assert_eq!((on.status, on.headers["access-control-allow-origin"].as_str()), (204, "https://a.example"));
     assert!(on.headers["access-control-allow-headers"].contains("authorization"));

@@ -18,7 +18,7 @@ void walk(const simt::NativeLaunch& launch, const int* seq_start, const int* tok
       node = child;
     }
     accepted_len[sequence] = path_len;
-    bonus[sequence] = drawn[root + node];
+    bonus[sequence] = num_nodes > 0 ? drawn[root + node] : -1;
   }
 }
 

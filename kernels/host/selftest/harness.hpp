@@ -51,6 +51,7 @@ int cuGetErrorString(int, const char**);
 const char* simt_last_error();
 void simt_reset();
 void simt_set_option(const char*, uint64_t);
+void simt_fail(const char*, uint64_t, uint64_t);
 int simt_set_clock(const char*);
 uint64_t simt_virtual_now_ns();
 }

@@ -51,6 +51,21 @@ CASE(poisoned_memory) {
   printf("fresh: %d\n", host<int>(p, 2)[1]);
 }
 
+CASE(failure_on_purpose) {
+  Pointer p = device(400);
+  auto fill = [&] { return launch("fill", 1, 32, 0, nullptr, p, 1, 32); };
+  printf("from the environment: %d %d %d %d\n", fill(), fill(), fill(), fill());
+  simt_fail("fil", 2, 1);
+  printf("by a call: %d %d %d\n", fill(), fill(), fill());
+  simt_fail("copy", 1, 1);
+  observe("another kernel", fill());
+  simt_fail("alloc", 1, 1);
+  Pointer q;
+  observe("launch", fill());
+  observe("allocation", cuMemAlloc_v2(&q, 400));
+  observe("the next", cuMemAlloc_v2(&q, 400));
+}
+
 // ---- lazy mode --------------------------------------------------------------------------------------------
 
 CASE(early_read) {

@@ -8,9 +8,12 @@ use smart_run::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::args::{LogFormat, ServeArgs};
+use crate::args::{LogFormat, ModelArgs, ServeArgs};
 use crate::loading::{self, Models};
 use crate::output::print_now;
+
+/// What requests call the demo pair.
+const DEMO: &str = "demo";
 
 /// Starts the log.
 pub fn log(format: LogFormat) {
@@ -26,7 +29,8 @@ pub fn log(format: LogFormat) {
 /// Runs the command: listens, loads, answers, until a signal.
 pub fn run(args: ServeArgs) -> Result<()> {
     let models = Models::of(&args.models)?;
-    let name = args.name.clone().unwrap_or_else(|| name_of(args.models.model.as_deref()));
+    let own_name = || args.models.model.as_deref().map_or_else(|| DEMO.into(), name_of);
+    let name = args.name.clone().unwrap_or_else(own_name);
     let model = ServedModel::open(&models.target, name)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::Device(format!("no threads for the server: {error}")))?;
@@ -51,7 +55,7 @@ async fn serve(args: ServeArgs, models: Models, model: ServedModel) -> Result<()
     let handle = server.handle();
     let (failed, failure) = oneshot::channel();
     let load = move || {
-        let drafter = models.drafter_name();
+        let drafter = models.drafter.as_ref().map(|_| drafter_name(&args.models));
         let mut builder = models.builder(&args.models).max_sequences(max_sequences);
         if let Some(policy) = args.policy {
             builder = builder.policy(policy);
@@ -123,10 +127,14 @@ impl Stops {
     }
 }
 
+/// What clients are told of the drafter; no path of this machine.
+fn drafter_name(models: &ModelArgs) -> String {
+    models.draft.as_deref().map_or_else(|| "demo drafter".into(), name_of)
+}
+
 /// The name of the folder, or of the repository as it was typed.
-fn name_of(model: Option<&Path>) -> String {
-    let Some(path) = model else { return "demo".into() };
-    let folder = path.canonicalize().ok();
-    let name = folder.as_deref().and_then(Path::file_name).unwrap_or(path.as_os_str());
+fn name_of(model: &Path) -> String {
+    let folder = model.canonicalize().ok();
+    let name = folder.as_deref().and_then(Path::file_name).unwrap_or(model.as_os_str());
     name.to_string_lossy().into_owned()
 }

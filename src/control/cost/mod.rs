@@ -193,7 +193,7 @@ impl CostModel {
         errors.get((errors.len() * 95 / 100).min(errors.len().saturating_sub(1))).copied()
     }
 
-    fn attention_us(&self, nodes: usize, context: usize) -> f64 {
+    pub(super) fn attention_us(&self, nodes: usize, context: usize) -> f64 {
         self.attention.as_ref().map_or(0.0, |rate| context as f64 * rate.at(nodes))
     }
 

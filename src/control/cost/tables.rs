@@ -42,6 +42,8 @@ pub struct CostTables {
     pub overhead_ns: u64,
     /// A plain round, everything included.
     pub plain_ns: u64,
+    /// What rows that are only read add to a plain round; part of none of the other numbers.
+    pub read_ns: u64,
 }
 
 impl CostTables {
@@ -72,6 +74,7 @@ impl CostTables {
         let total_context: usize = contexts.sum();
         self.attention_ns = (0..self.batch()).map(|sequence| self.attention_step_ns(sequence, 0)).sum();
         self.draft_once_ns = 0;
+        self.read_ns = 0;
         self.overhead_ns = to_ns(cost.overhead_us);
         self.plain_ns = to_ns(cost.plain_us(self.batch(), total_context) + cost.plain_overhead_us).max(1);
     }
@@ -83,6 +86,22 @@ impl CostTables {
         self.overhead_ns += self.draft_once_ns;
         self.draft_ns.fill(0);
         self.draft_attention_ns.fill(0);
+    }
+
+    /// Lets the target pass read `rows` more, of prompts. From then on a pass of `n` nodes costs what they add to one of the batch's roots and
+    /// these rows. Call it once, after [`CostTables::freeze`] with room for them.
+    pub fn share_pass(&mut self, rows: usize) {
+        if rows == 0 {
+            return;
+        }
+        let treads = rows.div_ceil(self.tread);
+        let roots = self.batch();
+        let alone_ns = self.verify_linear_ns(roots);
+        self.read_ns = self.verify_linear_ns(roots + treads * self.tread) - alone_ns;
+        self.verify_ns.drain(..treads.min(self.verify_ns.len() - 1));
+        for ns in &mut self.verify_ns {
+            *ns = ns.saturating_sub(self.read_ns);
+        }
     }
 
     /// Sequences of the batch.

@@ -34,9 +34,19 @@ fn token_grid(config: &VisionConfig, patches: &Patches) -> (usize, usize) {
     }
 }
 
-/// Fails on a grid of patches that the tower does not take.
-pub(super) fn check_grid(config: &VisionConfig, patches: &Patches) -> Result<()> {
+/// Fails on patches that the tower does not take.
+///
+/// # Errors
+/// [`Error::Input`] that says what differs.
+pub fn check_patches(config: &VisionConfig, patches: &Patches) -> Result<()> {
     let (rows, columns) = patches.grid;
+    let (all, patch_len) = (patches.tiles * rows * columns, config.tower.patch_len());
+    if patches.patch_len != patch_len || patches.values.len() != all * patch_len {
+        return Err(Error::Input(format!(
+            "the picture has {all} patches of {} numbers: the model's tower takes patches of {patch_len}",
+            patches.patch_len,
+        )));
+    }
     let fits = match config.tower.kind {
         TowerKind::Clip { image_size, .. } | TowerKind::Siglip { image_size } => {
             let side = image_size / config.tower.patch_size;

@@ -9,7 +9,7 @@ mod tower;
 
 use crate::config::{FloatType, VisionConfig};
 use crate::device::{Device, Tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Patches;
 use crate::model::{Progress, WeightLoader};
 use crate::weights::Checkpoint;
@@ -17,7 +17,9 @@ use crate::weights::Checkpoint;
 use join::Join;
 use tower::Tower;
 
-pub use layout::{PlacedPicture, expand_placeholders, find_pictures, num_tokens, rotary_positions};
+pub use layout::{
+    PlacedPicture, check_patches, expand_placeholders, find_pictures, num_tokens, rotary_positions,
+};
 
 /// A vision tower on a device, with what joins it to its language model.
 pub struct VisionEncoder {
@@ -52,7 +54,7 @@ impl VisionEncoder {
     /// # Errors
     /// [`Error::Input`] for patches that this tower does not take; driver failures.
     pub fn encode(&self, patches: &Patches) -> Result<Tensor> {
-        self.check(patches)?;
+        check_patches(&self.config, patches)?;
         let features = self.tower.forward(patches)?;
         self.join.forward(&features, patches)
     }
@@ -62,25 +64,12 @@ impl VisionEncoder {
     /// # Errors
     /// As [`VisionEncoder::encode`].
     pub fn tower_features(&self, patches: &Patches) -> Result<Tensor> {
-        self.check(patches)?;
+        check_patches(&self.config, patches)?;
         self.tower.forward(patches)
     }
 
     /// The configuration.
     pub fn config(&self) -> &VisionConfig {
         &self.config
-    }
-
-    fn check(&self, patches: &Patches) -> Result<()> {
-        let rows = patches.tiles * patches.grid.0 * patches.grid.1;
-        if patches.patch_len != self.tower.patch_len() || patches.values.len() != rows * patches.patch_len {
-            return Err(Error::Input(format!(
-                "the picture has {} patches of {} numbers: the model's tower takes patches of {}",
-                rows,
-                patches.patch_len,
-                self.tower.patch_len()
-            )));
-        }
-        layout::check_grid(&self.config, patches)
     }
 }

@@ -199,12 +199,6 @@ impl Tower {
         })
     }
 
-    /// Numbers of a patch.
-    pub fn patch_len(&self) -> usize {
-        let frames = if let TowerKind::Qwen2Vl { frames, .. } = self.config.kind { frames } else { 1 };
-        3 * frames * self.config.patch_size.pow(2)
-    }
-
     /// What the tower makes of a picture, tile by tile: `[tiles * tokens of a tile, hidden]`. The patches have been checked.
     pub fn forward(&self, patches: &Patches) -> Result<Tensor> {
         let TowerConfig { hidden_size: hidden, intermediate_size, num_heads, head_dim, .. } = self.config;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use smart_run::control::Policy;
-use smart_run::serve::ServerConfig;
+use smart_run::serve::{ApiKey, ServerConfig};
 
 use super::model::LowModel;
 use super::{ModelArgs, from_str, integer};
@@ -15,7 +15,7 @@ use super::{ModelArgs, from_str, integer};
 const KEY_VARIABLE: &str = "SMART_API_KEY";
 
 /// A server.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct ServeArgs {
     /// What runs, and where.
     pub models: ModelArgs,
@@ -31,12 +31,6 @@ pub struct ServeArgs {
     pub server: ServerConfig,
     /// How to log.
     pub log: LogFormat,
-}
-
-impl PartialEq for ServeArgs {
-    fn eq(&self, other: &Self) -> bool {
-        format!("{self:?}") == format!("{other:?}")
-    }
 }
 
 /// How log lines are written.
@@ -82,7 +76,7 @@ pub struct LowServe {
     kv_budget_mib: Option<usize>,
     /// Key that clients have to send (Authorization: Bearer KEY); may be repeated. The variable SMART_API_KEY holds one, too
     #[arg(long, value_name = "KEY", value_parser = key)]
-    api_key: Vec<String>,
+    api_key: Vec<ApiKey>,
     /// Origin whose pages may read answers, as in https://example.org; may be repeated, * is all [default: none]
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     cors_origin: Vec<String>,
@@ -173,9 +167,9 @@ fn drain_seconds(typed: &str) -> Result<u64, String> {
     integer(typed, 0, 86_400)
 }
 
-fn key(typed: &str) -> Result<String, String> {
+fn key(typed: &str) -> Result<ApiKey, String> {
     if !typed.is_empty() && typed.bytes().all(|byte| byte.is_ascii_graphic()) {
-        Ok(typed.to_owned())
+        Ok(ApiKey::new(typed))
     } else {
         Err("a key should be letters, digits and signs of ASCII, without spaces".into())
     }

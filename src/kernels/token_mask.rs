@@ -1,0 +1,45 @@
+//! Launch wrapper of `kernels/token_mask.cu`: bans tokens by a bit mask, row by row.
+
+use super::shape::Dims;
+use crate::device::{DType, Device, LaunchArgs, Tensor};
+use crate::error::Result;
+
+/// Words of a mask over `vocab_size` tokens.
+pub fn mask_words(vocab_size: usize) -> usize {
+    vocab_size.div_ceil(32)
+}
+
+/// Arguments of [`token_mask`].
+pub struct TokenMaskArgs<'a> {
+    /// In and out, F32 `[T, V]`.
+    pub logits: &'a Tensor,
+    /// I32 `[M, ceil(V / 32)]`, the bits of u32 words: bit `i % 32` of word `i / 32` allows token i.
+    pub masks: &'a Tensor,
+    /// I32 `[M]`: the row of each mask, each row at most once.
+    pub mask_row: &'a Tensor,
+}
+
+/// Sets the logits of tokens that a row's mask does not allow to minus infinity, in place.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
+pub fn token_mask(device: &Device, args: TokenMaskArgs) -> Result<()> {
+    let mut dims = Dims::new("token_mask");
+    dims.dense("logits", args.logits, DType::F32, &["T", "V"])?;
+    dims.dense("masks", args.masks, DType::I32, &["M", "W"])?;
+    dims.dense("mask_row", args.mask_row, DType::I32, &["M"])?;
+    let (vocab_size, num_masks, num_words) = (dims.get("V"), dims.get("M"), dims.get("W"));
+    let wanted = mask_words(vocab_size);
+    dims.require(num_words == wanted, "masks", || {
+        (format!("{wanted} words for {vocab_size} tokens"), format!("{num_words}"))
+    })?;
+    if num_masks == 0 {
+        return Ok(());
+    }
+    let launch_args =
+        LaunchArgs::new().ptr(args.logits).ptr(args.masks).ptr(args.mask_row).i32(vocab_size).i32(num_words);
+    let grid = [num_words.div_ceil(128) as u32, num_masks as u32, 1];
+    // SAFETY: arguments in the order of token_mask_f32; threads past the words leave, bits past V are not looked at. The caller owns that
+    // mask_row holds rows below T. Writes logits only.
+    unsafe { device.launch("token_mask_f32", grid, [128, 1, 1], 0, &launch_args) }
+}

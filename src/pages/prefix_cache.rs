@@ -1,0 +1,206 @@
+//! [`PrefixCache`]: pages found by the text that they hold.
+//!
+//! A tree of blocks, one a page. A block is known by its parent and its own tokens, compared one by one: two texts never share a page
+//! because of a hash. Blocks that nobody holds are evicted when their page is needed, the least recently used first and, of one text, the
+//! last first.
+#![forbid(unsafe_code)]
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+use super::PositionKey;
+
+/// Names a block; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct BlockId(u64);
+
+type Key = (Option<BlockId>, Box<[PositionKey]>);
+/// Order of eviction: time of the last use, depth.
+type Rank = (u64, Reverse<usize>);
+
+struct Block {
+    page: i32,
+    key: Key,
+    depth: usize,
+    holders: usize,
+    last_use: u64,
+}
+
+/// Blocks by text.
+pub(super) struct PrefixCache {
+    page_size: usize,
+    lookahead: usize,
+    by_key: HashMap<Key, BlockId>,
+    blocks: HashMap<BlockId, Block>,
+    /// Blocks that nobody holds. Who holds a block holds its ancestors, so they come with their descendants or behind them.
+    idle: BTreeMap<(Rank, BlockId), ()>,
+    next_id: u64,
+    now: u64,
+}
+
+impl PrefixCache {
+    /// Of pages of `page_size` positions; see [`PagePool::new`](super::PagePool::new).
+    pub fn new(page_size: usize, lookahead: usize) -> Self {
+        Self {
+            page_size,
+            lookahead,
+            by_key: HashMap::new(),
+            blocks: HashMap::new(),
+            idle: BTreeMap::new(),
+            next_id: 0,
+            now: 0,
+        }
+    }
+
+    /// What page number `index` of a text is known by, if the text is long enough.
+    pub fn block_keys<'a>(&self, keys: &'a [PositionKey], index: usize) -> Option<&'a [PositionKey]> {
+        keys.get(index * self.page_size..(index + 1) * self.page_size + self.lookahead)
+    }
+
+    /// Blocks of the longest known prefix of at most `limit` positions.
+    pub fn find(&self, keys: &[PositionKey], limit: usize) -> Vec<BlockId> {
+        let mut found: Vec<BlockId> = Vec::new();
+        while (found.len() + 1) * self.page_size <= limit {
+            let Some(own) = self.block_keys(keys, found.len()) else { break };
+            let Some(&block) = self.by_key.get(&(found.last().copied(), own.into())) else { break };
+            found.push(block);
+        }
+        found
+    }
+
+    /// One more holder; the block's page.
+    pub fn hold(&mut self, id: BlockId) -> i32 {
+        let Some(block) = self.blocks.get_mut(&id) else { unreachable!("blocks that were found exist") };
+        if block.holders == 0 {
+            self.idle.remove(&(rank(block), id));
+        }
+        block.holders += 1;
+        block.page
+    }
+
+    /// One holder less for each of a text's blocks.
+    pub fn let_go(&mut self, ids: &[BlockId]) {
+        self.now += 1;
+        for &id in ids {
+            let Some(block) = self.blocks.get_mut(&id) else { continue };
+            block.holders -= 1;
+            block.last_use = self.now;
+            if block.holders == 0 {
+                self.idle.insert((rank(block), id), ());
+            }
+        }
+    }
+
+    /// Makes `page` known behind `parent` by `own`, with one holder; if that is known already, one more holder of what is. The block and
+    /// its page.
+    pub fn insert(&mut self, parent: Option<BlockId>, own: &[PositionKey], page: i32) -> (BlockId, i32) {
+        let key: Key = (parent, own.into());
+        if let Some(&id) = self.by_key.get(&key) {
+            return (id, self.hold(id));
+        }
+        let id = BlockId(self.next_id);
+        self.next_id += 1;
+        let depth = parent.and_then(|parent| self.blocks.get(&parent)).map_or(0, |parent| parent.depth + 1);
+        self.by_key.insert(key.clone(), id);
+        self.blocks.insert(id, Block { page, key, depth, holders: 1, last_use: self.now });
+        (id, page)
+    }
+
+    /// Forgets the block that is wanted least; its page.
+    pub fn evict(&mut self) -> Option<i32> {
+        let ((_, id), ()) = self.idle.pop_first()?;
+        let block = self.blocks.remove(&id)?;
+        self.by_key.remove(&block.key);
+        Some(block.page)
+    }
+
+    /// Whether nobody holds it.
+    pub fn is_idle(&self, id: BlockId) -> bool {
+        self.blocks.get(&id).is_some_and(|block| block.holders == 0)
+    }
+
+    /// Blocks that nobody holds.
+    pub fn num_idle(&self) -> usize {
+        self.idle.len()
+    }
+}
+
+fn rank(block: &Block) -> Rank {
+    (block.last_use, Reverse(block.depth))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text of pages that hold these numbers twice each (pages of two positions).
+    fn text(pages: &[PositionKey]) -> Vec<PositionKey> {
+        pages.iter().flat_map(|&page| [page, page]).collect()
+    }
+
+    fn publish(cache: &mut PrefixCache, pages: &[PositionKey], first_page: i32) -> Vec<BlockId> {
+        let keys = text(pages);
+        let mut blocks = Vec::new();
+        for index in 0.. {
+            let Some(own) = cache.block_keys(&keys, index) else { break };
+            let own = own.to_vec();
+            blocks.push(cache.insert(blocks.last().copied(), &own, first_page + index as i32).0);
+        }
+        blocks
+    }
+
+    #[test]
+    fn a_text_finds_its_longest_known_prefix_within_the_limit() {
+        let mut cache = PrefixCache::new(2, 0);
+        let blocks = publish(&mut cache, &[1, 2, 3], 10);
+        assert_eq!(cache.find(&text(&[1, 2, 9]), 6), blocks[..2]);
+        assert_eq!(cache.find(&text(&[1, 2, 3, 4]), 8), blocks);
+        assert_eq!(cache.find(&text(&[1, 2, 3]), 5), blocks[..2], "the limit cuts inside the third page");
+        assert!(cache.find(&text(&[2, 3]), 4).is_empty(), "pages depend on what comes before them");
+    }
+
+    #[test]
+    fn with_lookahead_the_token_behind_a_page_is_part_of_it() {
+        let mut cache = PrefixCache::new(2, 1);
+        assert_eq!(publish(&mut cache, &[1, 2, 3], 10).len(), 2, "what follows the third page is not known");
+        assert_eq!(cache.find(&text(&[1, 2, 3]), 6).len(), 2);
+        assert_eq!(cache.find(&text(&[1, 2, 9]), 6).len(), 1, "the second page was followed by a 3");
+    }
+
+    #[test]
+    fn what_is_held_stays_and_the_rest_goes_oldest_and_deepest_first() {
+        let mut cache = PrefixCache::new(2, 0);
+        let old = publish(&mut cache, &[1, 2], 10);
+        let new = publish(&mut cache, &[1, 3], 20);
+        assert_eq!(old[0], new[0], "the first page is shared");
+        assert_eq!(cache.evict(), None, "all are held");
+        cache.let_go(&old);
+        cache.let_go(&new);
+        assert_eq!(cache.num_idle(), 3);
+        // The text that went first goes first; the shared page was used by both.
+        assert_eq!([cache.evict(), cache.evict(), cache.evict()], [Some(11), Some(21), Some(10)]);
+        assert_eq!(cache.evict(), None);
+        assert!(cache.find(&text(&[1]), 2).is_empty());
+    }
+
+    #[test]
+    fn the_same_text_published_twice_is_one() {
+        let mut cache = PrefixCache::new(2, 0);
+        let first = publish(&mut cache, &[1, 2], 10);
+        let (block, page) = cache.insert(Some(first[0]), &[2, 2], 77);
+        assert_eq!((block, page), (first[1], 11));
+        cache.let_go(&first);
+        assert_eq!(cache.num_idle(), 1, "the second page has another holder");
+    }
+
+    #[test]
+    fn a_block_behind_an_evicted_parent_is_not_found_under_another() {
+        let mut cache = PrefixCache::new(2, 0);
+        let blocks = publish(&mut cache, &[1, 2], 10);
+        cache.let_go(&blocks);
+        assert_eq!(cache.evict(), Some(11));
+        let again = publish(&mut cache, &[1], 30);
+        assert_eq!(again[0], blocks[0]);
+        assert_eq!(cache.find(&text(&[1, 2]), 4), again);
+    }
+}

@@ -1,0 +1,342 @@
+//! Many callers, one engine: what they are answered does not depend on each other, on who gives up, nor on failures that pass.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "engine/fixtures.rs"]
+#[allow(dead_code)]
+mod fixtures;
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use common::device::plan_host_failure;
+use fixtures::{demo_prompts, greedy, paying_costs, repository, run};
+use smart_run::config::FloatType;
+use smart_run::engine::{Engine, EngineBuilder, FinishReason, Request};
+use smart_run::sampling::SamplingParams;
+use smart_run::service::{Client, Refusal, Service, ServiceConfig, Updates};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn builder(policy: &str) -> EngineBuilder<'static> {
+    Engine::builder(repository("assets/demo/target"))
+        .drafter(repository("assets/demo/drafter"))
+        .float_type(FloatType::Bf16)
+        .costs(paying_costs())
+        .policy(policy.parse().unwrap())
+        .max_context(256)
+}
+
+fn service(max_sequences: usize, max_waiting: usize) -> Service {
+    let engine = builder("smart").max_sequences(max_sequences).build().unwrap();
+    Service::start(engine, ServiceConfig { max_waiting })
+}
+
+/// Failures are planned for the whole process: the tests that plan them must not meet, nor meet others.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static HELD: Mutex<()> = Mutex::new(());
+    HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn requests(count: usize) -> Vec<Request> {
+    let prompts = demo_prompts(8, 60);
+    let request = |i: usize| Request {
+        sampling: SamplingParams {
+            temperature: if i.is_multiple_of(3) { 0.0 } else { 0.7 },
+            seed: i as u64,
+            ..SamplingParams::default()
+        },
+        ..greedy(&prompts[i % 8], 6 + i % 17)
+    };
+    (0..count).map(request).collect()
+}
+
+fn alone(requests: &[Request]) -> Vec<Vec<i32>> {
+    let mut engine = builder("plain").build().unwrap();
+    requests.iter().map(|request| run(&mut engine, request.clone())).collect()
+}
+
+/// Waits until everything has been given back.
+fn wait_until_idle(client: &Client) {
+    let start = Instant::now();
+    loop {
+        let snapshot = client.snapshot();
+        if (snapshot.running, snapshot.waiting, snapshot.pages.used) == (0, 0, 0) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "something is still held: {snapshot:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_hundred_callers_get_what_each_would_get_alone() {
+    let _alone = one_at_a_time();
+    let requests = requests(100);
+    let wanted = alone(&requests);
+    let service = service(8, 100);
+    let client = service.client();
+    let updates: Vec<Updates> =
+        requests.iter().map(|request| client.submit(request.clone()).unwrap()).collect();
+    let got: Vec<Vec<i32>> = std::thread::scope(|scope| {
+        let wait = |updates: Updates| scope.spawn(move || updates.wait_for_all().unwrap());
+        let threads: Vec<_> = updates.into_iter().map(wait).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap().tokens).collect()
+    });
+    assert_eq!(got, wanted);
+    wait_until_idle(&client);
+    let snapshot = client.snapshot();
+    assert_eq!((snapshot.requests, snapshot.finished_length), (100, 100));
+    assert_eq!(snapshot.emitted_tokens as usize, wanted.iter().map(Vec::len).sum::<usize>());
+    assert_eq!(snapshot.first_token_seconds.count(), 100);
+    let engine = service.shut_down(PATIENCE).unwrap();
+    assert!(engine.is_idle() && engine.page_counts().used == 0);
+}
+
+#[test]
+fn updates_can_be_awaited_and_tell_what_a_request_took() {
+    let _alone = one_at_a_time();
+    let request = greedy(&demo_prompts(1, 60)[0], 40);
+    let wanted = alone(std::slice::from_ref(&request)).remove(0);
+    let service = service(2, 8);
+    let client = service.client();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut updates = client.submit_watched(request.clone(), true).unwrap();
+        let (mut tokens, mut accepted, mut trees) = (Vec::<i32>::new(), 0, 0);
+        let mut last = None;
+        while let Some(update) = updates.next().await {
+            let update = update.unwrap();
+            tokens.extend(&update.tokens);
+            accepted += update.accepted;
+            assert!(update.accepted <= update.tokens.len());
+            if let Some(tree) = &update.tree {
+                trees += 1;
+                assert_eq!(tree.tree.tokens.len(), tree.tree.parents.len());
+            }
+            last = Some(update);
+        }
+        assert_eq!(tokens, wanted);
+        let usage = last.unwrap().usage;
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens), (request.prompt.len(), 40));
+        assert!(accepted > 5 && usage.accepted_tokens >= accepted as u64, "{usage:?}");
+        assert!(trees > 3 && usage.rounds >= trees);
+        assert!(updates.next().await.is_none(), "nothing follows the last");
+        // The same again finds its prompt.
+        let answer = client.submit(request.clone()).unwrap().all().await.unwrap();
+        assert_eq!(answer.tokens, wanted);
+        assert!(answer.usage.cached_tokens > 0);
+    });
+}
+
+#[test]
+fn who_stops_reading_frees_the_place_of_others() {
+    let _alone = one_at_a_time();
+    let all = requests(40);
+    let wanted = alone(&all);
+    let service = service(3, 64);
+    let client = service.client();
+    for round in 0..2 {
+        let mut kept = Vec::new();
+        for (i, request) in all.iter().enumerate() {
+            let mut updates: Updates =
+                client.submit(Request { max_new_tokens: 150, ..request.clone() }).unwrap();
+            match (i + round) % 4 {
+                0 => drop(updates),
+                1 => {
+                    let _first = updates.wait().unwrap().unwrap();
+                }
+                2 => std::thread::spawn(move || drop(updates)).join().unwrap(),
+                _ => kept.push((i, client.submit(request.clone()).unwrap())),
+            }
+        }
+        for (i, updates) in kept {
+            assert_eq!(updates.wait_for_all().unwrap().tokens, wanted[i], "request {i}");
+        }
+        wait_until_idle(&client);
+    }
+    assert!(client.snapshot().cancelled >= 30);
+}
+
+#[test]
+fn too_many_and_impossible_requests_are_refused_at_once() {
+    let _alone = one_at_a_time();
+    let service = service(1, 2);
+    let client = service.client();
+    let long = greedy(&[1, 2, 3], 200);
+    let mut held = vec![client.submit(long.clone()).unwrap()];
+    held[0].wait().unwrap().unwrap();
+    held.extend((0..2).map(|_| client.submit(long.clone()).unwrap()));
+    match client.submit(long.clone()) {
+        Err(Refusal::Full { waiting }) => assert_eq!(waiting, 2),
+        other => panic!("{:?}", other.err()),
+    }
+    for bad in [greedy(&[], 4), greedy(&[1; 256], 4), greedy(&[-3], 4)] {
+        assert!(matches!(client.submit(bad), Err(Refusal::Invalid(error)) if error.is_input()));
+    }
+    drop(held);
+    wait_until_idle(&client);
+    assert_eq!(client.submit(greedy(&[1, 2, 3], 5)).unwrap().wait_for_all().unwrap().tokens.len(), 5);
+}
+
+#[test]
+fn a_shut_down_lets_what_was_accepted_end_or_says_that_it_did_not() {
+    let _alone = one_at_a_time();
+    let all = requests(6);
+    let wanted = alone(&all);
+    let patient = service(2, 8);
+    let client = patient.client();
+    let updates: Vec<Updates> = all.iter().map(|request| client.submit(request.clone()).unwrap()).collect();
+    let ended = std::thread::spawn(move || patient.shut_down(PATIENCE).is_some());
+    for (updates, wanted) in updates.into_iter().zip(&wanted) {
+        assert_eq!(updates.wait_for_all().unwrap().tokens, *wanted);
+    }
+    assert!(ended.join().unwrap());
+    assert!(!client.is_open());
+    assert!(matches!(client.submit(all[0].clone()), Err(Refusal::ShuttingDown)));
+
+    let impatient = service(1, 8);
+    let client = impatient.client();
+    let mut first = client.submit(greedy(&[1, 2, 3], 250)).unwrap();
+    let second = client.submit(greedy(&[1, 2, 3], 250)).unwrap();
+    first.wait().unwrap().unwrap();
+    let engine = impatient.shut_down(Duration::ZERO).unwrap();
+    assert!(engine.is_idle());
+    let error = second.wait_for_all().unwrap_err().to_string();
+    assert!(error.contains("shut down"), "{error}");
+    assert!(first.wait_for_all().is_err());
+}
+
+#[test]
+fn a_request_that_cannot_go_on_fails_alone() {
+    let _alone = one_at_a_time();
+    let tiny = || {
+        Engine::builder(repository("tests/golden/llama31_gqa"))
+            .drafter(repository("tests/golden/eagle3_random/drafter"))
+            .float_type(FloatType::F32)
+            .max_context(128)
+    };
+    let good = greedy(&[1, 2, 3], 60);
+    let wanted = run(&mut tiny().policy("plain".parse().unwrap()).build().unwrap(), good.clone());
+    let engine = tiny().max_sequences(2).costs(paying_costs()).build().unwrap();
+    let vocab_size = engine.model_config().geometry.vocab_size as i32;
+    let service = Service::start(engine, ServiceConfig::default());
+    let client = service.client();
+    let beside = client.submit(good).unwrap();
+    let banned = (0..vocab_size).map(|token| (token, f32::NEG_INFINITY)).collect();
+    let error = client
+        .submit(Request { logit_bias: banned, ..greedy(&[4, 5], 8) })
+        .unwrap()
+        .wait_for_all()
+        .unwrap_err();
+    assert!(error.to_string().contains("no token can be drawn"), "{error}");
+    let answer = beside.wait_for_all().unwrap();
+    assert_eq!((answer.tokens, answer.finished), (wanted, FinishReason::Length));
+    assert_eq!(client.snapshot().failed, 1);
+}
+
+/// Only where the host driver serves: a GPU does not fail on purpose.
+fn fails_on_purpose(service: &Service) -> bool {
+    let _ = service;
+    let device = common::device::device();
+    if !device.is_host() {
+        eprintln!("skipped: failures can be planned on the host driver alone");
+    }
+    device.is_host()
+}
+
+#[test]
+fn a_launch_that_fails_once_is_made_up_for() {
+    let _alone = one_at_a_time();
+    let all = requests(5);
+    let wanted = alone(&all);
+    for (kernel, nth) in [(c"linear", 40), (c"tree_attention", 3), (c"verify_walk", 4), (c"draft_topk", 2)] {
+        let service = service(3, 16);
+        if !fails_on_purpose(&service) {
+            return;
+        }
+        let client = service.client();
+        plan_host_failure(kernel, nth, 1);
+        let updates: Vec<Updates> =
+            all.iter().map(|request| client.submit(request.clone()).unwrap()).collect();
+        for (i, updates) in updates.into_iter().enumerate() {
+            assert_eq!(updates.wait_for_all().unwrap().tokens, wanted[i], "{kernel:?} {nth}, request {i}");
+        }
+        let snapshot = client.snapshot();
+        assert_eq!((snapshot.failed_rounds, snapshot.failed), (1, 0), "{kernel:?} {nth}");
+    }
+}
+
+#[test]
+fn failures_that_last_end_what_runs_and_then_the_service() {
+    let _alone = one_at_a_time();
+    let all = requests(4);
+    let wanted = alone(&all);
+    let service = service(1, 16);
+    if !fails_on_purpose(&service) {
+        return;
+    }
+    let client = service.client();
+    // Three rounds fail: the first request is given up, those behind it are served.
+    plan_host_failure(c"*", 30, 3);
+    let updates: Vec<Updates> = all.iter().map(|request| client.submit(request.clone()).unwrap()).collect();
+    let answers: Vec<_> = updates.into_iter().map(Updates::wait_for_all).collect();
+    let error = answers[0].as_ref().unwrap_err().to_string();
+    assert!(error.contains("on purpose"), "{error}");
+    for i in 1..4 {
+        assert_eq!(answers[i].as_ref().unwrap().tokens, wanted[i]);
+    }
+    assert!(client.is_open());
+    // All rounds fail: the device is lost.
+    plan_host_failure(c"*", 1, u64::MAX);
+    let answers: Vec<_> = all
+        .iter()
+        .filter_map(|request| client.submit(request.clone()).ok())
+        .map(Updates::wait_for_all)
+        .collect();
+    assert!(!answers.is_empty() && answers.iter().all(Result::is_err));
+    plan_host_failure(c"*", 0, 0);
+    let start = Instant::now();
+    while client.is_open() && start.elapsed() < PATIENCE {
+        if let Ok(updates) = client.submit(all[0].clone()) {
+            assert_eq!(updates.wait_for_all().unwrap().tokens, wanted[0], "it was not lost yet");
+            return;
+        }
+    }
+    assert!(
+        matches!(client.submit(all[0].clone()), Err(Refusal::Stopped(reason)) if reason.contains("in a row"))
+    );
+}
+
+#[test]
+fn every_allocation_that_fails_is_one_sentence() {
+    let _alone = one_at_a_time();
+    let device = common::device::device();
+    if !device.is_host() {
+        eprintln!("skipped: failures can be planned on the host driver alone");
+        return;
+    }
+    let build = || {
+        Engine::builder(repository("tests/golden/llama31_gqa"))
+            .drafter(repository("tests/golden/eagle3_random/drafter"))
+            .float_type(FloatType::F32)
+            .costs(paying_costs())
+            .max_context(64)
+            .build()
+    };
+    let mut failures = 0;
+    for nth in 1.. {
+        plan_host_failure(c"alloc", nth, 1);
+        match build() {
+            Err(error) => {
+                failures += 1;
+                let text = error.to_string();
+                let says = text.contains("on purpose") || text.contains("out of device memory");
+                assert!(!error.is_input() && says, "{nth}: {text}");
+            }
+            Ok(_) => break,
+        }
+    }
+    plan_host_failure(c"alloc", 0, 0);
+    assert!(failures > 50, "{failures} allocations of an engine");
+}
