@@ -57,7 +57,8 @@ fn is_one_of(key: &[u8], keys: &[ApiKey]) -> bool {
 
 /// Lets pages of the origins that are allowed read answers; without any, no header says so and no preflight is answered.
 pub(super) async fn share(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
-    let origin = request.headers().get(header::ORIGIN).and_then(|origin| allowed(origin, &app.config.cors_origins));
+    let origin =
+        request.headers().get(header::ORIGIN).and_then(|origin| allowed(origin, &app.config.cors_origins));
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = match &origin {
@@ -97,7 +98,14 @@ mod tests {
     fn a_key_is_the_whole_of_one() {
         let keys = ["alpha", "beta"].map(ApiKey::new);
         assert!(!format!("{keys:?}").contains("alpha"));
-        for (key, fits) in [("alpha", true), ("beta", true), ("alph", false), ("alphabeta", false), ("", false), ("Beta", false)] {
+        for (key, fits) in [
+            ("alpha", true),
+            ("beta", true),
+            ("alph", false),
+            ("alphabeta", false),
+            ("", false),
+            ("Beta", false),
+        ] {
             assert_eq!(is_one_of(key.as_bytes(), &keys), fits, "{key}");
         }
     }

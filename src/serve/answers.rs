@@ -111,7 +111,8 @@ pub(super) fn streamed(
     format: impl Format,
     include_usage: bool,
 ) -> Response {
-    let mut events = Events { generation, envelope, format, include_usage, ready: VecDeque::new(), over: false };
+    let mut events =
+        Events { generation, envelope, format, include_usage, ready: VecDeque::new(), over: false };
     events.open();
     let body = stream::unfold(events, |mut events| async move {
         let event = events.next().await?;

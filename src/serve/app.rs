@@ -59,7 +59,8 @@ pub(super) struct App {
 
 impl App {
     pub fn new(config: ServerConfig) -> Self {
-        let units = (BODIES_AT_ONCE * config.max_body_bytes).div_ceil(BUDGET_UNIT).min(Semaphore::MAX_PERMITS);
+        let units =
+            (BODIES_AT_ONCE * config.max_body_bytes).div_ceil(BUDGET_UNIT).min(Semaphore::MAX_PERMITS);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             config,

@@ -178,7 +178,9 @@ fn prompts_of(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
             .collect(),
         _ => None,
     };
-    all.ok_or_else(|| fields.wrong("prompt", "a string, a list of strings, token ids, or a list of lists of these"))
+    all.ok_or_else(|| {
+        fields.wrong("prompt", "a string, a list of strings, token ids, or a list of lists of these")
+    })
 }
 
 /// `choices` of completions.

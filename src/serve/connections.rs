@@ -121,7 +121,8 @@ impl Drop for Open {
 
 /// What a connection beyond the limit is told.
 fn too_many() -> String {
-    let body = ApiError::unavailable("too_many_connections", "there are too many connections").body().to_string();
+    let body =
+        ApiError::unavailable("too_many_connections", "there are too many connections").body().to_string();
     format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\nretry-after: 1\r\n\
          content-length: {}\r\n\r\n{body}",

@@ -147,14 +147,17 @@ fn take_pictures(
             let reason = format!("a conversation has at most {MAX_PICTURES} pictures");
             return Err(ApiError::field(name, reason));
         }
-        let url = part.pointer("/image_url/url").or_else(|| part.get("image_url")).or_else(|| part.get("image"));
+        let url =
+            part.pointer("/image_url/url").or_else(|| part.get("image_url")).or_else(|| part.get("image"));
         let Some(url) = url.and_then(Value::as_str) else {
-            let reason = format!("{name} should hold its picture: {{\"image_url\": {{\"url\": \"data:...\"}}}}");
+            let reason =
+                format!("{name} should hold its picture: {{\"image_url\": {{\"url\": \"data:...\"}}}}");
             return Err(ApiError::field(name, reason));
         };
-        let content = decode_data_url(url).map_err(|reason| ApiError::field(&name, format!("{name}: {reason}")))?;
-        let picture =
-            Picture::from_bytes(&name, &content).map_err(|error| ApiError::field(&name, error.to_string()))?;
+        let content =
+            decode_data_url(url).map_err(|reason| ApiError::field(&name, format!("{name}: {reason}")))?;
+        let picture = Picture::from_bytes(&name, &content)
+            .map_err(|error| ApiError::field(&name, error.to_string()))?;
         pictures.push(processor.prepare(&picture).map_err(|error| ApiError::of(&name, error))?);
         *part = json!({"type": "image"});
     }
@@ -176,7 +179,9 @@ fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
 
 /// `tools`, unless `tool_choice` says none.
 fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
-    let expected = format!("a list of at most {MAX_TOOLS} functions: {{\"type\": \"function\", \"function\": {{\"name\": ...}}}}");
+    let expected = format!(
+        "a list of at most {MAX_TOOLS} functions: {{\"type\": \"function\", \"function\": {{\"name\": ...}}}}"
+    );
     let tools = match fields.take("tools") {
         None => None,
         Some(Value::Array(list)) if list.is_empty() => None,
@@ -214,7 +219,9 @@ mod tests {
         for url in ["http://a/b.png", "https://a", "file:///etc/passwd", "", "dat", "\u{e9}\u{e9}\u{e9}"] {
             assert!(decode_data_url(url).unwrap_err().contains("fetches nothing"), "{url}");
         }
-        for url in ["data:image/png;base64", "data:image/png,AAEC", "data:image/png;base64,A", "data:;base64,%41"] {
+        for url in
+            ["data:image/png;base64", "data:image/png,AAEC", "data:image/png;base64,A", "data:;base64,%41"]
+        {
             assert!(decode_data_url(url).is_err(), "{url}");
         }
     }
@@ -230,7 +237,13 @@ mod tests {
         assert_eq!(calls[0]["function"]["arguments"].to_string(), "{\"b\":1,\"a\":2}");
         assert_eq!(calls[1]["function"]["arguments"], "no JSON");
         for message in [json!(3), json!({}), json!({"role": 1}), json!({"role": "user", "content": 3})] {
-            assert!(read(message.clone()).unwrap_err().body()["error"]["param"].as_str().unwrap().starts_with("messages[3]"), "{message}");
+            assert!(
+                read(message.clone()).unwrap_err().body()["error"]["param"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with("messages[3]"),
+                "{message}"
+            );
         }
     }
 }

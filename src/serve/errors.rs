@@ -51,8 +51,7 @@ impl ApiError {
 
     /// 401.
     pub fn unauthorized() -> Self {
-        let message =
-            "this server needs an API key: send it as a header, Authorization: Bearer KEY; the one sent, if any, is not valid";
+        let message = "this server needs an API key: send it as a header, Authorization: Bearer KEY; the one sent, if any, is not valid";
         Self {
             code: Some("invalid_api_key"),
             ..Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)

@@ -238,8 +238,11 @@ impl Choice {
         let listed = self.stream.num_ids();
         let new = listed.saturating_sub(self.listed).min(self.unlisted.len());
         self.listed = listed;
-        let round =
-            Round { accepted: update.accepted.min(update.tokens.len()), tokens: update.tokens, tree: update.tree };
+        let round = Round {
+            accepted: update.accepted.min(update.tokens.len()),
+            tokens: update.tokens,
+            tree: update.tree,
+        };
         Ok(Piece {
             choice: index,
             text,
@@ -280,13 +283,20 @@ impl Drop for Generation {
 }
 
 /// Refuses a request for more answers than can ever wait at once.
-pub(super) fn check_choices(num_prompts: usize, n: usize, serving: &Serving) -> std::result::Result<(), ApiError> {
+pub(super) fn check_choices(
+    num_prompts: usize,
+    n: usize,
+    serving: &Serving,
+) -> std::result::Result<(), ApiError> {
     let (asked, most) = (num_prompts.saturating_mul(n), serving.max_waiting);
     if asked <= most {
         return Ok(());
     }
     let param = if num_prompts > 1 { "prompt" } else { "n" };
-    Err(ApiError::field(param, format!("{asked} answers are asked for: this server takes at most {most} at once")))
+    Err(ApiError::field(
+        param,
+        format!("{asked} answers are asked for: this server takes at most {most} at once"),
+    ))
 }
 
 /// What a refusal of the service means to a client.

@@ -28,7 +28,8 @@ fn named(texts: &TokenTexts, id: i32) -> Result<Named, ApiError> {
 pub(super) fn chat(texts: &TokenTexts, tokens: &[(i32, TokenLogprobs)]) -> Result<Value, ApiError> {
     let one = |id: i32, logprob: f32| -> Result<Map<String, Value>, ApiError> {
         let Named { text, bytes } = named(texts, id)?;
-        let fields = [("token", json!(text)), ("logprob", json!(logprob.max(LEAST))), ("bytes", json!(bytes))];
+        let fields =
+            [("token", json!(text)), ("logprob", json!(logprob.max(LEAST))), ("bytes", json!(bytes))];
         Ok(fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect())
     };
     let mut content = Vec::new();
@@ -47,7 +48,8 @@ pub(super) fn completion(
     tokens: &[(i32, TokenLogprobs)],
     mut offset: usize,
 ) -> Result<(Value, usize), ApiError> {
-    let (mut names, mut logprobs, mut tops, mut offsets, mut bytes) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut names, mut logprobs, mut tops, mut offsets, mut bytes) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for (id, token) in tokens {
         let name = named(texts, *id)?;
         offsets.push(offset);

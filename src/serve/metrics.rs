@@ -14,7 +14,11 @@ use crate::service::Histogram;
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut page = Page::default();
-    page.gauge("up", "Whether requests are taken: 1, or 0 while loading, draining or failed.", u8::from(app.serving().is_ok()));
+    page.gauge(
+        "up",
+        "Whether requests are taken: 1, or 0 while loading, draining or failed.",
+        u8::from(app.serving().is_ok()),
+    );
     of_http(&mut page, &app.counters);
     if let Some(serving) = app.model() {
         of_engine(&mut page, &serving);
@@ -39,7 +43,11 @@ fn of_http(page: &mut Page, counters: &Counters) {
     }
     let tokens = [
         ("prompt_tokens_total", "Tokens of prompts.", &counters.prompt_tokens),
-        ("cached_prompt_tokens_total", "Tokens of prompts whose keys and values were there.", &counters.cached_tokens),
+        (
+            "cached_prompt_tokens_total",
+            "Tokens of prompts whose keys and values were there.",
+            &counters.cached_tokens,
+        ),
         ("completion_tokens_total", "Tokens of answers.", &counters.completion_tokens),
     ];
     for (name, help, count) in tokens {
@@ -66,8 +74,16 @@ fn of_engine(page: &mut Page, serving: &Serving) {
     page.gauge("sequences_max", "Sequences that can run at once.", facts.max_sequences);
     page.gauge("pages", "Pages of keys and values.", snapshot.pages.total);
     page.gauge("pages_used", "Pages held by running sequences.", snapshot.pages.used);
-    page.gauge("pages_cached", "Pages held by nobody whose keys and values may be used again.", snapshot.pages.cached);
-    page.counter("preemptions_total", "Times that a sequence gave its pages up to an older one.", snapshot.preemptions);
+    page.gauge(
+        "pages_cached",
+        "Pages held by nobody whose keys and values may be used again.",
+        snapshot.pages.cached,
+    );
+    page.counter(
+        "preemptions_total",
+        "Times that a sequence gave its pages up to an older one.",
+        snapshot.preemptions,
+    );
     page.counter("sequences_total", "Sequences accepted.", snapshot.requests);
     page.counter("rounds_total", "Rounds run, plain ones included.", sums.rounds);
     page.counter("rounds_failed_total", "Rounds that failed.", snapshot.failed_rounds);
@@ -86,15 +102,31 @@ fn of_engine(page: &mut Page, serving: &Serving) {
     ] {
         page.line("phase_seconds_total", &format!("{{phase={phase:?}}}"), ms / 1e3);
     }
-    page.gauge("tokens_per_second", "Tokens per second of decoding since the start.", sums.tokens_per_second());
-    page.gauge("accepted_per_round", "Draft tokens accepted per sequence and round since the start.", sums.mean_accepted_len());
-    page.gauge("nodes_per_round", "Nodes verified per sequence and round since the start.", sums.mean_nodes());
+    page.gauge(
+        "tokens_per_second",
+        "Tokens per second of decoding since the start.",
+        sums.tokens_per_second(),
+    );
+    page.gauge(
+        "accepted_per_round",
+        "Draft tokens accepted per sequence and round since the start.",
+        sums.mean_accepted_len(),
+    );
+    page.gauge(
+        "nodes_per_round",
+        "Nodes verified per sequence and round since the start.",
+        sums.mean_nodes(),
+    );
     page.gauge("round_predicted_seconds", "Predicted time of the latest round.", snapshot.predicted_seconds);
     page.gauge("round_measured_seconds", "Measured time of the latest round.", snapshot.measured_seconds);
     page.gauge("round_speedup", "Predicted speed of the latest round over a plain one's.", snapshot.speedup);
     page.histogram("round_seconds", "Wall time of rounds.", &snapshot.round_seconds);
     page.histogram("queue_seconds", "From acceptance to a place.", &snapshot.queue_seconds);
-    page.histogram("first_token_seconds", "From acceptance to the first token.", &snapshot.first_token_seconds);
+    page.histogram(
+        "first_token_seconds",
+        "From acceptance to the first token.",
+        &snapshot.first_token_seconds,
+    );
     page.histogram("request_seconds", "From acceptance to the last token.", &snapshot.request_seconds);
 }
 

@@ -145,9 +145,9 @@ impl Server {
     /// The address cannot be had.
     pub async fn bind(config: ServerConfig) -> Result<Self> {
         let address = config.address;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| Error::Input(format!("cannot listen on {address}: {error}; choose another --host or --port")))?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Error::Input(format!("cannot listen on {address}: {error}; choose another --host or --port"))
+        })?;
         Ok(Self { listener, app: Arc::new(App::new(config)) })
     }
 

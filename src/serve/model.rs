@@ -27,7 +27,10 @@ impl ServedModel {
     pub fn open(source: &ModelSource, name: impl Into<String>) -> Result<Self> {
         let config = ModelConfig::from_hf(source)?;
         let tokenizer = Tokenizer::open(source)?.ok_or_else(|| {
-            Error::format(source.name(), "no tokenizer.json here, which a server needs to read and write text")
+            Error::format(
+                source.name(),
+                "no tokenizer.json here, which a server needs to read and write text",
+            )
         })?;
         let template = ChatTemplate::open(source)?;
         let images = match &config.vision {
@@ -35,7 +38,8 @@ impl ServedModel {
             None => None,
         };
         let ids = 0..i32::try_from(tokenizer.num_ids()).unwrap_or(i32::MAX);
-        let longest_token = ids.filter_map(|id| tokenizer.spelling(id)).map(|token| token.len()).max().unwrap_or(1);
+        let longest_token =
+            ids.filter_map(|id| tokenizer.spelling(id)).map(|token| token.len()).max().unwrap_or(1);
         Ok(Self {
             name: name.into(),
             texts: TokenTexts::new(tokenizer.clone())?,

@@ -138,7 +138,8 @@ fn sampling(fields: &mut Fields) -> Result<SamplingParams, ApiError> {
         // A negative one stands for its two's complement.
         Some(seed) => seed as u64,
         None => {
-            let drawn = getrandom::u64().map_err(|error| ApiError::internal(format!("no random seed: {error}")))?;
+            let drawn =
+                getrandom::u64().map_err(|error| ApiError::internal(format!("no random seed: {error}")))?;
             drawn % DRAWN_SEEDS
         }
     };
@@ -212,8 +213,9 @@ fn stops(fields: &mut Fields) -> Result<StopStrings, ApiError> {
             && strings.iter().all(|text| !text.is_empty() && text.len() <= MAX_STOP_BYTES)
     };
     let strings = strings.filter(fits).ok_or_else(|| {
-        let expected =
-            format!("a string, or up to {MAX_STOPS} of them, none empty or longer than {MAX_STOP_BYTES} bytes");
+        let expected = format!(
+            "a string, or up to {MAX_STOPS} of them, none empty or longer than {MAX_STOP_BYTES} bytes"
+        );
         fields.wrong("stop", &expected)
     })?;
     StopStrings::new(strings).map_err(|error| ApiError::of("stop", error))

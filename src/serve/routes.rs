@@ -56,7 +56,10 @@ pub(super) fn router(app: Arc<App>) -> Router {
 
 async fn no_such_path(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
-    ApiError::with_status(StatusCode::NOT_FOUND, format!("there is nothing at {path:?}; /openapi.json lists what there is"))
+    ApiError::with_status(
+        StatusCode::NOT_FOUND,
+        format!("there is nothing at {path:?}; /openapi.json lists what there is"),
+    )
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {

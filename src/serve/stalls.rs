@@ -49,7 +49,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stalls<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Stalls<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(context, write)
     }

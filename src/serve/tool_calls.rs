@@ -82,7 +82,9 @@ impl ToolParser {
         let held = std::mem::take(&mut self.held);
         let calls = match self.format {
             // An end-of-sequence token may stand in the place of the closing tag.
-            ToolFormat::Tagged => held.strip_prefix(OPEN).and_then(|call| self.call(call, "arguments").map(|call| vec![call])),
+            ToolFormat::Tagged => {
+                held.strip_prefix(OPEN).and_then(|call| self.call(call, "arguments").map(|call| vec![call]))
+            }
             ToolFormat::Bare if self.is_text => None,
             ToolFormat::Bare => self.bare_calls(&held),
         };
@@ -190,7 +192,10 @@ mod tests {
     #[test]
     fn tagged_calls_stand_behind_text() {
         let text = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": [2]}}\n</tool_call>\n<tool_call>{\"name\": \"g\", \"arguments\": {}}";
-        let expected = Parsed { content: "Let me see.\n".into(), calls: vec![call("f", "{\"b\":1,\"a\":[2]}"), call("g", "{}")] };
+        let expected = Parsed {
+            content: "Let me see.\n".into(),
+            calls: vec![call("f", "{\"b\":1,\"a\":[2]}"), call("g", "{}")],
+        };
         assert_eq!(parsed(ToolFormat::Tagged, text), expected);
     }
 
@@ -205,15 +210,24 @@ mod tests {
         ] {
             assert_eq!(parsed(ToolFormat::Tagged, text), Parsed { content: text.into(), calls: vec![] });
         }
-        for text in ["It is {\"name\": \"f\"}", "{\"name\": \"f\"", "{\"a\": 1}", "", "  ", "{\"name\": \"h\", \"parameters\": {}}"] {
+        for text in [
+            "It is {\"name\": \"f\"}",
+            "{\"name\": \"f\"",
+            "{\"a\": 1}",
+            "",
+            "  ",
+            "{\"name\": \"h\", \"parameters\": {}}",
+        ] {
             assert_eq!(parsed(ToolFormat::Bare, text), Parsed { content: text.into(), calls: vec![] });
         }
     }
 
     #[test]
     fn bare_calls_are_the_whole_answer() {
-        let text = " {\"name\": \"f\", \"parameters\": {\"x\": \"é\"}}; {\"name\": \"g\", \"parameters\": {}}";
-        let expected = Parsed { content: String::new(), calls: vec![call("f", "{\"x\":\"é\"}"), call("g", "{}")] };
+        let text =
+            " {\"name\": \"f\", \"parameters\": {\"x\": \"é\"}}; {\"name\": \"g\", \"parameters\": {}}";
+        let expected =
+            Parsed { content: String::new(), calls: vec![call("f", "{\"x\":\"é\"}"), call("g", "{}")] };
         assert_eq!(parsed(ToolFormat::Bare, text), expected);
     }
 }

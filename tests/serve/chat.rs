@@ -68,7 +68,10 @@ fn a_conversation_is_answered_as_its_text_is_continued() {
     let answer = ask(&flat);
     assert_eq!(answer["object"], "chat.completion");
     let choice = &answer["choices"][0];
-    assert_eq!(choice["message"], json!({"role": "assistant", "content": expected["choices"][0]["text"], "refusal": null}));
+    assert_eq!(
+        choice["message"],
+        json!({"role": "assistant", "content": expected["choices"][0]["text"], "refusal": null})
+    );
     assert_eq!(choice["finish_reason"], expected["choices"][0]["finish_reason"]);
     assert_eq!(answer["usage"]["prompt_tokens"], expected["usage"]["prompt_tokens"]);
     assert_eq!(answer["smart_run"]["seed"], 4);
@@ -112,7 +115,8 @@ fn without_a_limit_an_answer_may_fill_the_context() {
 
 #[test]
 fn tools_and_calls_reach_the_template() {
-    let tools = json!([{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}]);
+    let tools =
+        json!([{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}]);
     let call = json!({"id": "c", "type": "function", "function": {"name": "lookup", "arguments": "{\"b\": 1, \"a\": 2}"}});
     let messages = json!([
         {"role": "user", "content": "x"},
@@ -121,7 +125,8 @@ fn tools_and_calls_reach_the_template() {
     ]);
     let text = "# user\nx\n# assistant\nlookup({\"b\": 1, \"a\": 2})\n# tool\n7\n# assistant\n";
     let with_tools = format!("# tool lookup: <tool_call>\n{text}");
-    let expected = |text: &str| post(CHAT.address, "/tokenize", &json!({"prompt": text})).good()["tokens"].clone();
+    let expected =
+        |text: &str| post(CHAT.address, "/tokenize", &json!({"prompt": text})).good()["tokens"].clone();
     let tokens = |extra: Value| {
         let mut body = json!({"messages": messages, "tools": tools});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -132,7 +137,9 @@ fn tools_and_calls_reach_the_template() {
     assert_eq!(tokens(json!({"tool_choice": "none"})), expected(text));
     assert_eq!(tokens(json!({"tools": []})), expected(text));
     // The demo model calls nothing: its words stay words.
-    let answer = ask(&json!({"messages": [{"role": "user", "content": "def f("}], "tools": tools, "max_tokens": 12, "temperature": 0}));
+    let answer = ask(
+        &json!({"messages": [{"role": "user", "content": "def f("}], "tools": tools, "max_tokens": 12, "temperature": 0}),
+    );
     assert!(answer["choices"][0]["message"].get("tool_calls").is_none());
     assert!(!answer["choices"][0]["message"]["content"].as_str().unwrap().is_empty());
 }
@@ -149,24 +156,45 @@ fn a_bad_conversation_is_named() {
         (json!({"messages": [user, {"content": "a"}]}), "messages[1].role", "invalid_value"),
         (json!({"messages": [{"role": 3, "content": "a"}]}), "messages[0].role", "invalid_value"),
         (json!({"messages": [{"role": "user", "content": 3}]}), "messages[0]", "invalid_value"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}), "messages[0]", "invalid_value"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}), "messages[0].content[0]", "unsupported_parameter"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}),
+            "messages[0]",
+            "invalid_value",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}),
+            "messages[0].content[0]",
+            "unsupported_parameter",
+        ),
         (json!({"messages": [user, {"role": "assistant", "content": "b"}]}), "messages", "invalid_value"),
         (json!({"messages": [{"role": "user", "content": long}]}), "messages", "context_length_exceeded"),
         (json!({"messages": [user], "tools": {}}), "tools", "invalid_value"),
         (json!({"messages": [user], "tools": [{"type": "function"}]}), "tools", "invalid_value"),
-        (json!({"messages": [user], "tools": vec![json!({"type": "function", "function": {"name": "f"}}); 129]}), "tools", "invalid_value"),
+        (
+            json!({"messages": [user], "tools": vec![json!({"type": "function", "function": {"name": "f"}}); 129]}),
+            "tools",
+            "invalid_value",
+        ),
         (json!({"messages": [user], "tool_choice": "required"}), "tool_choice", "unsupported_parameter"),
-        (json!({"messages": [user], "tool_choice": {"type": "function"}}), "tool_choice", "unsupported_parameter"),
+        (
+            json!({"messages": [user], "tool_choice": {"type": "function"}}),
+            "tool_choice",
+            "unsupported_parameter",
+        ),
         (json!({"messages": [user], "top_logprobs": 2}), "top_logprobs", "invalid_value"),
         (json!({"messages": [user], "logprobs": 2}), "logprobs", "invalid_value"),
         (json!({"messages": [user], "logprobs": true, "top_logprobs": 21}), "top_logprobs", "invalid_value"),
     ] {
         let answer = post(CHAT.address, PATH, &body);
         let error = answer.json()["error"].clone();
-        assert_eq!((answer.status, &error["param"], &error["code"]), (400, &json!(param), &json!(code)), "{error}");
+        assert_eq!(
+            (answer.status, &error["param"], &error["code"]),
+            (400, &json!(param), &json!(code)),
+            "{error}"
+        );
     }
-    let refused = post(CHAT.address, PATH, &json!({"messages": [user, {"role": "assistant", "content": "b"}]}));
+    let refused =
+        post(CHAT.address, PATH, &json!({"messages": [user, {"role": "assistant", "content": "b"}]}));
     assert!(refused.json()["error"]["message"].as_str().unwrap().contains("the last word is the user's"));
 }
 
@@ -178,8 +206,10 @@ fn log_probabilities_have_the_chat_apis_shape() {
     let answer = ask(&body);
     let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
     assert_eq!(content.len(), 12);
-    let bytes: Vec<u8> =
-        content.iter().flat_map(|entry| serde_json::from_value::<Vec<u8>>(entry["bytes"].clone()).unwrap()).collect();
+    let bytes: Vec<u8> = content
+        .iter()
+        .flat_map(|entry| serde_json::from_value::<Vec<u8>>(entry["bytes"].clone()).unwrap())
+        .collect();
     assert_eq!(bytes, answer["choices"][0]["message"]["content"].as_str().unwrap().as_bytes());
     for entry in &content {
         let top = entry["top_logprobs"].as_array().unwrap();

@@ -46,7 +46,8 @@ fn greedy_text_is_the_engines_own() {
         let expected = plain_tokens(&target(), Request::new(ids.clone(), 40));
         let text = tokenizer.decode(&expected).unwrap();
         for given in [json!(prompt), json!(ids)] {
-            let answer = complete(json!({"model": "demo", "prompt": given, "max_tokens": 40, "temperature": 0}));
+            let answer =
+                complete(json!({"model": "demo", "prompt": given, "max_tokens": 40, "temperature": 0}));
             assert_eq!(texts(&answer), [text.clone()]);
             let usage = &answer["usage"];
             assert_eq!(usage["prompt_tokens"], ids.len());
@@ -96,11 +97,20 @@ fn streams_say_what_whole_answers_say() {
         }
         assert!(chunks.iter().all(|chunk| chunk["usage"] == Value::Null && chunk["id"] == last["id"]));
         for (index, (text, finish)) in joined(&chunks, choices.len()).into_iter().enumerate() {
-            assert_eq!((json!(text), &finish), (choices[index]["text"].clone(), &choices[index]["finish_reason"]), "{body}");
+            assert_eq!(
+                (json!(text), &finish),
+                (choices[index]["text"].clone(), &choices[index]["finish_reason"]),
+                "{body}"
+            );
         }
         // Without being asked, no chunk speaks of usage.
         streamed.as_object_mut().unwrap().remove("stream_options");
-        assert!(Stream::open(DEMO.address, PATH, &streamed).chunks().iter().all(|chunk| chunk.get("usage").is_none()));
+        assert!(
+            Stream::open(DEMO.address, PATH, &streamed)
+                .chunks()
+                .iter()
+                .all(|chunk| chunk.get("usage").is_none())
+        );
     }
 }
 
@@ -118,7 +128,8 @@ fn choices_have_seeds_in_turn_and_greedy_ones_are_equal() {
     let greedy = texts(&complete(json!({"prompt": "def main(", "max_tokens": 16, "n": 3, "temperature": 0})));
     assert!(greedy[0] == greedy[1] && greedy[1] == greedy[2]);
     // Several prompts: choices of the first, then of the second, each as if it were alone.
-    let two = texts(&complete(json!({"prompt": ["def main(", "import "], "max_tokens": 16, "seed": 40, "n": 2})));
+    let two =
+        texts(&complete(json!({"prompt": ["def main(", "import "], "max_tokens": 16, "seed": 40, "n": 2})));
     assert_eq!(two[..2], all[..2]);
     assert_eq!(texts(&complete(json!({"prompt": "import ", "max_tokens": 16, "seed": 41}))), two[3..]);
 }
@@ -162,7 +173,9 @@ fn a_stop_token_ends_a_text() {
     let ids = plain_tokens(&target(), Request::new(tokenizer.encode("def main(", true).unwrap(), 40));
     let token = ids[7];
     let before = ids.iter().position(|&id| id == token).unwrap();
-    let stopped = complete(json!({"prompt": "def main(", "max_tokens": 40, "temperature": 0, "stop_token_ids": [token]}));
+    let stopped = complete(
+        json!({"prompt": "def main(", "max_tokens": 40, "temperature": 0, "stop_token_ids": [token]}),
+    );
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
     assert_eq!(stopped["usage"]["completion_tokens"], before);
     assert_eq!(texts(&stopped), [tokenizer.decode(&ids[..before]).unwrap()]);
@@ -171,10 +184,14 @@ fn a_stop_token_ends_a_text() {
 #[test]
 fn an_answer_ends_with_its_limit_or_the_context() {
     let answer = complete(json!({"prompt": "def main(", "temperature": 0, "ignore_eos": true}));
-    assert_eq!((&answer["usage"]["completion_tokens"], &answer["choices"][0]["finish_reason"]), (&json!(16), &json!("length")));
+    assert_eq!(
+        (&answer["usage"]["completion_tokens"], &answer["choices"][0]["finish_reason"]),
+        (&json!(16), &json!("length"))
+    );
     let answer = complete(json!({"prompt": "def main(", "max_tokens": 1, "temperature": 0}));
     assert_eq!(answer["usage"]["completion_tokens"], 1);
-    let answer = complete(json!({"prompt": "def main(", "max_tokens": 100_000, "temperature": 0, "ignore_eos": true}));
+    let answer =
+        complete(json!({"prompt": "def main(", "max_tokens": 100_000, "temperature": 0, "ignore_eos": true}));
     assert_eq!(answer["usage"]["total_tokens"], CONTEXT);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
@@ -192,7 +209,10 @@ fn fields_that_ask_for_nothing_are_taken_and_unknown_ones_ignored() {
     let off = complete(json!({"prompt": "def main(", "temperature": 0, "speculation": "off"}));
     assert_eq!((texts(&off), &off["usage"]["smart_run"]["drafted_tokens"]), (plain.clone(), &json!(0)));
     assert_eq!(texts(&complete(json!({"prompt": "def main(", "top_p": 0, "seed": 3}))), plain);
-    assert_eq!(texts(&complete(json!({"prompt": "def main(", "temperature": 0, "echo": true}))), [format!("def main({}", plain[0])]);
+    assert_eq!(
+        texts(&complete(json!({"prompt": "def main(", "temperature": 0, "echo": true}))),
+        [format!("def main({}", plain[0])]
+    );
 }
 
 #[test]
@@ -218,7 +238,8 @@ fn a_watched_stream_shows_every_rounds_tree() {
     }
     assert!(trees > 3, "{trees} trees");
     assert_eq!(tokens, joined(&chunks, 1)[0].0);
-    let plain = Stream::open(DEMO.address, PATH, &json!({"prompt": "a", "stream": true, "max_tokens": 3})).chunks();
+    let plain =
+        Stream::open(DEMO.address, PATH, &json!({"prompt": "a", "stream": true, "max_tokens": 3})).chunks();
     assert!(plain.iter().all(|chunk| chunk["smart_run"].get("round").is_none()));
 }
 
@@ -230,10 +251,22 @@ fn penalties_and_biases_reach_the_engine() {
     let greedy = Request::new(ids, 24);
     let plain = plain_tokens(&target(), greedy.clone());
     for (fields, request) in [
-        (json!({"presence_penalty": 1.5}), Request { penalties: Penalties { presence: 1.5, ..Penalties::default() }, ..greedy.clone() }),
-        (json!({"frequency_penalty": 1.25}), Request { penalties: Penalties { frequency: 1.25, ..Penalties::default() }, ..greedy.clone() }),
-        (json!({"repetition_penalty": 1.3}), Request { penalties: Penalties { repetition: 1.3, ..Penalties::default() }, ..greedy.clone() }),
-        (json!({"logit_bias": {plain[2].to_string(): -100}}), Request { logit_bias: vec![(plain[2], -100.0)], ..greedy }),
+        (
+            json!({"presence_penalty": 1.5}),
+            Request { penalties: Penalties { presence: 1.5, ..Penalties::default() }, ..greedy.clone() },
+        ),
+        (
+            json!({"frequency_penalty": 1.25}),
+            Request { penalties: Penalties { frequency: 1.25, ..Penalties::default() }, ..greedy.clone() },
+        ),
+        (
+            json!({"repetition_penalty": 1.3}),
+            Request { penalties: Penalties { repetition: 1.3, ..Penalties::default() }, ..greedy.clone() },
+        ),
+        (
+            json!({"logit_bias": {plain[2].to_string(): -100}}),
+            Request { logit_bias: vec![(plain[2], -100.0)], ..greedy },
+        ),
     ] {
         let expected = plain_tokens(&target(), request);
         assert_ne!(expected, plain, "{fields}");
@@ -253,7 +286,10 @@ fn log_probabilities_go_with_their_tokens() {
     let list = |name: &str| values[name].as_array().unwrap().clone();
     assert_eq!(list("tokens").len(), 20);
     assert_eq!(list("tokens").iter().map(|token| token.as_str().unwrap()).collect::<String>(), text);
-    let bytes: Vec<u8> = list("bytes").iter().flat_map(|token| serde_json::from_value::<Vec<u8>>(token.clone()).unwrap()).collect();
+    let bytes: Vec<u8> = list("bytes")
+        .iter()
+        .flat_map(|token| serde_json::from_value::<Vec<u8>>(token.clone()).unwrap())
+        .collect();
     assert_eq!(bytes, text.as_bytes());
     for (index, offset) in list("text_offset").iter().enumerate() {
         let start: String = text.chars().skip(offset.as_u64().unwrap() as usize).collect();
@@ -261,13 +297,19 @@ fn log_probabilities_go_with_their_tokens() {
         let top = list("top_logprobs")[index].as_object().unwrap().clone();
         let own = list("token_logprobs")[index].as_f64().unwrap();
         assert!((3..=4).contains(&top.len()) && own <= 0.0);
-        assert!(top.values().all(|value| value.as_f64().unwrap() <= own + 1e-6), "the greedy token is the likeliest");
+        assert!(
+            top.values().all(|value| value.as_f64().unwrap() <= own + 1e-6),
+            "the greedy token is the likeliest"
+        );
     }
     let mut streamed = body;
     streamed["stream"] = true.into();
     let chunks = Stream::open(DEMO.address, PATH, &streamed).chunks();
     let joined = |name: &str| -> Vec<Value> {
-        chunks.iter().flat_map(|chunk| chunk["choices"][0]["logprobs"][name].as_array().unwrap().clone()).collect()
+        chunks
+            .iter()
+            .flat_map(|chunk| chunk["choices"][0]["logprobs"][name].as_array().unwrap().clone())
+            .collect()
     };
     for name in ["tokens", "token_logprobs", "text_offset", "bytes"] {
         assert_eq!(joined(name), list(name), "{name}");

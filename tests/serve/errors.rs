@@ -13,12 +13,18 @@ fn refusal(answer: &Answer) -> (u16, Value, Value, String) {
     assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
     assert_eq!(answer.headers["content-type"], "application/json");
     assert!(error["type"].is_string());
-    (answer.status, error["param"].clone(), error["code"].clone(), error["message"].as_str().unwrap().to_owned())
+    (
+        answer.status,
+        error["param"].clone(),
+        error["code"].clone(),
+        error["message"].as_str().unwrap().to_owned(),
+    )
 }
 
 /// What both APIs refuse: a field, its value, the parameter named.
 fn bad_fields() -> Vec<(&'static str, Value, &'static str)> {
-    let many_biases: Value = (0..1025).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    let many_biases: Value =
+        (0..1025).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
     vec![
         ("temperature", json!(-0.1), "temperature"),
         ("temperature", json!(2.1), "temperature"),
@@ -95,14 +101,22 @@ fn a_field_out_of_range_is_named() {
             let mut body = base.clone();
             body[field] = value.clone();
             let (status, named, code, message) = refusal(&post(DEMO.address, path, &body));
-            assert_eq!((status, &named, &code), (400, &json!(param), &json!("invalid_value")), "{path} {field} {value}: {message}");
+            assert_eq!(
+                (status, &named, &code),
+                (400, &json!(param), &json!("invalid_value")),
+                "{path} {field} {value}: {message}"
+            );
             assert!(message.contains(field), "{message}");
         }
         for (field, value) in unsupported_fields() {
             let mut body = base.clone();
             body[field] = value.clone();
             let (status, named, code, message) = refusal(&post(DEMO.address, path, &body));
-            assert_eq!((status, &named, &code), (400, &json!(field), &json!("unsupported_parameter")), "{path} {field} {value}: {message}");
+            assert_eq!(
+                (status, &named, &code),
+                (400, &json!(field), &json!("unsupported_parameter")),
+                "{path} {field} {value}: {message}"
+            );
         }
         let mut body = base.clone();
         body["model"] = "gpt-4".into();
@@ -137,7 +151,8 @@ fn a_bad_prompt_is_named() {
         (json!(ids), "context_length_exceeded"),
         (json!(words), "context_length_exceeded"),
     ] {
-        let (status, param, said, message) = refusal(&post(DEMO.address, "/v1/completions", &json!({"prompt": prompt})));
+        let (status, param, said, message) =
+            refusal(&post(DEMO.address, "/v1/completions", &json!({"prompt": prompt})));
         assert_eq!((status, &param, &said), (400, &json!("prompt"), &json!(code)), "{message}");
     }
     let both = json!({"messages": [{"role": "user", "content": "a"}]});
@@ -154,7 +169,10 @@ fn ten_megabytes_of_prompt_are_refused_at_once() {
     assert_eq!((status, param, code), (400, json!("prompt"), json!("context_length_exceeded")));
     assert!(began.elapsed().as_secs() < 10);
     let body = json!({"prompt": vec![1; 1 << 19]}).to_string();
-    assert_eq!(refusal(&post_bytes(DEMO.address, "/v1/completions", body.as_bytes())).2, "context_length_exceeded");
+    assert_eq!(
+        refusal(&post_bytes(DEMO.address, "/v1/completions", body.as_bytes())).2,
+        "context_length_exceeded"
+    );
 }
 
 #[test]
@@ -162,15 +180,24 @@ fn a_body_that_is_no_json_object_is_refused() {
     let deep = format!("{{\"prompt\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let many = format!("{{\"prompt\": [{}1]}}", "1,".repeat(1 << 20));
     let bodies: [&[u8]; 10] = [
-        b"", b"[]", b"null", b"{", b"{\"prompt\": NaN}", b"{\"temperature\": Infinity}", b"{\"temperature\": 1e999}",
-        b"{\"prompt\": \"\xff\xfe\"}", deep.as_bytes(), many.as_bytes(),
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b"{\"prompt\": NaN}",
+        b"{\"temperature\": Infinity}",
+        b"{\"temperature\": 1e999}",
+        b"{\"prompt\": \"\xff\xfe\"}",
+        deep.as_bytes(),
+        many.as_bytes(),
     ];
     for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
         for body in bodies {
             let (status, param, _, message) = refusal(&post_bytes(DEMO.address, path, body));
             assert_eq!((status, param), (400, Value::Null), "{path}: {message}");
         }
-        let (status, ..) = refusal(&send(DEMO.address, "POST", path, &[("Content-Type", "text/plain")], b"{}"));
+        let (status, ..) =
+            refusal(&send(DEMO.address, "POST", path, &[("Content-Type", "text/plain")], b"{}"));
         assert_eq!(status, 415);
         let (status, ..) = refusal(&send(DEMO.address, "POST", path, &[], b"{\"prompt\": \"a\"}"));
         assert_eq!(status, 415);
@@ -215,7 +242,9 @@ fn without_the_key_nothing_is_answered() {
         ("POST", "/tokenize"),
         ("POST", "/detokenize"),
     ] {
-        for key in ["", "Bearer ", "Bearer alph", "Bearer alphabeta", "Basic alpha", "alpha", "Bearer alpha beta"] {
+        for key in
+            ["", "Bearer ", "Bearer alph", "Bearer alphabeta", "Basic alpha", "alpha", "Bearer alpha beta"]
+        {
             let answer = with(key, method, path, b"");
             let (status, _, code, message) = refusal(&answer);
             assert_eq!((status, code), (401, json!("invalid_api_key")), "{path} {key}");
@@ -226,7 +255,10 @@ fn without_the_key_nothing_is_answered() {
     }
     for key in ["Bearer alpha", "bearer beta"] {
         assert_eq!(with(key, "GET", "/v1/models", b"").status, 200);
-        assert_eq!(with(key, "POST", "/v1/completions", b"{\"prompt\": \"a\", \"max_tokens\": 1}").status, 200);
+        assert_eq!(
+            with(key, "POST", "/v1/completions", b"{\"prompt\": \"a\", \"max_tokens\": 1}").status,
+            200
+        );
     }
     for path in ["/health", "/ready", "/", "/openapi.json", "/metrics"] {
         assert_eq!(get(running.address, path).status, 200);
@@ -240,7 +272,11 @@ fn other_origins_are_let_in_only_if_named() {
     assert_eq!(off.status, 405);
     let plain = send(DEMO.address, "GET", "/health", &[("Origin", "https://a.example")], b"");
     for answer in [&off, &plain] {
-        assert!(answer.headers.keys().all(|name| !name.starts_with("access-control")), "{:?}", answer.headers);
+        assert!(
+            answer.headers.keys().all(|name| !name.starts_with("access-control")),
+            "{:?}",
+            answer.headers
+        );
     }
     let origins = vec!["https://a.example".to_owned()];
     let running = Running::loading(ServerConfig { cors_origins: origins, ..config() });

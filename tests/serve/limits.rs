@@ -62,7 +62,8 @@ fn a_client_that_goes_frees_its_place() {
     running.wait_until(|stats| stats["running"] == 0 && stats["waiting"] == 0);
     assert!(began.elapsed() < Duration::from_secs(10));
     let metrics = get(running.address, "/metrics").text();
-    let cancelled = metrics.lines().find_map(|line| line.strip_prefix("smart_run_choices_total{outcome=\"cancelled\"} "));
+    let cancelled =
+        metrics.lines().find_map(|line| line.strip_prefix("smart_run_choices_total{outcome=\"cancelled\"} "));
     assert!(cancelled.unwrap().parse::<usize>().unwrap() >= 10, "{metrics}");
     post(running.address, PATH, &json!({"prompt": "a", "max_tokens": 2})).good();
 }
@@ -115,7 +116,8 @@ fn slow_heads_and_bodies_are_given_up() {
         let (_, time) = until_closed(running.address, start.as_bytes());
         assert!(time < Duration::from_secs(5), "{start:?}: {time:?}");
     }
-    let head = request("POST", PATH, &[("Content-Type", "application/json"), ("Connection", "close")], &[b' '; 50]);
+    let head =
+        request("POST", PATH, &[("Content-Type", "application/json"), ("Connection", "close")], &[b' '; 50]);
     let (said, time) = until_closed(running.address, &head[..head.len() - 10]);
     let said = String::from_utf8(said).unwrap();
     assert!(said.starts_with("HTTP/1.1 408 ") && time < Duration::from_secs(5), "{said}");
@@ -130,7 +132,10 @@ fn large_bodies_and_heads_are_refused() {
     let running = Running::start(ServerConfig { max_body_bytes: 1 << 20, ..config() }, &target());
     let large = vec![b' '; (1 << 20) + 1];
     let answer = post_bytes(running.address, PATH, &large);
-    assert_eq!((answer.status, answer.json()["error"]["type"].as_str()), (413, Some("invalid_request_error")));
+    assert_eq!(
+        (answer.status, answer.json()["error"]["type"].as_str()),
+        (413, Some("invalid_request_error"))
+    );
     // Without a length, it is seen as it comes.
     let mut stream = connect(running.address);
     stream.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
@@ -154,15 +159,20 @@ fn large_bodies_and_heads_are_refused() {
 #[test]
 fn connections_are_bounded() {
     let running = Running::start(ServerConfig { max_connections: 3, ..config() }, &target());
-    let open: Vec<_> = (0..3).map(|_| {
-        let mut stream = connect(running.address);
-        stream.write_all(&request("GET", "/health", &[], b"")).unwrap();
-        let mut reader = BufReader::new(stream);
-        assert_eq!(read_answer(&mut reader).status, 200);
-        reader
-    }).collect();
+    let open: Vec<_> = (0..3)
+        .map(|_| {
+            let mut stream = connect(running.address);
+            stream.write_all(&request("GET", "/health", &[], b"")).unwrap();
+            let mut reader = BufReader::new(stream);
+            assert_eq!(read_answer(&mut reader).status, 200);
+            reader
+        })
+        .collect();
     let refused = get(running.address, "/health");
-    assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (503, Some("too_many_connections")));
+    assert_eq!(
+        (refused.status, refused.json()["error"]["code"].as_str()),
+        (503, Some("too_many_connections"))
+    );
     drop(open);
     let deadline = Instant::now() + Duration::from_secs(10);
     while get(running.address, "/health").status != 200 {
@@ -173,7 +183,12 @@ fn connections_are_bounded() {
 
 #[test]
 fn garbage_is_answered_or_closed_and_harms_nobody() {
-    let chat = request("POST", PATH, &[("Content-Type", "application/json")], b"{\"prompt\": \"a\", \"max_tokens\": 1}");
+    let chat = request(
+        "POST",
+        PATH,
+        &[("Content-Type", "application/json")],
+        b"{\"prompt\": \"a\", \"max_tokens\": 1}",
+    );
     let smuggled = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\n\r\n";
     let mut noise = Vec::new();
     let mut state = 1u32;
@@ -211,7 +226,8 @@ fn pipelined_requests_are_answered_in_turn() {
     let mut stream = connect(DEMO.address);
     let body = b"{\"prompt\": \"def main(\", \"max_tokens\": 4, \"temperature\": 0}";
     let chat = request("POST", PATH, &[("Content-Type", "application/json")], body);
-    let all = [&request("GET", "/health", &[], b"")[..], &chat, &request("GET", "/nothing", &[], b""), &chat].concat();
+    let all = [&request("GET", "/health", &[], b"")[..], &chat, &request("GET", "/nothing", &[], b""), &chat]
+        .concat();
     stream.write_all(&all).unwrap();
     let mut reader = BufReader::new(stream);
     let answers: Vec<_> = (0..4).map(|_| read_answer(&mut reader)).collect();
@@ -229,7 +245,10 @@ fn a_stop_lets_what_runs_end_and_refuses_the_rest() {
         running.wait_until(|stats| stats["waiting"].as_u64() > Some(0));
         running.stop();
         // It may not have noticed yet.
-        let refused = (0..200).map(|_| get(address, "/ready")).find(|answer| answer.status == 503).expect("a refusal while it drains");
+        let refused = (0..200)
+            .map(|_| get(address, "/ready"))
+            .find(|answer| answer.status == 503)
+            .expect("a refusal while it drains");
         assert_eq!(refused.json()["error"]["code"], "shutting_down");
         let refused = post(address, PATH, &json!({"prompt": "a"}));
         assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (503, Some("shutting_down")));

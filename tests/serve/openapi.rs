@@ -12,7 +12,9 @@ fn document() -> Value {
 /// The schema itself, where it is a reference.
 fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     match schema["$ref"].as_str() {
-        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("{reference}")),
+        Some(reference) => {
+            document.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("{reference}"))
+        }
         None => schema,
     }
 }
@@ -39,7 +41,8 @@ fn check(document: &Value, schema: &Value, value: &Value, place: &str) {
     let properties = schema["properties"].as_object();
     if let (Some(properties), Some(fields)) = (properties.filter(|all| !all.is_empty()), value.as_object()) {
         for (name, field) in fields {
-            let schema = properties.get(name).unwrap_or_else(|| panic!("{place}.{name} is not in the document"));
+            let schema =
+                properties.get(name).unwrap_or_else(|| panic!("{place}.{name} is not in the document"));
             check(document, schema, field, &format!("{place}.{name}"));
         }
     }
@@ -83,10 +86,17 @@ fn every_path_answers_as_its_schema_says() {
             let answer = match method {
                 "get" => get(DEMO.address, &real),
                 // The demo pair has no chat template: its refusal is checked below.
-                _ => post(DEMO.address, &real, &body.unwrap_or_else(|| json!({"messages": [{"role": "user", "content": "a"}]}))),
+                _ => post(
+                    DEMO.address,
+                    &real,
+                    &body.unwrap_or_else(|| json!({"messages": [{"role": "user", "content": "a"}]})),
+                ),
             };
             let (status, schema) = match path.as_str() {
-                "/v1/chat/completions" => (400, &resolved(&document, &operation["responses"]["400"])["content"]["application/json"]["schema"]),
+                "/v1/chat/completions" => (
+                    400,
+                    &resolved(&document, &operation["responses"]["400"])["content"]["application/json"]["schema"],
+                ),
                 _ => (200, &content["application/json"]["schema"]),
             };
             assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
@@ -130,8 +140,10 @@ fn wrong_values(schema: &Value) -> Vec<Value> {
 #[test]
 fn every_bound_in_the_document_is_the_servers() {
     let document = document();
-    for (path, schema) in [("/v1/completions", "CompletionRequest"), ("/v1/chat/completions", "ChatRequest")] {
-        let mut base = json!({"prompt": "a", "messages": [{"role": "user", "content": "a"}], "logprobs": null});
+    for (path, schema) in [("/v1/completions", "CompletionRequest"), ("/v1/chat/completions", "ChatRequest")]
+    {
+        let mut base =
+            json!({"prompt": "a", "messages": [{"role": "user", "content": "a"}], "logprobs": null});
         if path == "/v1/chat/completions" {
             base["logprobs"] = true.into();
         }
@@ -151,14 +163,21 @@ fn every_bound_in_the_document_is_the_servers() {
             }
             for value in wrong_values(schema) {
                 let (status, param) = refused(field, &value);
-                assert!(matches!(status, 400 | 404) && param.starts_with(field.as_str()), "{path} {field} {value}: {status} {param}");
+                assert!(
+                    matches!(status, 400 | 404) && param.starts_with(field.as_str()),
+                    "{path} {field} {value}: {status} {param}"
+                );
                 checked += 1;
             }
             // The bounds themselves are within; a chat is then refused for its template alone, which the demo pair lacks.
             for bound in ["minimum", "maximum"] {
                 if let Some(value) = schema.get(bound).filter(|_| field != "n") {
                     let (status, param) = refused(field, value);
-                    let fits = if path == "/v1/completions" { status == 200 || field == "logprobs" } else { param == "messages" };
+                    let fits = if path == "/v1/completions" {
+                        status == 200 || field == "logprobs"
+                    } else {
+                        param == "messages"
+                    };
                     assert!(fits, "{path} {field} {value}: {status} {param}");
                 }
             }

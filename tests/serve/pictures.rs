@@ -45,28 +45,44 @@ fn data_url(case: &str, picture: &str) -> String {
 #[test]
 fn pictures_are_seen() {
     for case in ["llava", "qwen2_vl"] {
-        let expected: Value =
-            serde_json::from_slice(&fs::read(in_repository(&format!("tests/golden/{case}/expected.json"))).unwrap()).unwrap();
+        let expected: Value = serde_json::from_slice(
+            &fs::read(in_repository(&format!("tests/golden/{case}/expected.json"))).unwrap(),
+        )
+        .unwrap();
         let image_token = &expected["image_token_id"];
         let folder = folder(case, image_token);
         let source = ModelSource::from(folder.path());
-        let engine = Engine::builder(source.clone()).device(DeviceChoice::Host).float_type(FloatType::F32).max_sequences(2);
+        let engine = Engine::builder(source.clone())
+            .device(DeviceChoice::Host)
+            .float_type(FloatType::F32)
+            .max_sequences(2);
         let running = Running::with(config(), &source, engine.build().unwrap());
         for prompt in expected["prompts"].as_array().unwrap() {
             let mut pictures = prompt["pictures"].as_array().unwrap().iter();
-            let parts: Vec<Value> = prompt["prompt_ids"].as_array().unwrap().iter().map(|id| {
-                if id == image_token {
-                    let url = data_url(case, pictures.next().unwrap().as_str().unwrap());
-                    json!({"type": "image_url", "image_url": {"url": url, "detail": "auto"}})
-                } else {
-                    json!({"type": "text", "text": format!("t{id} ")})
-                }
-            }).collect();
+            let parts: Vec<Value> = prompt["prompt_ids"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|id| {
+                    if id == image_token {
+                        let url = data_url(case, pictures.next().unwrap().as_str().unwrap());
+                        json!({"type": "image_url", "image_url": {"url": url, "detail": "auto"}})
+                    } else {
+                        json!({"type": "text", "text": format!("t{id} ")})
+                    }
+                })
+                .collect();
             let messages = json!([{"role": "user", "content": parts}]);
             let body = json!({"messages": messages, "max_tokens": 48, "temperature": 0, "ignore_eos": true});
             let answer = post(running.address, PATH, &body).good();
-            let words: Vec<String> = prompt["greedy_ids"].as_array().unwrap().iter().map(|id| format!("t{id}")).collect();
-            assert_eq!(answer["choices"][0]["message"]["content"], words.join(" "), "{case} {}", prompt["name"]);
+            let words: Vec<String> =
+                prompt["greedy_ids"].as_array().unwrap().iter().map(|id| format!("t{id}")).collect();
+            assert_eq!(
+                answer["choices"][0]["message"]["content"],
+                words.join(" "),
+                "{case} {}",
+                prompt["name"]
+            );
             assert_eq!(answer["usage"]["prompt_tokens"], prompt["expanded_ids"].as_array().unwrap().len());
             // The same tokens, by the endpoint that only counts them.
             let tokens = post(running.address, "/tokenize", &json!({"messages": messages})).good();
@@ -93,6 +109,10 @@ fn refuse_what_is_no_picture(running: &Running) {
         let body = json!({"messages": [{"role": "user", "content": [text, part]}]});
         let answer = post(running.address, PATH, &body);
         let error = answer.json()["error"].clone();
-        assert_eq!((answer.status, &error["param"]), (400, &json!("messages[0].content[1]")), "{part}: {error}");
+        assert_eq!(
+            (answer.status, &error["param"]),
+            (400, &json!("messages[0].content[1]")),
+            "{part}: {error}"
+        );
     }
 }

@@ -35,7 +35,10 @@ fn readiness_follows_the_model() {
 fn the_model_is_described() {
     let models = get(DEMO.address, "/v1/models").good();
     let model = &models["data"][0];
-    assert_eq!((&models["object"], &model["id"], &model["object"]), (&json!("list"), &json!("demo"), &json!("model")));
+    assert_eq!(
+        (&models["object"], &model["id"], &model["object"]),
+        (&json!("list"), &json!("demo"), &json!("model"))
+    );
     assert_eq!(model["max_model_len"], CONTEXT);
     assert_eq!(model["smart_run"]["max_sequences"], SEQUENCES);
     assert_eq!(model["smart_run"]["chat"], false);
@@ -49,7 +52,8 @@ fn tokens_go_and_come_back() {
     assert_eq!(answer["max_model_len"], CONTEXT);
     let text = post(DEMO.address, "/detokenize", &json!({"tokens": answer["tokens"]})).good();
     assert_eq!(text["prompt"], "def main(");
-    let plain = post(DEMO.address, "/tokenize", &json!({"prompt": "def main(", "add_special_tokens": false})).good();
+    let plain =
+        post(DEMO.address, "/tokenize", &json!({"prompt": "def main(", "add_special_tokens": false})).good();
     assert_eq!(plain["tokens"].as_array().unwrap()[..], answer["tokens"].as_array().unwrap()[1..]);
     for (path, body, param) in [
         ("/tokenize", json!({}), "messages"),
@@ -75,9 +79,13 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
             let (name, value) = line.rsplit_once(' ').unwrap();
             let family = name.split('{').next().unwrap();
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| family.strip_suffix(end));
-            let known = kinds.contains_key(family) || base.is_some_and(|base| kinds.get(base).is_some_and(|kind| kind == "histogram"));
+            let known = kinds.contains_key(family)
+                || base.is_some_and(|base| kinds.get(base).is_some_and(|kind| kind == "histogram"));
             assert!(known && family.starts_with("smart_run_"), "{line}");
-            assert!(samples.insert(name.to_owned(), value.parse().unwrap()).is_none(), "{name} is there twice");
+            assert!(
+                samples.insert(name.to_owned(), value.parse().unwrap()).is_none(),
+                "{name} is there twice"
+            );
         }
     }
     samples
@@ -89,7 +97,12 @@ fn metrics_count_what_was_done() {
     let read = || samples(&get(running.address, "/metrics").text());
     let before = read();
     for _ in 0..2 {
-        post(running.address, "/v1/completions", &json!({"prompt": "def main(", "max_tokens": 20, "temperature": 0})).good();
+        post(
+            running.address,
+            "/v1/completions",
+            &json!({"prompt": "def main(", "max_tokens": 20, "temperature": 0}),
+        )
+        .good();
     }
     post(running.address, "/v1/completions", &json!({"prompt": 3}));
     running.wait_until(|stats| stats["running"] == 0 && stats["emitted_tokens"] == 40);
@@ -132,12 +145,17 @@ fn the_page_runs_under_its_own_policy() {
 
 #[test]
 fn requests_have_names() {
-    let given = |name: &str| send(DEMO.address, "GET", "/health", &[("X-Request-Id", name)], b"").headers["x-request-id"].clone();
+    let given = |name: &str| {
+        send(DEMO.address, "GET", "/health", &[("X-Request-Id", name)], b"").headers["x-request-id"].clone()
+    };
     assert_eq!(given("abc-1.2:3_4"), "abc-1.2:3_4");
     for name in ["a b", "", "x".repeat(65).as_str(), "a\u{e9}"] {
         assert_ne!(given(name), name);
         assert_eq!(given(name).len(), 32);
     }
-    assert_ne!(get(DEMO.address, "/health").headers["x-request-id"], get(DEMO.address, "/health").headers["x-request-id"]);
+    assert_ne!(
+        get(DEMO.address, "/health").headers["x-request-id"],
+        get(DEMO.address, "/health").headers["x-request-id"]
+    );
     assert_eq!(get(DEMO.address, "/health").headers["x-content-type-options"], "nosniff");
 }

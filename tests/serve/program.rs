@@ -43,7 +43,8 @@ impl Program {
     }
 
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -58,7 +59,16 @@ impl Program {
 #[test]
 fn a_signal_under_load_lets_what_runs_end() {
     for signal in ["TERM", "INT"] {
-        let program = Program::start(command(&["--max-sequences", "2", "--max-context", "256", "--log", "json", "--drain-seconds", "120"]));
+        let program = Program::start(command(&[
+            "--max-sequences",
+            "2",
+            "--max-context",
+            "256",
+            "--log",
+            "json",
+            "--drain-seconds",
+            "120",
+        ]));
         let address = program.address;
         let body = json!({"prompt": "def secret_of_mine(", "max_tokens": 100_000, "ignore_eos": true, "n": 6, "seed": 1});
         let expected = post(address, "/v1/completions", &body).good();
@@ -124,7 +134,8 @@ fn a_start_that_fails_is_one_sentence() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("key/value budget"), "{said}");
     // No tokenizer.
-    let (code, said) = fails(&["--model", in_repository("tests/golden/llama2_mha").to_str().unwrap(), "--draft", "ngram"]);
+    let (code, said) =
+        fails(&["--model", in_repository("tests/golden/llama2_mha").to_str().unwrap(), "--draft", "ngram"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("no tokenizer.json"), "{said}");
 }

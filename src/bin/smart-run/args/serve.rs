@@ -111,7 +111,9 @@ pub fn serve(typed: LowServe) -> Result<ServeArgs, String> {
     match std::env::var(KEY_VARIABLE) {
         Ok(value) => api_keys.push(key(&value).map_err(|reason| format!("{KEY_VARIABLE}: {reason}"))?),
         Err(std::env::VarError::NotPresent) => (),
-        Err(std::env::VarError::NotUnicode(_)) => return Err(format!("{KEY_VARIABLE}: it is not UTF-8 text")),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            return Err(format!("{KEY_VARIABLE}: it is not UTF-8 text"));
+        }
     }
     if typed.served_name.as_ref().is_some_and(|name| name.is_empty() || name.chars().any(char::is_control)) {
         return Err("--served-name should be a name on one line".into());
