@@ -40,6 +40,8 @@ mod pages;
 pub mod reference;
 #[cfg(feature = "engine")]
 pub mod sampling;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "engine")]
 pub mod service;
 #[cfg(feature = "engine")]

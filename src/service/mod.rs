@@ -134,6 +134,11 @@ impl Service {
         self.client.clone()
     }
 
+    /// Whether the engine's thread is alive.
+    pub fn is_running(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| !worker.is_finished())
+    }
+
     /// Accepts nothing more, lets what runs and waits end, at most for `patience`, and cancels the rest. The engine, unless its thread
     /// died.
     pub fn shut_down(mut self, patience: Duration) -> Option<Engine> {

@@ -111,6 +111,11 @@ impl ChatTemplate {
         &self.path
     }
 
+    /// Whether `text` stands in the template, as the mark of a way to call tools, say.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.environment.templates().any(|(_, template)| template.source().contains(text))
+    }
+
     /// The text of a conversation; `tools` is a list of function descriptions, `add_generation_prompt` appends what the answer
     /// begins after. All special tokens are in the text: encode it with
     /// [`Tokenizer::encode(text, false)`](super::Tokenizer::encode).

@@ -15,6 +15,7 @@ mod message;
 mod stop;
 mod stream;
 mod token_bytes;
+mod token_texts;
 mod tokenizer;
 
 pub use crate::fence::silence_fenced_panics;
@@ -23,4 +24,5 @@ pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
 pub use message::{Content, Message, Part};
 pub use stop::{StopStream, StopStrings};
 pub use stream::TokenStream;
+pub use token_texts::TokenTexts;
 pub use tokenizer::Tokenizer;

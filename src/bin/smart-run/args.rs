@@ -7,6 +7,7 @@ mod model;
 mod profile;
 mod replay;
 mod sampling;
+mod serve;
 
 use std::ffi::OsString;
 use std::ops::Range;
@@ -29,6 +30,7 @@ pub use model::ModelArgs;
 pub use profile::{Picture, ProfileArgs, ProfileSubject};
 pub use replay::ReplayArgs;
 pub use sampling::SamplingArgs;
+pub use serve::{LogFormat, ServeArgs};
 
 /// What the user asks for.
 #[derive(Debug, PartialEq)]
@@ -47,6 +49,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Show a trace as a page.
     Trace(TraceArgs),
+    /// Answer over HTTP.
+    Serve(ServeArgs),
     /// Say what a model folder is.
     Inspect(InspectArgs),
     /// Write a model folder's weights as safetensors.
@@ -160,6 +164,7 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
         }
         Some(LowCommand::Replay(typed)) => replay::replay(typed).map(Command::Replay).map_err(Stop::Usage),
         Some(LowCommand::Trace(typed)) => Ok(Command::Trace(trace(typed))),
+        Some(LowCommand::Serve(typed)) => serve::serve(typed).map(Command::Serve).map_err(Stop::Usage),
         Some(LowCommand::Inspect(typed)) => Ok(Command::Inspect(folders::inspect(typed))),
         Some(LowCommand::Convert(typed)) => Ok(Command::Convert(folders::convert(typed))),
     }
@@ -196,6 +201,10 @@ enum LowCommand {
     /// A page holds up to 4000 rounds and 64 MiB of them; of a longer trace it holds the first ones, or those from the first that
     /// --rounds names, and says so. The trace itself may be of any length.
     Trace(LowTrace),
+    /// Answer over HTTP, as OpenAI's servers do: /v1/completions, /v1/chat/completions and more
+    ///
+    /// Ends on Ctrl-C and SIGTERM, once what runs has been answered. / is a page to talk with the model, /openapi.json lists the rest.
+    Serve(serve::LowServe),
     /// Say what a model folder is, and whether this version can run it
     ///
     /// Nothing is loaded: configs and the names, shapes and types of tensors are read. The exit code is 0 whatever the answer;

@@ -19,6 +19,7 @@ mod plots;
 mod profile;
 mod replay;
 mod report;
+mod serve;
 mod trace;
 
 use std::io::Write;
@@ -30,12 +31,6 @@ use crate::args::{Command, Stop};
 
 fn main() -> ExitCode {
     smart_run::text::silence_fenced_panics();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::WARN)
-        .without_time()
-        .with_target(false)
-        .init();
     let command = match args::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(Stop::Answer(text)) => {
@@ -48,6 +43,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    match &command {
+        Command::Serve(args) => serve::log(args.log),
+        _ => tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_max_level(tracing::Level::WARN)
+            .without_time()
+            .with_target(false)
+            .init(),
+    }
     let outcome = match command {
         Command::Demo => demo::run(),
         Command::Generate(args) => generate::run(&args),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Profile(args) => profile::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Convert(args) => convert::run(&args),
     };

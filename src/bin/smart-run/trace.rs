@@ -1,21 +1,19 @@
 //! `smart-run trace`: a trace as one page that needs nothing but a browser.
 
 mod collect;
-pub mod texts;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use smart_run::control::trace::{TraceHeader, TraceReader};
-use smart_run::text::Tokenizer;
+use smart_run::text::{TokenTexts, Tokenizer};
 use smart_run::{Error, Result};
 
 use crate::args::{TraceArgs, TraceOutput};
 use crate::demo_model;
 
 use collect::{MAX_PAGE_MIB, PageData};
-use texts::TokenTexts;
 
 /// The page without its data. It asks for nothing from outside, and its policy forbids it to.
 const PAGE: &str = include_str!("pages/trace.html");

@@ -282,3 +282,52 @@ fn a_page_is_named_after_its_trace() {
     assert_eq!((flags.out, flags.tokenizer), (TraceOutput::Stdout, Some("m".into())));
     assert_eq!(flags.rounds, Some(3..u64::MAX));
 }
+
+fn serve_args(line: &str) -> ServeArgs {
+    match typed(line) {
+        Ok(Command::Serve(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_server_is_for_this_machine_unless_it_is_told_otherwise() {
+    use smart_run::serve::{ApiKey, ServerConfig};
+    let defaults = ServeArgs {
+        models: ModelArgs::default(),
+        policy: None,
+        name: None,
+        max_context: None,
+        kv_budget_bytes: None,
+        server: ServerConfig::default(),
+        log: LogFormat::Text,
+    };
+    assert!(defaults.server.address.ip().is_loopback());
+    assert_eq!(serve_args("serve"), defaults);
+    let line = "serve --model m --draft d --policy chain:2 --served-name s --host ::1 --port 0 --max-sequences 2 --max-waiting 3 \
+                --max-context 4 --kv-budget-mib 5 --api-key a --api-key b --cors-origin https://c.example --cors-origin * \
+                --max-connections 6 --max-body-mib 7 --header-seconds 8 --body-seconds 9 --write-seconds 10 --drain-seconds 0 --log json";
+    let seconds = std::time::Duration::from_secs;
+    let expected = ServeArgs {
+        models: ModelArgs { model: Some("m".into()), draft: Some("d".into()), ..ModelArgs::default() },
+        policy: Some("chain:2".parse().unwrap()),
+        name: Some("s".into()),
+        max_context: Some(4),
+        kv_budget_bytes: Some(5 << 20),
+        server: ServerConfig {
+            address: "[::1]:0".parse().unwrap(),
+            api_keys: ["a", "b"].map(ApiKey::new).to_vec(),
+            cors_origins: vec!["https://c.example".into(), "*".into()],
+            max_sequences: 2,
+            max_waiting: 3,
+            max_connections: 6,
+            max_body_bytes: 7 << 20,
+            header_timeout: seconds(8),
+            body_timeout: seconds(9),
+            write_timeout: seconds(10),
+            drain: seconds(0),
+        },
+        log: LogFormat::Json,
+    };
+    assert_eq!(serve_args(line), expected);
+}

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use smart_run::engine::{Engine, Request, expand_prompt};
 use smart_run::image::Patches;
 use smart_run::sampling::SamplingParams;
-use smart_run::text::{ChatTemplate, Content, Message, Part, StopStrings, Tokenizer};
+use smart_run::text::{ChatTemplate, Content, Message, Part, StopStrings, TokenTexts, Tokenizer};
 use smart_run::{Error, Result};
 
 use crate::args::ChatArgs;
 use crate::generate::{Finish, complete};
-use crate::trace::texts::TokenTexts;
 
 use super::tree;
 

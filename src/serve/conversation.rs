@@ -1,0 +1,249 @@
+//! [`Conversation`]: messages, pictures and tools of a chat request, and the prompt that they make.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::app::Serving;
+use super::completions::check_length;
+use super::errors::ApiError;
+use super::fields::Fields;
+use crate::engine::expand_prompt;
+use crate::image::{Patches, Picture};
+use crate::text::Message;
+
+/// Most pictures of a conversation.
+const MAX_PICTURES: usize = 32;
+/// Most tools.
+const MAX_TOOLS: usize = 128;
+
+/// What was said so far.
+pub(super) struct Conversation {
+    messages: Vec<Message>,
+    pictures: Vec<Patches>,
+    /// Descriptions of functions, not empty.
+    pub tools: Option<Value>,
+    /// Only the first call of an answer counts.
+    pub single_call: bool,
+}
+
+impl Conversation {
+    /// Reads `messages`, `tools` and what goes with them.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub fn read(fields: &mut Fields, serving: &Serving) -> Result<Self, ApiError> {
+        let list = match fields.take("messages") {
+            Some(Value::Array(list)) if !list.is_empty() => list,
+            Some(_) => return Err(fields.wrong("messages", "a list of messages, not empty")),
+            None => {
+                let reason = match fields.take("prompt") {
+                    Some(_) => "messages is missing: a prompt is for /v1/completions",
+                    None => "messages is missing: give a list of messages",
+                };
+                return Err(ApiError::field("messages", reason));
+            }
+        };
+        let (mut messages, mut pictures) = (Vec::new(), Vec::new());
+        for (index, mut message) in list.into_iter().enumerate() {
+            let name = format!("messages[{index}]");
+            take_pictures(&mut message, &name, serving, &mut pictures)?;
+            if serving.model.images.is_none() {
+                join_texts(&mut message);
+            }
+            messages.push(read_message(message, &name)?);
+        }
+        let tools = tools(fields)?;
+        let single_call = fields.flag("parallel_tool_calls")? == Some(false);
+        Ok(Self { messages, pictures, tools, single_call })
+    }
+
+    /// Token ids of the prompt, each picture as long as it is, and the pictures.
+    ///
+    /// # Errors
+    /// 400: the model has no chat template, the template refuses, or there is more than the context holds.
+    pub fn prompt(self, serving: &Serving) -> Result<(Vec<i32>, Vec<Patches>), ApiError> {
+        let Some(template) = &serving.model.template else {
+            return Err(ApiError::unsupported(
+                "messages",
+                "this model has no chat template: it continues text, see /v1/completions",
+            ));
+        };
+        let of_messages = |error| ApiError::of("messages", error);
+        let text = template.render(&self.messages, self.tools.as_ref(), true).map_err(of_messages)?;
+        check_length(&text, "messages", serving)?;
+        // The template writes all special tokens itself.
+        let ids = serving.model.tokenizer.encode(&text, false).map_err(of_messages)?;
+        let limits = serving.client.limits();
+        let config = limits.config();
+        serving.model.tokenizer.check_ids(&ids, config.geometry.vocab_size).map_err(of_messages)?;
+        let ids = expand_prompt(config, &ids, &self.pictures).map_err(of_messages)?;
+        if ids.len() >= limits.max_context {
+            let reason = format!(
+                "the conversation has {} tokens, which leaves no room for an answer in the context of {}",
+                ids.len(),
+                limits.max_context
+            );
+            return Err(ApiError::context_length("messages", reason));
+        }
+        Ok((ids, self.pictures))
+    }
+}
+
+fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
+    let Some(fields) = message.as_object_mut() else {
+        return Err(ApiError::field(name, format!("{name} should be an object with a role and a content")));
+    };
+    match fields.get("role") {
+        // OpenAI's newer name, which templates do not know.
+        Some(role) if role == "developer" => _ = fields.insert("role".into(), "system".into()),
+        Some(Value::String(_)) => (),
+        _ => return Err(ApiError::field(format!("{name}.role"), format!("{name}.role should be a string"))),
+    }
+    if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
+        for call in calls {
+            // Clients hold arguments as JSON within a string, templates read objects.
+            if let Some(arguments) = call.pointer_mut("/function/arguments")
+                && let Some(Ok(object @ Value::Object(_))) = arguments.as_str().map(serde_json::from_str)
+            {
+                *arguments = object;
+            }
+        }
+    }
+    serde_json::from_value(message).map_err(|error| ApiError::field(name, format!("{name}: {error}")))
+}
+
+/// Templates of models that read text alone know contents as text alone: parts become their lines.
+fn join_texts(message: &mut Value) {
+    let Some(content @ Value::Array(_)) = message.get_mut("content") else { return };
+    let text = |part: &Value| {
+        let is_text = part.get("type").is_some_and(|kind| kind == "text");
+        part.get("text").and_then(Value::as_str).filter(|_| is_text).map(str::to_owned)
+    };
+    let texts: Option<Vec<String>> = content.as_array().and_then(|parts| parts.iter().map(text).collect());
+    if let Some(texts) = texts {
+        *content = texts.join("\n").into();
+    }
+}
+
+/// Moves the pictures of a message to `pictures`; what stands for them says no more than that they are there.
+fn take_pictures(
+    message: &mut Value,
+    name: &str,
+    serving: &Serving,
+    pictures: &mut Vec<Patches>,
+) -> Result<(), ApiError> {
+    let Some(Value::Array(parts)) = message.get_mut("content") else { return Ok(()) };
+    for (index, part) in parts.iter_mut().enumerate() {
+        let kind = part.get("type").and_then(Value::as_str);
+        if !matches!(kind, Some("image" | "image_url")) {
+            continue;
+        }
+        let name = format!("{name}.content[{index}]");
+        let Some(processor) = &serving.model.images else {
+            return Err(ApiError::unsupported(name, "this model reads text alone: it sees no pictures"));
+        };
+        if pictures.len() == MAX_PICTURES {
+            let reason = format!("a conversation has at most {MAX_PICTURES} pictures");
+            return Err(ApiError::field(name, reason));
+        }
+        let url =
+            part.pointer("/image_url/url").or_else(|| part.get("image_url")).or_else(|| part.get("image"));
+        let Some(url) = url.and_then(Value::as_str) else {
+            let reason =
+                format!("{name} should hold its picture: {{\"image_url\": {{\"url\": \"data:...\"}}}}");
+            return Err(ApiError::field(name, reason));
+        };
+        let content =
+            decode_data_url(url).map_err(|reason| ApiError::field(&name, format!("{name}: {reason}")))?;
+        let picture = Picture::from_bytes(&name, &content)
+            .map_err(|error| ApiError::field(&name, error.to_string()))?;
+        pictures.push(processor.prepare(&picture).map_err(|error| ApiError::of(&name, error))?);
+        *part = json!({"type": "image"});
+    }
+    Ok(())
+}
+
+/// The bytes of `data:TYPE;base64,...`.
+fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
+    const FETCHES_NOTHING: &str =
+        "this server fetches nothing: give the picture itself as a data URL, data:image/png;base64,...";
+    let is_data = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
+    let rest = if is_data { &url[5..] } else { return Err(FETCHES_NOTHING) };
+    let (head, data) = rest.split_once(',').ok_or("a data URL needs a comma in front of its data")?;
+    if !head.rsplit(';').next().is_some_and(|last| last.eq_ignore_ascii_case("base64")) {
+        return Err("a data URL of a picture should be in base64: data:image/png;base64,...");
+    }
+    STANDARD.decode(data).map_err(|_| "the data of this data URL are not valid base64")
+}
+
+/// `tools`, unless `tool_choice` says none.
+fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+    let expected = format!(
+        "a list of at most {MAX_TOOLS} functions: {{\"type\": \"function\", \"function\": {{\"name\": ...}}}}"
+    );
+    let tools = match fields.take("tools") {
+        None => None,
+        Some(Value::Array(list)) if list.is_empty() => None,
+        Some(Value::Array(list)) => {
+            let is_function = |tool: &Value| {
+                tool.get("type").is_some_and(|kind| kind == "function")
+                    && tool.pointer("/function/name").is_some_and(Value::is_string)
+            };
+            if list.len() > MAX_TOOLS || !list.iter().all(is_function) {
+                return Err(fields.wrong("tools", &expected));
+            }
+            Some(Value::Array(list))
+        }
+        Some(_) => return Err(fields.wrong("tools", &expected)),
+    };
+    match fields.take("tool_choice") {
+        None => Ok(tools),
+        Some(choice) if choice == "auto" => Ok(tools),
+        Some(choice) if choice == "none" => Ok(None),
+        Some(_) => Err(ApiError::unsupported(
+            "tool_choice",
+            "tool_choice can be \"auto\" or \"none\": no call can be enforced",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_data_urls_are_read() {
+        assert_eq!(decode_data_url("data:image/png;base64,AAEC"), Ok(vec![0, 1, 2]));
+        assert_eq!(decode_data_url("DATA:;base64,AAE="), Ok(vec![0, 1]));
+        for url in ["http://a/b.png", "https://a", "file:///etc/passwd", "", "dat", "\u{e9}\u{e9}\u{e9}"] {
+            assert!(decode_data_url(url).unwrap_err().contains("fetches nothing"), "{url}");
+        }
+        for url in
+            ["data:image/png;base64", "data:image/png,AAEC", "data:image/png;base64,A", "data:;base64,%41"]
+        {
+            assert!(decode_data_url(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn messages_reach_the_template_in_its_own_words() {
+        let read = |message: Value| read_message(message, "messages[3]");
+        assert_eq!(read(json!({"role": "developer", "content": "a"})).unwrap().role, "system");
+        let call = json!({"role": "assistant", "tool_calls": [
+            {"function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}},
+            {"function": {"name": "g", "arguments": "no JSON"}}]});
+        let calls = &read(call).unwrap().fields["tool_calls"];
+        assert_eq!(calls[0]["function"]["arguments"].to_string(), "{\"b\":1,\"a\":2}");
+        assert_eq!(calls[1]["function"]["arguments"], "no JSON");
+        for message in [json!(3), json!({}), json!({"role": 1}), json!({"role": "user", "content": 3})] {
+            assert!(
+                read(message.clone()).unwrap_err().body()["error"]["param"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with("messages[3]"),
+                "{message}"
+            );
+        }
+    }
+}
