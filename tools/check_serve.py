@@ -114,7 +114,11 @@ def check_chats(client: openai.OpenAI) -> None:
     expect(gathered[-1] == said, "the client's own gathering says something else")
     expect(len(create(**asked, n=2).choices) == 2, "n")
     refused(lambda: create(**asked | {"messages": []}), openai.BadRequestError, "messages")
-    refused(lambda: create(**asked, response_format={"type": "json_object"}), openai.BadRequestError, "response_format")
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    bound = create(**asked, response_format={"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}})
+    expect(isinstance(json.loads(bound.choices[0].message.content)["ok"], bool), "an answer under a schema")
+    remote = {"type": "json_schema", "json_schema": {"name": "far", "schema": {"$ref": "https://example.org/a.json"}}}
+    refused(lambda: create(**asked, response_format=remote), openai.BadRequestError, "response_format")
     pictured = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]}]
     refused(lambda: create(**asked | {"messages": pictured}), openai.BadRequestError, "messages[0].content[0]")
 

@@ -140,7 +140,7 @@ impl RequestLimits {
         &self.config
     }
 
-    /// The request as it will be served: its placeholders expanded.
+    /// The request as it will be served: its placeholders expanded, no more asked for than the context holds.
     ///
     /// # Errors
     /// [`Error::Input`] for one that cannot be served; see [`Request::validate`].
@@ -148,7 +148,9 @@ impl RequestLimits {
         let prompt = expand_prompt(&self.config, &request.prompt, &request.pictures)?;
         let request = Request { prompt, ..request };
         request.validate(self.config.geometry.vocab_size, self.max_context)?;
-        Ok(request)
+        // Were a round to find the end of the context, the text would depend on the tree that reached beyond it.
+        let room = self.max_context - request.prompt.len();
+        Ok(Request { max_new_tokens: request.max_new_tokens.min(room), ..request })
     }
 }
 

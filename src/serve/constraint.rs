@@ -2,22 +2,44 @@
 
 use super::errors::ApiError;
 use super::fields::Fields;
+use super::model::ServedModel;
+use crate::error::Error;
+use crate::text::{Grammar, GrammarSpec};
 
-/// Reads `response_format`. Only free text can be promised.
+const FORMAT: &str = "response_format";
+
+/// Reads `response_format`: none for free text, else the grammar that answers keep to. Compiling takes its time.
 ///
 /// # Errors
-/// 400 for another format.
-pub(super) fn response_format(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")?.as_deref() {
-        Some("text") => Ok(()),
-        Some(other) => {
-            let other: String = other.chars().take(40).collect();
-            Err(ApiError::unsupported(
-                "response_format",
-                format!("response_format of type {other:?} is not supported: answers are free text"),
-            ))
-        }
-        None => Err(format.wrong("type", "\"text\"")),
-    }
+/// 400 for an unknown format, for a schema, expression or grammar that is wrong or too large, and where the model's tokenizer cannot tell
+/// the bytes of its tokens.
+pub(super) fn response_format(fields: &mut Fields, model: &ServedModel) -> Result<Option<Grammar>, ApiError> {
+    let Some(mut format) = fields.object(FORMAT)? else { return Ok(None) };
+    let kinds = ["text", "json_object", "json_schema", "regex", "grammar"];
+    let spec = match format.choice("type", &kinds)? {
+        Some("text") => return Ok(None),
+        Some("json_object") => GrammarSpec::JsonObject,
+        Some("json_schema") => GrammarSpec::JsonSchema(schema_of(&mut format)?),
+        Some(kind @ "regex") => GrammarSpec::Regex(required_text(&mut format, kind)?),
+        Some(kind) => GrammarSpec::Lark(required_text(&mut format, kind)?),
+        None => return Err(format.wrong("type", &format!("one of {kinds:?}"))),
+    };
+    let compiler = model.grammars.as_ref().map_err(|reason| ApiError::unsupported(FORMAT, reason.clone()))?;
+    let refused = |error: Error| match error.is_input() {
+        true => ApiError::field(FORMAT, format!("{FORMAT}: {error}")),
+        false => ApiError::internal(error.to_string()),
+    };
+    compiler.compile(&spec).map(Some).map_err(refused)
+}
+
+/// `json_schema.schema`; its name, description and strictness change nothing: answers keep to all of it.
+fn schema_of(format: &mut Fields) -> Result<serde_json::Value, ApiError> {
+    let Some(mut holder) = format.object("json_schema")? else {
+        return Err(format.wrong("json_schema", "an object with a schema"));
+    };
+    holder.take("schema").ok_or_else(|| holder.wrong("schema", "a JSON schema"))
+}
+
+fn required_text(format: &mut Fields, name: &str) -> Result<String, ApiError> {
+    format.text(name)?.ok_or_else(|| format.wrong(name, "a string"))
 }

@@ -3,7 +3,7 @@
 use crate::config::{ModelConfig, ModelSource};
 use crate::error::{Error, Result};
 use crate::image::ImageProcessor;
-use crate::text::{ChatTemplate, TokenTexts, Tokenizer};
+use crate::text::{ChatTemplate, GrammarCompiler, TokenTexts, Tokenizer};
 
 use super::tool_calls::ToolFormat;
 
@@ -15,6 +15,8 @@ pub struct ServedModel {
     pub(super) tools: Option<ToolFormat>,
     pub(super) images: Option<ImageProcessor>,
     pub(super) texts: TokenTexts,
+    /// Compiles grammars of answers; or why that is not possible.
+    pub(super) grammars: std::result::Result<GrammarCompiler, String>,
     /// Bytes of the longest token: a longer text than this times the context cannot fit.
     pub(super) longest_token: usize,
 }
@@ -33,6 +35,11 @@ impl ServedModel {
             )
         })?;
         let template = ChatTemplate::open(source)?;
+        let grammars = GrammarCompiler::new(&tokenizer, config.geometry.vocab_size, &config.eos_token_ids);
+        let grammars = grammars.map_err(|error| match error {
+            Error::Format { reason, .. } => reason,
+            error => error.to_string(),
+        });
         let images = match &config.vision {
             Some(vision) => ImageProcessor::from_hf(source, vision.tower.patch_size)?,
             None => None,
@@ -43,6 +50,7 @@ impl ServedModel {
         Ok(Self {
             name: name.into(),
             texts: TokenTexts::new(tokenizer.clone())?,
+            grammars,
             tools: template.as_ref().and_then(ToolFormat::of),
             tokenizer,
             template,

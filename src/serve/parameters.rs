@@ -49,7 +49,7 @@ impl Parameters {
             return Err(ApiError::no_such_model(&asked, &model.name));
         }
         refuse_unsupported(fields)?;
-        constraint::response_format(fields)?;
+        let grammar = constraint::response_format(fields, model)?;
         let max_tokens = fields.integer("max_tokens", 1, i32::MAX)?;
         let max_tokens = fields.integer("max_completion_tokens", 1, i32::MAX)?.or(max_tokens);
         let stream = fields.flag("stream")?.unwrap_or(false);
@@ -76,6 +76,7 @@ impl Parameters {
             penalties: penalties(fields)?,
             logit_bias: logit_bias(fields, vocab_size)?,
             stop_tokens: stop_tokens(fields, vocab_size)?,
+            grammar,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             speculation: speculation != Some("off"),
             ..Request::new(Vec::new(), max_tokens.map_or(0, |tokens| tokens as usize))

@@ -272,3 +272,22 @@ fn a_drafter_that_was_quiet_for_long_proposes_what_one_that_read_the_text_does()
         assert_eq!(drafted(&quiet), drafted(&reader), "after {plain_rounds} plain rounds");
     }
 }
+
+#[test]
+fn a_full_context_ends_a_text_at_the_same_token_under_every_policy() {
+    let prompt = demo_prompts(1, 40).remove(0);
+    for context in [prompt.len() + 1, 61, 62, 63, 64] {
+        let mut engine = builder("plain").max_context(context).build().unwrap();
+        let wanted = run(&mut engine, greedy(&prompt, 500));
+        assert_eq!(prompt.len() + wanted.len(), context);
+        for policy in ["chain:6", "eagle2:10,5,60"] {
+            let mut engine = builder(policy).max_context(context).build().unwrap();
+            let (text, last) = run_all(&mut engine, &[greedy(&prompt, 500)]).remove(0);
+            assert_eq!(
+                (text, last.finished),
+                (wanted.clone(), Some(FinishReason::Length)),
+                "{policy}, {context}"
+            );
+        }
+    }
+}

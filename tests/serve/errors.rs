@@ -71,14 +71,33 @@ fn bad_fields() -> Vec<(&'static str, Value, &'static str)> {
         ("smart_run", json!([]), "smart_run"),
         ("model", json!(7), "model"),
         ("response_format", json!({"type": 3}), "response_format.type"),
+        ("response_format", json!({"type": "xml"}), "response_format.type"),
+        ("response_format", json!({}), "response_format.type"),
+        ("response_format", json!({"type": "json_schema"}), "response_format.json_schema"),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"name": "a"}}),
+            "response_format.json_schema.schema",
+        ),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"schema": {"type": "unicorn"}}}),
+            "response_format",
+        ),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"schema": {"$ref": "https://example.org/a"}}}),
+            "response_format",
+        ),
+        ("response_format", json!({"type": "regex"}), "response_format.regex"),
+        ("response_format", json!({"type": "regex", "regex": "("}), "response_format"),
+        ("response_format", json!({"type": "grammar", "grammar": "start: nothing"}), "response_format"),
     ]
 }
 
 /// What is known and not done.
 fn unsupported_fields() -> Vec<(&'static str, Value)> {
     vec![
-        ("response_format", json!({"type": "json_object"})),
-        ("response_format", json!({"type": "json_schema", "json_schema": {}})),
         ("best_of", json!(2)),
         ("suffix", json!("end")),
         ("audio", json!({"voice": "a"})),

@@ -3,6 +3,7 @@
 mod chat;
 mod client;
 mod completions;
+mod constrained;
 mod errors;
 mod limits;
 mod openapi;
