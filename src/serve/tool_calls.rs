@@ -53,7 +53,8 @@ pub(super) struct ToolParser {
     held: String,
     /// Text that is no call has come, after which there is no [`ToolFormat::Bare`] call.
     is_text: bool,
-    called: bool,
+    /// Nothing but white space has come since the latest call: it says nothing.
+    after_call: bool,
 }
 
 impl ToolParser {
@@ -61,7 +62,7 @@ impl ToolParser {
     pub fn new(format: ToolFormat, tools: &Value) -> Self {
         let name = |tool: &Value| Some(tool.pointer("/function/name")?.as_str()?.to_owned());
         let names = tools.as_array().into_iter().flatten().filter_map(name).collect();
-        Self { format, names, held: String::new(), is_text: false, called: false }
+        Self { format, names, held: String::new(), is_text: false, after_call: false }
     }
 
     /// Takes the next piece of text.
@@ -90,7 +91,7 @@ impl ToolParser {
         };
         match calls {
             Some(calls) => Parsed { content: String::new(), calls },
-            None if self.called && held.trim().is_empty() => Parsed::default(),
+            None if self.after_call && held.trim().is_empty() => Parsed::default(),
             None => Parsed { content: held, calls: Vec::new() },
         }
     }
@@ -99,27 +100,38 @@ impl ToolParser {
         let mut parsed = Parsed::default();
         loop {
             let Some(start) = self.held.find(OPEN) else {
-                // Between calls there is white space that says nothing.
                 let certain = self.held.len() - partial_tag(&self.held);
-                if !(self.called && self.held.trim().is_empty()) {
-                    parsed.content.extend(self.held.drain(..certain));
-                }
+                self.take_content(certain, &mut parsed);
                 return parsed;
             };
-            let before: String = self.held.drain(..start).collect();
-            if !(self.called && before.trim().is_empty()) {
-                parsed.content.push_str(&before);
+            self.take_content(start, &mut parsed);
+            if self.after_call {
+                // White space between calls.
+                let start = self.held.find(OPEN).unwrap_or(0);
+                self.held.drain(..start);
             }
             let Some(end) = self.held.find(CLOSE) else { return parsed };
             let whole: String = self.held.drain(..end + CLOSE.len()).collect();
             match self.call(&whole[OPEN.len()..end], "arguments") {
                 Some(call) => {
-                    self.called = true;
+                    self.after_call = true;
                     parsed.calls.push(call);
                 }
-                None => parsed.content.push_str(&whole),
+                None => {
+                    self.after_call = false;
+                    parsed.content.push_str(&whole);
+                }
             }
         }
+    }
+
+    /// Hands out the first `len` bytes of what is held, unless they may be white space between calls.
+    fn take_content(&mut self, len: usize, parsed: &mut Parsed) {
+        if self.after_call && self.held[..len].trim().is_empty() {
+            return;
+        }
+        self.after_call = false;
+        parsed.content.extend(self.held.drain(..len));
     }
 
     fn bare_calls(&self, text: &str) -> Option<Vec<ToolCall>> {
@@ -196,6 +208,10 @@ mod tests {
             content: "Let me see.\n".into(),
             calls: vec![call("f", "{\"b\":1,\"a\":[2]}"), call("g", "{}")],
         };
+        assert_eq!(parsed(ToolFormat::Tagged, text), expected);
+        let text = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>\n and\n <b> \n<tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>\n";
+        let expected =
+            Parsed { content: "\n and\n <b> \n".into(), calls: vec![call("f", "{}"), call("g", "{}")] };
         assert_eq!(parsed(ToolFormat::Tagged, text), expected);
     }
 
