@@ -6,6 +6,7 @@ mod completions;
 mod constrained;
 mod errors;
 mod limits;
+mod load;
 mod openapi;
 mod pictures;
 mod probes;
