@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(1024)
                  const int* __restrict__ bias_tokens, const float* __restrict__ bias_values,
                  const int* __restrict__ seq_start, const int* __restrict__ tokens,
                  const int* __restrict__ parents, int vocab_size, int max_biases) {
-  SHARED(int[kMaxNodes], path);         // tokens from the node up to the root's child
+  SHARED(int[kMaxNodes], path);          // tokens from the node up to the root's child
   SHARED(float[kMaxNodes], path_logit);  // their logits as they came
   SHARED(int[1], shared_len);
   const int row_idx = blockIdx.x;

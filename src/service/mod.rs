@@ -191,7 +191,7 @@ impl Client {
     }
 
     fn send(&self, submission: Submission) -> Result<(), Refusal> {
-        self.commands.send(Command::Submit(submission)).map_err(|_| Refusal::ShuttingDown)
+        self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refusal::ShuttingDown)
     }
 
     /// What requests must keep to.

@@ -21,7 +21,7 @@ const LOST: u32 = 6;
 
 /// What clients ask of the worker.
 pub(super) enum Command {
-    Submit(Submission),
+    Submit(Box<Submission>),
     Cancel { ticket: u64 },
     ShutDown { deadline: Instant },
 }
@@ -107,7 +107,7 @@ impl Worker {
                 false => self.inbox.try_recv().map_err(|error| error == mpsc::TryRecvError::Disconnected),
             };
             match command {
-                Ok(Command::Submit(submission)) => self.accept(submission),
+                Ok(Command::Submit(submission)) => self.accept(*submission),
                 Ok(Command::Cancel { ticket }) => self.cancel(ticket),
                 Ok(Command::ShutDown { deadline }) => self.deadline = Some(deadline),
                 // Nobody is left to ask for more, nor to read: streams hold a sender.

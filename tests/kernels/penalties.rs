@@ -29,7 +29,7 @@ impl Case {
         let (prompt, emitted, tokens) = (tokens(5), tokens(4), tokens(num_nodes));
         let parent = |node: usize| if node == 0 { -1 } else { (node - 1 - random.below(node.min(3))) as i32 };
         let parents = (0..num_nodes).map(parent).collect();
-        let biases = vec![(0, 1.25), (vocab_size as i32 - 1, f32::NEG_INFINITY)];
+        let biases = [(0, 1.25), (vocab_size as i32 - 1, f32::NEG_INFINITY)];
         Self { penalties, prompt, emitted, biases: biases[..vocab_size.min(2)].to_vec(), tokens, parents }
     }
 

@@ -125,7 +125,8 @@ fn sixty_four_clients_of_all_kinds_get_right_answers_and_leave_nothing() {
             scope.spawn(move || {
                 let mut state = number as u64;
                 while began.elapsed() < length {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let right = turn(running, wanted, number, (state >> 33) as usize);
                     checked.fetch_add(usize::from(right), Ordering::Relaxed);
                 }
@@ -137,7 +138,10 @@ fn sixty_four_clients_of_all_kinds_get_right_answers_and_leave_nothing() {
     running.wait_until(|stats| stats["running"] == 0 && stats["waiting"] == 0);
     let (rss, files) = resources();
     let checked = checked.into_inner();
-    eprintln!("{checked} answers were right; {} KiB, then {rss}; {} files, then {files}", settled.0, settled.1);
+    eprintln!(
+        "{checked} answers were right; {} KiB, then {rss}; {} files, then {files}",
+        settled.0, settled.1
+    );
     assert!(checked > 100, "{checked}");
     assert!(rss <= settled.0 + settled.0 / 20, "memory grew from {} to {rss} KiB", settled.0);
     assert!(files <= settled.1, "{} files, then {files}", settled.1);
