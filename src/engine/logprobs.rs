@@ -1,8 +1,8 @@
 //! [`LogprobReader`]: log-probabilities of emitted tokens, from the logits that they were drawn from.
 
 use crate::device::{DType, Device, Tensor};
+use crate::engine::commit::TokenLogprobs;
 use crate::engine::request::MAX_TOP_LOGPROBS;
-use crate::engine::round::TokenLogprobs;
 use crate::error::Result;
 use crate::kernels::draft::{DraftTopkArgs, draft_topk};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};

@@ -1,9 +1,10 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
-//! Files in reading order: `round` (one round, the heart), `sequence` (what is known of a request), `verifier` (the
-//! target's side of a round), `pictures` (what it sees beside its tokens), `drafting` (the drafter's side), `heads` (that of Medusa
-//! heads), `proposer` (what drafts, the text's n-grams too), `prefill`, `sweep` (start-up cost measurement), `profile` (the
-//! same on demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
+//! Files in reading order: `request` (what is asked), `schedule` (who runs), `round` (one round, the heart), `verify` and `commit` (its second
+//! half), `sequence` (what is known of a request), `verifier` (the target's side), `pictures` (what it sees beside its tokens),
+//! `penalties`, `masks` and `logprobs` (what is done to logits, and read from them), `drafting` (the drafter's side), `heads` (that of
+//! Medusa heads), `proposer` (what drafts, the text's n-grams too), `sweep` (start-up cost measurement), `profile` (the same on
+//! demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
 //! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
@@ -27,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod commit;
 mod drafting;
 mod generation;
 mod heads;
@@ -48,6 +50,7 @@ mod sequence;
 mod stats;
 mod sweep;
 mod verifier;
+mod verify;
 
 use std::collections::VecDeque;
 use std::hash::RandomState;
@@ -70,11 +73,11 @@ use crate::pages::PagePool;
 
 pub use crate::pages::PageCounts;
 pub use builder::{DraftSource, EngineBuilder};
+pub use commit::{Emission, TokenLogprobs};
 pub use generation::Generation;
 pub use pictures::expand_prompt;
 pub use profile::MeasuredCosts;
 pub use request::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, Request, RequestLimits};
-pub use round::{Emission, TokenLogprobs};
 pub use sequence::{FinishReason, NO_TOKEN, SequenceId, SequenceStats};
 pub use stats::{RoundTimes, Stats};
 

@@ -4,47 +4,17 @@ use std::time::Instant;
 
 use crate::control::trace::SequenceTrace;
 use crate::control::{DraftRound, Passenger, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
-use crate::device::Tensor;
 use crate::engine::proposer::Proposer;
 use crate::engine::schedule::Chunk;
-use crate::engine::sequence::{Sequence, SequenceStats};
+use crate::engine::sequence::Sequence;
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verified;
-use crate::engine::{Bug, Engine, FinishReason, NO_TOKEN, SequenceId};
+use crate::engine::{Emission, Engine, SequenceId};
 use crate::error::{Error, Result};
-use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words};
+use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::pages::PagePool;
 use crate::replay::{Outcome, RoundCount};
 use crate::tree::DraftTree;
-
-/// What one round emitted for one sequence.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Emission {
-    /// The sequence.
-    pub sequence: SequenceId,
-    /// Its new tokens.
-    pub tokens: Vec<i32>,
-    /// How many of them, from the first on, were drafted and accepted.
-    pub accepted: usize,
-    /// One entry a token, if the request asked for them.
-    pub logprobs: Vec<TokenLogprobs>,
-    /// The sequence's rounds so far.
-    pub stats: SequenceStats,
-    /// Set when the sequence ended with this round.
-    pub finished: Option<FinishReason>,
-    /// With [`FinishReason::Failed`], why.
-    pub failure: Option<String>,
-}
-
-/// The log-probability of an emitted token, and what else was likely. Of the law that the token was drawn from, after penalties and biases,
-/// at temperature 1.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprobs {
-    /// The emitted token's natural log-probability.
-    pub logprob: f32,
-    /// The likeliest tokens with theirs, likeliest first.
-    pub top: Vec<(i32, f32)>,
-}
 
 /// The latest round under a controller, for who counts rounds.
 pub(super) struct LastRound {
@@ -72,8 +42,8 @@ impl Engine {
         let chunks = self.plan_chunks();
         let slots = self.deciding_slots();
         if slots.is_empty() {
-            let failed = std::mem::take(&mut self.pending);
-            return Ok([failed, self.read_only(&chunks)?].concat());
+            let emissions = self.read_only(&chunks)?;
+            return Ok([emissions, std::mem::take(&mut self.pending)].concat());
         }
         if let Some(shape) = self.record_shape() {
             return self.record_round(slots[0], shape);
@@ -206,272 +176,6 @@ impl Engine {
         Ok(true)
     }
 
-    /// One target pass over all trees and chunks, the draws, the walk and the compaction: what became of each tree, and the draw behind each
-    /// text that ends with its chunk.
-    fn verify(
-        &mut self,
-        slots: &[usize],
-        trees: &[DraftTree],
-        chunks: &[Chunk],
-    ) -> Result<(Vec<Verified>, Vec<Option<Verified>>)> {
-        self.fill_pass(slots, trees, chunks);
-        let logits = self.run_target(slots, trees)?;
-        let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
-        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
-        if !slots.is_empty() {
-            self.times.mark_verify()?;
-        }
-        let mut verified = self.verifier.read_walks()?;
-        if self.has(Bug::WrongSibling) {
-            mutate_siblings(trees, slots, &mut verified);
-        }
-        self.read_logprobs(&logits, &mut verified)?;
-        let mut take = |slot: usize| std::mem::take(&mut verified[slot]);
-        let trees = slots.iter().map(|&slot| take(slot)).collect();
-        Ok((trees, chunks.iter().map(|chunk| chunk.is_last.then(|| take(chunk.slot))).collect()))
-    }
-
-    /// Adds log-probabilities to what became of sequences that want them.
-    fn read_logprobs(&self, logits: &Tensor, verified: &mut [Verified]) -> Result<()> {
-        for (slot, outcome) in verified.iter_mut().enumerate() {
-            let request = self.sequences[slot].as_ref().map(|sequence| &sequence.request);
-            let Some(top) = request.and_then(|request| request.logprobs) else { continue };
-            if outcome.bonus < 0 || outcome.drawn.is_empty() {
-                continue;
-            }
-            let first_row = self.verifier.pass.logit_rows_of(slot).start;
-            let path = std::iter::once(&0).chain(&outcome.accepted);
-            let drawn: Vec<(usize, i32)> =
-                path.map(|&node| (first_row + node, outcome.drawn[node])).collect();
-            outcome.logprobs = self.logprobs.read(logits, &drawn, top)?;
-        }
-        Ok(())
-    }
-
-    /// Fills the target's pass with trees and chunks, in the order of their slots.
-    fn fill_pass(&mut self, slots: &[usize], trees: &[DraftTree], chunks: &[Chunk]) {
-        self.verifier.pass.clear();
-        let last_chunk = chunks.last().map(|chunk| chunk.slot);
-        let (mut trees, mut chunks) = (slots.iter().zip(trees).peekable(), chunks.iter().peekable());
-        let last = slots.last().copied().max(last_chunk);
-        for slot in 0..last.map_or(0, |last| last + 1) {
-            if let Some((_, tree)) = trees.next_if(|&(&busy, _)| busy == slot) {
-                self.fill_tree(slot, tree);
-            } else if let Some(chunk) = chunks.next_if(|chunk| chunk.slot == slot) {
-                let Some(sequence) = &self.sequences[slot] else { continue };
-                let last = chunk.is_last.then_some(sequence.root());
-                let text = (&sequence.committed[..], &sequence.pictures);
-                self.verifier
-                    .fill_chunk((slot, &self.pool), chunk.positions.clone(), text, |at| Some(at) == last);
-            } else {
-                self.verifier.pass.begin_sequence(0);
-            }
-        }
-    }
-
-    /// Appends the rows of a tree to the target's pass.
-    pub(super) fn fill_tree(&mut self, slot: usize, tree: &DraftTree) {
-        let root = self.sequence(slot).root();
-        self.verifier.pass.begin_sequence(root);
-        for node in 0..tree.num_nodes() {
-            let position = root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition));
-            let row = Row {
-                token: tree.token(node),
-                position,
-                rotary: self.sequence(slot).pictures.rotary(position),
-                slot: self.pool.position(slot, root + node),
-                ancestors: if self.has(Bug::SeesSiblings) {
-                    causal_words(node)
-                } else {
-                    tree.ancestor_words(node)
-                },
-                link: tree.parents()[node],
-            };
-            self.verifier.pass.push(row, true);
-        }
-    }
-
-    /// The target over the rows of its pass, with draws, and with features for the drafter if it may run; the logits. Rows of `slots` are the
-    /// nodes of `trees`.
-    pub(super) fn run_target(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Tensor> {
-        let num_rows = self.verifier.pass.num_rows();
-        let proposer = self.proposer.as_ref().filter(|_| self.feeds_drafter());
-        let taps = proposer.and_then(|proposer| proposer.taps(num_rows));
-        let logits = self.verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
-        self.mask(&logits, slots, trees)?;
-        self.verifier.draw(&logits)?;
-        Ok(logits)
-    }
-
-    /// Bans what the grammars of sequences do not allow, node by node.
-    fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
-        for slot in 0..self.verifier.pass.num_sequences() {
-            let rows = self.verifier.pass.logit_rows_of(slot);
-            let grammar = self.sequences[slot].as_mut().and_then(|sequence| sequence.grammar.as_mut());
-            if let Some(grammar) = grammar.filter(|_| !rows.is_empty()) {
-                let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
-                self.masks.mask_tree(logits, rows.start, grammar, tree)?;
-            }
-        }
-        self.masks.flush(logits)
-    }
-
-    /// Appends accepted and bonus tokens, and those drawn behind chunks, hands the features of what was read to the drafter, releases what has
-    /// ended. Emissions of trees come first, in their order.
-    ///
-    /// # Errors
-    /// A driver failure. What has been committed by then is handed out by the next [`Engine::step`].
-    pub(super) fn commit(
-        &mut self,
-        (slots, trees, verified): (&[usize], &[DraftTree], &[Verified]),
-        (chunks, firsts): (&[Chunk], &[Option<Verified>]),
-    ) -> Result<Vec<Emission>> {
-        let features = self.features_read((slots, verified), chunks);
-        let mut emissions = Vec::new();
-        for ((&slot, tree), outcome) in slots.iter().zip(trees).zip(verified) {
-            emissions.extend(self.emit(slot, outcome, Some(tree)));
-        }
-        for (chunk, first) in chunks.iter().zip(firsts) {
-            if let Some(sequence) = &mut self.sequences[chunk.slot] {
-                sequence.unread = Some(chunk.positions.end).filter(|_| !chunk.is_last);
-            }
-            if let Some(first) = first {
-                emissions.extend(self.emit(chunk.slot, first, None));
-            }
-        }
-        match self.follow_up(&features, chunks, &emissions) {
-            Ok(()) => Ok(emissions),
-            Err(error) => {
-                self.pending = emissions;
-                Err(error)
-            }
-        }
-    }
-
-    /// Positions whose features the pass brought for good: (slot, position, row of the pass), in that order.
-    fn features_read(
-        &self,
-        (slots, verified): (&[usize], &[Verified]),
-        chunks: &[Chunk],
-    ) -> Vec<(usize, usize, usize)> {
-        let mut features = Vec::new();
-        for (&slot, outcome) in slots.iter().zip(verified) {
-            let (first_row, root) = (self.verifier.pass.first_row(slot), self.sequence(slot).root());
-            let path = std::iter::once(0).chain(outcome.accepted.iter().copied()).enumerate();
-            features.extend(path.map(|(i, node)| (slot, root + i, first_row + node)));
-        }
-        for chunk in chunks {
-            let first_row = self.verifier.pass.first_row(chunk.slot);
-            let rows = chunk.positions.clone().enumerate();
-            features.extend(rows.map(|(row, position)| (chunk.slot, position, first_row + row)));
-        }
-        features.sort_unstable();
-        features
-    }
-
-    /// What the device has to do for what is committed; then those that have ended go.
-    fn follow_up(
-        &mut self,
-        features: &[(usize, usize, usize)],
-        chunks: &[Chunk],
-        emissions: &[Emission],
-    ) -> Result<()> {
-        if self.feeds_drafter() {
-            self.remember(features, chunks)?;
-        }
-        for slot in self.running_slots() {
-            let id = self.sequence(slot).id;
-            if let Some(emission) = emissions.iter().find(|emission| emission.sequence == id) {
-                self.verifier.penalties.count(slot, &emission.tokens, true)?;
-            }
-        }
-        for chunk in chunks {
-            self.publish(chunk.slot);
-            if let Some(sequence) = self.sequences[chunk.slot].as_mut().filter(|_| chunk.is_last) {
-                sequence.pictures.forget_embeddings();
-            }
-        }
-        for slot in self.running_slots() {
-            if self.sequence(slot).finished.is_some() {
-                self.publish(slot);
-                self.release(slot);
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits what was drawn for a sequence: with `tree` a round, else the token behind its text.
-    fn emit(&mut self, slot: usize, outcome: &Verified, tree: Option<&DraftTree>) -> Option<Emission> {
-        let max_context = self.max_context;
-        let sequence = self.sequences[slot].as_mut()?;
-        let mut tokens: Vec<i32> = match tree {
-            Some(tree) => outcome.accepted.iter().map(|&node| tree.token(node)).collect(),
-            None => Vec::new(),
-        };
-        let mut logprobs = outcome.logprobs.clone();
-        let failed = outcome.bonus < 0;
-        tokens.extend((!failed).then_some(outcome.bonus));
-        let count = sequence.commit(&tokens);
-        tokens.truncate(count);
-        let grammar_failure = sequence.follow_grammar(&tokens).err();
-        logprobs.truncate(count);
-        if sequence.finished.is_none() && sequence.committed.len() >= max_context {
-            sequence.finished = Some(FinishReason::Length);
-        }
-        if failed || grammar_failure.is_some() {
-            sequence.finished.get_or_insert(FinishReason::Failed);
-        }
-        if let Some(tree) = tree {
-            sequence.stats.rounds += 1;
-            sequence.stats.drafted_tokens += tree.num_draft_tokens() as u64;
-            sequence.stats.accepted_tokens += outcome.accepted.len() as u64;
-        }
-        Some(Emission {
-            sequence: sequence.id,
-            accepted: outcome.accepted.len().min(tokens.len()),
-            tokens,
-            logprobs,
-            stats: sequence.stats,
-            failure: (sequence.finished == Some(FinishReason::Failed))
-                .then(|| grammar_failure.map_or(NO_TOKEN.into(), |error| error.to_string())),
-            finished: sequence.finished,
-        })
-    }
-
-    /// Stores features and keeps the backlog bounded: a drafter that has been off for long sees them now, as it does those of prompts.
-    fn remember(&mut self, features: &[(usize, usize, usize)], chunks: &[Chunk]) -> Result<()> {
-        let Some(proposer) = &mut self.proposer else { return Ok(()) };
-        proposer.remember(features)?;
-        let Some(drafting) = proposer.network_mut() else { return Ok(()) };
-        let is_read = |slot: usize| chunks.iter().any(|chunk| chunk.slot == slot);
-        // A round needs one pair to begin with, and that of the last position read waits for the token behind it.
-        let known = |sequence: &Sequence| match sequence.unread {
-            Some(read) => read.min(sequence.root()) - sequence.draft_len,
-            None => sequence.backlog().saturating_sub(1),
-        };
-        let late: Vec<usize> = (0..self.sequences.len())
-            .filter(|&slot| {
-                self.sequences[slot].as_ref().is_some_and(|sequence| {
-                    let full = known(sequence) + 1 >= MAX_ROWS_PER_SEQUENCE;
-                    sequence.finished.is_none() && known(sequence) > 0 && (full || is_read(slot))
-                })
-            })
-            .collect();
-        if late.is_empty() {
-            return Ok(());
-        }
-        let batch: Vec<(usize, &Sequence)> =
-            late.iter().filter_map(|&slot| Some((slot, self.sequences[slot].as_ref()?))).collect();
-        let count = |sequence: &Sequence| known(sequence).min(MAX_ROWS_PER_SEQUENCE);
-        drafting.catch_up(&self.pool, &batch, count, None)?;
-        for &slot in &late {
-            if let Some(sequence) = &mut self.sequences[slot] {
-                sequence.draft_len += count(sequence);
-            }
-        }
-        self.device.synchronize()
-    }
-
     /// Feeds times and outcomes to the controller.
     fn learn(&mut self, verified: &[Verified]) {
         let control = Instant::now();
@@ -527,16 +231,6 @@ pub(super) fn run_levels(
                     sequence.draft_len = sequence.root();
                 }
             }
-        }
-    }
-}
-
-/// [`Bug::WrongSibling`]: the last accepted node becomes a sibling, where it has one.
-fn mutate_siblings(trees: &[DraftTree], slots: &[usize], verified: &mut [Verified]) {
-    for (tree, &slot) in trees.iter().zip(slots) {
-        if let Some(last) = verified[slot].accepted.last_mut() {
-            let parent = tree.parent(*last).unwrap_or(0);
-            *last = tree.children(parent).find(|child| child != last).unwrap_or(*last);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::device::{Device, Timeline};
-use crate::engine::round::Emission;
+use crate::engine::commit::Emission;
 use crate::engine::verifier::Verified;
 use crate::error::Result;
 use crate::tree::DraftTree;

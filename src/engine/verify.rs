@@ -1,0 +1,131 @@
+//! The target pass of a round: rows of trees and of what is read, grammars, draws and the walk.
+
+use crate::device::Tensor;
+use crate::engine::schedule::Chunk;
+use crate::engine::verifier::Verified;
+use crate::engine::{Bug, Engine};
+use crate::error::Result;
+use crate::model::{Row, Taps, causal_words};
+use crate::tree::DraftTree;
+
+impl Engine {
+    /// One target pass over all trees and chunks, the draws, the walk and the compaction: what became of each tree, and the draw behind each
+    /// text that ends with its chunk.
+    pub(super) fn verify(
+        &mut self,
+        slots: &[usize],
+        trees: &[DraftTree],
+        chunks: &[Chunk],
+    ) -> Result<(Vec<Verified>, Vec<Option<Verified>>)> {
+        self.fill_pass(slots, trees, chunks);
+        let logits = self.run_target(slots, trees)?;
+        let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
+        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
+        if !slots.is_empty() {
+            self.times.mark_verify()?;
+        }
+        let mut verified = self.verifier.read_walks()?;
+        if self.has(Bug::WrongSibling) {
+            mutate_siblings(trees, slots, &mut verified);
+        }
+        self.read_logprobs(&logits, &mut verified)?;
+        let mut take = |slot: usize| std::mem::take(&mut verified[slot]);
+        let trees = slots.iter().map(|&slot| take(slot)).collect();
+        Ok((trees, chunks.iter().map(|chunk| chunk.is_last.then(|| take(chunk.slot))).collect()))
+    }
+
+    /// Adds log-probabilities to what became of sequences that want them.
+    fn read_logprobs(&self, logits: &Tensor, verified: &mut [Verified]) -> Result<()> {
+        for (slot, outcome) in verified.iter_mut().enumerate() {
+            let request = self.sequences[slot].as_ref().map(|sequence| &sequence.request);
+            let Some(top) = request.and_then(|request| request.logprobs) else { continue };
+            if outcome.bonus < 0 || outcome.drawn.is_empty() {
+                continue;
+            }
+            let first_row = self.verifier.pass.logit_rows_of(slot).start;
+            let path = std::iter::once(&0).chain(&outcome.accepted);
+            let drawn: Vec<(usize, i32)> =
+                path.map(|&node| (first_row + node, outcome.drawn[node])).collect();
+            outcome.logprobs = self.logprobs.read(logits, &drawn, top)?;
+        }
+        Ok(())
+    }
+
+    /// Fills the target's pass with trees and chunks, in the order of their slots.
+    fn fill_pass(&mut self, slots: &[usize], trees: &[DraftTree], chunks: &[Chunk]) {
+        self.verifier.pass.clear();
+        let last_chunk = chunks.last().map(|chunk| chunk.slot);
+        let (mut trees, mut chunks) = (slots.iter().zip(trees).peekable(), chunks.iter().peekable());
+        let last = slots.last().copied().max(last_chunk);
+        for slot in 0..last.map_or(0, |last| last + 1) {
+            if let Some((_, tree)) = trees.next_if(|&(&busy, _)| busy == slot) {
+                self.fill_tree(slot, tree);
+            } else if let Some(chunk) = chunks.next_if(|chunk| chunk.slot == slot) {
+                let Some(sequence) = &self.sequences[slot] else { continue };
+                let last = chunk.is_last.then_some(sequence.root());
+                let text = (&sequence.committed[..], &sequence.pictures);
+                self.verifier
+                    .fill_chunk((slot, &self.pool), chunk.positions.clone(), text, |at| Some(at) == last);
+            } else {
+                self.verifier.pass.begin_sequence(0);
+            }
+        }
+    }
+
+    /// Appends the rows of a tree to the target's pass.
+    pub(super) fn fill_tree(&mut self, slot: usize, tree: &DraftTree) {
+        let root = self.sequence(slot).root();
+        self.verifier.pass.begin_sequence(root);
+        for node in 0..tree.num_nodes() {
+            let position = root + tree.depth(node) + usize::from(node > 0 && self.has(Bug::LatePosition));
+            let row = Row {
+                token: tree.token(node),
+                position,
+                rotary: self.sequence(slot).pictures.rotary(position),
+                slot: self.pool.position(slot, root + node),
+                ancestors: if self.has(Bug::SeesSiblings) {
+                    causal_words(node)
+                } else {
+                    tree.ancestor_words(node)
+                },
+                link: tree.parents()[node],
+            };
+            self.verifier.pass.push(row, true);
+        }
+    }
+
+    /// The target over the rows of its pass, with draws, and with features for the drafter if it may run; the logits. Rows of `slots` are the
+    /// nodes of `trees`.
+    pub(super) fn run_target(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Tensor> {
+        let num_rows = self.verifier.pass.num_rows();
+        let proposer = self.proposer.as_ref().filter(|_| self.feeds_drafter());
+        let taps = proposer.and_then(|proposer| proposer.taps(num_rows));
+        let logits = self.verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+        self.mask(&logits, slots, trees)?;
+        self.verifier.draw(&logits)?;
+        Ok(logits)
+    }
+
+    /// Bans what the grammars of sequences do not allow, node by node.
+    fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
+        for slot in 0..self.verifier.pass.num_sequences() {
+            let rows = self.verifier.pass.logit_rows_of(slot);
+            let grammar = self.sequences[slot].as_mut().and_then(|sequence| sequence.grammar.as_mut());
+            if let Some(grammar) = grammar.filter(|_| !rows.is_empty()) {
+                let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
+                self.masks.mask_tree(logits, rows.start, grammar, tree)?;
+            }
+        }
+        self.masks.flush(logits)
+    }
+}
+
+/// [`Bug::WrongSibling`]: the last accepted node becomes a sibling, where it has one.
+fn mutate_siblings(trees: &[DraftTree], slots: &[usize], verified: &mut [Verified]) {
+    for (tree, &slot) in trees.iter().zip(slots) {
+        if let Some(last) = verified[slot].accepted.last_mut() {
+            let parent = tree.parent(*last).unwrap_or(0);
+            *last = tree.children(parent).find(|child| child != last).unwrap_or(*last);
+        }
+    }
+}
