@@ -93,19 +93,12 @@ fn two_layers_in_a_batch() {
     let mut plain = build("plain");
     let wanted: Vec<Vec<i32>> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
     let mut engine = build("eagle2:4,3,16");
-    let (mut waiting, mut running) = (requests.into_iter().enumerate(), Vec::new());
+    // Five for three places: two wait and take places again.
+    let ids: Vec<_> = requests.into_iter().map(|request| engine.submit(request).unwrap()).collect();
     let mut got = vec![Vec::new(); wanted.len()];
-    loop {
-        while engine.running().count() < 3
-            && let Some((place, request)) = waiting.next()
-        {
-            running.push((engine.submit(request).unwrap(), place));
-        }
-        if engine.running().next().is_none() {
-            break;
-        }
+    while !engine.is_idle() {
         for emission in engine.step().unwrap() {
-            let &(_, place) = running.iter().find(|(id, _)| *id == emission.sequence).unwrap();
+            let place = ids.iter().position(|id| *id == emission.sequence).unwrap();
             got[place].extend(emission.tokens);
         }
     }
