@@ -11,7 +11,8 @@ use crate::interrupt;
 /// Serves `requests` in order, `batch` at a time, and adds the rounds in which that many ran to `outcome`; the tokens of each request.
 /// Empty if the user has had enough.
 ///
-/// The last rounds, with fewer sequences, are run for the texts' sake but do not count: they say nothing of this batch size.
+/// Rounds with fewer sequences (the last ones, and those in which a prompt takes the place of a text that has ended) are run for the texts' sake
+/// but do not count: they say nothing of this batch size.
 pub fn run(
     engine: &mut Engine,
     requests: &[Request],
@@ -43,8 +44,7 @@ pub fn run(
             engine.count_round(outcome);
         }
         if interrupt::requested() {
-            let left: Vec<_> = engine.running().collect();
-            left.into_iter().for_each(|sequence| _ = engine.cancel(sequence));
+            running.keys().for_each(|&sequence| _ = engine.cancel(sequence));
             return Ok(Vec::new());
         }
     }
