@@ -105,6 +105,8 @@ fn turn(running: &Running, wanted: &[Vec<String>], number: usize, random: usize)
 fn sixty_four_clients_of_all_kinds_get_right_answers_and_leave_nothing() {
     let soak = std::env::var("SMART_SOAK").is_ok_and(|value| value == "1");
     let length = Duration::from_secs(if soak { 600 } else { 12 });
+    // In so short a time, allocators have not settled yet.
+    let growth = if soak { 20 } else { 8 };
     let running = Running::with(ServerConfig { max_sequences: 8, ..config() }, &target(), engine());
     // What each request is answered alone.
     let wanted: Vec<Vec<String>> = (0..PROMPTS.len())
@@ -143,7 +145,7 @@ fn sixty_four_clients_of_all_kinds_get_right_answers_and_leave_nothing() {
         settled.0, settled.1
     );
     assert!(checked > 100, "{checked}");
-    assert!(rss <= settled.0 + settled.0 / 20, "memory grew from {} to {rss} KiB", settled.0);
+    assert!(rss <= settled.0 + settled.0 / growth, "memory grew from {} to {rss} KiB", settled.0);
     assert!(files <= settled.1, "{} files, then {files}", settled.1);
     let metrics = get(running.address, "/metrics").text();
     assert!(metrics.contains("smart_run_pages"), "{metrics}");

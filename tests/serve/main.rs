@@ -6,7 +6,6 @@ mod completions;
 mod constrained;
 mod errors;
 mod limits;
-mod load;
 mod openapi;
 mod pictures;
 mod probes;
