@@ -38,19 +38,21 @@ impl MaskWriter {
     }
 
     /// Masks the rows of `logits` from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token the
-    /// grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was.
+    /// grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was. The number of
+    /// masks.
     pub fn mask_tree(
         &mut self,
         logits: &Tensor,
         first_row: usize,
         grammar: &mut Grammar,
         tree: Option<&DraftTree>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         self.mask_row(logits, first_row, grammar)?;
-        match tree {
-            Some(tree) => self.mask_below(logits, first_row, grammar, (tree, 0)),
-            None => Ok(()),
-        }
+        let below = match tree {
+            Some(tree) => self.mask_below(logits, first_row, grammar, (tree, 0))?,
+            None => 0,
+        };
+        Ok(1 + below)
     }
 
     /// Sends what waits; the device must have passed what was sent in the step before.
@@ -71,7 +73,8 @@ impl MaskWriter {
         first_row: usize,
         grammar: &mut Grammar,
         (tree, parent): (&DraftTree, usize),
-    ) -> Result<()> {
+    ) -> Result<usize> {
+        let mut count = 0;
         for child in tree.children(parent) {
             let token = tree.token(child);
             if !grammar.accepts(token) {
@@ -79,10 +82,10 @@ impl MaskWriter {
             }
             grammar.push(token)?;
             self.mask_row(logits, first_row + child, grammar)?;
-            self.mask_below(logits, first_row, grammar, (tree, child))?;
+            count += 1 + self.mask_below(logits, first_row, grammar, (tree, child))?;
             grammar.pop(1)?;
         }
-        Ok(())
+        Ok(count)
     }
 
     fn mask_row(&mut self, logits: &Tensor, row: usize, grammar: &mut Grammar) -> Result<()> {

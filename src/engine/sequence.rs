@@ -33,6 +33,11 @@ impl FinishReason {
 pub const NO_TOKEN: &str = "no token can be drawn: the target's logits are not numbers, as the weights are damaged or overflow in this dtype \
      (try --dtype f32), or logit_bias bans every token";
 
+/// A grammar whose masks take longer, each made on the host while all wait, is not worth a tree of them.
+const DEAR_MASK_US: f64 = 200.0;
+/// Weight of the newest round in their mean.
+const MASK_RATE: f64 = 0.2;
+
 /// What a sequence has taken so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceStats {
@@ -67,6 +72,8 @@ pub(super) struct Sequence {
     pub pictures: Pictures,
     /// Where the text stands in the request's grammar.
     pub grammar: Option<Grammar>,
+    /// What a node's mask takes, a fading mean, µs.
+    pub mask_us: f64,
     pub eos: Vec<i32>,
     pub unread: Option<usize>,
     pub draft_len: usize,
@@ -83,6 +90,7 @@ impl Sequence {
             keys,
             pictures: Pictures::default(),
             grammar: request.grammar.clone(),
+            mask_us: 0.0,
             eos,
             unread: Some(0),
             draft_len: 0,
@@ -133,8 +141,15 @@ impl Sequence {
             sampled: !self.request.sampling.is_greedy(),
             // The newest feature goes with the root itself.
             backlog: self.backlog().saturating_sub(1),
-            max_depth: if self.request.speculation { max_depth } else { 0 },
+            max_depth: if self.request.speculation && self.mask_us < DEAR_MASK_US { max_depth } else { 0 },
             weight: self.request.weight,
+        }
+    }
+
+    /// Notes that the masks of `nodes` nodes took `us` together.
+    pub fn observe_masks(&mut self, nodes: usize, us: f64) {
+        if nodes > 0 {
+            self.mask_us += MASK_RATE * (us / nodes as f64 - self.mask_us);
         }
     }
 
@@ -182,6 +197,17 @@ mod tests {
         assert_eq!(sequence.commit(&[1, 2]), 2);
         assert_eq!(sequence.commit(&[3, 4, 5]), 1);
         assert_eq!((sequence.emitted(), sequence.finished), (&[1, 2, 3][..], Some(FinishReason::Length)));
+    }
+
+    #[test]
+    fn a_sequence_with_dear_masks_does_not_draft_until_they_are_cheap_again() {
+        let mut sequence = sequence(9, &[]);
+        sequence.observe_masks(4, 600.0);
+        assert_eq!(sequence.view(7).max_depth, 7, "150 us each");
+        sequence.observe_masks(1, 4000.0);
+        assert_eq!(sequence.view(7).max_depth, 0);
+        (0..10).for_each(|_| sequence.observe_masks(1, 50.0));
+        assert_eq!(sequence.view(7).max_depth, 7);
     }
 
     #[test]

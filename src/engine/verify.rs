@@ -1,5 +1,7 @@
 //! The target pass of a round: rows of trees and of what is read, grammars, draws and the walk.
 
+use std::time::Instant;
+
 use crate::device::Tensor;
 use crate::engine::schedule::Chunk;
 use crate::engine::verifier::Verified;
@@ -110,10 +112,12 @@ impl Engine {
     fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
         for slot in 0..self.verifier.pass.num_sequences() {
             let rows = self.verifier.pass.logit_rows_of(slot);
-            let grammar = self.sequences[slot].as_mut().and_then(|sequence| sequence.grammar.as_mut());
-            if let Some(grammar) = grammar.filter(|_| !rows.is_empty()) {
+            let Some(sequence) = self.sequences[slot].as_mut().filter(|_| !rows.is_empty()) else { continue };
+            if let Some(grammar) = &mut sequence.grammar {
+                let start = Instant::now();
                 let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
-                self.masks.mask_tree(logits, rows.start, grammar, tree)?;
+                let nodes = self.masks.mask_tree(logits, rows.start, grammar, tree)?;
+                sequence.observe_masks(nodes, start.elapsed().as_secs_f64() * 1e6);
             }
         }
         self.masks.flush(logits)
