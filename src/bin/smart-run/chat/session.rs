@@ -94,7 +94,7 @@ impl Session {
             )));
         }
         let prompt_len = prompt.len();
-        // All of the conversation is read again: keys and values of the turns before are not kept.
+        // All of the conversation; of the turns before, the engine still has the keys and values.
         let request = Request {
             sampling: self.sampling,
             pictures,
