@@ -52,7 +52,7 @@ impl VisionEncoder {
     /// The embeddings `[num_tokens, hidden]` of a picture, in the order of its tokens. Takes its working memory for the call.
     ///
     /// # Errors
-    /// [`Error::Input`] for patches that this tower does not take; driver failures.
+    /// [`Error::Input`](crate::Error::Input) for patches that this tower does not take; driver failures.
     pub fn encode(&self, patches: &Patches) -> Result<Tensor> {
         check_patches(&self.config, patches)?;
         let features = self.tower.forward(patches)?;
