@@ -168,7 +168,7 @@ impl PagePool {
     }
 
     /// Where a reserved position's key and value are: `page * PAGE_SIZE + offset`.
-    pub fn position(&self, slot: usize, position: usize) -> i32 {
+    pub fn kv_slot(&self, slot: usize, position: usize) -> i32 {
         self.slots[slot].pages[position / PAGE_SIZE] * PAGE_SIZE as i32 + (position % PAGE_SIZE) as i32
     }
 

@@ -260,7 +260,7 @@ impl<'a> EngineBuilder<'a> {
         let vocab_size = verifier.target.config().geometry.vocab_size;
         let logprobs = LogprobReader::new(&device, vocab_size)?;
         let masks = MaskWriter::new(&device, vocab_size)?;
-        let limits_of_requests =
+        let request_limits =
             RequestLimits { config: Arc::new(verifier.target.config().clone()), max_context };
         Ok(Engine {
             controller: Controller::new(policy, limits(max_sequences, self.floor, proposer.as_ref()), cost),
@@ -280,8 +280,7 @@ impl<'a> EngineBuilder<'a> {
             masks,
             preemptions: 0,
             next_id: 0,
-            limits: limits_of_requests,
-            max_context,
+            limits: request_limits,
             times: RoundClock::new(&device),
             trace: None,
             recording: None,

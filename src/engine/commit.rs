@@ -124,23 +124,20 @@ impl Engine {
 
     /// Commits what was drawn for a sequence: with `tree` a round, else the token behind its text.
     fn emit(&mut self, slot: usize, outcome: &Verified, tree: Option<&DraftTree>) -> Option<Emission> {
-        let max_context = self.max_context;
         let sequence = self.sequences[slot].as_mut()?;
-        let mut tokens: Vec<i32> = match tree {
-            Some(tree) => outcome.accepted.iter().map(|&node| tree.token(node)).collect(),
-            None => Vec::new(),
-        };
-        let mut logprobs = outcome.logprobs.clone();
-        let failed = outcome.bonus < 0;
-        tokens.extend((!failed).then_some(outcome.bonus));
+        let mut tokens: Vec<i32> = Vec::new();
+        if sequence.failure.is_none() {
+            tokens.extend(tree.iter().flat_map(|tree| outcome.accepted.iter().map(|&node| tree.token(node))));
+            tokens.extend((outcome.bonus >= 0).then_some(outcome.bonus));
+        }
         let count = sequence.commit(&tokens);
         tokens.truncate(count);
-        let grammar_failure = sequence.follow_grammar(&tokens).err();
-        logprobs.truncate(count);
-        if sequence.finished.is_none() && sequence.committed.len() >= max_context {
-            sequence.finished = Some(FinishReason::Length);
+        let logprobs = outcome.logprobs.iter().take(count).cloned().collect();
+        sequence.follow_grammar(&tokens);
+        if outcome.bonus < 0 {
+            sequence.failure.get_or_insert(NO_TOKEN.into());
         }
-        if failed || grammar_failure.is_some() {
+        if sequence.failure.is_some() {
             sequence.finished.get_or_insert(FinishReason::Failed);
         }
         if let Some(tree) = tree {
@@ -154,8 +151,7 @@ impl Engine {
             tokens,
             logprobs,
             stats: sequence.stats,
-            failure: (sequence.finished == Some(FinishReason::Failed))
-                .then(|| grammar_failure.map_or(NO_TOKEN.into(), |error| error.to_string())),
+            failure: sequence.failure.clone().filter(|_| sequence.finished == Some(FinishReason::Failed)),
             finished: sequence.finished,
         })
     }

@@ -144,7 +144,7 @@ impl Drafting {
                     position,
                     // One axis, whatever the target's: so drafters are trained.
                     rotary: text_rotary(position),
-                    slot: pool.position(slot, position),
+                    slot: pool.kv_slot(slot, position),
                     ancestors: causal_words(i),
                     link: backlog_row(slot, position) as i32,
                 };

@@ -9,6 +9,8 @@ use crate::tree::DraftTree;
 /// Masks sent in one go.
 const MAX_MASKS: usize = 64;
 
+/// Masks are collected on the host, then sent: what goes wrong with a grammar is its request's affair, what goes wrong with the device
+/// everybody's.
 pub(super) struct MaskWriter {
     device: Device,
     words: usize,
@@ -17,9 +19,9 @@ pub(super) struct MaskWriter {
     rows: Tensor,
     host_masks: PinnedBuffer<i32>,
     host_rows: PinnedBuffer<i32>,
-    /// Masks that wait to be sent.
-    count: usize,
-    mask: Vec<u32>,
+    /// What is collected: words mask by mask, and the rows that they are for.
+    collected: Vec<u32>,
+    collected_rows: Vec<i32>,
 }
 
 impl MaskWriter {
@@ -32,74 +34,79 @@ impl MaskWriter {
             rows: Tensor::uninit(device, DType::I32, &[MAX_MASKS])?,
             host_masks: PinnedBuffer::new(device, MAX_MASKS * words)?,
             host_rows: PinnedBuffer::new(device, MAX_MASKS)?,
-            count: 0,
-            mask: vec![0; words],
+            collected: Vec::new(),
+            collected_rows: Vec::new(),
         })
     }
 
-    /// Masks the rows of `logits` from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token the
-    /// grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was. The number of
-    /// masks.
-    pub fn mask_tree(
+    /// Forgets what is collected.
+    pub fn clear(&mut self) {
+        self.collected.clear();
+        self.collected_rows.clear();
+    }
+
+    /// Collects masks for the rows of logits from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token
+    /// the grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was. The number
+    /// of masks.
+    ///
+    /// # Errors
+    /// Those of the grammar, which is of no use then, nor is what was collected for it.
+    pub fn collect(
         &mut self,
-        logits: &Tensor,
         first_row: usize,
         grammar: &mut Grammar,
         tree: Option<&DraftTree>,
     ) -> Result<usize> {
-        self.mask_row(logits, first_row, grammar)?;
-        let below = match tree {
-            Some(tree) => self.mask_below(logits, first_row, grammar, (tree, 0))?,
-            None => 0,
-        };
-        Ok(1 + below)
-    }
-
-    /// Sends what waits; the device must have passed what was sent in the step before.
-    pub fn flush(&mut self, logits: &Tensor) -> Result<()> {
-        let count = std::mem::take(&mut self.count);
-        if count == 0 {
-            return Ok(());
+        let before = self.collected_rows.len();
+        self.collect_row(first_row, grammar)?;
+        if let Some(tree) = tree {
+            self.collect_below(first_row, grammar, (tree, 0))?;
         }
-        let (masks, mask_row) = (self.masks.rows(0..count), self.rows.rows(0..count));
-        self.host_masks.write_to(&masks, count * self.words)?;
-        self.host_rows.write_to(&mask_row, count)?;
-        token_mask(&self.device, TokenMaskArgs { logits, masks: &masks, mask_row: &mask_row })
+        Ok(self.collected_rows.len() - before)
     }
 
-    fn mask_below(
+    /// Lays all that is collected over `logits`. The device must have passed what was sent in the step before.
+    pub fn send(&mut self, logits: &Tensor) -> Result<()> {
+        let batches =
+            self.collected_rows.chunks(MAX_MASKS).zip(self.collected.chunks(MAX_MASKS * self.words));
+        for (i, (rows, words)) in batches.enumerate() {
+            if i > 0 {
+                self.device.synchronize()?;
+            }
+            for (staged, &word) in self.host_masks.as_mut_slice().iter_mut().zip(words) {
+                *staged = word as i32;
+            }
+            self.host_rows.as_mut_slice()[..rows.len()].copy_from_slice(rows);
+            let (masks, mask_row) = (self.masks.rows(0..rows.len()), self.rows.rows(0..rows.len()));
+            self.host_masks.write_to(&masks, words.len())?;
+            self.host_rows.write_to(&mask_row, rows.len())?;
+            token_mask(&self.device, TokenMaskArgs { logits, masks: &masks, mask_row: &mask_row })?;
+        }
+        Ok(())
+    }
+
+    fn collect_below(
         &mut self,
-        logits: &Tensor,
         first_row: usize,
         grammar: &mut Grammar,
         (tree, parent): (&DraftTree, usize),
-    ) -> Result<usize> {
-        let mut count = 0;
+    ) -> Result<()> {
         for child in tree.children(parent) {
             let token = tree.token(child);
-            if !grammar.accepts(token) {
-                continue;
+            if grammar.accepts(token) {
+                grammar.push(token)?;
+                self.collect_row(first_row + child, grammar)?;
+                self.collect_below(first_row, grammar, (tree, child))?;
+                grammar.pop(1)?;
             }
-            grammar.push(token)?;
-            self.mask_row(logits, first_row + child, grammar)?;
-            count += 1 + self.mask_below(logits, first_row, grammar, (tree, child))?;
-            grammar.pop(1)?;
         }
-        Ok(count)
+        Ok(())
     }
 
-    fn mask_row(&mut self, logits: &Tensor, row: usize, grammar: &mut Grammar) -> Result<()> {
-        if self.count == MAX_MASKS {
-            self.flush(logits)?;
-            self.device.synchronize()?;
-        }
-        grammar.allowed(&mut self.mask)?;
-        let staged = &mut self.host_masks.as_mut_slice()[self.count * self.words..][..self.words];
-        for (staged, &word) in staged.iter_mut().zip(&self.mask) {
-            *staged = word as i32;
-        }
-        self.host_rows.as_mut_slice()[self.count] = row as i32;
-        self.count += 1;
-        Ok(())
+    fn collect_row(&mut self, row: usize, grammar: &mut Grammar) -> Result<()> {
+        let start = self.collected.len();
+        self.collected.resize(start + self.words, 0);
+        self.collected_rows.push(row as i32);
+        grammar.allowed(&mut self.collected[start..])
     }
 }

@@ -109,7 +109,6 @@ pub struct Engine {
     preemptions: u64,
     next_id: u64,
     limits: RequestLimits,
-    max_context: usize,
     times: RoundClock,
     last_round: Option<LastRound>,
     trace: Option<Trace>,
@@ -173,7 +172,7 @@ impl Engine {
 
     /// Longest context (prompt and emitted tokens) of a sequence.
     pub fn max_context(&self) -> usize {
-        self.max_context
+        self.limits.max_context
     }
 
     /// Type of weights and activations: `bf16`, `f16` or `f32`.
@@ -238,6 +237,7 @@ impl Engine {
             self.publish(slot);
             self.release(slot);
         }
+        self.pending.retain(|emission| emission.sequence != id);
         let waiting = self.queue.len();
         self.queue.retain(|waits| waits.id != id);
         slot.is_some() || self.queue.len() < waiting

@@ -23,7 +23,7 @@ impl Engine {
         self.check_idle()?;
         let cost = match &mut self.proposer {
             Some(proposer) if policy.reads_costs() => {
-                let scope = start_scope(self.max_context, self.sequences.len());
+                let scope = start_scope(self.limits.max_context, self.sequences.len());
                 self.start_costs.model(&self.device, (&mut self.verifier, &mut self.pool), proposer, scope)?
             }
             _ => CostModel::unmeasured(),

@@ -38,7 +38,7 @@ impl Engine {
         self.check_idle()?;
         let probe = ConditionsProbe::start(&self.device);
         let scope = sweep::Scope {
-            max_context: self.max_context,
+            max_context: self.limits.max_context,
             max_sequences: self.sequences.len(),
             plain_passes: true,
         };
@@ -70,7 +70,7 @@ impl Engine {
         const PROMPT: usize = 4;
         const ROUNDS: usize = 16;
         const TIME_LIMIT: Duration = Duration::from_millis(150);
-        let max_new_tokens = self.max_context.saturating_sub(PROMPT).min(16 * ROUNDS);
+        let max_new_tokens = self.limits.max_context.saturating_sub(PROMPT).min(16 * ROUNDS);
         if max_new_tokens == 0 {
             return Ok(0.0);
         }

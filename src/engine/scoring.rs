@@ -16,7 +16,7 @@ impl Engine {
         let tokens = expand_prompt(self.model_config(), prompt, pictures)?;
         let request = Request::new(tokens, 1);
         // Nothing is drawn, so the text may fill the context.
-        request.validate(self.model_config().geometry.vocab_size, self.max_context + 1)?;
+        request.validate(self.model_config().geometry.vocab_size, self.limits.max_context + 1)?;
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));
         };

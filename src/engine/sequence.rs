@@ -3,7 +3,6 @@
 use crate::control::SequenceView;
 use crate::engine::pictures::Pictures;
 use crate::engine::request::Request;
-use crate::error::Result;
 use crate::pages::PositionKey;
 use crate::text::Grammar;
 
@@ -14,7 +13,7 @@ pub enum FinishReason {
     Length,
     /// The target drew an end-of-sequence token, or a stop token of the request; or its grammar allows nothing more.
     Eos,
-    /// No token could be drawn ([`NO_TOKEN`]): the text cannot go on.
+    /// The text cannot go on: no token could be drawn ([`NO_TOKEN`]), or its grammar gave up.
     Failed,
 }
 
@@ -78,6 +77,8 @@ pub(super) struct Sequence {
     pub unread: Option<usize>,
     pub draft_len: usize,
     pub finished: Option<FinishReason>,
+    /// Why the text cannot go on.
+    pub failure: Option<String>,
     pub stats: SequenceStats,
 }
 
@@ -95,6 +96,7 @@ impl Sequence {
             unread: Some(0),
             draft_len: 0,
             finished: None,
+            failure: None,
             stats: SequenceStats::default(),
             request,
         }
@@ -154,13 +156,13 @@ impl Sequence {
     }
 
     /// Lets the grammar follow committed tokens; a text that it has brought to its end is finished.
-    pub fn follow_grammar(&mut self, tokens: &[i32]) -> Result<()> {
-        let Some(grammar) = &mut self.grammar else { return Ok(()) };
-        tokens.iter().try_for_each(|&token| grammar.push(token))?;
-        if grammar.is_complete() {
-            self.finished.get_or_insert(FinishReason::Eos);
+    pub fn follow_grammar(&mut self, tokens: &[i32]) {
+        let Some(grammar) = &mut self.grammar else { return };
+        match tokens.iter().try_for_each(|&token| grammar.push(token)) {
+            Ok(()) if grammar.is_complete() => _ = self.finished.get_or_insert(FinishReason::Eos),
+            Ok(()) => (),
+            Err(error) => self.failure = Some(error.to_string()),
         }
-        Ok(())
     }
 
     /// Appends drawn tokens until an end-of-sequence token or the limit, and returns how many counted. The

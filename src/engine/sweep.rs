@@ -241,7 +241,7 @@ fn verify_pass(
         verifier.pass.begin_sequence(size.context);
         for i in 0..nodes {
             let position = size.context + i;
-            let slot = pool.position(sequence, position);
+            let slot = pool.kv_slot(sequence, position);
             verifier.pass.push(
                 Row {
                     token: 0,

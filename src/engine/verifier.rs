@@ -100,7 +100,7 @@ impl Verifier {
                 token: tokens[position],
                 position,
                 rotary: pictures.rotary(position),
-                slot: pool.position(slot, position),
+                slot: pool.kv_slot(slot, position),
                 ancestors: causal_words(index),
                 // Whatever is drawn here, no row is its child.
                 link: -1,

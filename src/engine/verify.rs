@@ -84,7 +84,7 @@ impl Engine {
                 token: tree.token(node),
                 position,
                 rotary: self.sequence(slot).pictures.rotary(position),
-                slot: self.pool.position(slot, root + node),
+                slot: self.pool.kv_slot(slot, root + node),
                 ancestors: if self.has(Bug::SeesSiblings) {
                     causal_words(node)
                 } else {
@@ -108,19 +108,23 @@ impl Engine {
         Ok(logits)
     }
 
-    /// Bans what the grammars of sequences do not allow, node by node.
+    /// Bans what the grammars of sequences do not allow, node by node. A sequence whose grammar gives up fails when the round is committed;
+    /// whatever is drawn for it is not.
     fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
+        self.masks.clear();
         for slot in 0..self.verifier.pass.num_sequences() {
             let rows = self.verifier.pass.logit_rows_of(slot);
             let Some(sequence) = self.sequences[slot].as_mut().filter(|_| !rows.is_empty()) else { continue };
             if let Some(grammar) = &mut sequence.grammar {
                 let start = Instant::now();
                 let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
-                let nodes = self.masks.mask_tree(logits, rows.start, grammar, tree)?;
-                sequence.observe_masks(nodes, start.elapsed().as_secs_f64() * 1e6);
+                match self.masks.collect(rows.start, grammar, tree) {
+                    Ok(nodes) => sequence.observe_masks(nodes, start.elapsed().as_secs_f64() * 1e6),
+                    Err(error) => sequence.failure = Some(error.to_string()),
+                }
             }
         }
-        self.masks.flush(logits)
+        self.masks.send(logits)
     }
 }
 

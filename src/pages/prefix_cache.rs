@@ -6,7 +6,8 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 
 use super::PositionKey;
 
@@ -14,13 +15,13 @@ use super::PositionKey;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct BlockId(u64);
 
-type Key = (Option<BlockId>, Box<[PositionKey]>);
 /// Order of eviction: time of the last use, depth.
 type Rank = (u64, Reverse<usize>);
 
 struct Block {
     page: i32,
-    key: Key,
+    parent: Option<BlockId>,
+    own: Box<[PositionKey]>,
     depth: usize,
     holders: usize,
     last_use: u64,
@@ -30,10 +31,12 @@ struct Block {
 pub(super) struct PrefixCache {
     page_size: usize,
     lookahead: usize,
-    by_key: HashMap<Key, BlockId>,
+    /// By hash of the key, so that to look a text up copies nothing of it.
+    by_hash: HashMap<u64, Vec<BlockId>>,
+    hasher: RandomState,
     blocks: HashMap<BlockId, Block>,
     /// Blocks that nobody holds. Who holds a block holds its ancestors, so they come with their descendants or behind them.
-    idle: BTreeMap<(Rank, BlockId), ()>,
+    idle: BTreeSet<(Rank, BlockId)>,
     next_id: u64,
     now: u64,
 }
@@ -44,9 +47,10 @@ impl PrefixCache {
         Self {
             page_size,
             lookahead,
-            by_key: HashMap::new(),
+            by_hash: HashMap::new(),
+            hasher: RandomState::new(),
             blocks: HashMap::new(),
-            idle: BTreeMap::new(),
+            idle: BTreeSet::new(),
             next_id: 0,
             now: 0,
         }
@@ -62,10 +66,17 @@ impl PrefixCache {
         let mut found: Vec<BlockId> = Vec::new();
         while (found.len() + 1) * self.page_size <= limit {
             let Some(own) = self.block_keys(keys, found.len()) else { break };
-            let Some(&block) = self.by_key.get(&(found.last().copied(), own.into())) else { break };
+            let Some(block) = self.known(found.last().copied(), own) else { break };
             found.push(block);
         }
         found
+    }
+
+    /// The block behind `parent` that is known by `own`: whatever has its hash is compared key by key.
+    fn known(&self, parent: Option<BlockId>, own: &[PositionKey]) -> Option<BlockId> {
+        let same = self.by_hash.get(&self.hasher.hash_one((parent, own)))?;
+        let is_it = |block: &Block| block.parent == parent && *block.own == *own;
+        same.iter().copied().find(|id| self.blocks.get(id).is_some_and(is_it))
     }
 
     /// One more holder; the block's page.
@@ -86,7 +97,7 @@ impl PrefixCache {
             block.holders -= 1;
             block.last_use = self.now;
             if block.holders == 0 {
-                self.idle.insert((rank(block), id), ());
+                self.idle.insert((rank(block), id));
             }
         }
     }
@@ -94,23 +105,29 @@ impl PrefixCache {
     /// Makes `page` known behind `parent` by `own`, with one holder; if that is known already, one more holder of what is. The block and
     /// its page.
     pub fn insert(&mut self, parent: Option<BlockId>, own: &[PositionKey], page: i32) -> (BlockId, i32) {
-        let key: Key = (parent, own.into());
-        if let Some(&id) = self.by_key.get(&key) {
+        if let Some(id) = self.known(parent, own) {
             return (id, self.hold(id));
         }
         let id = BlockId(self.next_id);
         self.next_id += 1;
         let depth = parent.and_then(|parent| self.blocks.get(&parent)).map_or(0, |parent| parent.depth + 1);
-        self.by_key.insert(key.clone(), id);
-        self.blocks.insert(id, Block { page, key, depth, holders: 1, last_use: self.now });
+        self.by_hash.entry(self.hasher.hash_one((parent, own))).or_default().push(id);
+        self.blocks
+            .insert(id, Block { page, parent, own: own.into(), depth, holders: 1, last_use: self.now });
         (id, page)
     }
 
     /// Forgets the block that is wanted least; its page.
     pub fn evict(&mut self) -> Option<i32> {
-        let ((_, id), ()) = self.idle.pop_first()?;
+        let (_, id) = self.idle.pop_first()?;
         let block = self.blocks.remove(&id)?;
-        self.by_key.remove(&block.key);
+        let hash = self.hasher.hash_one((block.parent, &block.own[..]));
+        if let Some(same) = self.by_hash.get_mut(&hash) {
+            same.retain(|&other| other != id);
+            if same.is_empty() {
+                self.by_hash.remove(&hash);
+            }
+        }
         Some(block.page)
     }
 

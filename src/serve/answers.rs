@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::app::Serving;
 use super::errors::{ApiError, json_response};
 use super::generation::{Finish, Generation, Piece, Round};
-use super::unix_seconds;
+use super::{unix_seconds, usage};
 use crate::engine::TokenLogprobs;
 
 /// A stream that has nothing to say says so this often: a client that has gone is noticed, a proxy stays patient.
@@ -100,7 +100,7 @@ pub(super) async fn whole(
     }
     let choices = answers.into_iter().map(|answer| format.whole(answer)).collect::<Result<_, _>>()?;
     let mut value = envelope.around(envelope.object, choices);
-    value["usage"] = generation.usage().to_json();
+    value["usage"] = usage::to_json(&generation.usage());
     Ok(json_response(&value))
 }
 
@@ -186,7 +186,7 @@ impl<F: Format> Events<F> {
     fn close(&mut self) {
         if self.include_usage {
             let mut value = self.envelope.around(self.envelope.chunk_object, Vec::new());
-            value["usage"] = self.generation.usage().to_json();
+            value["usage"] = usage::to_json(&self.generation.usage());
             self.push(&value);
         }
         self.ready.push_back("data: [DONE]\n\n".into());

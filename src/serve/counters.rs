@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::usage::TotalUsage;
+use crate::service::Usage;
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -33,7 +33,7 @@ impl Counters {
     }
 
     /// Counts the tokens of a request.
-    pub fn count_usage(&self, usage: &TotalUsage) {
+    pub fn count_usage(&self, usage: &Usage) {
         self.prompt_tokens.fetch_add(usage.prompt_tokens as u64, Ordering::Relaxed);
         self.cached_tokens.fetch_add(usage.cached_tokens as u64, Ordering::Relaxed);
         self.completion_tokens.fetch_add(usage.completion_tokens as u64, Ordering::Relaxed);

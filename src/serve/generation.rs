@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::app::{App, Facts, Serving};
 use super::errors::ApiError;
 use super::parameters::Parameters;
-use super::usage::TotalUsage;
+use super::usage;
 use crate::control::trace::SequenceTrace;
 use crate::engine::{FinishReason, Request, TokenLogprobs};
 use crate::error::{Error, Result};
@@ -192,10 +192,10 @@ impl Generation {
     }
 
     /// What has been taken so far.
-    pub fn usage(&self) -> TotalUsage {
-        let mut total = TotalUsage::default();
+    pub fn usage(&self) -> Usage {
+        let mut total = Usage::default();
         for (index, choice) in self.choices.iter().enumerate() {
-            total.add(&choice.usage, choice.completion_tokens, index % self.n == 0);
+            usage::add(&mut total, &choice.usage, choice.completion_tokens, index % self.n == 0);
         }
         total
     }

@@ -123,3 +123,49 @@ fn a_grammar_is_its_requests_own() {
         assert_eq!(complete(&mut engine, &[greedy(&prompt, 20)]).remove(0), free);
     }
 }
+
+/// A grammar that compiles, but has more ways to begin than its parser follows at once.
+fn overwhelming() -> GrammarSpec {
+    let option = |i: usize| serde_json::json!({"type": "object", "properties": {format!("a{i}"): {"type": "null"}}, "required": [format!("a{i}")]});
+    GrammarSpec::JsonSchema(serde_json::json!({"anyOf": (0..2500).map(option).collect::<Vec<_>>()}))
+}
+
+#[test]
+fn a_grammar_that_gives_up_fails_its_own_request_and_no_other() {
+    let prompt = demo_prompts(1, 40).remove(0);
+    let good = greedy(&prompt, 40);
+    let wanted = complete(&mut demo(FloatType::Bf16, Policy::Plain), std::slice::from_ref(&good)).remove(0);
+    let mut engine = Engine::builder(repository("assets/demo/target"))
+        .drafter(repository("assets/demo/drafter"))
+        .float_type(FloatType::Bf16)
+        .costs(crate::fixtures::paying_costs())
+        .policy("eagle2:4,3,12".parse().unwrap())
+        .max_sequences(2)
+        .max_context(256)
+        .build()
+        .unwrap();
+    let (_, compiler) = compiler(&engine);
+    let grammar = Some(compiler.compile(&overwhelming()).unwrap());
+    for _ in 0..2 {
+        let good_id = engine.submit(good.clone()).unwrap();
+        let bad_id = engine
+            .submit(Request { grammar: grammar.clone(), ignore_eos: false, ..greedy(&prompt, 40) })
+            .unwrap();
+        let (mut text, mut failure) = (Vec::new(), None);
+        while !engine.is_idle() {
+            for emission in engine.step().unwrap() {
+                match emission.sequence == good_id {
+                    true => text.extend(emission.tokens),
+                    false => {
+                        assert_eq!(emission.sequence, bad_id);
+                        failure = emission.failure.or(failure);
+                    }
+                }
+            }
+        }
+        assert_eq!(text, wanted.0);
+        let failure = failure.expect("no text keeps to that grammar here");
+        assert!(!failure.contains("no token can be drawn"), "the grammar says why: {failure}");
+        assert_eq!(engine.page_counts().used, 0);
+    }
+}
