@@ -286,8 +286,7 @@ fn nothing_is_left_of_thousands_of_requests() {
     drop(open);
     wait_until_idle(&client);
     assert!(finished > count / 3, "{finished} of {count} were waited for");
-    let (late, pages) = (resident(), client.snapshot().pages);
-    assert!(pages.cached <= pages.total);
+    let late = resident();
     assert!(late <= early + early / 20, "{early} pages of memory in use, then {late}");
 }
 
