@@ -112,11 +112,24 @@ fn trained_heads_give_the_plain_text_and_are_accepted() {
         let wanted: Vec<_> = requests.iter().map(|request| run(&mut plain, request.clone())).collect();
         for policy in ["medusa", "smart"] {
             let mut engine = demo(float_type, policy.parse().unwrap());
+            let (mut drafted_rounds, mut accepted) = (0, 0);
             for (request, wanted) in requests.iter().zip(&wanted) {
-                assert_eq!(run(&mut engine, request.clone()), *wanted, "{policy}, {float_type:?}");
+                engine.submit(request.clone()).unwrap();
+                let (mut text, mut drafted) = (Vec::new(), 0);
+                while !engine.is_idle() {
+                    for emission in engine.step().unwrap() {
+                        text.extend(emission.tokens);
+                        // How often `smart` drafts depends on what rounds take on this machine; what it gains then, on the heads.
+                        drafted_rounds += u64::from(emission.stats.drafted_tokens > drafted);
+                        drafted = emission.stats.drafted_tokens;
+                        accepted +=
+                            if emission.finished.is_some() { emission.stats.accepted_tokens } else { 0 };
+                    }
+                }
+                assert_eq!(text, *wanted, "{policy}, {float_type:?}");
             }
-            let accepted = engine.stats().mean_accepted_len();
-            assert!(accepted > 0.3, "{policy}, {float_type:?}: {accepted:.2} accepted a round");
+            let accepted = accepted as f64 / drafted_rounds as f64;
+            assert!(accepted > 0.3, "{policy}, {float_type:?}: {accepted:.2} accepted a drafted round");
         }
     }
 }
