@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use smart_run::control::cost::CostTables;
+use smart_run::control::cost::{CostModel, CostTables, SweepKind, SweepPoint, Treads};
 use smart_run::control::roofline::Roofline;
 use smart_run::control::scan::{Bounds, Candidate, scan_verification, sort_candidates};
 use smart_run::control::{Controller, ControllerConfig, Policy, RoundReport, SequenceView};
@@ -11,6 +11,16 @@ use smart_run::control::{Controller, ControllerConfig, Policy, RoundReport, Sequ
 const SEQUENCES: usize = 64;
 const NODES: usize = 255;
 const TOP_K: usize = 10;
+
+const VIEW: SequenceView = SequenceView {
+    id: 0,
+    root_token: 0,
+    context_len: 1024,
+    sampled: false,
+    backlog: 2,
+    max_depth: 100,
+    weight: 1.0,
+};
 
 /// SplitMix64 in [0, 1).
 fn unit(state: &mut u64) -> f32 {
@@ -56,16 +66,7 @@ fn whole_round(criterion: &mut Criterion) {
         let config = ControllerConfig { max_level_rows: 4 * SEQUENCES, ..ControllerConfig::default() };
         let cost = Roofline::H200_LLAMA_8B.cost_model(SEQUENCES * (NODES + 1));
         let mut controller = Controller::new(Policy::Smart, config, cost);
-        let view = SequenceView {
-            id: 0,
-            root_token: 0,
-            context_len: 1024,
-            sampled: false,
-            backlog: 2,
-            max_depth: 100,
-            weight: 1.0,
-        };
-        let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..view }).collect();
+        let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..VIEW }).collect();
         let mut state = 2;
         let tokens: Vec<i32> = (0..(4 * SEQUENCES * TOP_K) as i32).collect();
         let logps: Vec<f32> = tokens.iter().map(|_| 0.5 * unit(&mut state).max(1e-6).ln() - 1.5).collect();
@@ -87,5 +88,33 @@ fn whole_round(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, union_scan, whole_round);
+/// A round in which nothing is drafted, where every row is a tread: what the controller costs a batch that it leaves alone.
+fn plain_round(criterion: &mut Criterion) {
+    const BATCH: usize = 16;
+    let point = |kind, tokens: usize, us: f64| SweepPoint {
+        kind,
+        tokens,
+        sequences: BATCH.min(tokens),
+        context: 0,
+        us,
+    };
+    let verify =
+        (1..=64).chain([128, 256, 512]).map(|rows| point(SweepKind::Verify, rows, 100.0 * rows as f64));
+    // So dear that not even a probe is ever due.
+    let draft = (1..=64).map(|rows| point(SweepKind::Draft, rows, 1e9));
+    let points: Vec<_> = verify.chain(draft).collect();
+    let cost = CostModel::from_sweep(&points, Treads { tokens: 1, nodes: 1 }).expect("a sound sweep");
+    let config = ControllerConfig { max_level_rows: 16 * BATCH, ..ControllerConfig::default() };
+    let mut controller = Controller::new(Policy::Smart, config, cost);
+    let views: Vec<_> = (0..BATCH as u64).map(|id| SequenceView { id, ..VIEW }).collect();
+    criterion.bench_function(&format!("plain round of {BATCH} sequences, treads of one row"), |bencher| {
+        bencher.iter(|| {
+            assert_eq!(controller.begin_round(&views).drafting, 0);
+            black_box(controller.round_mut().select());
+            controller.observe(&RoundReport::default());
+        })
+    });
+}
+
+criterion_group!(benches, union_scan, whole_round, plain_round);
 criterion_main!(benches);

@@ -217,9 +217,10 @@ impl Controller {
         }));
         let backlog: usize = sequences.iter().map(|view| view.backlog).sum();
         let contexts = sequences.iter().map(|view| view.context_len);
-        let most_tokens = batch * (1 + widest.max_draft_tokens);
+        let most_drafted = if widest.max_levels == 0 { 0 } else { batch * widest.max_draft_tokens };
         let read = passengers.iter().map(|passenger| passenger.rows).sum();
-        round.tables.freeze(&self.cost, contexts, most_tokens + read, most_tokens + backlog);
+        let most_rows = batch + backlog + most_drafted.min(self.config.max_level_rows);
+        round.tables.freeze(&self.cost, contexts, batch + most_drafted + read, most_rows);
         round.tables.share_pass(read);
         if self.config.heads.is_some() {
             round.tables.draft_at_once();

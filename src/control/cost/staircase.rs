@@ -40,6 +40,13 @@ struct Knot {
     fitted: f64,
 }
 
+impl Knot {
+    /// Time of more `rows` than those of this last knot, at so much a row.
+    fn beyond(&self, slope: f64, rows: usize) -> f64 {
+        self.fitted + slope * (rows - self.rows) as f64
+    }
+}
+
 /// Monotone time per pass, in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Staircase {
@@ -89,22 +96,23 @@ impl Staircase {
                 let share = (rows - low.rows) as f64 / (high.rows - low.rows) as f64;
                 (low.fitted + share * (high.fitted - low.fitted)).min(high.fitted)
             }
-            (Some(last), None) => last.fitted + self.tail_slope() * (rows - last.rows) as f64,
+            (Some(last), None) => last.beyond(self.tail_slope(), rows),
             (None, None) => unreachable!("a staircase has at least one knot"),
         }
     }
 
     /// Times of `0..=treads` treads, in order, as whole nanoseconds; the first entry stands for no rows and is not meaningful.
+    /// A round of many sequences has thousands of treads: they are written knot by knot, and rounded without a call.
     pub fn tabulate(&self, treads: usize, ns: &mut Vec<u64>) {
+        let to_ns = |us: f64| (1000.0 * us + 0.5).clamp(1.0, MAX_NS) as i64 as u64;
         ns.clear();
-        let mut after = 0;
-        for tread in 0..=treads {
-            let rows = tread.max(1) * self.tread;
-            while after < self.knots.len() && self.knots[after].rows < rows {
-                after += 1;
-            }
-            ns.push((1000.0 * self.between(after, rows)).round().clamp(1.0, MAX_NS) as u64);
+        ns.push(to_ns(self.between(0, self.tread)));
+        for (after, knot) in self.knots.iter().enumerate() {
+            let end = (knot.rows / self.tread).min(treads);
+            ns.extend((ns.len()..=end).map(|tread| to_ns(self.between(after, tread * self.tread))));
         }
+        let (last, slope) = (self.knots[self.knots.len() - 1], self.tail_slope());
+        ns.extend((ns.len()..=treads).map(|tread| to_ns(last.beyond(slope, tread * self.tread))));
     }
 
     /// Corrects the staircase by a measured pass. Three large errors of the same sign in a row mean that the table is wrong as a whole
