@@ -58,7 +58,8 @@ impl CostTables {
         self.tread = cost.verify.tread();
         self.draft_tread = cost.draft.tread();
         self.tile_nodes = cost.treads.nodes;
-        cost.verify.tabulate(max_tokens.div_ceil(self.tread), &mut self.verify_ns);
+        // One more: the price of a place, and rows that are only read, look a tread further.
+        cost.verify.tabulate(max_tokens.div_ceil(self.tread) + 1, &mut self.verify_ns);
         cost.draft.tabulate(max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
         let tiles = MAX_NODES.div_ceil(self.tile_nodes);
         let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
