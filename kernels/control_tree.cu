@@ -15,7 +15,7 @@
 // MATH      the frontier's rows of sequence b bring top_k children each, appended to its pool in their order:
 //           logp      = min(candidate's, 0), -inf for NaN
 //           c         = linear between the knots of the curve of its depth, at logp
-//           q         = c * odds / (1 - c + c * odds), within [0, 1]
+//           q         = c * odds / (1 - c + c * odds), within [0, 1]; 0 where logp is -inf
 //           path_logp = parent's + logp;  path_prob = parent's * q
 // LAUNCH    grid kMaxSequences of the buffers, block any multiple of 32 up to 1024: a CTA a sequence
 // REQUIRES  draft_topk has written candidates first_candidate + row * top_k + rank
@@ -46,6 +46,7 @@ __device__ __forceinline__ int depth_bin(int depth) {
 // Probability that a child is accepted (src/control/acceptance.rs, Calibration::q).
 __device__ __forceinline__ float acceptance_of(const ControlParams& p, const ControlSequence& sequence,
                                                int depth, float logp) {
+  if (logp == -INFINITY) return 0.0f;
   const float* knots = p.plan->knots;
   const float* curve =
       plan_table<float>(p, p.plan->curves_at) + (sequence.curve * kCurveDepths + depth_bin(depth)) * kKnots;

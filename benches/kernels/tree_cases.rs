@@ -289,7 +289,7 @@ fn mask_case(setting: &Setting, rows: usize) -> Result<Case> {
     let (logits, values) = setting.random_f32(&[rows, vocab])?;
     let mask: Vec<u32> =
         (0..words as u32).map(|word| if word % 8 == 0 { !(1 << (word % 32)) } else { u32::MAX }).collect();
-    let want = reference::token_mask::token_mask(&values[(rows - 1) * vocab..], &mask);
+    let want = reference::token_mask::token_mask(&values[(rows - 1) * vocab..], &mask, None);
     let bits: Vec<i32> = mask.iter().map(|&word| word as i32).collect();
     let masks = setting.ints(&bits.repeat(rows))?.reshape(&[rows, words]);
     let mask_row = setting.ints(&(0..rows as i32).collect::<Vec<_>>())?;
@@ -299,7 +299,10 @@ fn mask_case(setting: &Setting, rows: usize) -> Result<Case> {
         bytes: (4 * rows * words) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
-            token_mask(&device, TokenMaskArgs { logits: &logits, masks: &masks, mask_row: &mask_row })
+            token_mask(
+                &device,
+                TokenMaskArgs { logits: &logits, masks: &masks, mask_row: &mask_row, d2t: None },
+            )
         }),
         check: Box::new(move || {
             assert_eq!(read.rows(rows - 1..rows).to_vec::<f32>()?, want);

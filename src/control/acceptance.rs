@@ -92,8 +92,12 @@ impl Calibration {
         Self { curves: [KNOTS.map(f32::exp); NUM_DEPTHS] }
     }
 
-    /// Probability that a child at `depth` with log-probability `logp` is accepted, its log-odds shifted by ln(`odds`).
+    /// Probability that a child at `depth` with log-probability `logp` is accepted, its log-odds shifted by ln(`odds`). What the drafter
+    /// rules out, as it does what a grammar bans, is not accepted.
     pub fn q(&self, depth: usize, logp: f32, odds: f32) -> f32 {
+        if logp == f32::NEG_INFINITY {
+            return 0.0;
+        }
         let curve = &self.curves[depth_bin(depth)];
         let (low, share) = position(logp);
         let q = curve[low] + share * (curve[low + 1] - curve[low]);

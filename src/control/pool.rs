@@ -194,16 +194,14 @@ impl CandidatePool {
         (row != NONE).then(|| levels.partition_point(|level| level.first_row <= row as usize) - 1)
     }
 
-    /// Labels of the children of `node`, after which the target drew `drawn`.
+    /// Labels of the children of `node`, after which the target drew `drawn`. Children that were ruled out teach nothing.
     pub(crate) fn labels(&self, node: usize, drawn: i32) -> impl Iterator<Item = Label> + '_ {
-        self.children(node).map(move |child| {
-            let child = &self.nodes[child];
-            Label {
-                depth: usize::from(child.depth),
-                logp: child.logp,
-                q: child.q,
-                accepted: child.token == drawn,
-            }
+        let children = self.children(node).map(|child| &self.nodes[child]);
+        children.filter(|child| child.logp > f32::NEG_INFINITY).map(move |child| Label {
+            depth: usize::from(child.depth),
+            logp: child.logp,
+            q: child.q,
+            accepted: child.token == drawn,
         })
     }
 }

@@ -118,14 +118,14 @@ impl Drafting {
     }
 
     /// Runs waiting pairs of the given sequences through the drafter, at most [`MAX_ROWS_PER_SEQUENCE`] each, and starts
-    /// the round's feature store. With `top_k` the last row of each sequence brings that many children.
+    /// the round's feature store. If it is to draft, the logits of the last row of each sequence are returned, for [`Drafting::children`].
     pub fn catch_up(
         &mut self,
         pool: &PagePool,
         slots: &[(usize, &Sequence)],
         limit: impl Fn(&Sequence) -> usize,
-        top_k: Option<usize>,
-    ) -> Result<usize> {
+        drafts: bool,
+    ) -> Result<Option<Tensor>> {
         self.pass.clear();
         self.pool_used = 0;
         let mut next_slot = 0;
@@ -148,34 +148,31 @@ impl Drafting {
                     ancestors: causal_words(i),
                     link: backlog_row(slot, position) as i32,
                 };
-                self.pass.push(row, top_k.is_some() && i + 1 == count);
+                self.pass.push(row, drafts && i + 1 == count);
             }
             self.host_root_rows.as_mut_slice()[slot] = self.pass.num_rows() as i32 - 1;
         }
-        let num_rows = self.pass.num_rows();
-        if num_rows == 0 {
-            return Ok(0);
+        if self.pass.num_rows() == 0 {
+            return Ok(None);
         }
         self.pass.upload()?;
         let logits = self.network.extend(&self.pass, &self.kv, &self.backlog)?;
-        if let Some(top_k) = top_k {
+        if drafts {
             // The host's copy is all zeros: a root has probability 1.
             self.host_root_logp.write_to(&self.parent_logp, slots.len())?;
             self.host_root_rows.write_to(&self.root_rows, self.root_rows.dim(0))?;
-            self.children(&logits, top_k)?;
         }
-        Ok(num_rows)
+        Ok(drafts.then_some(logits))
     }
 
     /// Runs one level of drafted nodes: `rows` grouped by sequence, `slot_of` and `root_of` giving each sequence's slot and
-    /// root position.
+    /// root position. Returns their logits, for [`Drafting::children`].
     pub fn level(
         &mut self,
         rows: &[FrontierRow],
         slot_of: impl Fn(usize) -> usize,
         root_of: impl Fn(usize) -> usize,
-        top_k: usize,
-    ) -> Result<()> {
+    ) -> Result<Tensor> {
         self.pass.clear();
         let (mut next_slot, mut current) = (0, None);
         let staged = self.host_frontier.as_mut_slice().chunks_exact_mut(4);
@@ -194,8 +191,7 @@ impl Drafting {
         self.pass.upload()?;
         self.host_frontier.write_to(&self.frontier, 4 * rows.len())?;
         self.describe_rows()?;
-        let logits = self.network.step(&self.pass, &self.kv)?;
-        self.children(&logits, top_k)
+        self.network.step(&self.pass, &self.kv)
     }
 
     /// Fills the row arrays of the pass from the frontier, on the device.
@@ -243,7 +239,7 @@ impl Drafting {
     }
 
     /// Scores the children of the pass's logit rows, appends them to the candidates and starts reading them back.
-    fn children(&mut self, logits: &Tensor, top_k: usize) -> Result<()> {
+    pub fn children(&mut self, logits: &Tensor, top_k: usize) -> Result<()> {
         let rows = logits.dim(0);
         let new = self.pool_used..self.pool_used + rows * top_k;
         let [tokens, logp, path_logp] = [&self.pool_tokens, &self.pool_logp, &self.pool_path_logp]

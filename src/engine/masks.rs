@@ -1,9 +1,14 @@
-//! [`MaskWriter`]: what the grammars of running sequences allow, laid over the logits at every node that a text can reach.
+//! [`MaskWriter`]: what the grammars of running sequences allow, laid over the logits at every node that a text can reach, of the target
+//! and of the drafter.
 
+use std::borrow::Cow;
+
+use crate::control::{FrontierRow, NONE};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
-use crate::error::Result;
+use crate::engine::guided::GuidedText;
+use crate::engine::sequence::Sequence;
+use crate::error::{Error, Result};
 use crate::kernels::token_mask::{TokenMaskArgs, mask_words, token_mask};
-use crate::text::Grammar;
 use crate::tree::DraftTree;
 
 /// Masks sent in one go.
@@ -46,27 +51,71 @@ impl MaskWriter {
     }
 
     /// Collects masks for the rows of logits from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token
-    /// the grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was. The number
-    /// of masks.
+    /// the grammar does not allow is never reached, so its row, and those below it, are left alone.
     ///
     /// # Errors
     /// Those of the grammar, which is of no use then, nor is what was collected for it.
-    pub fn collect(
+    pub fn collect_tree(
         &mut self,
         first_row: usize,
-        grammar: &mut Grammar,
+        text: &mut GuidedText,
         tree: Option<&DraftTree>,
-    ) -> Result<usize> {
-        let before = self.collected_rows.len();
-        self.collect_row(first_row, grammar)?;
-        if let Some(tree) = tree {
-            self.collect_below(first_row, grammar, (tree, 0))?;
+    ) -> Result<()> {
+        let mut node_of = vec![Some(0)];
+        self.collect(first_row, text, 0)?;
+        let Some(tree) = tree else { return Ok(()) };
+        for node in 1..tree.num_nodes() {
+            let parent = tree.parent(node).and_then(|parent| node_of[parent]);
+            let known = match parent {
+                Some(parent) => text.child(parent, tree.token(node))?,
+                None => None,
+            };
+            if let Some(known) = known {
+                self.collect(first_row + node, text, known)?;
+            }
+            node_of.push(known);
         }
-        Ok(self.collected_rows.len() - before)
+        Ok(())
     }
 
-    /// Lays all that is collected over `logits`. The device must have passed what was sent in the step before.
-    pub fn send(&mut self, logits: &Tensor) -> Result<()> {
+    /// Collects the mask of a node of `text` for a row of logits.
+    ///
+    /// # Errors
+    /// As [`MaskWriter::collect_tree`].
+    pub fn collect(&mut self, row: usize, text: &mut GuidedText, node: usize) -> Result<()> {
+        let mask = text.mask(node)?;
+        if mask.len() != self.words {
+            let (expected, got) = (format!("{} words", self.words), format!("{} words", mask.len()));
+            return Err(Error::Shape {
+                what: "the mask of a grammar for another vocabulary".into(),
+                expected,
+                got,
+            });
+        }
+        self.collected.extend_from_slice(mask);
+        self.collected_rows.push(row as i32);
+        Ok(())
+    }
+
+    /// Collects masks for the rows of a drafter's pass. A grammar that gives up fails its text, whose rows are left alone.
+    pub fn collect_level(
+        &mut self,
+        rows: &[FrontierRow],
+        sequences: &mut [Option<Sequence>],
+        slots: &[usize],
+    ) {
+        self.clear();
+        for (index, row) in rows.iter().enumerate() {
+            let Some(sequence) = &mut sequences[slots[row.sequence as usize]] else { continue };
+            sequence.guide(|text| match node_of(text, row)? {
+                Some(node) => self.collect(index, text, node),
+                None => Ok(()),
+            });
+        }
+    }
+
+    /// Lays all that is collected over `logits`, over a drafter's vocabulary by `d2t`. The device must have passed what was sent before.
+    pub fn send(&mut self, logits: &Tensor, d2t: Option<&Tensor>) -> Result<()> {
         let batches =
             self.collected_rows.chunks(MAX_MASKS).zip(self.collected.chunks(MAX_MASKS * self.words));
         for (i, (rows, words)) in batches.enumerate() {
@@ -80,33 +129,40 @@ impl MaskWriter {
             let (masks, mask_row) = (self.masks.rows(0..rows.len()), self.rows.rows(0..rows.len()));
             self.host_masks.write_to(&masks, words.len())?;
             self.host_rows.write_to(&mask_row, rows.len())?;
-            token_mask(&self.device, TokenMaskArgs { logits, masks: &masks, mask_row: &mask_row })?;
+            token_mask(&self.device, TokenMaskArgs { logits, masks: &masks, mask_row: &mask_row, d2t })?;
         }
         Ok(())
     }
+}
 
-    fn collect_below(
-        &mut self,
-        first_row: usize,
-        grammar: &mut Grammar,
-        (tree, parent): (&DraftTree, usize),
-    ) -> Result<()> {
-        for child in tree.children(parent) {
-            let token = tree.token(child);
-            if grammar.accepts(token) {
-                grammar.push(token)?;
-                self.collect_row(first_row + child, grammar)?;
-                self.collect_below(first_row, grammar, (tree, child))?;
-                grammar.pop(1)?;
+/// The node of `text` that a drafter's row is; `None` where the grammar does not allow it.
+fn node_of(text: &mut GuidedText, row: &FrontierRow) -> Result<Option<usize>> {
+    let run = |slot: u32| (slot != NONE).then_some(slot as usize);
+    match run(row.slot) {
+        Some(own) => text.begin_run(run(row.parent_slot), own, row.token),
+        None => Ok(Some(0)),
+    }
+}
+
+/// Takes all hope from children that a grammar does not allow, where they were not drawn from masked logits.
+pub(super) fn ban_children(
+    rows: &[FrontierRow],
+    sequences: &mut [Option<Sequence>],
+    slots: &[usize],
+    tokens: &[i32],
+    logps: &mut Cow<'_, [f32]>,
+) {
+    let top_k = tokens.len() / rows.len().max(1);
+    for (index, (row, tokens)) in rows.iter().zip(tokens.chunks(top_k.max(1))).enumerate() {
+        let Some(sequence) = &mut sequences[slots[row.sequence as usize]] else { continue };
+        sequence.guide(|text| {
+            let Some(node) = node_of(text, row)? else { return Ok(()) };
+            for (rank, &token) in tokens.iter().enumerate() {
+                if !text.allows(node, token)? {
+                    logps.to_mut()[index * top_k + rank] = f32::NEG_INFINITY;
+                }
             }
-        }
-        Ok(())
-    }
-
-    fn collect_row(&mut self, row: usize, grammar: &mut Grammar) -> Result<()> {
-        let start = self.collected.len();
-        self.collected.resize(start + self.words, 0);
-        self.collected_rows.push(row as i32);
-        grammar.allowed(&mut self.collected[start..])
+            Ok(())
+        });
     }
 }

@@ -31,6 +31,7 @@ mod builder;
 mod commit;
 mod drafting;
 mod generation;
+mod guided;
 mod heads;
 mod logprobs;
 mod masks;

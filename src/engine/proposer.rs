@@ -77,7 +77,7 @@ impl Proposer {
     }
 
     /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `top_k` children a row. The round has
-    /// at most `levels`.
+    /// at most `levels`. A network gives its logits, a row each, of which [`Proposer::rank`] makes the children.
     pub fn run(
         &mut self,
         rows: &[FrontierRow],
@@ -85,7 +85,7 @@ impl Proposer {
         slots: &[usize],
         top_k: usize,
         levels: usize,
-    ) -> Result<()> {
+    ) -> Result<Option<Tensor>> {
         let of = |sequence: u32| {
             let slot = slots[sequence as usize];
             (slot, sequences[slot].as_ref())
@@ -99,14 +99,24 @@ impl Proposer {
                     .map(|row| of(row.sequence))
                     .filter_map(|(slot, sequence)| Some((slot, sequence?)))
                     .collect();
-                drafting.catch_up(pool, &batch, |sequence| sequence.backlog(), Some(top_k))?;
+                return drafting.catch_up(pool, &batch, |sequence| sequence.backlog(), true);
             }
             Self::Network(drafting) => {
                 let root_of = |sequence: usize| of(sequence as u32).1.map_or(0, Sequence::root);
-                drafting.level(rows, |sequence| slots[sequence], root_of, top_k)?;
+                return drafting.level(rows, |sequence| slots[sequence], root_of).map(Some);
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Offsets from the ids of a network's logits to the target's; `None` where they are equal.
+    pub fn d2t(&self) -> Option<&Tensor> {
+        self.network().and_then(|drafting| drafting.network.d2t())
+    }
+
+    /// Makes children of the logits that [`Proposer::run`] gave.
+    pub fn rank(&mut self, logits: &Tensor, top_k: usize) -> Result<()> {
+        self.network_mut().map_or(Ok(()), |drafting| drafting.children(logits, top_k))
     }
 
     /// Waits for the level and gives its children: tokens and log-probabilities, row by row.

@@ -1,9 +1,11 @@
 //! One round: draft, select, verify, accept, commit, learn. Read [`Engine::step`] first.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use crate::control::trace::SequenceTrace;
 use crate::control::{DraftRound, Passenger, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
+use crate::engine::masks::{MaskWriter, ban_children};
 use crate::engine::proposer::Proposer;
 use crate::engine::schedule::Chunk;
 use crate::engine::sequence::Sequence;
@@ -166,10 +168,10 @@ impl Engine {
             .collect();
         let plan = self.controller.begin_shared_round(&views, &passengers);
         self.times.control(control);
-        let Engine { proposer, sequences, times, controller, pool, .. } = self;
+        let Engine { proposer, sequences, times, controller, pool, masks, .. } = self;
         let Some(proposer) = proposer.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
         let round = controller.round_mut();
-        run_levels(proposer, (sequences, pool), slots, times, round)?;
+        run_levels((proposer, masks), (sequences, pool), slots, times, round)?;
         let control = Instant::now();
         round.select();
         times.control(control);
@@ -206,7 +208,7 @@ fn outcomes<'a>(accepted: &'a [Vec<u32>], verified: &'a [Verified]) -> Vec<Seque
 
 /// Drafts level by level, on what `round` asks for, until it asks for nothing more.
 pub(super) fn run_levels(
-    proposer: &mut Proposer,
+    (proposer, masks): (&mut Proposer, &mut MaskWriter),
     (sequences, pool): (&mut [Option<Sequence>], &PagePool),
     slots: &[usize],
     times: &mut RoundClock,
@@ -218,12 +220,22 @@ pub(super) fn run_levels(
         let rows = round.next_level().map(<[_]>::to_vec);
         times.control(control);
         let Some(rows) = rows else { return Ok(()) };
-        proposer.run(&rows, (sequences, pool), slots, top_k, levels)?;
+        let logits = proposer.run(&rows, (sequences, pool), slots, top_k, levels)?;
+        if let Some(logits) = &logits {
+            // Made while the device is busy with the logits that they are for.
+            masks.collect_level(&rows, sequences, slots);
+            masks.send(logits, proposer.d2t())?;
+            proposer.rank(logits, top_k)?;
+        }
         times.mark_level()?;
         let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;
         let control = Instant::now();
-        round.add_level(&tokens[..count], &logps[..count]);
+        let (tokens, mut logps) = (&tokens[..count], Cow::Borrowed(&logps[..count]));
+        if logits.is_none() {
+            ban_children(&rows, sequences, slots, tokens, &mut logps);
+        }
+        round.add_level(tokens, &logps);
         times.control(control);
         if rows[0].node == 0 {
             for row in &rows {

@@ -1,10 +1,13 @@
 //! One request being served: what is committed, what the drafter still has to see, when to stop.
 
+use std::time::Instant;
+
 use crate::control::SequenceView;
+use crate::engine::guided::GuidedText;
 use crate::engine::pictures::Pictures;
 use crate::engine::request::Request;
+use crate::error::Result;
 use crate::pages::PositionKey;
-use crate::text::Grammar;
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +72,8 @@ pub(super) struct Sequence {
     /// What each committed position is known by in the prefix cache.
     pub keys: Vec<PositionKey>,
     pub pictures: Pictures,
-    /// Where the text stands in the request's grammar.
-    pub grammar: Option<Grammar>,
+    /// The text under the request's grammar.
+    pub guided: Option<GuidedText>,
     /// What a node's mask takes, a fading mean, µs.
     pub mask_us: f64,
     pub eos: Vec<i32>,
@@ -90,7 +93,7 @@ impl Sequence {
             committed: request.prompt.clone(),
             keys,
             pictures: Pictures::default(),
-            grammar: request.grammar.clone(),
+            guided: request.grammar.clone().map(GuidedText::new),
             mask_us: 0.0,
             eos,
             unread: Some(0),
@@ -148,19 +151,32 @@ impl Sequence {
         }
     }
 
-    /// Notes that the masks of `nodes` nodes took `us` together.
-    pub fn observe_masks(&mut self, nodes: usize, us: f64) {
-        if nodes > 0 {
-            self.mask_us += MASK_RATE * (us / nodes as f64 - self.mask_us);
+    /// Asks the text's grammar, if it has one, notes what its masks took, and whether it gave up: then the text fails when the round is
+    /// committed, and whatever is drawn for it until then is not.
+    pub fn guide(&mut self, ask: impl FnOnce(&mut GuidedText) -> Result<()>) {
+        let Some(text) = &mut self.guided else { return };
+        let (start, before) = (Instant::now(), text.masks_made());
+        let outcome = ask(text);
+        let (us, made) = (start.elapsed().as_secs_f64() * 1e6, text.masks_made() - before);
+        self.observe_masks(made, us);
+        if let Err(error) = outcome {
+            self.failure = Some(error.to_string());
+        }
+    }
+
+    /// Notes that `made` masks took `us` together.
+    fn observe_masks(&mut self, made: usize, us: f64) {
+        if made > 0 {
+            self.mask_us += MASK_RATE * (us / made as f64 - self.mask_us);
         }
     }
 
     /// Lets the grammar follow committed tokens; a text that it has brought to its end is finished.
     pub fn follow_grammar(&mut self, tokens: &[i32]) {
-        let Some(grammar) = &mut self.grammar else { return };
-        match tokens.iter().try_for_each(|&token| grammar.push(token)) {
-            Ok(()) if grammar.is_complete() => _ = self.finished.get_or_insert(FinishReason::Eos),
-            Ok(()) => (),
+        let Some(text) = &mut self.guided else { return };
+        match text.commit(tokens) {
+            Ok(true) => _ = self.finished.get_or_insert(FinishReason::Eos),
+            Ok(false) => (),
             Err(error) => self.failure = Some(error.to_string()),
         }
     }

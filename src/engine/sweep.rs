@@ -283,7 +283,8 @@ fn draft_pass(drafting: &mut Drafting, pool: &PagePool, size: PassSize) -> Resul
             path_logp: 0.0,
         })
         .collect();
-    drafting.level(&level, |sequence| sequence, |_| size.context + 1, TOP_K)
+    let logits = drafting.level(&level, |sequence| sequence, |_| size.context + 1)?;
+    drafting.children(&logits, TOP_K)
 }
 
 /// A sequence of so many tokens.
@@ -297,6 +298,7 @@ impl Drafting {
         let mut sequence = sequence_of(context + 2);
         sequence.draft_len = context;
         let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();
-        self.catch_up(pool, &batch, |_| 1, Some(TOP_K)).map(|_| ())
+        let logits = self.catch_up(pool, &batch, |_| 1, true)?;
+        logits.map_or(Ok(()), |logits| self.children(&logits, TOP_K))
     }
 }

@@ -1,7 +1,5 @@
 //! The target pass of a round: rows of trees and of what is read, grammars, draws and the walk.
 
-use std::time::Instant;
-
 use crate::device::Tensor;
 use crate::engine::schedule::Chunk;
 use crate::engine::verifier::Verified;
@@ -115,16 +113,13 @@ impl Engine {
         for slot in 0..self.verifier.pass.num_sequences() {
             let rows = self.verifier.pass.logit_rows_of(slot);
             let Some(sequence) = self.sequences[slot].as_mut().filter(|_| !rows.is_empty()) else { continue };
-            if let Some(grammar) = &mut sequence.grammar {
-                let start = Instant::now();
+            let masks = &mut self.masks;
+            sequence.guide(|text| {
                 let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
-                match self.masks.collect(rows.start, grammar, tree) {
-                    Ok(nodes) => sequence.observe_masks(nodes, start.elapsed().as_secs_f64() * 1e6),
-                    Err(error) => sequence.failure = Some(error.to_string()),
-                }
-            }
+                masks.collect_tree(rows.start, text, tree)
+            });
         }
-        self.masks.send(logits)
+        self.masks.send(logits, None)
     }
 }
 

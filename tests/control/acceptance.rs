@@ -38,7 +38,8 @@ fn prior_is_the_drafters_own_probability() {
         let p = f64::from(i) / 100.0;
         assert!((q(&model, 1, p, 0) - p).abs() < 0.012, "{p}: {}", q(&model, 1, p, 0));
     }
-    assert_eq!(model.calibration(false).q(1, f32::NEG_INFINITY, 1.0), (-16.0f32).exp());
+    assert_eq!(model.calibration(false).q(1, -1e30, 1.0), (-16.0f32).exp());
+    assert_eq!(model.calibration(false).q(1, f32::NEG_INFINITY, 2.0), 0.0);
     assert_eq!(model.calibration(false).q(1, f32::NAN, 1.0), (-16.0f32).exp());
     assert_eq!(model.calibration(false).q(9, 0.0, 1.0), 1.0);
 }

@@ -2,7 +2,7 @@
 
 use smart_run::config::{FloatType, ModelSource};
 use smart_run::control::Policy;
-use smart_run::engine::{Engine, FinishReason, Request};
+use smart_run::engine::{DraftSource, Engine, FinishReason, Request};
 use smart_run::sampling::SamplingParams;
 use smart_run::text::{Grammar, GrammarCompiler, GrammarSpec, Tokenizer};
 
@@ -41,7 +41,7 @@ fn by_hand(scorer: &mut Engine, request: &Request) -> Vec<i32> {
         let logits = scorer.score(&text, &[]).unwrap();
         grammar.allowed(&mut mask).unwrap();
         let row = &logits[(text.len() - 1) * vocab_size..];
-        let masked = smart_run::reference::token_mask::token_mask(row, &mask);
+        let masked = smart_run::reference::token_mask::token_mask(row, &mask, None);
         let token = smart_run::reference::sampler::sample(&masked, &request.sampling, text.len() as i32);
         if eos.contains(&token) {
             break;
@@ -167,5 +167,66 @@ fn a_grammar_that_gives_up_fails_its_own_request_and_no_other() {
         let failure = failure.expect("no text keeps to that grammar here");
         assert!(!failure.contains("no token can be drawn"), "the grammar says why: {failure}");
         assert_eq!(engine.page_counts().used, 0);
+    }
+}
+
+/// Runs `request` alone and holds every verified draft token against its grammar; draft tokens verified and accepted.
+fn drafted_and_accepted(engine: &mut Engine, request: &Request) -> (u64, u64) {
+    let mut grammar: Grammar = request.grammar.clone().unwrap();
+    let id = engine.submit(request.clone()).unwrap();
+    let mut stats = None;
+    while !engine.is_idle() {
+        let emissions = engine.step().unwrap();
+        if let Some(trace) = engine.round_trace(id) {
+            let tree = &trace.tree;
+            for node in (1..tree.tokens.len()).filter(|&node| tree.verified[node]) {
+                let mut path = vec![tree.tokens[node]];
+                let mut above = tree.parents[node];
+                while above > 0 {
+                    path.push(tree.tokens[above as usize]);
+                    above = tree.parents[above as usize];
+                }
+                for (depth, &token) in path.iter().rev().enumerate() {
+                    let pushed = grammar.push(token);
+                    assert!(pushed.is_ok(), "node {node}, at depth {depth}: {pushed:?}");
+                }
+                grammar.pop(path.len()).unwrap();
+            }
+        }
+        for emission in emissions {
+            emission.tokens.iter().for_each(|&token| grammar.push(token).unwrap());
+            stats = Some(emission.stats);
+        }
+    }
+    let stats = stats.unwrap();
+    (stats.drafted_tokens, stats.accepted_tokens)
+}
+
+#[test]
+fn drafts_keep_to_the_grammar_as_well() {
+    let prompt = demo_prompts(1, 40).remove(0);
+    // Drafters on the device draw from masked logits; heads and n-grams know nothing of the grammar, and lose what it does not allow.
+    let drafters: [(&str, DraftSource, u64); 3] = [
+        ("EAGLE-3", repository("assets/demo/drafter").into(), 60),
+        ("Medusa", repository("tests/golden/medusa_demo/drafter").into(), 0),
+        ("n-grams", DraftSource::Ngrams, 20),
+    ];
+    for (name, drafter, least) in drafters {
+        let mut engine = Engine::builder(repository("assets/demo/target"))
+            .drafter(drafter)
+            .float_type(FloatType::Bf16)
+            .costs(crate::fixtures::paying_costs())
+            .policy(Policy::Smart)
+            .max_context(256)
+            .build()
+            .unwrap();
+        let (_, compiler) = compiler(&engine);
+        // What the drafter would never say by itself, three times over.
+        let spec = GrammarSpec::Regex("(quick brown zebras jump over hedgehogs; ){3}".into());
+        let grammar = Some(compiler.compile(&spec).unwrap());
+        let bound = Request { grammar, ignore_eos: false, ..greedy(&prompt, 120) };
+        let (drafted, accepted) = drafted_and_accepted(&mut engine, &bound);
+        eprintln!("{name}: {accepted} of {drafted}");
+        assert!(accepted >= least, "{name}: {accepted} of {drafted} drafted tokens accepted");
     }
 }

@@ -6,12 +6,14 @@
 namespace {
 
 void mask(const simt::NativeLaunch& launch, float* logits, const uint32_t* masks, const int* mask_row,
-          int vocab_size, int num_words) {
+          const int* d2t, int vocab_size, int num_words) {
   simt::parallel_for(launch.grid.y, [&](uint32_t index) {
     const uint32_t* allowed = masks + static_cast<int64_t>(index) * num_words;
     float* row = logits + static_cast<int64_t>(mask_row[index]) * vocab_size;
-    for (int token = 0; token < vocab_size; ++token)
-      if (!(allowed[token / 32] >> (token % 32) & 1)) row[token] = -std::numeric_limits<float>::infinity();
+    for (int id = 0; id < vocab_size; ++id) {
+      const int token = d2t == nullptr ? id : id + d2t[id];
+      if (!(allowed[token / 32] >> (token % 32) & 1)) row[id] = -std::numeric_limits<float>::infinity();
+    }
   });
 }
 

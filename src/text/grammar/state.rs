@@ -37,6 +37,11 @@ impl Grammar {
         Ok(grammar)
     }
 
+    /// Words of a mask: `ceil(vocab_size / 32)`.
+    pub fn mask_len(&self) -> usize {
+        self.vocabulary.mask_len()
+    }
+
     /// Sets bit `t % 32` of word `t / 32` of `mask` for every token `t` that may come next, and clears all others. Where the text may
     /// end, all end-of-sequence tokens are among them; after one of them, they alone.
     ///
