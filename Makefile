@@ -5,7 +5,7 @@ TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
 CLANG_FORMAT := .toolchain/clang-format/clang-format
 KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
 
-.PHONY: run test lint bench sanitize soak gpu-check check-pages spills toolchain
+.PHONY: run test lint bench sanitize soak gpu-check check-pages spills overlap toolchain
 
 ## run: the demo, on a GPU if there is one, else on the host driver
 run: $(TOOLCHAIN)
@@ -44,6 +44,10 @@ soak: $(TOOLCHAIN)
 ## spills: registers and spills of every kernel on every architecture; any spill is an error
 spills: $(TOOLCHAIN)
 	tools/check_spills.sh
+
+## overlap: whether kernels that may overlap the launches before them wait before they touch memory, by their PTX
+overlap: $(TOOLCHAIN)
+	tools/check_overlap.sh
 
 ## gpu-check: builds one executable with the kernels and their tests, and runs it on the GPU of this machine
 gpu-check: $(TOOLCHAIN)

@@ -1,5 +1,6 @@
 //! Running compilers: in parallel, and only for what changed.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -66,16 +67,50 @@ pub fn files(folder: &Path, extensions: &[&str], recursive: bool) -> Vec<PathBuf
     found
 }
 
-/// A hash of the flags, of every header below `kernels` and of the given sources.
-pub fn content_hash(flags: &[String], sources: &[&Path]) -> String {
+/// A hash of the flags, of `sources`, and of all that they include by a quoted name, directly or not. `skipped` is the start of names
+/// that this compiler does not get to see.
+pub fn content_hash(flags: &[String], sources: &[&Path], skipped: Option<&str>) -> String {
     let mut hasher = DefaultHasher::new();
     flags.hash(&mut hasher);
-    let headers = files(Path::new("kernels"), &["cuh", "hpp", "h", "inc"], true);
-    for path in headers.iter().map(PathBuf::as_path).chain(sources.iter().copied()) {
+    let mut found = BTreeSet::new();
+    sources.iter().for_each(|source| find_included(source, skipped, &mut found));
+    for path in found {
         path.hash(&mut hasher);
         std::fs::read(path).unwrap_or_default().hash(&mut hasher);
     }
     format!("{:016x}", hasher.finish())
+}
+
+/// Adds `path` and what it includes to `found`. Includes under conditions count, so a hash may change too often, never too seldom.
+fn find_included(path: &Path, skipped: Option<&str>, found: &mut BTreeSet<PathBuf>) {
+    if !found.insert(path.to_owned()) {
+        return;
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let names = text.lines().filter_map(|line| {
+        let rest = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
+        rest.trim_start().strip_prefix('"')?.split('"').next()
+    });
+    for name in names.filter(|name| skipped.is_none_or(|start| !name.starts_with(start))) {
+        let beside = path.parent().unwrap_or(Path::new("")).join(name);
+        let places = [beside, Path::new("kernels").join(name), Path::new("kernels/host").join(name)];
+        if let Some(place) = places.iter().find(|place| place.is_file()) {
+            find_included(&simplified(place), skipped, found);
+        }
+    }
+}
+
+/// `a/../b` as `b`: a file has one name, however it is included.
+fn simplified(path: &Path) -> PathBuf {
+    let mut simple = PathBuf::new();
+    for part in path.components() {
+        if part == std::path::Component::ParentDir && simple.file_name().is_some() {
+            simple.pop();
+        } else {
+            simple.push(part);
+        }
+    }
+    simple
 }
 
 /// First existing program of that name on `PATH`.

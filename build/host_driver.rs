@@ -43,7 +43,7 @@ pub fn build(out_dir: &Path) -> Result<(), String> {
     let (mut jobs, mut objects) = (Vec::new(), Vec::new());
     for (source, language) in units {
         let stem = source.with_extension("").to_string_lossy().replace('/', "-");
-        let object = out_dir.join(format!("{stem}-{}.o", compile::content_hash(&flags, &[&source])));
+        let object = out_dir.join(format!("{stem}-{}.o", compile::content_hash(&flags, &[&source], None)));
         let mut args = flags.clone();
         args.push("-c".into());
         args.extend(language);

@@ -30,7 +30,8 @@ pub fn build(out_dir: &Path) -> Result<(), String> {
     let (mut jobs, mut images) = (Vec::new(), Vec::new());
     for source in compile::files(Path::new("kernels"), &["cu"], false) {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let output = out_dir.join(format!("{stem}-{}.fatbin", compile::content_hash(&flags, &[&source])));
+        let output = out_dir
+            .join(format!("{stem}-{}.fatbin", compile::content_hash(&flags, &[&source], Some("host/"))));
         let mut args = flags.clone();
         args.push(source.to_string_lossy().into_owned());
         jobs.push(Job { program: nvcc.clone(), args, output: output.clone() });

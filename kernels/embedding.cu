@@ -14,6 +14,7 @@
   extern "C" __global__ void __launch_bounds__(128)                                     \
       embedding_##dtype(const int* __restrict__ tokens, const Word* __restrict__ table, \
                         Word* __restrict__ out, int V, int H, int out_stride) {         \
+    take_turn();                                                                        \
     copy_row<Word>(table, tokens, out, V, H, H, out_stride);                            \
   }                                                                                     \
   EXPORT_KERNEL(embedding_##dtype)

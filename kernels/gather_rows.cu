@@ -14,6 +14,7 @@
   extern "C" __global__ void __launch_bounds__(128)                                               \
       gather_rows_##width(const Word* __restrict__ src, const int* __restrict__ index,            \
                           Word* __restrict__ out, int S, int H, int src_stride, int out_stride) { \
+    take_turn();                                                                                  \
     copy_row<Word>(src, index, out, S, H, src_stride, out_stride);                                \
   }                                                                                               \
   EXPORT_KERNEL(gather_rows_##width)

@@ -1,30 +1,40 @@
-// WHAT      Linear layer for few tokens: weights are streamed once, tokens ride along.
-// MATH      out[t,n] = round(sum_k x[t,k] * weight[n,k] + bias[n]), f32 accumulation
-// SHAPES    x        T   [rows, K]          in   row stride x_stride elements
+// WHAT      Linear layer for few tokens: weights are streamed once, tokens ride along. linear_swiglu: with the gated
+//           activation of a SwiGLU layer behind it.
+// MATH      y[t,n] = round(sum_k x[t,k] * weight[n,k] + bias[n]), f32 accumulation
+//           linear:        out[t,n] = y[t,n]
+//           linear_swiglu: out[t,i] = round(silu(y[t,gate(i)]) * y[t,up(i)]),  silu(g) = g / (1 + exp(-g)),
+//                          gate(i) = 16 (i / 8) + i % 8,  up(i) = gate(i) + 8
+// SHAPES    x        T   [rows, K]          in     row stride x_stride elements
 //           weight   T   [N, K]             in
-//           bias     T   [N]                in   may be null
-//           out      T or f32 [rows, N]     out  row stride out_stride elements; f32 if out_is_f32
-//           partial  f32 [splits, rows, N]  out  null: this launch writes out; else linear_combine_* does
+//           bias     T   [N]                in     may be null
+//           out      T or f32 [rows, N]     out    row stride out_stride elements; f32 if out_is_f32
+//                    T   [rows, N / 2]             of linear_swiglu
+//           partial  f32 [splits, rows, N]  out    null where K is not split
+//           tickets  u32 [tiles]            inout  one for each of the grid's (x, y), 0 before and after
 // LAUNCH    128 threads; linear_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), dynamic
-//           shared memory kStages * (tokens + weights) * 128 bytes. linear_combine_*: grid (ceil(N / 128),
-//           rows). linear_f32: grid (ceil(rows / 8), ceil(N / 16)), a warp for 4 weight rows x 8 tokens.
-// REQUIRES  bf16, f16: K % 8 == 0, x_stride % 8 == 0, x and weight 16-byte aligned; f32: nothing
+//           shared memory kStages * (tokens + weights) * 128 bytes. linear_f32: grid (ceil(rows / 8),
+//           ceil(N / 16)), a warp for 4 weight rows x 8 tokens. May overlap its predecessors: weights are
+//           on their way before it waits.
+// REQUIRES  bf16, f16: K % 8 == 0, x_stride % 8 == 0, x and weight 16-byte aligned; f32: nothing.
+//           linear_swiglu: N % 16 == 0
 // NUMERICS  One accumulator an output, ascending K in steps of 16; splits added in ascending order, then the
 //           bias; one rounding. The splits depend on (N, K) alone, so no tile and no number of rows changes
-//           a bit of a row.
+//           a bit of a row. linear_swiglu rounds as if gate and up had been written and read again; a gate of
+//           -inf gives NaN, as -inf / inf does in the frameworks.
 // TWINS     src/kernels/linear.rs, src/reference/linear.rs, kernels/host/native/linear.cpp,
 //           tests/kernels/linear.rs
 //
 // Roofline: a weight is used once a token, so below about 184 tokens on an H200 the time is that of reading
 // the weights. Little's law sets the rest: 4.3 TB/s at about 0.7 us is 3 MB in flight, 23 KB an SM. A CTA
 // keeps kStages - 1 = 3 tiles of 64 x 64 weights (24 KB) in flight and three or four CTAs share an SM, which
-// leaves room for barriers and the tail. Splitting K gives a small N its 512 CTAs.
+// leaves room for barriers and the tail. Splitting K gives a small N its 512 CTAs; the CTA of a tile that ends
+// last adds up the partial sums of all, which costs it a trip to L2 and saves a launch.
 //
 // Schedule: weights are the 16-side of mma.m16n8k16 and tokens the 8-side, so the work grows in steps of 8
 // tokens. cp.async fills a ring of stages; one barrier a tile both publishes the tile that arrived and frees
 // the one before it. Chunk c of row r of a tile lies at chunk c ^ (r % 8), so that copies and ldmatrix touch
 // every bank once. Above 64 tokens arithmetic counts: a 128 x 128 tile halves the traffic from L2, and adds
-// in the same order.
+// in the same order. Gate and up rows lie in turns of 8, the two halves of an m16 tile: a thread holds both.
 #include "prims.cuh"
 #include "elements.cuh"
 #include "reduce.cuh"
@@ -74,11 +84,24 @@ __device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, i
   }
 }
 
+// A finished sum, with its bias.
+template <typename T>
+__device__ __forceinline__ float with_bias(float sum, const T* bias, int n) {
+  return bias != nullptr ? sum + to_float(bias[n]) : sum;
+}
+
+// The gated activation, of gate and up as they would have been stored.
+template <typename T>
+__device__ __forceinline__ T swiglu(float gate, float up) {
+  const float g = to_float(from_float<T>(gate));
+  return from_float<T>(g / (1.0f + expf(-g)) * to_float(from_float<T>(up)));
+}
+
 // Stores one finished sum as out's element type.
 template <typename T>
 __device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, const T* bias, int n,
                                           int out_is_f32) {
-  if (bias != nullptr) sum += to_float(bias[n]);
+  sum = with_bias(sum, bias, n);
   if (out_is_f32) {
     static_cast<float*>(out)[offset] = sum;
   } else {
@@ -86,11 +109,29 @@ __device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, 
   }
 }
 
+// Whether this CTA is the last of its tile's splits to come here: then it sees what all of them have written.
+// `is_last` is shared, in memory that nobody needs any more: one variable more would exceed 48 KB.
+__device__ __forceinline__ bool is_last_split(unsigned* tickets, int& is_last) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    // Counts to the last split and back to 0, for the next launch.
+    const unsigned ticket = atomicInc(tickets + blockIdx.x * gridDim.y + blockIdx.y, gridDim.z - 1);
+    is_last = ticket == gridDim.z - 1;
+  }
+  __syncthreads();
+  __threadfence();
+  return is_last;
+}
+
 template <typename T,      // element type: bf16 or f16
-          typename Shape>  // a Tile
+          typename Shape,  // a Tile
+          bool kGated>     // linear_swiglu
 __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T* bias, void* out,
                                            float* partial, int num_rows, int N, int K, int x_stride,
-                                           int out_stride, int tiles_per_split, int out_is_f32) {
+                                           int out_stride, int tiles_per_split, int out_is_f32,
+                                           unsigned* tickets) {
+  let_successor_start();
   DYN_SMEM(T, stages);
   const int lane_idx = threadIdx.x % 32;
   const int warp_idx = threadIdx.x / 32;
@@ -102,15 +143,15 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
   const int warp_weight = warp_idx % Shape::kWarpsAlongWeights * (Shape::kMmaRows * 16);
   const int warp_token = warp_idx / Shape::kWarpsAlongWeights * (Shape::kGroups * 8);
 
-  // A stage holds the weight tile, then the token tile. Groups are committed even when empty: the wait counts
-  // them.
-  auto fetch = [&](int tile, int slot) {
-    if (tile < tile_end) {
-      T* const stage = stages + slot * Shape::kStageElements;
-      fetch_tile<Shape::kWeights>(stage, weight, weight0, N, K, tile * kTileK, K);
-      fetch_tile<Shape::kTokens>(stage + Shape::kWeights * kTileK, x, token0, num_rows, x_stride,
-                                 tile * kTileK, K);
-    }
+  // A stage holds the weight tile, then the token tile.
+  auto fetch_weights = [&](int tile, int slot) {
+    T* const stage = stages + slot * Shape::kStageElements;
+    if (tile < tile_end) fetch_tile<Shape::kWeights>(stage, weight, weight0, N, K, tile * kTileK, K);
+  };
+  // Groups are committed even when empty: the wait counts them.
+  auto fetch_tokens = [&](int tile, int slot) {
+    T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
+    if (tile < tile_end) fetch_tile<Shape::kTokens>(stage, x, token0, num_rows, x_stride, tile * kTileK, K);
     cp_async_commit();
   };
 
@@ -160,14 +201,19 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
   };
 
   // Fill all stages but one, then: wait for the oldest, refill the slot that every warp has left, multiply.
+  // Weights come first, while the tokens may still be in the making; they belong to the group of the first.
 #pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch(tile_begin + stage, stage);
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch_weights(tile_begin + stage, stage);
+  wait_for_predecessors();
+#pragma unroll
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch_tokens(tile_begin + stage, stage);
   int slot = 0;
   int free_slot = Shape::kStages - 1;
   for (int tile = tile_begin; tile < tile_end; ++tile) {
     cp_async_wait<Shape::kStages - 2>();
     __syncthreads();
-    fetch(tile + Shape::kStages - 1, free_slot);
+    fetch_weights(tile + Shape::kStages - 1, free_slot);
+    fetch_tokens(tile + Shape::kStages - 1, free_slot);
     multiply(slot);
     free_slot = slot;
     slot = slot + 1 == Shape::kStages ? 0 : slot + 1;
@@ -175,39 +221,58 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
   cp_async_wait<0>();
 
   // sums[m][group][i]: weight row lane / 4 (+ 8 for i >= 2), token 2 * (lane % 4) + i % 2.
+  const int first_n = weight0 + warp_weight + lane_idx / 4;
+  const int first_token = token0 + warp_token + lane_idx % 4 * 2;
+  auto for_each_sum = [&](auto&& use) {
 #pragma unroll
-  for (int m = 0; m < Shape::kMmaRows; ++m) {
+    for (int m = 0; m < Shape::kMmaRows; ++m) {
 #pragma unroll
-    for (int group = 0; group < Shape::kGroups; ++group) {
+      for (int group = 0; group < Shape::kGroups; ++group) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int n = weight0 + warp_weight + m * 16 + lane_idx / 4 + i / 2 * 8;
-        const int token = token0 + warp_token + group * 8 + lane_idx % 4 * 2 + i % 2;
-        if (n >= N || token >= num_rows) continue;
-        if (partial != nullptr) {
-          // partial[split][token][n]
-          partial[(static_cast<int64_t>(blockIdx.z) * num_rows + token) * N + n] = sums[m][group][i];
-        } else {
-          store_sum(out, static_cast<int64_t>(token) * out_stride + n, sums[m][group][i], bias, n,
-                    out_is_f32);
+        for (int i = 0; i < 4; ++i) {
+          const int n = first_n + m * 16 + i / 2 * 8;
+          const int token = first_token + group * 8 + i % 2;
+          if (n < N && token < num_rows) use(m, group, i, n, token);
         }
       }
     }
-  }
-}
+  };
 
-// Adds the splits in ascending order; the epilogue of linear_mma moves here.
-template <typename T>
-__device__ __forceinline__ void linear_combine(const float* partial, const T* bias, void* out, int num_rows,
-                                               int N, int out_stride, int num_splits, int out_is_f32) {
-  const int n = blockIdx.x * blockDim.x + threadIdx.x;
-  const int token = blockIdx.y;
-  if (n >= N) return;
-  float sum = 0.0f;
-  for (int split = 0; split < num_splits; ++split) {
-    sum += partial[(static_cast<int64_t>(split) * num_rows + token) * N + n];
+  auto finish = [&](int token, int n, float sum, float up_sum) {
+    const int64_t row = static_cast<int64_t>(token) * out_stride;
+    if constexpr (kGated) {
+      static_cast<T*>(out)[row + n / 16 * 8 + n % 8] =
+          swiglu<T>(with_bias(sum, bias, n), with_bias(up_sum, bias, n + 8));
+    } else {
+      store_sum(out, row + n, sum, bias, n, out_is_f32);
+    }
+  };
+
+  if (partial == nullptr) {
+    for_each_sum([&](int m, int group, int i, int n, int token) {
+      if (!kGated || i < 2) finish(token, n, sums[m][group][i], sums[m][group][(i + 2) % 4]);
+    });
+    return;
   }
-  store_sum(out, static_cast<int64_t>(token) * out_stride + n, sum, bias, n, out_is_f32);
+  const int64_t split_stride = static_cast<int64_t>(num_rows) * N;
+  for_each_sum([&](int m, int group, int i, int n, int token) {
+    partial[blockIdx.z * split_stride + static_cast<int64_t>(token) * N + n] = sums[m][group][i];
+  });
+  if (!is_last_split(tickets, *reinterpret_cast<int*>(stages))) return;
+  auto total = [&](int token, int n) {
+    const float* term = partial + static_cast<int64_t>(token) * N + n;
+    float sum = 0.0f;
+#pragma unroll 8  // loads in flight
+    for (unsigned split = 0; split < gridDim.z; ++split, term += split_stride) sum += load_fresh(term);
+    return sum;
+  };
+  constexpr int kOutputs = kGated ? Shape::kWeights / 2 : Shape::kWeights;
+  for (int i = threadIdx.x; i < Shape::kTokens * kOutputs; i += kThreads) {
+    const int output = i % kOutputs;
+    const int n = weight0 + (kGated ? output / 8 * 16 + output % 8 : output);
+    const int token = token0 + i / kOutputs;
+    if (n < N && token < num_rows) finish(token, n, total(token, n), kGated ? total(token, n + 8) : 0.0f);
+  }
 }
 
 // Plain FMA: lane l of a warp adds elements 4l..4l+3 of every 128, ascending; then the lanes are added.
@@ -215,13 +280,15 @@ constexpr int kWarpWeights = 4;
 constexpr int kWarpTokens = 8;
 static_assert(kWarpWeights * kWarpTokens == 32, "warp_sum_scatter leaves one output in each lane");
 
-extern "C" __global__ void __launch_bounds__(kThreads)
-    linear_f32(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-               float* __restrict__ out, int num_rows, int N, int K, int x_stride, int out_stride) {
+template <bool kGated>
+__device__ __forceinline__ void linear_fma(const float* x, const float* weight, const float* bias, float* out,
+                                           int num_rows, int N, int K, int x_stride, int out_stride) {
+  take_turn();
   const int lane_idx = threadIdx.x % 32;
   const int token0 = blockIdx.x * kWarpTokens;
   const int weight0 = (blockIdx.y * (kThreads / 32) + threadIdx.x / 32) * kWarpWeights;
-  if (weight0 >= N) return;  // whole warps leave, and no barrier follows
+  // Whole warps leave, and no barrier follows; gated CTAs, which have one, are always full.
+  if (weight0 >= N) return;
   const bool aligned = is_aligned16(x) && is_aligned16(weight) && x_stride % 4 == 0 && K % 4 == 0;
 
   float sums[32];
@@ -251,34 +318,51 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   const float sum = warp_sum_scatter(sums);
   const int n = weight0 + lane_idx / kWarpTokens;
   const int token = token0 + lane_idx % kWarpTokens;
-  if (n < N && token < num_rows) {
-    store_sum(out, static_cast<int64_t>(token) * out_stride + n, sum, bias, n, 1);
+  const int64_t row = static_cast<int64_t>(token) * out_stride;
+  if constexpr (!kGated) {
+    if (n < N && token < num_rows) out[row + n] = with_bias(sum, bias, n);
+  } else {
+    // 16 weight rows a CTA: the first two warps have the gates, the others what is gated.
+    SHARED(float[kThreads], finished);
+    finished[threadIdx.x] = with_bias(sum, bias, n);
+    __syncthreads();
+    if (threadIdx.x < kThreads / 2 && token < num_rows) {
+      out[row + n / 16 * 8 + n % 8] =
+          swiglu<float>(finished[threadIdx.x], finished[threadIdx.x + kThreads / 2]);
+    }
   }
 }
-EXPORT_KERNEL(linear_f32)
 
-#define LINEAR(dtype, T, tokens, weights, warps_along_tokens, stages)                                      \
-  extern "C" __global__ void __launch_bounds__(kThreads) linear_##dtype##_t##tokens(                       \
-      const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                   \
-      void* __restrict__ out, float* __restrict__ partial, int num_rows, int N, int K, int x_stride,       \
-      int out_stride, int tiles_per_split, int out_is_f32) {                                               \
-    linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>>(                                      \
-        x, weight, bias, out, partial, num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32); \
-  }                                                                                                        \
-  EXPORT_KERNEL(linear_##dtype##_t##tokens)
+#define LINEAR_FMA(name, gated)                                                                           \
+  extern "C" __global__ void __launch_bounds__(kThreads)                                                  \
+      name(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, \
+           float* __restrict__ out, int num_rows, int N, int K, int x_stride, int out_stride) {           \
+    linear_fma<gated>(x, weight, bias, out, num_rows, N, K, x_stride, out_stride);                        \
+  }                                                                                                       \
+  EXPORT_KERNEL(name)
 
-#define LINEAR_FAMILY(dtype, T)                                                                            \
-  LINEAR(dtype, T, 8, 64, 1, 4)                                                                            \
-  LINEAR(dtype, T, 16, 64, 1, 4)                                                                           \
-  LINEAR(dtype, T, 32, 64, 1, 4)                                                                           \
-  LINEAR(dtype, T, 64, 64, 2, 3)                                                                           \
-  LINEAR(dtype, T, 128, 128, 2, 3)                                                                         \
-  extern "C" __global__ void __launch_bounds__(kThreads) linear_combine_##dtype(                           \
-      const float* __restrict__ partial, const T* __restrict__ bias, void* __restrict__ out, int num_rows, \
-      int N, int out_stride, int num_splits, int out_is_f32) {                                             \
-    linear_combine<T>(partial, bias, out, num_rows, N, out_stride, num_splits, out_is_f32);                \
-  }                                                                                                        \
-  EXPORT_KERNEL(linear_combine_##dtype)
+LINEAR_FMA(linear_f32, false)
+LINEAR_FMA(linear_swiglu_f32, true)
 
-LINEAR_FAMILY(bf16, bf16)
-LINEAR_FAMILY(f16, f16)
+#define LINEAR(name, T, gated, tokens, weights, warps_along_tokens, stages)                                  \
+  extern "C" __global__ void __launch_bounds__(kThreads)                                                     \
+      name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
+           void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
+           int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
+    linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>, gated>(                                 \
+        x, weight, bias, out, partial, num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32,    \
+        tickets);                                                                                            \
+  }                                                                                                          \
+  EXPORT_KERNEL(name)
+
+#define LINEAR_FAMILY(name, T, gated)        \
+  LINEAR(name##_t8, T, gated, 8, 64, 1, 4)   \
+  LINEAR(name##_t16, T, gated, 16, 64, 1, 4) \
+  LINEAR(name##_t32, T, gated, 32, 64, 1, 4) \
+  LINEAR(name##_t64, T, gated, 64, 64, 2, 3) \
+  LINEAR(name##_t128, T, gated, 128, 128, 2, 3)
+
+LINEAR_FAMILY(linear_bf16, bf16, false)
+LINEAR_FAMILY(linear_f16, f16, false)
+LINEAR_FAMILY(linear_swiglu_bf16, bf16, true)
+LINEAR_FAMILY(linear_swiglu_f16, f16, true)

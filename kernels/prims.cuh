@@ -191,6 +191,41 @@ PRIMITIVE void cp_async_wait() {
   PTX_OR_HOST(asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"), simt::async_copy_wait(N));
 }
 
+// ---- what other blocks of the same launch have written -----------------------------------------------------
+
+// From the second-level cache, past what this multiprocessor may have kept; the writer has fenced before it told.
+PRIMITIVE float load_fresh(const float* address) {
+  float value;
+  PTX_OR_HOST(asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory"),
+              value = *address);
+  return value;
+}
+
+// ---- launches that overlap (programmatic dependent launch) --------------------------------------------------
+
+// A kernel launched so may start while its predecessor still runs. Until `wait_for_predecessors` returns it must
+// touch nothing that any earlier launch reads or writes: weights it may read. Every thread of every block
+// calls it, those without work too, as the next launch takes this one's end for the end of all before. Before
+// sm_90, and where the launch did not ask for it, launches do not overlap and this does nothing.
+PRIMITIVE void wait_for_predecessors() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  PTX_OR_HOST(asm volatile("griddepcontrol.wait;" :: : "memory"), simt::wait_for_predecessors());
+#endif
+}
+
+// Lets the next launch start once every block of this one has called it or ended.
+PRIMITIVE void let_successor_start() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  PTX_OR_HOST(asm volatile("griddepcontrol.launch_dependents;" :: :), (void)0);
+#endif
+}
+
+// The first thing in a kernel that has nothing to do before its turn comes.
+PRIMITIVE void take_turn() {
+  let_successor_start();
+  wait_for_predecessors();
+}
+
 // ---- barriers between some warps of a block ---------------------------------------------------------------
 
 // `id` 1..15; `threads` is a multiple of 32. Barrier 0 is __syncthreads.

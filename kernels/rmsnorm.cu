@@ -22,6 +22,7 @@ __device__ __forceinline__ void rmsnorm(T* residual, const T* delta, const T* we
                                         int residual_stride, int delta_stride, int out_stride, int tap_stride,
                                         float eps) {
   SHARED(float[32], scratch);
+  take_turn();
   const int64_t row = blockIdx.x;
   residual += row * residual_stride;
   out += row * out_stride;

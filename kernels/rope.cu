@@ -59,6 +59,7 @@ __device__ __forceinline__ void rope_kv_write(const T* qkv, T* q_out, T* k_cache
                                               int max_position, int axis_stride, int section_end_0,
                                               int section_end_1, float eps) {
   DYN_SMEM(float, scales);  // of the q and k heads, if they are normalised
+  take_turn();
   const int64_t row = blockIdx.x;
   const int num_heads = num_q_heads + 2 * num_kv_heads;
   const int half = head_dim / 2;

@@ -61,6 +61,7 @@ struct F32State {
 
 template <int kHeadDim>
 __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p) {
+  take_turn();
   constexpr int kColumns = kHeadDim / 32;  // of a lane
   SHARED(float[kF32Warps][kHeadDim], queries);
   SHARED(float[kF32Warps][kF32TileKeys], all_weights);
@@ -188,6 +189,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
 
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams& p) {
+  take_turn();
   const Sequence seq(p, blockIdx.z);
   const int node = blockIdx.x, q_head_idx = blockIdx.y, column = threadIdx.x;
   if (node >= seq.num_rows) return;

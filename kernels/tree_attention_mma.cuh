@@ -432,6 +432,7 @@ template <typename T, int kHeadDim, int kParts, bool kWindowed>
 __device__ __forceinline__ void tree_attention_mma(const TreeAttentionParams& p) {
   using Kernel = MmaAttention<T, kHeadDim, kParts, kWindowed>;
   constexpr bool kNarrow = kParts > 1;
+  take_turn();
   DYN_SMEM(T, ring);
   SHARED(typename Kernel::Batch, batch);
   SHARED(uint8_t[4][kTileKeys], path_rows);

@@ -34,8 +34,9 @@ fn h200_table() -> Value {
     let mut rules = Vec::new();
     for tile in ["t8", "t16", "t32", "t64", "t128"] {
         for ((n, k), params) in linears {
+            let kernel = if n == 1792 { "linear_swiglu" } else { "linear" };
             rules.push(json!({
-                "kernel": format!("linear_bf16_{tile}"), "where": {"6": n, "7": k}, "by": 5,
+                "kernel": format!("{kernel}_bf16_{tile}"), "where": {"6": n, "7": k}, "by": 5,
                 "points": staircase(params), "interpolation": "step",
             }));
         }

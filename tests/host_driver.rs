@@ -32,7 +32,7 @@ fn build() -> Option<PathBuf> {
     sources.extend(compile::files(Path::new("kernels/host/selftest"), &["cpp", "cu"], false));
     let (mut jobs, mut objects) = (Vec::new(), Vec::new());
     for source in &sources {
-        let hash = compile::content_hash(&flags, &[source]);
+        let hash = compile::content_hash(&flags, &[source], None);
         let object = folder.join(format!("{}-{hash}.o", source.file_name().unwrap().to_string_lossy()));
         let mut args = flags.clone();
         args.extend(["-x", "c++", "-c"].map(String::from));
@@ -42,7 +42,7 @@ fn build() -> Option<PathBuf> {
     }
     compile::run(jobs).expect("the self-test compiles");
     let paths: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
-    let executable = folder.join(format!("selftest-{}", compile::content_hash(&flags, &paths)));
+    let executable = folder.join(format!("selftest-{}", compile::content_hash(&flags, &paths, None)));
     let mut args: Vec<String> = ["-pthread", "-rdynamic"].map(String::from).to_vec();
     args.extend(objects);
     args.push("-ldl".into());

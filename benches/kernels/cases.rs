@@ -5,11 +5,10 @@ use smart_run::Result;
 use smart_run::device::{DType, Tensor};
 use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use smart_run::kernels::linear::{self, LinearArgs};
+use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use smart_run::kernels::silu_residual::{SiluResidualArgs, silu_residual};
-use smart_run::kernels::swiglu::{SwigluArgs, swiglu};
 use smart_run::reference;
 
 use super::measure::{Case, near};
@@ -47,30 +46,34 @@ pub fn linear(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
 }
 
 fn linear_case(setting: &Setting, name: String, rows: usize, n: usize, k: usize) -> Result<Case> {
-    let is_head = name.contains("head");
-    let out = setting.uninit(if is_head { DType::F32 } else { DType::Bf16 }, &[rows, n])?;
+    let (is_head, is_gated) = (name.contains("head"), name.contains("gate_up"));
+    let columns = if is_gated { n / 2 } else { n };
+    let out = setting.uninit(if is_head { DType::F32 } else { DType::Bf16 }, &[rows, columns])?;
     let x = setting.random(0, &[rows, k]);
-    let workspace = setting.uninit(DType::F32, &[linear::workspace_len(rows, n, k)])?;
+    let workspace = LinearWorkspace::new(&setting.device, rows, [(n, k)], 0)?;
     let (device, read) = (setting.device.clone(), out.clone());
     let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[n, k])).collect();
-    let (last_x, first_weights) = (setting.values((rows - 1) * k, k), setting.values(0, 8 * k));
+    let checked_rows = if is_gated { 2 * GATE_ROWS } else { 8 };
+    let (last_x, first_weights) = (setting.values((rows - 1) * k, k), setting.values(0, checked_rows * k));
     let checked = name.clone();
     Ok(Case {
         bytes: (2 * n * k + 2 * rows * k) as f64 + out.num_bytes() as f64,
         flops: (2 * rows * n * k) as f64,
         launch: Box::new(move |i| {
             let weight = &weights[i % weights.len()];
-            linear::linear(
-                &device,
-                LinearArgs { x: &x, weight, bias: None, out: &out, workspace: &workspace },
-            )
+            let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: &workspace };
+            if is_gated { linear_swiglu(&device, args) } else { multiply(&device, args) }
         }),
         check: Box::new(move || {
             let got = match is_head {
                 true => read.rows(rows - 1..rows).to_vec::<f32>()?,
                 false => row(&read, rows - 1)?,
             };
-            near(&checked, &got[..8], &reference::linear::linear(&last_x, &first_weights, None, k));
+            let mut want = reference::linear::linear(&last_x, &first_weights, None, k);
+            if is_gated {
+                want = reference::swiglu::swiglu(&want, GATE_ROWS);
+            }
+            near(&checked, &got[..8], &want);
             Ok(())
         }),
         name,
@@ -79,15 +82,7 @@ fn linear_case(setting: &Setting, name: String, rows: usize, n: usize, k: usize)
 
 /// The kernels between the linear layers, at every width. Their operands stay in cache, as they do in a pass.
 pub fn rows(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let builders = [
-        embedding_case,
-        rmsnorm_case,
-        swiglu_case,
-        silu_residual_case,
-        rope_case,
-        rope_norm_case,
-        gather_case,
-    ];
+    let builders = [embedding_case, rmsnorm_case, silu_residual_case, rope_case, rope_norm_case, gather_case];
     let all = builders.iter().flat_map(|build| setting.model.widths.iter().map(|&rows| build(setting, rows)));
     let mut cases = all.collect::<Result<Vec<Case>>>()?;
     cases.retain(|case| case.name.contains(filter));
@@ -135,23 +130,6 @@ fn rmsnorm_case(setting: &Setting, rows: usize) -> Result<Case> {
             let mut residual = delta_row.clone();
             let want = reference::rmsnorm::rmsnorm(&mut residual, Some(&delta_row), &gains, 1e-5, |x| x);
             near("rmsnorm", &row(&read, rows - 1)?, &want);
-            Ok(())
-        }),
-    })
-}
-
-fn swiglu_case(setting: &Setting, rows: usize) -> Result<Case> {
-    let size = setting.model.intermediate;
-    let (gate_up, out) = (setting.random(0, &[rows, 2 * size]), setting.uninit(DType::Bf16, &[rows, size])?);
-    let (device, read) = (setting.device.clone(), out.clone());
-    let last = setting.values((rows - 1) * 2 * size, 2 * size);
-    Ok(Case {
-        name: format!("swiglu T={rows} I={size}"),
-        bytes: (6 * rows * size) as f64,
-        flops: 0.0,
-        launch: Box::new(move |_| swiglu(&device, SwigluArgs { gate_up: &gate_up, out: &out })),
-        check: Box::new(move || {
-            near("swiglu", &row(&read, rows - 1)?, &reference::swiglu::swiglu(&last, size));
             Ok(())
         }),
     })

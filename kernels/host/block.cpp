@@ -29,6 +29,7 @@ void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed, vo
   num_threads = geometry.num_threads();
   num_warps = (num_threads + 31) / 32;
   shared_bytes_ = geometry.shared_bytes;
+  overlaps_ = geometry.overlaps;
   seed_ = seed;
   if (fibers.capacity() < num_threads) fibers.reserve(num_threads);
   while (fibers.size() < num_threads) fibers.emplace_back(unsigned(fibers.size()));
@@ -66,7 +67,7 @@ bool Block::run(uint64_t number, void** parameters) {
   }
   for (Barrier& b : barriers) b.arrived = 0, b.gathering = {0, 1, 0};
   for (unsigned t = 0; t < num_threads; t++) {
-    fibers[t].exited = false;
+    fibers[t].exited = fibers[t].has_waited = false;
     fibers[t].waiting_for = nullptr;
     fibers[t].copies.clear();
     fibers[t].group_ends.clear();
@@ -110,6 +111,8 @@ void fiber_main() {
     Block* block = current_block();
     tsan::acquire(block);
     block->kernel->invoke(block->parameters_);
+    if (block->overlaps_ && !self->has_waited)
+      fail("a thread ended without wait_for_predecessors in a launch that overlaps those before");
     tsan::release(block->launch_end_);
 
     self->exited = true;
@@ -188,6 +191,10 @@ std::string Block::describe_deadlock() const {
 
 void fail(const char* what) {
   current_block()->die(what);
+}
+
+void wait_for_predecessors() {
+  current_fiber()->has_waited = true;
 }
 
 // ---- barriers ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ namespace simt {
 struct Geometry {
   dim3 grid, block;
   uint32_t shared_bytes = 0;
+  bool overlaps = false;  // may start before its predecessor has ended
   uint64_t num_blocks() const { return uint64_t(grid.x) * grid.y * grid.z; }
   uint32_t num_threads() const { return block.x * block.y * block.z; }
 };
@@ -28,6 +29,7 @@ struct Fiber : Thread {
   FiberStack stack;
   const char* waiting_for = nullptr;  // null: running or ready
   bool exited = false;
+  bool has_waited = false;           // for the launches before
   std::vector<AsyncCopy> copies;     // issued, oldest first
   std::vector<uint32_t> group_ends;  // committed groups, as ends into `copies`
   explicit Fiber(unsigned number);
@@ -112,6 +114,7 @@ class Block : public BlockView {
 
   unsigned char* arena_ = nullptr;  // [fence][dynamic][fence][variable][fence]...
   uint32_t arena_used_ = 0, shared_bytes_ = 0, static_bytes_ = 0;
+  bool overlaps_ = false;
   std::vector<SharedVariable> variables_;
 };
 

@@ -94,8 +94,8 @@ DRIVER_API cuFuncGetAttribute(int* value, int attribute, const Kernel* kernel) {
       break;  // MAX_THREADS_PER_BLOCK
     case 5:
     case 6:
-      *value = 80;
-      break;  // PTX_VERSION, BINARY_VERSION
+      *value = 90;
+      break;  // PTX_VERSION, BINARY_VERSION: what Hopper can do is answered
     case 8:
       *value = int(kernel->max_dynamic_shared);
       break;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -135,15 +135,13 @@ DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, con
 
 // ---- launches ---------------------------------------------------------------------------------------------
 
-DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                          void* handle, void** parameters, void** extra) {
-  ENTER_DRIVER();
+static Result launch(const char* call, const Kernel* kernel, const Geometry& geometry, void* handle,
+                     void** parameters, void** extra) {
   Stream* stream = stream_from_handle(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
-  if (!kernel) return error(CUDA_ERROR_INVALID_HANDLE, "cuLaunchKernel: no function");
+  if (!kernel) return error(CUDA_ERROR_INVALID_HANDLE, std::string(call) + ": no function");
   if (extra || (!parameters && !kernel->parameters.empty()))
-    return error(CUDA_ERROR_INVALID_VALUE, "cuLaunchKernel: arguments are expected in kernelParams");
+    return error(CUDA_ERROR_INVALID_VALUE, std::string(call) + ": arguments are expected in kernelParams");
   for (size_t i = 0; i < kernel->parameters.size(); i++)
     if (!parameters[i])
       return error(CUDA_ERROR_INVALID_VALUE,
@@ -151,7 +149,49 @@ DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y
   if (is_planned_to_fail(kernel->name))
     return error(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
                  std::string("a failure on purpose (SIMT_FAIL) of kernel ") + kernel->name);
-  Geometry geometry{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
   RETURN_IF_ERROR(check_geometry(*kernel, geometry));
   return submit(stream, std::make_shared<Launch>(*kernel, geometry, parameters));
+}
+
+DRIVER_API cuLaunchKernel(const Kernel* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                          void* handle, void** parameters, void** extra) {
+  ENTER_DRIVER();
+  const Geometry geometry{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
+  return launch("cuLaunchKernel", kernel, geometry, handle, parameters, extra);
+}
+
+// CUlaunchConfig and CUlaunchAttribute of cuda.h.
+struct LaunchAttribute {
+  int id;
+  char padding[4];
+  union {
+    char bytes[64];
+    int flag;
+  } value;
+};
+struct LaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+  void* stream;
+  const LaunchAttribute* attributes;
+  unsigned num_attributes;
+};
+
+// Launches run one after the other here, whatever they allow; kernels of launches that may overlap are held to
+// the rule that makes that safe, as far as it shows (wait_for_predecessors).
+DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, const Kernel* kernel, void** parameters,
+                            void** extra) {
+  ENTER_DRIVER();
+  constexpr int programmatic_stream_serialization = 6;
+  Geometry geometry{{config->grid_x, config->grid_y, config->grid_z},
+                    {config->block_x, config->block_y, config->block_z},
+                    config->shared_bytes};
+  for (unsigned i = 0; i < config->num_attributes; i++) {
+    const LaunchAttribute& attribute = config->attributes[i];
+    if (attribute.id != programmatic_stream_serialization)
+      return error(CUDA_ERROR_NOT_SUPPORTED,
+                   "cuLaunchKernelEx: launch attribute " + std::to_string(attribute.id));
+    geometry.overlaps = attribute.value.flag != 0;
+  }
+  return launch("cuLaunchKernelEx", kernel, geometry, config->stream, parameters, extra);
 }

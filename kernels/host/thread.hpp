@@ -65,6 +65,11 @@ void async_copy(void* shared, const void* global, int bytes, int valid_bytes);
 void async_copy_commit();
 void async_copy_wait(int groups_left);
 
+// ---- launches that overlap -----------------------------------------------------------------------------------
+
+// Notes that this thread has waited; in an overlapping launch one that ends without is an error.
+void wait_for_predecessors();
+
 }  // namespace simt
 
 #define threadIdx (simt::current->index)

@@ -146,6 +146,10 @@ template <class T>
 inline T atomicAdd(T* address, std::type_identity_t<T> value) {
   return simt_atomic_update(address, [=](T old) { return T(old + value); });
 }
+// Counts up to `limit`, then starts again at 0.
+inline unsigned atomicInc(unsigned* address, unsigned limit) {
+  return simt_atomic_update(address, [=](unsigned old) { return old >= limit ? 0u : old + 1u; });
+}
 template <class T>
 inline T atomicSub(T* address, std::type_identity_t<T> value) {
   return simt_atomic_update(address, [=](T old) { return T(old - value); });

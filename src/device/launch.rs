@@ -13,12 +13,16 @@ pub(super) struct Kernel {
     shared_limit: u32,
     /// Sizes of the parameters as the driver reports them, in order; zero-terminated.
     parameter_sizes: [u16; MAX_ARGS + 1],
+    /// Whether its image was compiled for an architecture on which launches can overlap.
+    can_overlap: bool,
 }
 
 /// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
 const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
 const ARG_BYTES: usize = 512;
+/// Lowest compute capability with programmatic dependent launch.
+const OVERLAP_ARCH: i32 = 90;
 
 /// Kernel arguments in order, held by value until the launch copies them.
 pub struct LaunchArgs {
@@ -27,6 +31,7 @@ pub struct LaunchArgs {
     sizes: [u16; MAX_ARGS],
     count: usize,
     used: usize,
+    overlaps: bool,
 }
 
 impl Default for LaunchArgs {
@@ -39,7 +44,22 @@ impl LaunchArgs {
     /// No arguments yet.
     #[inline(always)]
     pub fn new() -> Self {
-        Self { bytes: [0; ARG_BYTES / 8], offsets: [0; MAX_ARGS], sizes: [0; MAX_ARGS], count: 0, used: 0 }
+        Self {
+            bytes: [0; ARG_BYTES / 8],
+            offsets: [0; MAX_ARGS],
+            sizes: [0; MAX_ARGS],
+            count: 0,
+            used: 0,
+            overlaps: false,
+        }
+    }
+
+    /// Lets the launch start before those before it have ended, where the GPU can (programmatic dependent launch). Only for kernels of
+    /// which every thread calls `wait_for_predecessors` before it touches anything but weights.
+    #[inline(always)]
+    pub fn overlapping(mut self) -> Self {
+        self.overlaps = true;
+        self
     }
 
     /// A device pointer to `tensor`'s first element.
@@ -120,24 +140,31 @@ impl Device {
         for (pointer, &offset) in pointers.iter_mut().zip(&args.offsets[..args.count]) {
             *pointer = base.wrapping_add(offset as usize).cast_mut().cast();
         }
-        // SAFETY: `pointers` holds one pointer per kernel parameter, sizes checked above, each into `args`, which the
-        // driver only reads, before the call returns. The caller vouches for meaning and bounds.
-        let status = unsafe {
-            sys::cuLaunchKernel(
-                found.function,
-                grid[0],
-                grid[1],
-                grid[2],
-                block[0],
-                block[1],
-                block[2],
-                shared_bytes,
-                self.stream(),
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        let serialization = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let overlaps = args.overlaps && found.can_overlap && self.inner.overlaps_launches;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: serialization,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        check("cuLaunchKernel", status).map_err(|error| match error {
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block[0],
+            blockDimY: block[1],
+            blockDimZ: block[2],
+            sharedMemBytes: shared_bytes,
+            hStream: self.stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(overlaps),
+        };
+        // SAFETY: `pointers` holds one pointer per kernel parameter, sizes checked above, each into `args`, which the driver only reads, as
+        // it does `config` and `attribute`, before the call returns. The caller vouches for meaning and bounds.
+        let status = unsafe {
+            sys::cuLaunchKernelEx(&config, found.function, pointers.as_mut_ptr(), std::ptr::null_mut())
+        };
+        check("cuLaunchKernelEx", status).map_err(|error| match error {
             Error::Driver { call, reason } => Error::Driver { call, reason: format!("{kernel}: {reason}") },
             other => other,
         })
@@ -176,7 +203,13 @@ impl Device {
             let status = unsafe { sys::cuModuleGetFunction(&mut function, loaded[tried], c_name.as_ptr()) };
             if status == sys::CUresult::CUDA_SUCCESS {
                 let parameter_sizes = parameter_sizes(name, function)?;
-                return Ok(Kernel { function, shared_limit: DEFAULT_SHARED_LIMIT, parameter_sizes });
+                let can_overlap = compiled_for(function)? >= OVERLAP_ARCH;
+                return Ok(Kernel {
+                    function,
+                    shared_limit: DEFAULT_SHARED_LIMIT,
+                    parameter_sizes,
+                    can_overlap,
+                });
             }
             if status != sys::CUresult::CUDA_ERROR_NOT_FOUND {
                 check("cuModuleGetFunction", status)?;
@@ -198,6 +231,16 @@ impl Device {
         loaded.push(module);
         Ok(true)
     }
+}
+
+/// The architecture that the loaded image of a kernel was compiled for, as in 90. An image for an older one runs on newer GPUs, too.
+fn compiled_for(function: sys::CUfunction) -> Result<i32> {
+    let mut version = 0;
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+    // SAFETY: the function handle is live; `version` receives the number.
+    let status = unsafe { sys::cuFuncGetAttribute(&mut version, attribute, function) };
+    check("cuFuncGetAttribute", status)?;
+    Ok(version)
 }
 
 /// The kernel's own parameter sizes, in order.

@@ -45,6 +45,8 @@ struct Inner {
     stream: Arc<CudaStream>,
     kind: driver::DriverKind,
     name: String,
+    /// See [`LaunchArgs::overlapping`].
+    overlaps_launches: bool,
     modules: Mutex<Modules>,
 }
 
@@ -95,7 +97,9 @@ impl Device {
                 "this build has no GPU kernels because nvcc was not found; rebuild with NVCC or CUDA_HOME set, or use --device host".into(),
             ));
         }
-        Ok(Self { inner: Arc::new(Inner { context, stream, kind, name, modules: Mutex::default() }) })
+        let overlaps_launches = std::env::var_os("SMART_OVERLAP").is_none_or(|value| value != "0");
+        let modules = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules }) })
     }
 
     /// `cuda:0 (NVIDIA H200)` or `host (...)`.

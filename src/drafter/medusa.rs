@@ -12,7 +12,7 @@
 use crate::config::{FloatType, MedusaConfig, ModelConfig};
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
-use crate::kernels::linear::{LinearArgs, linear, workspace_len};
+use crate::kernels::linear::{LinearArgs, LinearWorkspace, linear};
 use crate::kernels::silu_residual::{SiluResidualArgs, silu_residual};
 use crate::model::{Progress, WeightLoader};
 use crate::weights::Checkpoint;
@@ -40,7 +40,7 @@ struct Buffers {
     linears: Tensor,
     /// f32 `[heads * rows, vocab]`, head by head in rows.
     logits: Tensor,
-    workspace: Tensor,
+    workspace: LinearWorkspace,
 }
 
 impl Medusa {
@@ -89,14 +89,12 @@ impl Medusa {
         let MedusaConfig { num_heads, hidden_size, vocab_size, .. } = self.config;
         let width = num_heads * hidden_size;
         let shapes = [(width, hidden_size), (hidden_size, hidden_size), (vocab_size, hidden_size)];
-        let workspace =
-            shapes.map(|(n, k)| workspace_len(max_rows, n, k)).into_iter().max().unwrap_or(0).max(1);
         let buffer = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
         self.buffers = Some(Buffers {
             states: buffer(self.dtype, &[max_rows, width])?,
             linears: buffer(self.dtype, &[max_rows, width])?,
             logits: buffer(DType::F32, &[num_heads * max_rows, vocab_size])?,
-            workspace: buffer(DType::F32, &[workspace])?,
+            workspace: LinearWorkspace::new(&self.device, max_rows, shapes, 0)?,
         });
         Ok(())
     }

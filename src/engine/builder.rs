@@ -10,6 +10,7 @@ use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
 use crate::drafter::{DrafterConfig, LoadedDrafter};
 use crate::engine::drafting::Drafting;
+use crate::engine::graphs;
 use crate::engine::heads::HeadsProposer;
 use crate::engine::logprobs::LogprobReader;
 use crate::engine::masks::MaskWriter;
@@ -64,6 +65,7 @@ pub struct EngineBuilder<'a> {
     floor: usize,
     max_context: usize,
     prefill_tokens: usize,
+    pass_tread: Option<usize>,
     kv_budget_bytes: Option<usize>,
     cost_cache: Option<PathBuf>,
     costs: Option<CostModel>,
@@ -82,6 +84,7 @@ impl EngineBuilder<'static> {
             floor: 0,
             max_context: usize::MAX,
             prefill_tokens: 512,
+            pass_tread: None,
             kv_budget_bytes: None,
             cost_cache: None,
             costs: None,
@@ -161,6 +164,13 @@ impl<'a> EngineBuilder<'a> {
         self
     }
 
+    /// Fills target passes up to a multiple of so many rows, and runs those of one shape as one graph, whatever the device: for tests.
+    #[doc(hidden)]
+    pub fn pass_tread(mut self, rows: usize) -> Self {
+        self.pass_tread = Some(rows);
+        self
+    }
+
     /// Called while weights load.
     pub fn progress<'b>(self, progress: impl FnMut(&str, usize, usize) + 'b) -> EngineBuilder<'b> {
         EngineBuilder { progress: Box::new(progress), ..self }
@@ -213,7 +223,8 @@ impl<'a> EngineBuilder<'a> {
         let cache = |shape| KvCache::new(&device, shape, num_pages, pool.table().clone());
         target.prepare(max_rows, max_rows, max_positions)?;
         let kv = cache(target.kv_shape())?;
-        let mut verifier = Verifier::new(&device, target, kv, max_rows, max_sequences)?;
+        let tread = self.pass_tread.unwrap_or_else(|| graphs::pass_tread(&device));
+        let mut verifier = Verifier::new(&device, target, kv, (max_rows, tread), max_sequences)?;
         let mut proposer = match drafter {
             Some(LoadedDrafter::Network(mut network)) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;

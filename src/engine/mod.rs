@@ -31,6 +31,7 @@ mod builder;
 mod commit;
 mod drafting;
 mod generation;
+mod graphs;
 mod guided;
 mod heads;
 mod logprobs;
@@ -224,6 +225,11 @@ impl Engine {
     /// How often a sequence gave its pages up to an older one.
     pub fn preemptions(&self) -> u64 {
         self.preemptions
+    }
+
+    /// Shapes of target passes that run as one graph.
+    pub fn pass_graphs(&self) -> usize {
+        self.verifier.graphs.num_graphs()
     }
 
     /// Sequences that are running, those whose prompts are being read included, in slot order.

@@ -183,13 +183,9 @@ impl Engine {
         let control = Instant::now();
         let accepted = accepted_nodes(verified);
         let outcomes = outcomes(&accepted, verified);
-        let times = &self.times.last;
-        let levels: Vec<f32> = times.draft_us.iter().map(|&us| us as f32).collect();
-        let times = PhaseTimes {
-            draft_levels: &levels,
-            verify: Some(times.verify_us as f32),
-            total: Some(times.total_us as f32),
-        };
+        let levels: Vec<f32> = self.times.last.draft_us.iter().map(|&us| us as f32).collect();
+        let (verify, total) = self.times.lessons();
+        let times = PhaseTimes { draft_levels: &levels, verify, total };
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
     }

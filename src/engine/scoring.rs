@@ -36,7 +36,7 @@ impl Engine {
             self.verifier.pass.clear();
             (0..slot).for_each(|_| self.verifier.pass.begin_sequence(0));
             self.verifier.fill_chunk((slot, &self.pool), start..end, (tokens, pictures), |_| true);
-            logits.extend(self.verifier.forward(None)?.to_vec::<f32>()?);
+            logits.extend(self.verifier.forward(None)?.0.to_vec::<f32>()?);
         }
         Ok(logits)
     }

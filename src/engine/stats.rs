@@ -84,6 +84,8 @@ pub(super) struct RoundClock {
     /// How long that took, µs. Zero where time is modelled: a host's real time has no place in it.
     tail_us: f64,
     modelled: bool,
+    /// Whether the host kept the device waiting within the target pass.
+    spoilt: bool,
     control: ControlTime,
     pub stats: Stats,
     pub last: RoundTimes,
@@ -97,6 +99,7 @@ impl RoundClock {
             tail_start: Instant::now(),
             tail_us: 0.0,
             modelled: device.has_modelled_time(),
+            spoilt: false,
             control: ControlTime::default(),
             stats: Stats::default(),
             last: RoundTimes::default(),
@@ -107,6 +110,7 @@ impl RoundClock {
     pub fn begin(&mut self) -> Result<()> {
         self.timeline.restart();
         self.levels = 0;
+        self.spoilt = false;
         self.control = ControlTime::default();
         self.timeline.mark()
     }
@@ -122,6 +126,17 @@ impl RoundClock {
     pub fn mark_verify(&mut self) -> Result<()> {
         self.control.in_verify_us += std::mem::take(&mut self.control.unmarked_us);
         self.timeline.mark()
+    }
+
+    /// Marks the time of the target pass as one that says nothing of passes to come.
+    pub fn spoil_verify(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// Times of the latest round's target pass and of all of it, µs, where they say what such a round costs.
+    pub fn lessons(&self) -> (Option<f32>, Option<f32>) {
+        let fit = |us: f64| (!self.spoilt).then_some(us as f32);
+        (fit(self.last.verify_us), fit(self.last.total_us))
     }
 
     /// Adds host time of the controller since `start`.

@@ -255,8 +255,8 @@ fn verify_pass(
             );
         }
     }
-    let taps = proposer.and_then(|proposer| proposer.taps(size.tokens));
-    let logits = verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+    let taps = proposer.and_then(|proposer| proposer.taps(verifier.pass.width()));
+    let (logits, _) = verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
     verifier.draw(&logits)?;
     verifier.walk(nodes - 1)
 }

@@ -7,6 +7,7 @@ use crate::config::{Geometry, RopeConfig};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::engine::NO_TOKEN;
 use crate::engine::commit::TokenLogprobs;
+use crate::engine::graphs::{Issued, PassGraphs};
 use crate::engine::penalties::PenaltyState;
 use crate::engine::pictures::Pictures;
 use crate::engine::sequence::Sequence;
@@ -37,6 +38,7 @@ pub(super) struct Verifier {
     pub kv: KvCache,
     pub pass: Pass,
     pub penalties: PenaltyState,
+    pub graphs: PassGraphs,
     /// One `SamplerParams` a sequence slot.
     params: Tensor,
     drawn: Tensor,
@@ -55,7 +57,7 @@ impl Verifier {
         device: &Device,
         target: Decoder,
         kv: KvCache,
-        max_rows: usize,
+        (max_rows, tread): (usize, usize),
         max_sequences: usize,
     ) -> Result<Self> {
         let Geometry { vocab_size, rope: RopeConfig { sections, .. }, .. } = target.config().geometry;
@@ -64,7 +66,8 @@ impl Verifier {
             penalties: PenaltyState::new(device, vocab_size, max_sequences)?,
             target,
             kv,
-            pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections),
+            pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections).with_tread(tread),
+            graphs: PassGraphs::new(device),
             params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
             drawn: ints(&[max_rows])?,
             accepted: ints(&[max_sequences, MAX_ROWS_PER_SEQUENCE])?,
@@ -109,10 +112,17 @@ impl Verifier {
         }
     }
 
-    /// Runs the rows of `self.pass`, which the caller has filled, and returns the logits of those that want them.
-    pub fn forward(&mut self, taps: Option<Taps>) -> Result<Tensor> {
+    /// Runs the rows of `self.pass`, which the caller has filled, and returns the logits of those that want them. Taps are always to the
+    /// same memory.
+    pub fn forward(&mut self, taps: Option<Taps>) -> Result<(Tensor, Issued)> {
         self.pass.upload()?;
-        self.target.forward(&self.pass, &self.kv, taps)
+        let Self { target, kv, pass, graphs, .. } = self;
+        let forward = || target.forward(pass, kv, taps);
+        let (logits, issued) = match pass.shape() {
+            Some(shape) => graphs.run((shape, taps.is_some()), forward)?,
+            None => (forward()?, Issued::Launches),
+        };
+        Ok((logits.rows(0..self.pass.num_logit_rows()), issued))
     }
 
     /// Draws at the rows that want logits, from those logits, which penalties and biases change.

@@ -1,6 +1,7 @@
 //! The target pass of a round: rows of trees and of what is read, grammars, draws and the walk.
 
 use crate::device::Tensor;
+use crate::engine::graphs::Issued;
 use crate::engine::schedule::Chunk;
 use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine};
@@ -97,10 +98,14 @@ impl Engine {
     /// The target over the rows of its pass, with draws, and with features for the drafter if it may run; the logits. Rows of `slots` are the
     /// nodes of `trees`.
     pub(super) fn run_target(&mut self, slots: &[usize], trees: &[DraftTree]) -> Result<Tensor> {
-        let num_rows = self.verifier.pass.num_rows();
+        let width = self.verifier.pass.width();
         let proposer = self.proposer.as_ref().filter(|_| self.feeds_drafter());
-        let taps = proposer.and_then(|proposer| proposer.taps(num_rows));
-        let logits = self.verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+        let taps = proposer.and_then(|proposer| proposer.taps(width));
+        let (logits, issued) =
+            self.verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
+        if issued == Issued::NewGraph {
+            self.times.spoil_verify();
+        }
         self.mask(&logits, slots, trees)?;
         self.verifier.draw(&logits)?;
         Ok(logits)

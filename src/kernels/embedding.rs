@@ -30,6 +30,7 @@ pub fn embedding(device: &Device, args: EmbeddingArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.tokens)
         .ptr(args.table)
         .ptr(args.out)

@@ -40,6 +40,7 @@ pub fn gather_rows(device: &Device, args: GatherRowsArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.src)
         .ptr(args.index)
         .ptr(args.out)

@@ -1,10 +1,11 @@
-//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows. See `kernels/linear.cu`.
+//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows, and with a SwiGLU behind them. See `kernels/linear.cu`.
 
 use super::shape::Dims;
 use crate::device::{DType, Device, LaunchArgs, Tensor};
 use crate::error::Result;
 
-/// Operands of [`linear`].
+/// Operands of [`linear`] and [`linear_swiglu`].
+#[derive(Clone, Copy)]
 pub struct LinearArgs<'a> {
     /// Token rows `[T, K]`; a column view is fine.
     pub x: &'a Tensor,
@@ -12,10 +13,41 @@ pub struct LinearArgs<'a> {
     pub weight: &'a Tensor,
     /// `[N]`, the dtype of `x`.
     pub bias: Option<&'a Tensor>,
-    /// Output `[T, N]` in the dtype of `x` or in f32; a column view is fine.
+    /// Output `[T, N]` in the dtype of `x` or in f32; a column view is fine. Of [`linear_swiglu`] `[T, N / 2]` in the dtype of `x`.
     pub out: &'a Tensor,
-    /// f32 scratch of at least [`workspace_len`] elements; its content does not matter.
-    pub workspace: &'a Tensor,
+    /// Room for this weight and number of rows.
+    pub workspace: &'a LinearWorkspace,
+}
+
+/// Scratch of linear layers that cut K: what the parts come to, and who is last to bring its part. Launches on one stream share it.
+pub struct LinearWorkspace {
+    /// f32; its content does not matter between launches.
+    pub partial: Tensor,
+    /// i32, one for each tile of outputs; zeros between launches.
+    tickets: Tensor,
+}
+
+impl LinearWorkspace {
+    /// For passes of up to `max_rows` rows through weights of these shapes `[n, k]`; `partial` has at least `least` elements.
+    ///
+    /// # Errors
+    /// A lack of memory.
+    pub fn new(
+        device: &Device,
+        max_rows: usize,
+        shapes: impl IntoIterator<Item = (usize, usize)>,
+        least: usize,
+    ) -> Result<Self> {
+        let (mut partial, mut tickets) = (least, 0);
+        for (n, k) in shapes {
+            partial = partial.max(workspace_len(max_rows, n, k));
+            tickets = tickets.max(tickets_len(n, k));
+        }
+        Ok(Self {
+            partial: Tensor::uninit(device, DType::F32, &[partial])?,
+            tickets: Tensor::zeros(device, DType::I32, &[tickets])?,
+        })
+    }
 }
 
 const THREADS: usize = 128;
@@ -35,18 +67,28 @@ struct Tile {
     tokens: usize,
     weights: usize,
     stages: usize,
-    bf16: &'static str,
-    f16: &'static str,
+    /// Of bf16 and f16, each plain and gated.
+    kernels: [[&'static str; 2]; 2],
+}
+
+/// A [`Tile`] with the names of its kernels.
+macro_rules! tile {
+    ($tokens:literal, $weights:literal, $stages:literal) => {
+        Tile {
+            tokens: $tokens,
+            weights: $weights,
+            stages: $stages,
+            kernels: [
+                [concat!("linear_bf16_t", $tokens), concat!("linear_swiglu_bf16_t", $tokens)],
+                [concat!("linear_f16_t", $tokens), concat!("linear_swiglu_f16_t", $tokens)],
+            ],
+        }
+    };
 }
 
 /// In ascending order of tokens; must match the instantiations in `kernels/linear.cu`.
-const TILES: [Tile; 5] = [
-    Tile { tokens: 8, weights: 64, stages: 4, bf16: "linear_bf16_t8", f16: "linear_f16_t8" },
-    Tile { tokens: 16, weights: 64, stages: 4, bf16: "linear_bf16_t16", f16: "linear_f16_t16" },
-    Tile { tokens: 32, weights: 64, stages: 4, bf16: "linear_bf16_t32", f16: "linear_f16_t32" },
-    Tile { tokens: 64, weights: 64, stages: 3, bf16: "linear_bf16_t64", f16: "linear_f16_t64" },
-    Tile { tokens: 128, weights: 128, stages: 3, bf16: "linear_bf16_t128", f16: "linear_f16_t128" },
-];
+const TILES: [Tile; 5] =
+    [tile!(8, 64, 4), tile!(16, 64, 4), tile!(32, 64, 4), tile!(64, 64, 3), tile!(128, 128, 3)];
 
 /// How K is cut: a function of the weight's shape alone, because it decides the order of additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +104,19 @@ fn splits(n: usize, k: usize) -> Splits {
     Splits { count: k_tiles.div_ceil(tiles_each), tiles_each }
 }
 
-/// Elements of the workspace that passes of up to `max_rows` rows need for an `[n, k]` weight.
-pub fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
+/// Tickets that an `[n, k]` weight needs: tiles of the launch that has the most.
+fn tickets_len(n: usize, k: usize) -> usize {
+    let splits = splits(n, k);
+    if splits.count == 1 {
+        return 0;
+    }
+    let widest = TILES.iter().map(|tile| tile.tokens).chain([MAX_SPLIT_ROWS]);
+    let tiles = widest.map(|rows| geometry(rows, n, splits).1).map(|[x, y, _]| (x * y) as usize);
+    tiles.max().unwrap_or(0)
+}
+
+/// Elements of partial sums that passes of up to `max_rows` rows make with an `[n, k]` weight.
+fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
     match splits(n, k).count {
         1 => 0,
         count => count * max_rows.min(MAX_SPLIT_ROWS) * n,
@@ -86,22 +139,46 @@ fn geometry(rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], 
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit, or if 16-bit rows are not 16-byte aligned (K or the
 /// row stride of `x` not a multiple of 8).
 pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
+    check_and_launch(device, args, false)
+}
+
+/// Rows of gate, then of up, that take turns in the weight of [`linear_swiglu`].
+pub const GATE_ROWS: usize = 8;
+
+/// Computes `out[t] = silu(gate(x[t])) * up(x[t])`, where gate and up are the two halves of `x weight^T + bias`, whose rows take turns:
+/// [`GATE_ROWS`] of gate, then as many of up. The bits are those of writing both, rounded, and reading them again.
+///
+/// # Errors
+/// As [`linear`]; N must be a multiple of 16.
+pub fn linear_swiglu(device: &Device, args: LinearArgs) -> Result<()> {
+    check_and_launch(device, args, true)
+}
+
+fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()> {
     let dtype = args.x.dtype();
-    let mut dims = Dims::new("linear");
+    let mut dims = Dims::new(if gated { "linear_swiglu" } else { "linear" });
     dims.rows("x", args.x, dtype, &["T", "K"])?;
     dims.dense("weight", args.weight, dtype, &["N", "K"])?;
     if let Some(bias) = args.bias {
         dims.dense("bias", bias, dtype, &["N"])?;
     }
-    let out_dtype = if args.out.dtype() == DType::F32 { DType::F32 } else { dtype };
-    dims.rows("out", args.out, out_dtype, &["T", "N"])?;
     let (rows, n, k) = (dims.get("T"), dims.get("N"), dims.get("K"));
-    dims.variant("x", dtype, ["linear_bf16_*", "linear_f16_*", "linear_f32"])?;
+    if gated {
+        dims.require(n.is_multiple_of(2 * GATE_ROWS), "weight", || {
+            (format!("rows in turns of {GATE_ROWS}, gate and up"), format!("{n} rows"))
+        })?;
+        dims = dims.fix("N/2", n / 2);
+        dims.rows("out", args.out, dtype, &["T", "N/2"])?;
+    } else {
+        let out_dtype = if args.out.dtype() == DType::F32 { DType::F32 } else { dtype };
+        dims.rows("out", args.out, out_dtype, &["T", "N"])?;
+    }
+    dims.variant("x", dtype, ["linear_*_bf16", "linear_*_f16", "linear_*_f32"])?;
     if rows == 0 || n == 0 {
         return Ok(());
     }
     if dtype == DType::F32 {
-        return launch_f32(device, &args, rows, n, k);
+        return launch_f32(device, &args, gated);
     }
 
     let stride = args.x.row_stride();
@@ -117,73 +194,62 @@ pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
         },
     )?;
     let splits = splits(n, k);
-    let workspace = args.workspace;
-    let needed = workspace_len(rows, n, k);
+    let LinearWorkspace { partial, tickets } = args.workspace;
+    let needed = (workspace_len(rows, n, k), tickets_len(n, k));
     dims.require(
-        needed == 0
-            || (workspace.dtype() == DType::F32
-                && workspace.is_contiguous()
-                && workspace.num_elements() >= needed),
+        partial.num_elements() >= needed.0 && tickets.num_elements() >= needed.1,
         "workspace",
-        || (format!("at least {needed} f32 elements"), format!("{workspace:?}")),
+        || {
+            (
+                format!("at least {} partial sums and {} tickets", needed.0, needed.1),
+                format!("{partial:?}, {tickets:?}"),
+            )
+        },
     )?;
     if splits.count == 1 {
-        return launch(device, &args, splits);
+        return launch(device, &args, splits, gated);
     }
     for start in (0..rows).step_by(MAX_SPLIT_ROWS) {
         let chunk = start..rows.min(start + MAX_SPLIT_ROWS);
         let (x, out) = (&args.x.rows(chunk.clone()), &args.out.rows(chunk));
-        launch(device, &LinearArgs { x, out, ..args }, splits)?;
+        launch(device, &LinearArgs { x, out, ..args }, splits, gated)?;
     }
     Ok(())
 }
 
-/// One launch of the 16-bit kernel and, with splits, one of the sum over them. Operands are checked.
-fn launch(device: &Device, args: &LinearArgs, splits: Splits) -> Result<()> {
+/// One launch of the 16-bit kernel. Operands are checked.
+fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
     let (tile, grid, shared_bytes) = geometry(rows, n, splits);
-    let (kernel, combine) = match args.x.dtype() {
-        DType::Bf16 => (tile.bf16, "linear_combine_bf16"),
-        _ => (tile.f16, "linear_combine_f16"),
-    };
-    let out_is_f32 = usize::from(args.out.dtype() == DType::F32);
-    let partial = (splits.count > 1).then_some(args.workspace);
-    let product = LaunchArgs::new()
+    let kernel = tile.kernels[usize::from(args.x.dtype() != DType::Bf16)][usize::from(gated)];
+    let workspace = Some(args.workspace).filter(|_| splits.count > 1);
+    let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.x)
         .ptr(args.weight)
         .ptr_or_null(args.bias)
         .ptr(args.out)
-        .ptr_or_null(partial)
+        .ptr_or_null(workspace.map(|workspace| &workspace.partial))
         .i32(rows)
         .i32(n)
         .i32(k)
         .i32(args.x.row_stride())
         .i32(args.out.row_stride())
         .i32(splits.tiles_each)
-        .i32(out_is_f32);
-    // SAFETY: arguments in the order of linear.cu; x is [rows, k], weight [n, k], bias [n], out [rows, n]
-    // with the strides given, rows 16-byte aligned, all checked by `linear`; reads and writes outside are
-    // predicated by rows, n and k. Written: out, or the first splits * rows * n elements of the workspace,
-    // which has that many.
-    unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], shared_bytes, &product)? };
-    let Some(partial) = partial else { return Ok(()) };
-    let sum = LaunchArgs::new()
-        .ptr(partial)
-        .ptr_or_null(args.bias)
-        .ptr(args.out)
-        .i32(rows)
-        .i32(n)
-        .i32(args.out.row_stride())
-        .i32(splits.count)
-        .i32(out_is_f32);
-    let grid = [n.div_ceil(THREADS) as u32, rows as u32, 1];
-    // SAFETY: reads what the launch before wrote, on the same stream; writes out [rows, n].
-    unsafe { device.launch(combine, grid, [THREADS as u32, 1, 1], 0, &sum) }
+        .i32(usize::from(args.out.dtype() == DType::F32))
+        .ptr_or_null(workspace.map(|workspace| &workspace.tickets));
+    // SAFETY: arguments in the order of linear.cu; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
+    // with the strides given, rows 16-byte aligned, all checked by the caller; reads and writes outside are
+    // predicated by rows, n and k. Written: out, and with splits the first splits * rows * n partial sums and a ticket for
+    // each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.
+    unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], shared_bytes, &launch_args) }
 }
 
 /// The f32 kernel, which has no splits and no alignment rule. Operands are checked.
-fn launch_f32(device: &Device, args: &LinearArgs, rows: usize, n: usize, k: usize) -> Result<()> {
+fn launch_f32(device: &Device, args: &LinearArgs, gated: bool) -> Result<()> {
+    let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.x)
         .ptr(args.weight)
         .ptr_or_null(args.bias)
@@ -193,10 +259,11 @@ fn launch_f32(device: &Device, args: &LinearArgs, rows: usize, n: usize, k: usiz
         .i32(k)
         .i32(args.x.row_stride())
         .i32(args.out.row_stride());
+    let kernel = if gated { "linear_swiglu_f32" } else { "linear_f32" };
     let grid = [rows.div_ceil(F32_TILE.0) as u32, n.div_ceil(F32_TILE.1) as u32, 1];
-    // SAFETY: arguments in the order of linear.cu; shapes and strides are checked by `linear`; rows past the
+    // SAFETY: arguments in the order of linear.cu; shapes and strides are checked by the caller; rows past the
     // end are clamped for reads and skipped for writes. Written: out.
-    unsafe { device.launch("linear_f32", grid, [THREADS as u32, 1, 1], 0, &launch_args) }
+    unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], 0, &launch_args) }
 }
 
 #[cfg(test)]

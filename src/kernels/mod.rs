@@ -16,7 +16,6 @@ pub mod rope;
 pub mod sampler;
 mod shape;
 pub mod silu_residual;
-pub mod swiglu;
 pub mod token_mask;
 pub mod tree_attention;
 pub mod verify;

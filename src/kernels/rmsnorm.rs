@@ -42,6 +42,7 @@ pub fn rmsnorm(device: &Device, args: RmsNormArgs) -> Result<()> {
     }
     let stride = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::row_stride);
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.residual)
         .ptr_or_null(args.delta)
         .ptr(args.weight)

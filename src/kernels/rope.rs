@@ -102,6 +102,7 @@ pub fn rope_kv_write(device: &Device, args: RopeArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.qkv)
         .ptr(args.q_out)
         .ptr(args.k_cache)

@@ -286,7 +286,7 @@ fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> 
         shared_bytes: 0,
     };
     let launches = if units.count > 1 { vec![attention, combine] } else { vec![attention] };
-    let launch_args = LaunchArgs::new().pod(&params);
+    let launch_args = LaunchArgs::new().overlapping().pod(&params);
     for Launch { kernel, grid, block, shared_bytes } in launches {
         // SAFETY: the one argument is laid out as the kernels' TreeAttentionParams; shapes, head sizes and the workspace
         // are checked above. The caller's device arrays must keep to their contract: rows ascending and at most

@@ -52,6 +52,7 @@ struct Buffers {
 
 /// Which streams a drafter wants to see: `columns(i * hidden..)` of `out` receives the residual stream that enters layer
 /// `layers[i]`, or where that is the number of layers, what the final norm makes of the stream behind the last one.
+#[derive(Clone, Copy)]
 pub struct Taps<'a> {
     /// Layer indices.
     pub layers: &'a [usize],
@@ -143,10 +144,10 @@ impl Decoder {
     }
 
     /// Runs the rows of `pass` through all layers, writing their keys and values to `kv`, and returns the f32 logits
-    /// `[logit rows, vocab]` of the rows that want them.
+    /// `[logit width, vocab]` of the rows that want them.
     pub fn forward(&self, pass: &Pass, kv: &KvCache, taps: Option<Taps>) -> Result<Tensor> {
         let buffers = self.buffers.as_ref().expect("prepare comes before forward");
-        let (device, rows, eps) = (&self.device, 0..pass.num_rows(), self.config.geometry.rms_norm_eps);
+        let (device, rows, eps) = (&self.device, 0..pass.width(), self.config.geometry.rms_norm_eps);
         let [residual, normed, delta] =
             [&buffers.residual, &buffers.normed, &buffers.delta].map(|b| b.rows(rows.clone()));
         let (scratch, hidden) = (&buffers.scratch, self.config.geometry.hidden_size);
@@ -189,7 +190,7 @@ impl Decoder {
             final_norm(&residual, incoming.take(), &out)?;
             tapped = Some(out);
         }
-        let wanted = pass.num_logit_rows();
+        let wanted = pass.logit_width();
         let [head_in, head_delta] = [&buffers.head_in, &buffers.head_delta].map(|b| b.rows(0..wanted));
         let logits = buffers.logits.rows(0..wanted);
         if wanted > 0 {

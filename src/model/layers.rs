@@ -3,9 +3,8 @@
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
-use crate::kernels::linear::{self, LinearArgs, linear};
+use crate::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear, linear_swiglu};
 use crate::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
-use crate::kernels::swiglu::{SwigluArgs, swiglu};
 use crate::kernels::tree_attention::{self, TreeAttentionArgs, tree_attention};
 use crate::kv_cache::KvCache;
 use crate::model::{Pass, WeightLoader};
@@ -93,7 +92,7 @@ impl AttentionWeights {
 
 /// Gated MLP: `down(silu(gate(x)) * up(x))`.
 pub(crate) struct Mlp {
-    /// `[2 intermediate, hidden]`: gate, then up.
+    /// `[2 intermediate, hidden]`: rows of gate and up in turns, as [`linear_swiglu`] has them.
     gate_up: Tensor,
     gate_up_bias: Option<Tensor>,
     /// `[hidden, intermediate]`.
@@ -110,33 +109,24 @@ impl Mlp {
         bias: bool,
     ) -> Result<Self> {
         let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");
-        let rows = [intermediate, intermediate];
-        let gate_up = loader.stacked(&[&name("gate", "weight"), &name("up", "weight")], &rows, hidden)?;
+        let mut gate_up = |kind: &str, shape: &[usize]| {
+            loader.in_turns([&name("gate", kind), &name("up", kind)], GATE_ROWS, shape)
+        };
+        let gate_up_weight = gate_up("weight", &[intermediate, hidden])?;
+        let gate_up_bias = if bias { Some(gate_up("bias", &[intermediate])?) } else { None };
         let down = loader.matrix(&name("down", "weight"), hidden, intermediate)?;
-        let (mut gate_up_bias, mut down_bias) = (None, None);
-        if bias {
-            gate_up_bias = Some(loader.vector(&[&name("gate", "bias"), &name("up", "bias")], &rows)?);
-            down_bias = Some(loader.vector(&[&name("down", "bias")], &[hidden])?);
-        }
-        Ok(Self { gate_up, gate_up_bias, down, down_bias })
+        let down_bias = if bias { Some(loader.vector(&[&name("down", "bias")], &[hidden])?) } else { None };
+        Ok(Self { gate_up: gate_up_weight, gate_up_bias, down, down_bias })
     }
 
     /// `out[T, hidden] = mlp(x[T, hidden])`.
     pub fn forward(&self, device: &Device, x: &Tensor, scratch: &Scratch, out: &Tensor) -> Result<()> {
         let num_rows = x.dim(0);
-        let (gate_up, act) = (scratch.gate_up.rows(0..num_rows), scratch.act.rows(0..num_rows));
-        let workspace = &scratch.workspace;
-        linear(
+        let (act, workspace) = (scratch.act.rows(0..num_rows), &scratch.workspace);
+        linear_swiglu(
             device,
-            LinearArgs {
-                x,
-                weight: &self.gate_up,
-                bias: self.gate_up_bias.as_ref(),
-                out: &gate_up,
-                workspace,
-            },
+            LinearArgs { x, weight: &self.gate_up, bias: self.gate_up_bias.as_ref(), out: &act, workspace },
         )?;
-        swiglu(device, SwigluArgs { gate_up: &gate_up, out: &act })?;
         linear(
             device,
             LinearArgs { x: &act, weight: &self.down, bias: self.down_bias.as_ref(), out, workspace },
@@ -149,12 +139,11 @@ pub(crate) struct Scratch {
     qkv: Tensor,
     q: Tensor,
     attended: Tensor,
-    gate_up: Tensor,
     act: Tensor,
     /// Rotations by position, f32 `[positions, head_dim]`.
     cos_sin: Tensor,
-    /// f32 partial sums of split reductions.
-    pub workspace: Tensor,
+    /// Of the linear layers; attention has its partial states in the same place.
+    pub workspace: LinearWorkspace,
 }
 
 /// What [`Scratch`] has to hold.
@@ -181,21 +170,18 @@ impl Scratch {
             (2 * intermediate, hidden),
             (hidden, intermediate),
         ];
-        let linears = layer.iter().chain(&size.others);
-        let linear_len = linears.map(|&(n, k)| linear::workspace_len(rows, n, k)).max();
+        let linears = layer.iter().chain(&size.others).copied();
         let attention_len =
             tree_attention::workspace_len(rows, shape.num_q_heads, shape.head_dim, max_positions);
-        let workspace_len = linear_len.unwrap_or(0).max(attention_len).max(1);
         let buffer = |cols: usize| Tensor::uninit(device, size.dtype, &[rows, cols]);
         let rotations = geometry.rope.cos_sin_table(max_positions, shape.head_dim);
         Ok(Self {
             qkv: buffer(shape.qkv_dim())?,
             q: buffer(shape.q_dim())?,
             attended: buffer(shape.q_dim())?,
-            gate_up: buffer(2 * intermediate)?,
             act: buffer(intermediate)?,
             cos_sin: Tensor::from_slice(device, &rotations, &[max_positions, shape.head_dim])?,
-            workspace: Tensor::uninit(device, DType::F32, &[workspace_len])?,
+            workspace: LinearWorkspace::new(device, rows, linears, attention_len)?,
         })
     }
 }
@@ -209,7 +195,7 @@ pub(crate) fn attend(
     scratch: &Scratch,
     out: &Tensor,
 ) -> Result<()> {
-    let (device, num_rows) = (pass.device(), pass.num_rows());
+    let (device, num_rows) = (pass.device(), pass.width());
     let AttentionKind { shape, norm_eps, window, .. } = weights.kind;
     let AttentionShape { num_q_heads, num_kv_heads, head_dim } = shape;
     let norm = weights.norms.as_ref().zip(norm_eps).map(|([q, k], eps)| HeadNorm { q, k, eps });
@@ -249,7 +235,7 @@ pub(crate) fn attend(
             prefix_len: &pass.prefix_len(),
             ancestors: &pass.ancestors(),
             out: &attended,
-            workspace,
+            workspace: &workspace.partial,
             // Until the window hides a key of the pass, the kernels without one give the same bits.
             window: window.filter(|&keys| keys < pass.max_kv_len()),
             sm_scale: (head_dim as f32).sqrt().recip(),

@@ -28,6 +28,38 @@ impl WeightLoader<'_, '_> {
         self.fill(names, |i| vec![rows[i], cols], &shape)
     }
 
+    /// The matrices `names`, both of shape `[rows, cols]`, whose rows take turns, `turn` at a time: `[2 rows, cols]`.
+    pub fn in_turns(&mut self, names: [&str; 2], turn: usize, shape: &[usize]) -> Result<Tensor> {
+        let rows = shape[0];
+        let both = [&[2 * rows], &shape[1..]].concat();
+        let views = [self.checkpoint.get(names[0])?, self.checkpoint.get(names[1])?];
+        let views = [views[0].with_shape(shape)?, views[1].with_shape(shape)?];
+        if !rows.is_multiple_of(turn) {
+            return Err(views[0].error(format_args!("has {rows} rows, which must be a multiple of {turn}")));
+        }
+        if self.checkpoint.is_rehearsal() {
+            views.iter().try_for_each(|view| view.float_type().map(drop))?;
+            return Ok(Tensor::without_memory(self.device, self.float_type.into(), &both));
+        }
+        let tensor = Tensor::uninit(self.device, self.float_type.into(), &both)?;
+        let turn_bytes = turn * shape[1..].iter().product::<usize>() * self.float_type.size_in_bytes();
+        let step = (BLOCK_BYTES / turn_bytes.max(1)).max(1);
+        let (mut block, mut one) = (Vec::new(), vec![0; turn_bytes]);
+        for start in (0..rows / turn).step_by(step) {
+            block.clear();
+            for index in start..(start + step).min(rows / turn) {
+                for view in &views {
+                    view.copy_rows_converted(index * turn..(index + 1) * turn, self.float_type, &mut one)?;
+                    block.extend_from_slice(&one);
+                }
+            }
+            tensor.write_bytes(2 * start * turn_bytes, &block)?;
+        }
+        let bytes = views.iter().map(|view| view.bytes.len()).sum();
+        self.count(bytes);
+        Ok(tensor)
+    }
+
     /// The matrix `name` of shape `[rows, cols]`.
     pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {
         self.stacked(&[name], &[rows], cols)

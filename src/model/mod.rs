@@ -11,4 +11,4 @@ pub use decoder::{Decoder, Taps};
 pub(crate) use layers::{AttentionKind, AttentionShape, AttentionWeights, Mlp, Scratch, ScratchSize, attend};
 pub use load::Progress;
 pub(crate) use load::WeightLoader;
-pub use pass::{MAX_ROWS_PER_SEQUENCE, Pass, Rotary, Row, causal_words, text_rotary};
+pub use pass::{MAX_ROWS_PER_SEQUENCE, Pass, PassShape, Rotary, Row, causal_words, text_rotary};

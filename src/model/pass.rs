@@ -39,6 +39,9 @@ pub struct Row {
     pub link: i32,
 }
 
+/// Outside any cache: what is written there is not written.
+const NO_SLOT: i32 = -1;
+
 /// The trees of a pass, on the device.
 pub struct TreeArrays {
     /// First node of each sequence and the end, i32 `[sequences + 1]`.
@@ -47,6 +50,16 @@ pub struct TreeArrays {
     pub tokens: Tensor,
     /// Parent's index within the sequence, -1 for roots, i32 `[nodes]`.
     pub parents: Tensor,
+}
+
+/// What decides the launches of a pass: those of one shape are launched alike, on the same memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PassShape {
+    width: usize,
+    logit_width: usize,
+    num_sequences: usize,
+    max_rows_per_sequence: usize,
+    max_kv_len: usize,
 }
 
 /// Host description and device arrays of a pass. Reused from pass to pass.
@@ -70,9 +83,14 @@ pub struct Pass {
     arrays: [(usize, usize); NUM_ARRAYS],
     /// See [`Pass::with_sections`].
     sections: Option<[usize; 3]>,
+    /// See [`Pass::with_tread`].
+    tread: usize,
     /// i32 `[MAX_ROWS_PER_SEQUENCE]`: 0, 1, 2, ...
     count: Tensor,
 }
+
+/// Keys by which the bound on what a row sees grows, where shapes are few.
+const KEYS_STEP: usize = 256;
 
 const NUM_ARRAYS: usize = 12;
 const TOKENS: usize = 0;
@@ -110,6 +128,7 @@ impl Pass {
             staged_words: PinnedBuffer::new(device, max_rows * 4)?,
             arrays: [(0, 0); NUM_ARRAYS],
             sections: None,
+            tread: 1,
             count: Tensor::from_slice(device, &count, &[MAX_ROWS_PER_SEQUENCE])?,
         })
     }
@@ -117,6 +136,13 @@ impl Pass {
     /// The pass with positions on three axes, `sections` pairs of a head each (M-RoPE).
     pub fn with_sections(mut self, sections: Option<[usize; 3]>) -> Self {
         self.sections = sections;
+        self
+    }
+
+    /// The pass with few shapes: its rows are filled up to a multiple of `tread`, at most what it was made for if that is one, and what bounds
+    /// its launches is rounded up. The rows beyond are computed and nobody's: no key or value of theirs is written.
+    pub fn with_tread(mut self, tread: usize) -> Self {
+        self.tread = tread.max(1);
         self
     }
 
@@ -183,6 +209,7 @@ impl Pass {
         assert!(self.rows.is_empty() || self.rows.len() == self.num_rows, "open rows and others do not mix");
         let sequence_of = |row: i32| self.seq_start.partition_point(|&start| start <= row) as i32 - 1;
         let position_of = |row: i32| self.rows.get(row as usize).map_or(0, |row| row.position as i32 + 1);
+        let (width, logit_width) = (self.width(), self.logit_width());
         let mut at = 0;
         let staged = self.staged_ints.as_mut_slice();
         let mut stage = |array: usize, len: usize, values: &mut dyn Iterator<Item = i32>| {
@@ -197,15 +224,19 @@ impl Pass {
         let starts = &mut self.seq_start.iter().copied().chain([self.num_rows as i32]);
         stage(SEQ_START, num_sequences + 1, starts);
         stage(PREFIX_LEN, num_sequences, &mut self.prefix_len.iter().copied());
-        stage(LOGIT_ROWS, num_logits, &mut self.logit_rows.iter().copied());
-        stage(DRAW_POSITIONS, num_logits, &mut self.logit_rows.iter().map(|&row| position_of(row)));
-        let outline =
-            stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
-        stage(TOKENS, self.num_rows, &mut self.rows.iter().map(|r| r.token));
+        let filled = |values: usize, width: usize, filler: i32| std::iter::repeat_n(filler, width - values);
+        // What a network reads comes first: its place depends on the shape alone.
+        let logit_rows = self.logit_rows.iter().copied().chain(filled(num_logits, logit_width, 0));
+        let outline = stage(LOGIT_ROWS, logit_width, &mut logit_rows.into_iter());
+        let filler = |value| filled(self.rows.len(), width, value);
+        stage(TOKENS, width, &mut self.rows.iter().map(|r| r.token).chain(filler(0)));
         let axes = if self.sections.is_some() { 3 } else { 1 };
-        let rotary = (0..axes).flat_map(|axis| self.rows.iter().map(move |row| row.rotary[axis]));
-        stage(POSITIONS, axes * self.num_rows, &mut rotary.into_iter());
-        stage(SLOTS, self.num_rows, &mut self.rows.iter().map(|r| r.slot));
+        let rotary =
+            (0..axes).flat_map(|axis| self.rows.iter().map(move |row| row.rotary[axis]).chain(filler(0)));
+        stage(POSITIONS, axes * width, &mut rotary.into_iter());
+        stage(SLOTS, width, &mut self.rows.iter().map(|r| r.slot).chain(filler(NO_SLOT)));
+        stage(DRAW_POSITIONS, num_logits, &mut self.logit_rows.iter().map(|&row| position_of(row)));
+        stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
         let mut all = stage(LINKS, self.num_rows, &mut self.rows.iter().map(|r| r.link));
         if num_logits < self.num_rows && !self.rows.is_empty() {
             // Some rows are only read: the trees are among the others.
@@ -233,6 +264,27 @@ impl Pass {
         self.num_rows
     }
 
+    /// Rows that a network computes: those of the pass, and what fills it up.
+    pub fn width(&self) -> usize {
+        self.num_rows.next_multiple_of(self.tread)
+    }
+
+    /// Rows of logits that it computes.
+    pub fn logit_width(&self) -> usize {
+        self.logit_rows.len().next_multiple_of(self.tread)
+    }
+
+    /// Its shape; none for a pass with pictures, which are memory of their own.
+    pub fn shape(&self) -> Option<PassShape> {
+        self.pictures.is_empty().then(|| PassShape {
+            width: self.width(),
+            logit_width: self.logit_width(),
+            num_sequences: self.num_sequences(),
+            max_rows_per_sequence: self.max_rows_per_sequence(),
+            max_kv_len: self.max_kv_len(),
+        })
+    }
+
     /// Sequences of the pass.
     pub fn num_sequences(&self) -> usize {
         self.prefix_len.len()
@@ -255,15 +307,21 @@ impl Pass {
         at(self.seq_start[sequence])..at(end)
     }
 
-    /// Most rows of one sequence.
+    /// Most rows of one sequence, or a bound.
     pub fn max_rows_per_sequence(&self) -> usize {
         let ends = self.seq_start.iter().skip(1).copied().chain([self.num_rows as i32]);
-        ends.zip(&self.seq_start).map(|(end, start)| (end - start) as usize).max().unwrap_or(0)
+        let most = ends.zip(&self.seq_start).map(|(end, start)| (end - start) as usize).max().unwrap_or(0);
+        match self.tread {
+            1 => most,
+            // Up to where attention is narrow, step by step; then by its tiles.
+            _ if most <= 16 => most.next_power_of_two(),
+            _ => most.next_multiple_of(16),
+        }
     }
 
-    /// One past the last key position that any row sees.
+    /// One past the last key position that any row sees, or a bound.
     pub fn max_kv_len(&self) -> usize {
-        self.max_kv_len
+        if self.tread == 1 { self.max_kv_len } else { self.max_kv_len.next_multiple_of(KEYS_STEP) }
     }
 
     /// The device this pass uploads to.
@@ -276,15 +334,15 @@ impl Pass {
         self.ints.rows(start..end)
     }
 
-    /// Token ids, i32 `[rows]`.
+    /// Token ids, i32 `[width]`.
     pub fn tokens(&self) -> Tensor {
         self.array(TOKENS)
     }
 
-    /// Rotary positions, i32 `[rows]`, with sections `[3, rows]`.
+    /// Rotary positions, i32 `[width]`, with sections `[3, width]`.
     pub fn positions(&self) -> Tensor {
         match self.sections {
-            Some(_) => self.array(POSITIONS).reshape(&[3, self.num_rows]),
+            Some(_) => self.array(POSITIONS).reshape(&[3, self.width()]),
             None => self.array(POSITIONS),
         }
     }
@@ -294,7 +352,7 @@ impl Pass {
         self.sections
     }
 
-    /// Key/value slots, i32 `[rows]`.
+    /// Key/value slots, i32 `[width]`.
     pub fn slots(&self) -> Tensor {
         self.array(SLOTS)
     }
@@ -311,6 +369,7 @@ impl Pass {
             false => [SEQ_START, TOKENS, LINKS],
         }
         .map(|array| self.array(array));
+        let tokens = tokens.rows(0..self.num_logit_rows());
         TreeArrays { seq_start, tokens, parents }
     }
 
@@ -324,7 +383,7 @@ impl Pass {
         self.array(PREFIX_LEN)
     }
 
-    /// Rows whose logits are wanted, i32 `[logit rows]`.
+    /// Rows whose logits are wanted, i32 `[logit width]`.
     pub fn logit_rows(&self) -> Tensor {
         self.array(LOGIT_ROWS)
     }
@@ -339,9 +398,9 @@ impl Pass {
         self.array(DRAW_SEQUENCES)
     }
 
-    /// Ancestor words, u64 `[rows, 4]`.
+    /// Ancestor words, u64 `[width, 4]`; those of rows that fill the pass up are not looked at.
     pub fn ancestors(&self) -> Tensor {
-        self.words.rows(0..self.num_rows)
+        self.words.rows(0..self.width())
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod fixtures;
 mod grammars;
 mod lossless;
 mod medusa;
+mod pass_graphs;
 mod penalties;
 pub(crate) mod random_drafters;
 mod recording;

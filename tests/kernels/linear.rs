@@ -1,6 +1,6 @@
 use smart_run::Error;
 use smart_run::device::{DType, Device, Tensor};
-use smart_run::kernels::linear::{LinearArgs, linear, workspace_len};
+use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, linear};
 use smart_run::reference;
 
 use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
@@ -44,7 +44,7 @@ const CASES: [Case; 17] = [
 struct Layer {
     weight: Tensor,
     bias: Option<Tensor>,
-    workspace: Tensor,
+    workspace: LinearWorkspace,
     n: usize,
     k: usize,
 }
@@ -52,10 +52,12 @@ struct Layer {
 impl Layer {
     fn new(device: &Device, dtype: DType, weight: &[f32], bias: Option<&[f32]>, k: usize) -> Self {
         let n = weight.len() / k;
+        let mut workspace = LinearWorkspace::new(device, 260, [(n, k)], 0).unwrap();
+        workspace.partial = poisoned(device, DType::F32, workspace.partial.shape());
         Self {
             weight: upload(device, dtype, weight, &[n, k]),
             bias: bias.map(|bias| upload(device, dtype, bias, &[n])),
-            workspace: poisoned(device, DType::F32, &[workspace_len(260, n, k)]),
+            workspace,
             n,
             k,
         }
@@ -255,7 +257,7 @@ fn refusal(device: &TestDevice, dtype: DType, shape: [usize; 4]) -> String {
     let [rows, k, n, weight_k] = shape;
     let tensor = |shape: &[usize]| Tensor::zeros(device, dtype, shape).unwrap();
     let (x, weight, out) = (tensor(&[rows, k]), tensor(&[n, weight_k]), tensor(&[rows, n]));
-    let workspace = Tensor::zeros(device, DType::F32, &[1]).unwrap();
+    let workspace = LinearWorkspace::new(device, 1, [], 1).unwrap();
     match linear(device, LinearArgs { x: &x, weight: &weight, bias: None, out: &out, workspace: &workspace })
     {
         Err(error @ Error::Shape { .. }) => error.to_string(),
@@ -279,7 +281,7 @@ fn no_rows_are_no_work() {
     let device = device();
     let [x, weight, out] =
         [[0, 64], [8, 64], [0, 8]].map(|shape| Tensor::zeros(&device, DType::Bf16, &shape).unwrap());
-    let workspace = Tensor::zeros(&device, DType::F32, &[0]).unwrap();
+    let workspace = LinearWorkspace::new(&device, 0, [], 0).unwrap();
     linear(&device, LinearArgs { x: &x, weight: &weight, bias: None, out: &out, workspace: &workspace })
         .unwrap();
 }

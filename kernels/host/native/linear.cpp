@@ -1,7 +1,7 @@
 // Native twins of kernels/linear.cu: the hot path of runs on the CPU.
 //
-// Weights stay in their dtype and are widened in registers. Blocks of 64 weight rows (and splits of K, as in
-// the kernel) go to the threads of the pool; the inner loops are in dot_products.inc, once per instruction
+// Weights stay in their dtype and are widened in registers. Blocks of 64 weight rows go to the threads of the
+// pool; the inner loops are in dot_products.inc, once per instruction
 // set, chosen at load. Bits of an output depend on its token row, its weight row and the instruction set,
 // nothing else.
 #include <immintrin.h>
@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../native.hpp"
+#include "rows.hpp"
 
 namespace {
 
@@ -142,90 +142,109 @@ const void* packed_tokens(const T* x, int64_t x_stride, int num_rows, int K, int
   return packed.data();
 }
 
+// The gated activation of `count` rows, gate and up in turns of 8, both rounded to T before.
 template <class T>
-void linear(const T* x, const T* weight, const T* bias, void* out, float* partial, int num_rows, int N, int K,
-            int x_stride, int out_stride, int tiles_per_split, int out_is_f32) {
+ROW_BODY void gate(const T* __restrict pairs, float* __restrict gated, int count) {
+  for (int turn = 0; turn < count / 16; ++turn) {
+    for (int i = 0; i < 8; ++i) {
+      const float g = simt::widen(pairs[turn * 16 + i]);
+      gated[turn * 8 + i] = g / (1.0f + exp_vectorisable(-g)) * simt::widen(pairs[turn * 16 + 8 + i]);
+    }
+  }
+}
+
+#define GATE_ROW(T)                                                        \
+  ROW_KERNEL void gate_row(const T* pairs, float* gated, int count) { \
+    gate<T>(pairs, gated, count);                                          \
+  }
+GATE_ROW(bf16)
+GATE_ROW(f16)
+GATE_ROW(float)
+
+// What becomes of finished sums.
+template <class T>
+struct Epilogue {
+  const T* bias;
+  void* out;
+  int64_t out_stride;
+  int out_is_f32;
+  bool is_gated;  // linear_swiglu
+
+  // `count` sums of token `row` from weight row `n0` on.
+  void store(float* sums, int64_t row, int n0, int count) const {
+    const T* const biases = bias == nullptr ? bias : bias + n0;
+    if (!is_gated) return store_sums(sums, biases, out, row * out_stride + n0, count, out_is_f32);
+    T pairs[kBlockWeights];
+    store_sums(sums, biases, pairs, 0, count, 0);
+    T* const gated = static_cast<T*>(out) + row * out_stride + n0 / 2;
+    gate_row(pairs, sums, count);
+    narrow_row(sums, gated, count / 2);
+  }
+};
+
+// A task has some weight rows and all of K; splits are summed apart and then added, as the kernel does.
+template <class T>
+void linear(const T* x, const T* weight, const Epilogue<T>& epilogue, int num_rows, int N, int K,
+            int x_stride, int split_length) {
   const int padded = (K + kPadding - 1) / kPadding * kPadding;
   const void* const packed = packed_tokens(x, x_stride, num_rows, K, padded);
   const Routines<T> routine = routines<T>();
-  const int split_length = tiles_per_split * kTileK;
-  const int num_splits = (K + split_length - 1) / split_length;
   const int num_blocks = (N + kBlockWeights - 1) / kBlockWeights;
 
-  simt::parallel_for(num_blocks * num_splits, [&](uint32_t task) {
-    const int n0 = static_cast<int>(task) % num_blocks * kBlockWeights;
-    const int split = static_cast<int>(task) / num_blocks;
-    const int k0 = split * split_length;
+  simt::parallel_for(num_blocks, [&](uint32_t task) {
+    const int n0 = static_cast<int>(task) * kBlockWeights;
     alignas(64) float sums[kBlockTokens * kBlockWeights];
-    DotBlock<T> block{.weight = weight + static_cast<int64_t>(n0) * K + k0,
-                      .weight_stride = K,
+    alignas(64) float split_sums[kBlockTokens * kBlockWeights];
+    DotBlock<T> block{.weight_stride = K,
                       .num_weights = std::min(kBlockWeights, N - n0),
                       .x = packed,
                       .x_stride = padded,
-                      .first_element = k0,
-                      .length = std::min(split_length, K - k0),
-                      .result = sums,
                       .result_stride = kBlockWeights};
     for (int token0 = 0; token0 < num_rows; token0 += kBlockTokens) {
       block.first_token = token0;
       block.num_tokens = std::min(kBlockTokens, num_rows - token0);
-      routine.dot_block(block);
-      for (int token = 0; token < block.num_tokens; ++token) {
-        float* const row = sums + token * kBlockWeights;
-        const int64_t out_row = token0 + token;
-        if (partial != nullptr) {
-          std::copy_n(row, block.num_weights,
-                      partial + (split * static_cast<int64_t>(num_rows) + out_row) * N + n0);
-        } else {
-          store_sums(row, bias == nullptr ? bias : bias + n0, out, out_row * out_stride + n0,
-                     block.num_weights, out_is_f32);
-        }
+      for (int k0 = 0; k0 < K; k0 += split_length) {
+        block.weight = weight + static_cast<int64_t>(n0) * K + k0;
+        block.first_element = k0;
+        block.length = std::min(split_length, K - k0);
+        block.result = k0 == 0 ? sums : split_sums;
+        routine.dot_block(block);
+        if (k0 == 0) continue;
+        for (int i = 0; i < block.num_tokens * kBlockWeights; ++i) sums[i] += split_sums[i];
       }
+      for (int token = 0; token < block.num_tokens; ++token)
+        epilogue.store(sums + token * kBlockWeights, token0 + token, n0, block.num_weights);
     }
   });
 }
 
-template <class T>
-void linear_native(const simt::NativeLaunch&, const T* x, const T* weight, const T* bias, void* out,
-                   float* partial, int num_rows, int N, int K, int x_stride, int out_stride,
-                   int tiles_per_split, int out_is_f32) {
-  linear(x, weight, bias, out, partial, num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32);
+template <class T, bool kGated>
+void linear_native(const simt::NativeLaunch&, const T* x, const T* weight, const T* bias, void* out, float*,
+                   int num_rows, int N, int K, int x_stride, int out_stride, int tiles_per_split,
+                   int out_is_f32, unsigned*) {
+  const Epilogue<T> epilogue{bias, out, out_stride, out_is_f32, kGated};
+  linear(x, weight, epilogue, num_rows, N, K, x_stride, tiles_per_split * kTileK);
 }
 
+template <bool kGated>
 void linear_native_f32(const simt::NativeLaunch&, const float* x, const float* weight, const float* bias,
                        float* out, int num_rows, int N, int K, int x_stride, int out_stride) {
-  linear(x, weight, bias, out, nullptr, num_rows, N, K, x_stride, out_stride, (K + kTileK - 1) / kTileK, 1);
-}
-
-template <class T>
-void linear_combine_native(const simt::NativeLaunch&, const float* partial, const T* bias, void* out,
-                           int num_rows, int N, int out_stride, int num_splits, int out_is_f32) {
-  simt::parallel_for(num_rows, [&](uint32_t row) {
-    float sums[kBlockWeights];
-    for (int n0 = 0; n0 < N; n0 += kBlockWeights) {
-      const int count = std::min(kBlockWeights, N - n0);
-      std::fill_n(sums, count, 0.0f);
-      for (int split = 0; split < num_splits; ++split) {
-        const float* const terms = partial + (static_cast<int64_t>(split) * num_rows + row) * N + n0;
-        for (int i = 0; i < count; ++i) sums[i] += terms[i];
-      }
-      store_sums(sums, bias == nullptr ? bias : bias + n0, out, static_cast<int64_t>(row) * out_stride + n0,
-                 count, out_is_f32);
-    }
-  });
+  linear(x, weight, Epilogue<float>{bias, out, out_stride, 1, kGated}, num_rows, N, K, x_stride, K);
 }
 
 }  // namespace
 
-NATIVE_TWIN(linear_f32, linear_native_f32)
+NATIVE_TWIN(linear_f32, linear_native_f32<false>)
+NATIVE_TWIN(linear_swiglu_f32, linear_native_f32<true>)
 
-#define LINEAR_TWINS(dtype)                                \
-  NATIVE_TWIN(linear_##dtype##_t8, linear_native<dtype>)   \
-  NATIVE_TWIN(linear_##dtype##_t16, linear_native<dtype>)  \
-  NATIVE_TWIN(linear_##dtype##_t32, linear_native<dtype>)  \
-  NATIVE_TWIN(linear_##dtype##_t64, linear_native<dtype>)  \
-  NATIVE_TWIN(linear_##dtype##_t128, linear_native<dtype>) \
-  NATIVE_TWIN(linear_combine_##dtype, linear_combine_native<dtype>)
+#define LINEAR_TWINS(name, T, gated)                 \
+  NATIVE_TWIN(name##_t8, (linear_native<T, gated>))  \
+  NATIVE_TWIN(name##_t16, (linear_native<T, gated>)) \
+  NATIVE_TWIN(name##_t32, (linear_native<T, gated>)) \
+  NATIVE_TWIN(name##_t64, (linear_native<T, gated>)) \
+  NATIVE_TWIN(name##_t128, (linear_native<T, gated>))
 
-LINEAR_TWINS(bf16)
-LINEAR_TWINS(f16)
+LINEAR_TWINS(linear_bf16, bf16, false)
+LINEAR_TWINS(linear_f16, f16, false)
+LINEAR_TWINS(linear_swiglu_bf16, bf16, true)
+LINEAR_TWINS(linear_swiglu_f16, f16, true)

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::Patches;
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::gelu::{Gelu, gelu};
+use crate::kernels::linear::LinearWorkspace;
 use crate::model::WeightLoader;
 
 /// Two linear layers with an activation between.
@@ -109,8 +110,7 @@ impl Join {
         let Mlp { first, activation, second } = &self.mlp;
         let rows = x.dim(0);
         let (act, out) = (self.buffer(rows, first.weight.dim(0))?, self.buffer(rows, second.weight.dim(0))?);
-        let workspace_len = first.workspace_len(rows).max(second.workspace_len(rows)).max(1);
-        let workspace = Tensor::uninit(&self.device, DType::F32, &[workspace_len])?;
+        let workspace = LinearWorkspace::new(&self.device, rows, [first.shape(), second.shape()], 0)?;
         first.forward(x, &act, &workspace)?;
         gelu(&self.device, *activation, &act, &act)?;
         second.forward(&act, &out, &workspace)?;

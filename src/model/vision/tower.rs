@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::image::Patches;
 use crate::kernels::gelu::{Gelu, gelu};
 use crate::kernels::layernorm::{LayerNormArgs, layernorm};
-use crate::kernels::linear::{self, LinearArgs, linear};
+use crate::kernels::linear::{LinearArgs, LinearWorkspace, linear};
 use crate::kernels::vision_attention::{VisionAttentionArgs, vision_attention};
 use crate::kernels::vision_rope::{VisionRopeArgs, vision_rope};
 use crate::model::WeightLoader;
@@ -83,14 +83,14 @@ impl Affine {
     }
 
     /// `out[T, outputs] = x weight^T + bias`.
-    pub fn forward(&self, x: &Tensor, out: &Tensor, workspace: &Tensor) -> Result<()> {
+    pub fn forward(&self, x: &Tensor, out: &Tensor, workspace: &LinearWorkspace) -> Result<()> {
         let bias = self.bias.as_ref();
         linear(x.device(), LinearArgs { x, weight: &self.weight, bias, out, workspace })
     }
 
-    /// Elements of the workspace that passes of up to `rows` rows need.
-    pub fn workspace_len(&self, rows: usize) -> usize {
-        linear::workspace_len(rows, self.weight.dim(0), self.weight.dim(1))
+    /// Outputs and inputs.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.weight.dim(0), self.weight.dim(1))
     }
 }
 
@@ -210,8 +210,8 @@ impl Tower {
             [buffer(hidden)?, buffer(hidden)?, buffer(hidden)?, buffer(hidden)?];
         let (qkv, act) = (buffer(3 * hidden)?, buffer(intermediate_size)?);
         let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.proj, &l.fc1, &l.fc2]);
-        let workspace_len = layers.chain([&self.patch]).map(|affine| affine.workspace_len(num_rows)).max();
-        let workspace = Tensor::uninit(&self.device, DType::F32, &[workspace_len.unwrap_or(0).max(1)])?;
+        let shapes = layers.chain([&self.patch]).map(Affine::shape);
+        let workspace = LinearWorkspace::new(&self.device, num_rows, shapes, 0)?;
 
         // What enters the first layer: patches, class and positions.
         let pixels = self.upload(patches)?;

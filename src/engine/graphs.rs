@@ -1,0 +1,96 @@
+//! [`PassGraphs`]: target passes of one shape become one graph, which costs the host a single launch and the GPU shorter gaps between
+//! kernels. Everything that differs between passes of one shape is read from device memory.
+
+use std::collections::HashMap;
+
+use crate::device::{Device, Graph, Tensor};
+use crate::error::Result;
+use crate::model::PassShape;
+
+/// Shapes that are remembered, each a graph once it has come twice. The least recently used make room.
+const MAX_SHAPES: usize = 96;
+
+/// Graphs by shape of pass, and by whether a drafter's features are tapped.
+pub(super) struct PassGraphs {
+    device: Device,
+    shapes: HashMap<(PassShape, bool), Known>,
+    /// Passes so far.
+    passes: u64,
+}
+
+/// A shape that has come before.
+struct Known {
+    last_used: u64,
+    /// The pass, and where its logits are.
+    recorded: Option<(Graph, Tensor)>,
+}
+
+/// How a pass was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Issued {
+    /// Launch by launch, for a shape that is new, or has no graph by its nature.
+    Launches,
+    /// As a graph that was just made: the host took its time over it while the device waited.
+    NewGraph,
+    /// As a graph.
+    Graph,
+}
+
+impl PassGraphs {
+    pub fn new(device: &Device) -> Self {
+        Self { device: device.clone(), shapes: HashMap::new(), passes: 0 }
+    }
+
+    /// Issues `pass`, which launches the same for every pass of `shape`, and returns its logits. The first time it is just run: kernels are
+    /// loaded then, which a recording must not do.
+    ///
+    /// # Errors
+    /// Those of `pass`; the driver's, if it does not record or replay.
+    pub fn run(
+        &mut self,
+        shape: (PassShape, bool),
+        pass: impl Fn() -> Result<Tensor>,
+    ) -> Result<(Tensor, Issued)> {
+        self.passes += 1;
+        let Some(known) = self.shapes.get_mut(&shape) else {
+            self.make_room();
+            self.shapes.insert(shape, Known { last_used: self.passes, recorded: None });
+            return Ok((pass()?, Issued::Launches));
+        };
+        known.last_used = self.passes;
+        if let Some((graph, logits)) = &known.recorded {
+            graph.launch()?;
+            return Ok((logits.clone(), Issued::Graph));
+        }
+        let mut logits = None;
+        let graph = self.device.capture(|| {
+            logits = Some(pass()?);
+            Ok(())
+        })?;
+        graph.launch()?;
+        let (_, logits) = known.recorded.insert((graph, logits.expect("the recording went well")));
+        Ok((logits.clone(), Issued::NewGraph))
+    }
+
+    /// Graphs that are kept.
+    pub fn num_graphs(&self) -> usize {
+        self.shapes.values().filter(|known| known.recorded.is_some()).count()
+    }
+
+    fn make_room(&mut self) {
+        if self.shapes.len() < MAX_SHAPES {
+            return;
+        }
+        let oldest = self.shapes.iter().min_by_key(|(_, known)| known.last_used).map(|(&shape, _)| shape);
+        if let Some(oldest) = oldest {
+            self.shapes.remove(&oldest);
+        }
+    }
+}
+
+/// Rows to which target passes are filled up, so that few shapes come again and again, as graphs: what a GPU's kernels compute in one go. The
+/// CPU pays for every row. `SMART_GRAPHS=0` goes without, for comparison.
+pub(super) fn pass_tread(device: &Device) -> usize {
+    let unwanted = std::env::var_os("SMART_GRAPHS").is_some_and(|value| value == "0");
+    if device.is_host() || unwanted { 1 } else { 8 }
+}

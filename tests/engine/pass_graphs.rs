@@ -1,0 +1,73 @@
+//! Target passes that are filled up to few shapes and run as graphs: the same texts, and the same trees.
+
+use smart_run::config::FloatType;
+use smart_run::engine::{Engine, EngineBuilder, Request};
+use smart_run::sampling::SamplingParams;
+
+use crate::fixtures::{demo_prompts, greedy, paying_costs, repository};
+
+fn builder(policy: &str) -> EngineBuilder<'static> {
+    Engine::builder(repository("assets/demo/target"))
+        .drafter(repository("assets/demo/drafter"))
+        .float_type(FloatType::Bf16)
+        .costs(paying_costs())
+        .policy(policy.parse().unwrap())
+        .max_sequences(3)
+        .max_context(400)
+        .prefill_tokens(90)
+}
+
+/// Texts of five requests that share three places, and the draft tokens verified for each.
+fn serve(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<i32>, u64)> {
+    let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    let mut texts = vec![(Vec::new(), 0); ids.len()];
+    while !engine.is_idle() {
+        for emission in engine.step().unwrap() {
+            let place = ids.iter().position(|id| *id == emission.sequence).unwrap();
+            texts[place].0.extend(emission.tokens);
+            texts[place].1 = emission.stats.drafted_tokens;
+        }
+    }
+    texts
+}
+
+#[test]
+fn graphs_change_neither_texts_nor_trees() {
+    let prompts = demo_prompts(5, 120);
+    let requests: Vec<Request> = (0..5)
+        .map(|i| Request {
+            sampling: SamplingParams {
+                temperature: 0.5 * (i % 2) as f32,
+                seed: i,
+                ..SamplingParams::default()
+            },
+            logprobs: (i == 1).then_some(2),
+            ..greedy(&prompts[i as usize], 70)
+        })
+        .collect();
+    for policy in ["plain", "eagle2:4,3,14"] {
+        let wanted = serve(&mut builder(policy).build().unwrap(), &requests);
+        // The second time every shape is known.
+        let mut engine = builder(policy).pass_tread(8).build().unwrap();
+        for time in 0..2 {
+            assert!(serve(&mut engine, &requests) == wanted, "{policy}, time {time}");
+        }
+        let shapes = engine.pass_graphs();
+        assert!((2..=96).contains(&shapes), "{policy}: {shapes} shapes of passes are graphs");
+    }
+}
+
+/// Under a policy that looks at times trees may differ; texts do not.
+#[test]
+fn a_graph_is_good_for_every_pass_of_its_shape() {
+    let prompts = demo_prompts(4, 300);
+    let requests: Vec<Request> = prompts.iter().map(|prompt| greedy(prompt, 60)).collect();
+    let wanted = serve(&mut builder("plain").build().unwrap(), &requests);
+    let mut engine = builder("smart").pass_tread(8).build().unwrap();
+    for _ in 0..2 {
+        for ((got, _), (wanted, _)) in serve(&mut engine, &requests).iter().zip(&wanted) {
+            assert_eq!(got, wanted);
+        }
+    }
+    assert!(engine.pass_graphs() > 0);
+}
