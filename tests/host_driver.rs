@@ -183,6 +183,19 @@ fn launch_limits_are_enforced() {
 }
 
 #[test]
+fn threads_of_overlapping_launches_wait_for_those_before() {
+    expect(
+        "overlap",
+        &[
+            "apart: 0",
+            "attribute: 801 ... cuLaunchKernelEx: launch attribute 2",
+            "forbidden: 0",
+            "overlapping: 719 ... without wait_for_predecessors in a launch that overlaps those before (kernel bug_early_exit, block (0,0,0), thread 1)",
+        ],
+    );
+}
+
+#[test]
 fn parameter_lists_are_reported() {
     let list = [
         "0: 8 at 0",

@@ -28,6 +28,7 @@ int cuFuncGetParamInfo(void*, size_t, size_t*, size_t*);
 int cuFuncSetAttribute(void*, int, int);
 int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
                    void**);
+int cuLaunchKernelEx(const struct LaunchConfig*, void*, void**, void**);
 int cuStreamCreate(void**, unsigned);
 int cuStreamDestroy_v2(void*);
 int cuStreamSynchronize(void*);
@@ -83,6 +84,24 @@ int launch(const char* name, unsigned grid, unsigned block, unsigned shared, voi
   void* function;
   if (int result = cuModuleGetFunction(&function, nullptr, name)) return result;
   return cuLaunchKernel(function, grid, 1, 1, block, 1, 1, shared, stream, parameters, nullptr);
+}
+
+// As cuda.h lays them out.
+struct LaunchAttribute {
+  int id, padding, value, rest[15];
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared_bytes;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned num_attributes;
+};
+
+// One block of `threads` with one launch attribute.
+inline int launch_with(const char* name, unsigned threads, LaunchAttribute attribute, Pointer argument) {
+  const LaunchConfig config{{1, 1, 1}, {threads, 1, 1}, 0, nullptr, &attribute, 1};
+  void* parameters[] = {&argument};
+  return cuLaunchKernelEx(&config, kernel(name), parameters, nullptr);
 }
 
 inline Pointer device(size_t bytes) {

@@ -220,6 +220,16 @@ CASE(limits) {
   observe("static and dynamic", launch("bug_large_static", 1, 32, 20000, nullptr, out));
 }
 
+CASE(overlap) {
+  constexpr int programmatic_stream_serialization = 6, cooperative = 2;
+  Pointer out = device(64 * 4);
+  observe("apart", launch("bug_early_exit", 1, 32, 0, nullptr, out));
+  observe("attribute", launch_with("bug_early_exit", 32, {cooperative, 0, 1, {}}, out));
+  observe("forbidden", launch_with("bug_early_exit", 32, {programmatic_stream_serialization, 0, 0, {}}, out));
+  observe("overlapping",
+          launch_with("bug_early_exit", 32, {programmatic_stream_serialization, 0, 1, {}}, out));
+}
+
 CASE(parameters) {
   void* function = kernel("many_parameters");
   size_t offset, size, index = 0;

@@ -245,6 +245,14 @@ extern "C" __global__ void bug_large_static(float* out) {
 }
 EXPORT_KERNEL(bug_large_static)
 
+// The second thread goes without having waited for the launches before.
+extern "C" __global__ void bug_early_exit(float* out) {
+  if (threadIdx.x == 1) return;
+  take_turn();
+  out[threadIdx.x] = 1;
+}
+EXPORT_KERNEL(bug_early_exit)
+
 // Two blocks add to the same cell without an atomic: right in almost every schedule, a race in all.
 extern "C" __global__ void bug_block_race(float* out) {
   if (threadIdx.x == 0) out[0] += 1;
