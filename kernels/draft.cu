@@ -62,6 +62,7 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
                    float* __restrict__ path_logp, int vocab_size, int k) {
   SHARED(u64[kMaxWarps], reduction);
   SHARED(u64[kMaxTopKBlock], finalists);  // the best k of each warp
+  take_turn();
   const int row_idx = blockIdx.x;
   const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
 
@@ -130,6 +131,7 @@ EXPORT_KERNEL(draft_beam)
 
 extern "C" __global__ void __launch_bounds__(256)
     draft_frontier(const __grid_constant__ DraftFrontierParams params) {
+  take_turn();
   const int row_idx = blockIdx.x * blockDim.x + threadIdx.x;
   if (row_idx < params.num_rows) pack_frontier_row(params, row_idx);
 }

@@ -20,6 +20,7 @@
 constexpr int kStagedRows = 8;
 
 extern "C" __global__ void __launch_bounds__(128) kv_compact(const __grid_constant__ KvCompactParams p) {
+  take_turn();
   const int column = blockIdx.x * blockDim.x + threadIdx.x;
   if (column >= p.num_kv_heads * p.row_pieces) return;
   const int head_idx = column / p.row_pieces, piece = column % p.row_pieces;

@@ -133,6 +133,7 @@ extern "C" __global__ void __launch_bounds__(1024)
                int* __restrict__ out, int vocab_size) {
   SHARED(u64[kMaxWarps], reduction);
   SHARED(SearchState, search);
+  take_turn();
   const int row_idx = blockIdx.x;
   const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
   const SamplerParams p = params[row_sequence[row_idx]];

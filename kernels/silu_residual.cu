@@ -37,6 +37,7 @@ __device__ __forceinline__ void silu_residual(const T* x, const T* y, T* out, in
 #define SILU_RESIDUAL(dtype, T)                                                            \
   extern "C" __global__ void __launch_bounds__(128) silu_residual_##dtype(                 \
       const T* x, const T* y, T* out, int H, int x_stride, int y_stride, int out_stride) { \
+    take_turn();                                                                           \
     silu_residual<T>(x, y, out, H, x_stride, y_stride, out_stride);                        \
   }                                                                                        \
   EXPORT_KERNEL(silu_residual_##dtype)

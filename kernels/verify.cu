@@ -27,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(kWarp)
     verify_walk(const int* __restrict__ seq_start, const int* __restrict__ tokens,
                 const int* __restrict__ parents, const int* __restrict__ drawn, int* __restrict__ accepted,
                 int* __restrict__ accepted_len, int* __restrict__ bonus) {
+  take_turn();
   const int sequence = blockIdx.x;
   const int lane_idx = threadIdx.x;
   const int root = seq_start[sequence];

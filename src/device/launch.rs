@@ -170,6 +170,18 @@ impl Device {
         })
     }
 
+    /// Which of the build's images this GPU runs, as in `sm_90` or `sm_80, compiled for sm_120 by the driver`.
+    pub(super) fn kernel_image(&self) -> Result<String> {
+        self.bind()?;
+        let function = self.kernel("embedding_bf16", 0)?.function;
+        let made_for = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+        let runs_as = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?;
+        Ok(match made_for == runs_as {
+            true => format!("sm_{made_for}"),
+            false => format!("sm_{made_for}, compiled for sm_{runs_as} by the driver"),
+        })
+    }
+
     fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
         let mut modules = self.inner.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !modules.kernels.contains_key(name) {
@@ -203,7 +215,9 @@ impl Device {
             let status = unsafe { sys::cuModuleGetFunction(&mut function, loaded[tried], c_name.as_ptr()) };
             if status == sys::CUresult::CUDA_SUCCESS {
                 let parameter_sizes = parameter_sizes(name, function)?;
-                let can_overlap = compiled_for(function)? >= OVERLAP_ARCH;
+                // The architecture that the image was made for: one for an older GPU runs on newer ones, too.
+                let made_for = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+                let can_overlap = made_for >= OVERLAP_ARCH;
                 return Ok(Kernel {
                     function,
                     shared_limit: DEFAULT_SHARED_LIMIT,
@@ -233,14 +247,11 @@ impl Device {
     }
 }
 
-/// The architecture that the loaded image of a kernel was compiled for, as in 90. An image for an older one runs on newer GPUs, too.
-fn compiled_for(function: sys::CUfunction) -> Result<i32> {
-    let mut version = 0;
-    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
-    // SAFETY: the function handle is live; `version` receives the number.
-    let status = unsafe { sys::cuFuncGetAttribute(&mut version, attribute, function) };
-    check("cuFuncGetAttribute", status)?;
-    Ok(version)
+fn attribute(function: sys::CUfunction, attribute: sys::CUfunction_attribute) -> Result<i32> {
+    let mut value = 0;
+    // SAFETY: the function handle is live; `value` receives the number.
+    check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut value, attribute, function) })?;
+    Ok(value)
 }
 
 /// The kernel's own parameter sizes, in order.

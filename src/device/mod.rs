@@ -112,14 +112,18 @@ impl Device {
         self.inner.kind == driver::DriverKind::Host
     }
 
-    /// Version of the API that the driver offers, as in `CUDA 13.0`, or `host driver`.
+    /// Version of the API that the driver offers and the kernels that run, as in `CUDA 13.0, kernels for sm_90`, or `host driver`.
     pub fn driver_version(&self) -> String {
         let mut version = 0;
         // SAFETY: the pointer is valid during the call.
         let status = unsafe { sys::cuDriverGetVersion(&mut version) };
         match (self.is_host(), status.result()) {
             (true, _) => "host driver".into(),
-            (false, Ok(())) => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+            (false, Ok(())) => {
+                let kernels =
+                    self.kernel_image().map_or(String::new(), |image| format!(", kernels for {image}"));
+                format!("CUDA {}.{}{kernels}", version / 1000, version % 1000 / 10)
+            }
             (false, Err(_)) => "unknown".into(),
         }
     }

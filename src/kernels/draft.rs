@@ -55,6 +55,7 @@ pub fn draft_topk(device: &Device, args: DraftTopkArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.logits)
         .ptr_or_null(args.d2t)
         .ptr(args.parent_logp)
@@ -265,7 +266,7 @@ pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
             [grid, 1, 1],
             [block as u32, 1, 1],
             0,
-            &LaunchArgs::new().pod(&params),
+            &LaunchArgs::new().overlapping().pod(&params),
         )
     }
 }

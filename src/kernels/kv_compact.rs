@@ -98,7 +98,9 @@ pub fn kv_compact(device: &Device, args: KvCompactArgs) -> Result<()> {
     let grid = [blocks, planes as u32, num_sequences as u32];
     // SAFETY: the one argument is laid out as the kernel's KvCompactParams, sizes checked above. The device arrays must
     // keep to their contract: accepted nodes ascending and inside the sequence's pages. Written: rows of kv.
-    unsafe { device.launch("kv_compact", grid, [threads, 1, 1], 0, &LaunchArgs::new().pod(&params)) }
+    unsafe {
+        device.launch("kv_compact", grid, [threads, 1, 1], 0, &LaunchArgs::new().overlapping().pod(&params))
+    }
 }
 
 #[cfg(test)]

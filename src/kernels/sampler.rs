@@ -75,6 +75,7 @@ pub fn sample(device: &Device, args: SampleArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.logits)
         .ptr(args.row_sequence)
         .ptr(args.params)

@@ -36,6 +36,7 @@ pub fn silu_residual(device: &Device, args: SiluResidualArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.x)
         .ptr(args.y)
         .ptr(args.out)

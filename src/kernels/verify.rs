@@ -48,6 +48,7 @@ pub fn verify_walk(device: &Device, args: VerifyWalkArgs) -> Result<()> {
         return Ok(());
     }
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.seq_start)
         .ptr(args.tokens)
         .ptr(args.parents)
