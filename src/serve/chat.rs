@@ -36,6 +36,12 @@ impl answers::Asked for Asked {
         parameters.read_chat_logprobs(&mut fields)?;
         check_choices(1, parameters.n, serving)?;
         let conversation = Conversation::read(&mut fields, serving)?;
+        if let Some(call) = conversation.enforced_call(&serving.model)?
+            && parameters.settings.grammar.replace(call).is_some()
+        {
+            let reason = "response_format and an enforced tool_choice exclude each other: an answer is either";
+            return Err(ApiError::field("response_format", reason));
+        }
         let single_call = conversation.single_call;
         let tools = conversation.tools.as_ref().zip(serving.model.tools);
         let tools = tools.map(|(tools, format)| ToolParser::new(format, tools));

@@ -6,11 +6,14 @@ use serde_json::{Value, json};
 
 use super::app::Serving;
 use super::completions::check_length;
+use super::constraint;
 use super::errors::ApiError;
 use super::fields::Fields;
+use super::model::ServedModel;
+use super::tool_choice::ToolChoice;
 use crate::engine::expand_prompt;
 use crate::image::{Patches, Picture};
-use crate::text::Message;
+use crate::text::{Grammar, Message};
 
 /// Most pictures of a conversation.
 const MAX_PICTURES: usize = 32;
@@ -25,6 +28,7 @@ pub(super) struct Conversation {
     pub tools: Option<Value>,
     /// Only the first call of an answer counts.
     pub single_call: bool,
+    choice: ToolChoice,
 }
 
 impl Conversation {
@@ -53,9 +57,19 @@ impl Conversation {
             }
             messages.push(read_message(message, &name)?);
         }
-        let tools = tools(fields)?;
+        let choice = ToolChoice::read(fields)?;
+        let tools = tools(fields)?.filter(|_| choice != ToolChoice::None);
         let single_call = fields.flag("parallel_tool_calls")? == Some(false);
-        Ok(Self { messages, pictures, tools, single_call })
+        Ok(Self { messages, pictures, tools, single_call, choice })
+    }
+
+    /// What the answer has to be where it must call a tool.
+    ///
+    /// # Errors
+    /// 400: there is no such tool, what it takes is no schema that can be followed, or how the model writes calls is not known.
+    pub fn enforced_call(&self, model: &ServedModel) -> Result<Option<Grammar>, ApiError> {
+        let spec = self.choice.spec(self.tools.as_ref(), model.tools, !self.single_call)?;
+        spec.map(|spec| constraint::compile(&spec, model, "tools")).transpose()
     }
 
     /// Token ids of the prompt, each picture as long as it is, and the pictures.
@@ -165,7 +179,7 @@ fn take_pictures(
 }
 
 /// The bytes of `data:TYPE;base64,...`.
-fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
+pub(super) fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
     const FETCHES_NOTHING: &str =
         "this server fetches nothing: give the picture itself as a data URL, data:image/png;base64,...";
     let is_data = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
@@ -177,7 +191,7 @@ fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
     STANDARD.decode(data).map_err(|_| "the data of this data URL are not valid base64")
 }
 
-/// `tools`, unless `tool_choice` says none.
+/// `tools`.
 fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     let expected = format!(
         "a list of at most {MAX_TOOLS} functions: {{\"type\": \"function\", \"function\": {{\"name\": ...}}}}"
@@ -197,15 +211,7 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
         }
         Some(_) => return Err(fields.wrong("tools", &expected)),
     };
-    match fields.take("tool_choice") {
-        None => Ok(tools),
-        Some(choice) if choice == "auto" => Ok(tools),
-        Some(choice) if choice == "none" => Ok(None),
-        Some(_) => Err(ApiError::unsupported(
-            "tool_choice",
-            "tool_choice can be \"auto\" or \"none\": no call can be enforced",
-        )),
-    }
+    Ok(tools)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@
 //! | `routes`, `access`, `exchange` | which path is what; keys, hosts and origins; names, log, counts |
 //! | `app`, `model` | what all handlers share; what stands around the engine |
 //! | `body`, `fields`, `errors` | reading requests, and what is said of bad ones |
-//! | `parameters`, `constraint`, `conversation` | what requests mean |
+//! | `parameters`, `constraint`, `conversation`, `tool_choice` | what requests mean |
 //! | `completions`, `chat`, `tokens`, `probes`, `metrics`, `openapi`, `page` | the endpoints |
 //! | `generation`, `answers`, `logprobs`, `usage`, `tool_calls` | from rounds to answers, whole or streamed |
 #![forbid(unsafe_code)]
@@ -48,6 +48,9 @@ mod counters;
 mod errors;
 mod exchange;
 mod fields;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generation;
 mod logprobs;
 mod metrics;
@@ -60,6 +63,7 @@ mod routes;
 mod stalls;
 mod tokens;
 mod tool_calls;
+mod tool_choice;
 mod usage;
 
 use std::net::SocketAddr;
