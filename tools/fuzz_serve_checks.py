@@ -21,6 +21,7 @@ BEYOND_SCHEMAS = (
     "smart_run.watch",
     "top_logprobs",
     "echo",
+    "min_tokens",
     "n",
     "tools",
     "tool_choice",

@@ -1,4 +1,5 @@
-//! [`MaskWriter`]: what the grammars of running sequences allow, laid over the logits at every node that a text can reach.
+//! [`MaskWriter`]: what running sequences may say next, laid over the logits at every node that a text can reach: what their grammars
+//! allow, and no end before its time.
 
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
@@ -8,6 +9,30 @@ use crate::tree::DraftTree;
 
 /// Masks sent in one go.
 const MAX_MASKS: usize = 64;
+
+/// Tokens that may not come yet: they would end a text too early.
+#[derive(Clone, Copy)]
+pub(super) struct EarlyEnds<'a> {
+    pub ids: &'a [i32],
+    /// They are banned at nodes of less depth.
+    pub depth: usize,
+}
+
+impl EarlyEnds<'_> {
+    /// Bans them in `mask`, unless nothing else is left: a text that its grammar brings to its end has one.
+    fn ban(self, mask: &mut [u32], depth: usize) {
+        if depth >= self.depth {
+            return;
+        }
+        let bit = |id: i32| (id as usize / 32, 1 << (id % 32));
+        let is_end = |word: usize| {
+            self.ids.iter().map(|&id| bit(id)).filter(|&(at, _)| at == word).fold(0, |bits, (_, bit)| bits | bit)
+        };
+        if mask.iter().enumerate().any(|(word, bits)| bits & !is_end(word) != 0) {
+            self.ids.iter().map(|&id| bit(id)).for_each(|(word, bit)| mask[word] &= !bit);
+        }
+    }
+}
 
 /// Masks are collected on the host, then sent: what goes wrong with a grammar is its request's affair, what goes wrong with the device
 /// everybody's.
@@ -46,8 +71,8 @@ impl MaskWriter {
     }
 
     /// Collects masks for the rows of logits from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token
-    /// the grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was. The number
-    /// of masks.
+    /// the grammar does not allow is never reached, so its row, and those below it, are left alone. The grammar is left as it was. `early` ends
+    /// are banned on top. The number of masks.
     ///
     /// # Errors
     /// Those of the grammar, which is of no use then, nor is what was collected for it.
@@ -56,13 +81,25 @@ impl MaskWriter {
         first_row: usize,
         grammar: &mut Grammar,
         tree: Option<&DraftTree>,
+        early: EarlyEnds,
     ) -> Result<usize> {
         let before = self.collected_rows.len();
-        self.collect_row(first_row, grammar)?;
+        self.collect_row(first_row, grammar, early, 0)?;
         if let Some(tree) = tree {
-            self.collect_below(first_row, grammar, (tree, 0))?;
+            self.collect_below(first_row, grammar, (tree, 0), early)?;
         }
         Ok(self.collected_rows.len() - before)
+    }
+
+    /// Collects masks of a text without a grammar, as [`MaskWriter::collect`] does: `early` ends alone are banned.
+    pub fn collect_early_ends(&mut self, first_row: usize, tree: Option<&DraftTree>, early: EarlyEnds) {
+        for node in 0..tree.map_or(1, DraftTree::num_nodes) {
+            let depth = tree.map_or(0, |tree| tree.depth(node));
+            if depth < early.depth {
+                let start = self.new_row(first_row + node, u32::MAX);
+                early.ban(&mut self.collected[start..], depth);
+            }
+        }
     }
 
     /// Lays all that is collected over `logits`. The device must have passed what was sent in the step before.
@@ -90,23 +127,38 @@ impl MaskWriter {
         first_row: usize,
         grammar: &mut Grammar,
         (tree, parent): (&DraftTree, usize),
+        early: EarlyEnds,
     ) -> Result<()> {
         for child in tree.children(parent) {
             let token = tree.token(child);
             if grammar.accepts(token) {
                 grammar.push(token)?;
-                self.collect_row(first_row + child, grammar)?;
-                self.collect_below(first_row, grammar, (tree, child))?;
+                self.collect_row(first_row + child, grammar, early, tree.depth(child))?;
+                self.collect_below(first_row, grammar, (tree, child), early)?;
                 grammar.pop(1)?;
             }
         }
         Ok(())
     }
 
-    fn collect_row(&mut self, row: usize, grammar: &mut Grammar) -> Result<()> {
+    fn collect_row(
+        &mut self,
+        row: usize,
+        grammar: &mut Grammar,
+        early: EarlyEnds,
+        depth: usize,
+    ) -> Result<()> {
+        let start = self.new_row(row, 0);
+        grammar.allowed(&mut self.collected[start..])?;
+        early.ban(&mut self.collected[start..], depth);
+        Ok(())
+    }
+
+    /// Adds a mask of these words for `row`; where it begins.
+    fn new_row(&mut self, row: usize, word: u32) -> usize {
         let start = self.collected.len();
-        self.collected.resize(start + self.words, 0);
+        self.collected.resize(start + self.words, word);
         self.collected_rows.push(row as i32);
-        grammar.allowed(&mut self.collected[start..])
+        start
     }
 }

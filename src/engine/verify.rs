@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::device::Tensor;
+use crate::engine::masks::EarlyEnds;
 use crate::engine::schedule::Chunk;
 use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine};
@@ -108,17 +109,22 @@ impl Engine {
         Ok(logits)
     }
 
-    /// Bans what the grammars of sequences do not allow, node by node. A sequence whose grammar gives up fails when the round is committed;
+    /// Bans what the grammars of sequences do not allow and what would end them too early, node by node. A sequence whose grammar gives up fails when the round is committed;
     /// whatever is drawn for it is not.
     fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
         self.masks.clear();
         for slot in 0..self.verifier.pass.num_sequences() {
             let rows = self.verifier.pass.logit_rows_of(slot);
             let Some(sequence) = self.sequences[slot].as_mut().filter(|_| !rows.is_empty()) else { continue };
+            let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
+            let depth = sequence.request.min_new_tokens.saturating_sub(sequence.emitted().len());
+            let early = EarlyEnds { ids: &sequence.eos, depth };
+            if sequence.grammar.is_none() {
+                self.masks.collect_early_ends(rows.start, tree, early);
+            }
             if let Some(grammar) = &mut sequence.grammar {
                 let start = Instant::now();
-                let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
-                match self.masks.collect(rows.start, grammar, tree) {
+                match self.masks.collect(rows.start, grammar, tree, early) {
                     Ok(nodes) => sequence.observe_masks(nodes, start.elapsed().as_secs_f64() * 1e6),
                     Err(error) => sequence.failure = Some(error.to_string()),
                 }

@@ -34,6 +34,7 @@ impl answers::Asked for Asked {
         let mut parameters =
             Parameters::read(&mut fields, &serving.model, limits.config().geometry.vocab_size)?;
         parameters.read_chat_logprobs(&mut fields)?;
+        parameters.default_max_tokens(limits.max_context)?;
         check_choices(1, parameters.n, serving)?;
         let conversation = Conversation::read(&mut fields, serving)?;
         if let Some(call) = conversation.enforced_call(&serving.model)?
@@ -47,11 +48,7 @@ impl answers::Asked for Asked {
         let tools = tools.map(|(tools, format)| ToolParser::new(format, tools));
         let (ids, pictures) = conversation.prompt(serving)?;
         let room = limits.max_context - ids.len();
-        parameters.settings.max_new_tokens = match parameters.settings.max_new_tokens {
-            0 => room,
-            asked => asked.min(room),
-        };
-        let prompts = vec![Request { prompt: ids, pictures, ..parameters.settings.clone() }];
+        let prompts = vec![Request { pictures, ..parameters.request(ids, room) }];
         Ok(Self { parameters, prompts, tools, single_call })
     }
 

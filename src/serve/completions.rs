@@ -41,9 +41,7 @@ impl answers::Asked for Asked {
                 "echo with logprobs is not supported: only emitted tokens have log-probabilities",
             ));
         }
-        if parameters.settings.max_new_tokens == 0 {
-            parameters.settings.max_new_tokens = DEFAULT_MAX_TOKENS;
-        }
+        parameters.default_max_tokens(DEFAULT_MAX_TOKENS)?;
         let given = prompts_of(&mut fields)?;
         check_choices(given.len(), parameters.n, serving)?;
         let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
@@ -58,8 +56,7 @@ impl answers::Asked for Asked {
                 });
             }
             let room = serving.client.limits().max_context - ids.len();
-            let max_new_tokens = parameters.settings.max_new_tokens.min(room);
-            prompts.push(Request { prompt: ids, max_new_tokens, ..parameters.settings.clone() });
+            prompts.push(parameters.request(ids, room));
         }
         Ok(Self { parameters, prompts, echoes })
     }

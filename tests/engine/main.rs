@@ -4,6 +4,7 @@ mod batch;
 mod controllers;
 mod costs;
 mod drafters;
+mod early_ends;
 mod eagle3_variants;
 pub(crate) mod fixtures;
 mod grammars;

@@ -106,7 +106,6 @@ fn unsupported_fields() -> Vec<(&'static str, Value)> {
         ("function_call", json!("auto")),
         ("web_search_options", json!({})),
         ("use_beam_search", json!(true)),
-        ("min_tokens", json!(3)),
         ("prompt_logprobs", json!(1)),
         ("chat_template_kwargs", json!({"a": 1})),
     ]
