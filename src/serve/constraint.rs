@@ -43,6 +43,8 @@ fn schema_of(format: &mut Fields) -> Result<serde_json::Value, ApiError> {
     let Some(mut holder) = format.object("json_schema")? else {
         return Err(format.wrong("json_schema", "an object with a schema"));
     };
+    holder.text("name")?;
+    holder.flag("strict")?;
     holder.take("schema").ok_or_else(|| holder.wrong("schema", "a JSON schema"))
 }
 

@@ -114,6 +114,16 @@ fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
         Some(Value::String(_)) => (),
         _ => return Err(ApiError::field(format!("{name}.role"), format!("{name}.role should be a string"))),
     }
+    let wrong_calls = || {
+        let name = format!("{name}.tool_calls");
+        let reason = format!("{name} should be a list of calls: {{\"function\": {{\"name\": ..., \"arguments\": ...}}}}");
+        ApiError::field(name, reason)
+    };
+    match fields.get("tool_calls") {
+        None | Some(Value::Null) => (),
+        Some(Value::Array(calls)) if calls.iter().all(is_call) => (),
+        Some(_) => return Err(wrong_calls()),
+    }
     if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
         for call in calls {
             // Clients hold arguments as JSON within a string, templates read objects.
@@ -125,6 +135,13 @@ fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
         }
     }
     serde_json::from_value(message).map_err(|error| ApiError::field(name, format!("{name}: {error}")))
+}
+
+/// Whether templates find in `call` what they look for.
+fn is_call(call: &Value) -> bool {
+    let arguments = call.pointer("/function/arguments");
+    call.pointer("/function/name").is_some_and(Value::is_string)
+        && matches!(arguments, None | Some(Value::Null | Value::String(_) | Value::Object(_)))
 }
 
 /// Templates of models that read text alone know contents as text alone: parts become their lines.
@@ -242,7 +259,16 @@ mod tests {
         let calls = &read(call).unwrap().fields["tool_calls"];
         assert_eq!(calls[0]["function"]["arguments"].to_string(), "{\"b\":1,\"a\":2}");
         assert_eq!(calls[1]["function"]["arguments"], "no JSON");
-        for message in [json!(3), json!({}), json!({"role": 1}), json!({"role": "user", "content": 3})] {
+        for message in [
+            json!(3),
+            json!({}),
+            json!({"role": 1}),
+            json!({"role": "user", "content": 3}),
+            json!({"role": "assistant", "tool_calls": "f"}),
+            json!({"role": "assistant", "tool_calls": [{"function": "f"}]}),
+            json!({"role": "assistant", "tool_calls": [{"function": {"name": 3}}]}),
+            json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}),
+        ] {
             assert!(
                 read(message.clone()).unwrap_err().body()["error"]["param"]
                     .as_str()

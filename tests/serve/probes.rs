@@ -59,6 +59,9 @@ fn tokens_go_and_come_back() {
         ("/tokenize", json!({}), "messages"),
         ("/tokenize", json!({"prompt": 3}), "prompt"),
         ("/tokenize", json!({"prompt": "a", "model": "b"}), "model"),
+        ("/tokenize", json!({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}), "messages"),
+        ("/tokenize", json!({"prompt": "a", "tools": 3}), "tools"),
+        ("/tokenize", json!({"messages": [], "add_special_tokens": "no"}), "add_special_tokens"),
         ("/detokenize", json!({}), "tokens"),
         ("/detokenize", json!({"tokens": ["a"]}), "tokens"),
     ] {
