@@ -16,7 +16,7 @@ const MAX_PIXELS: usize = 1 << 18;
 static PROCESSOR: LazyLock<ImageProcessor> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/images/processors/qwen2_vl");
     smart_run::text::silence_fenced_panics();
-    ImageProcessor::from_hf(&ModelSource::from(folder.as_path()), 14).unwrap().unwrap()
+    ImageProcessor::from_hf(&ModelSource::from(folder.as_path()), 3).unwrap().unwrap()
 });
 
 fuzz_target!(|data: &[u8]| {

@@ -26,7 +26,11 @@ impl EarlyEnds<'_> {
         }
         let bit = |id: i32| (id as usize / 32, 1 << (id % 32));
         let is_end = |word: usize| {
-            self.ids.iter().map(|&id| bit(id)).filter(|&(at, _)| at == word).fold(0, |bits, (_, bit)| bits | bit)
+            self.ids
+                .iter()
+                .map(|&id| bit(id))
+                .filter(|&(at, _)| at == word)
+                .fold(0, |bits, (_, bit)| bits | bit)
         };
         if mask.iter().enumerate().any(|(word, bits)| bits & !is_end(word) != 0) {
             self.ids.iter().map(|&id| bit(id)).for_each(|(word, bit)| mask[word] &= !bit);

@@ -69,7 +69,8 @@ pub(super) async fn check_host(
     }
     let named = request.headers().get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
     // A whole URL in the place of the path names a host, too.
-    let named: Vec<&str> = named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
+    let named: Vec<&str> =
+        named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
     match named.iter().find(|host| !is_own_name(host, &config.allowed_hosts)) {
         None if !named.is_empty() => Ok(next.run(request).await),
         foreign => Err(ApiError::foreign_host(foreign.copied().unwrap_or_default())),

@@ -40,7 +40,8 @@ impl answers::Asked for Asked {
         if let Some(call) = conversation.enforced_call(&serving.model)?
             && parameters.settings.grammar.replace(call).is_some()
         {
-            let reason = "response_format and an enforced tool_choice exclude each other: an answer is either";
+            let reason =
+                "response_format and an enforced tool_choice exclude each other: an answer is either";
             return Err(ApiError::field("response_format", reason));
         }
         let single_call = conversation.single_call;

@@ -74,7 +74,13 @@ impl answers::Asked for Asked {
         let n = parameters.n;
         let length = |choice: usize| echoes.get(choice / n).map_or(0, |echo| echo.chars().count());
         let offsets = (0..generation.num_choices()).map(length).collect();
-        CompletionFormat { serving, echoes, n, wants_logprobs: parameters.settings.logprobs.is_some(), offsets }
+        CompletionFormat {
+            serving,
+            echoes,
+            n,
+            wants_logprobs: parameters.settings.logprobs.is_some(),
+            offsets,
+        }
     }
 }
 

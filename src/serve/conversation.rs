@@ -116,7 +116,9 @@ fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
     }
     let wrong_calls = || {
         let name = format!("{name}.tool_calls");
-        let reason = format!("{name} should be a list of calls: {{\"function\": {{\"name\": ..., \"arguments\": ...}}}}");
+        let reason = format!(
+            "{name} should be a list of calls: {{\"function\": {{\"name\": ..., \"arguments\": ...}}}}"
+        );
         ApiError::field(name, reason)
     };
     match fields.get("tool_calls") {

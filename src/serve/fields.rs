@@ -132,7 +132,11 @@ const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 /// The integer that `value` is; to JSON schemas `3.0` is one.
 pub(super) fn as_integer(value: &Value) -> Option<i128> {
     let whole = || value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= MAX_WHOLE);
-    value.as_u64().map(i128::from).or_else(|| value.as_i64().map(i128::from)).or_else(|| Some(whole()? as i128))
+    value
+        .as_u64()
+        .map(i128::from)
+        .or_else(|| value.as_i64().map(i128::from))
+        .or_else(|| Some(whole()? as i128))
 }
 
 /// A list of token ids.

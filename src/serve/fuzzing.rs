@@ -29,7 +29,8 @@ impl Bodies {
     pub fn open(folder: &Path) -> Self {
         let source = ModelSource::from(folder);
         let app = App::new(ServerConfig::default());
-        let engine = Engine::builder(source.clone()).device(DeviceChoice::Host).max_context(256).max_sequences(1);
+        let engine =
+            Engine::builder(source.clone()).device(DeviceChoice::Host).max_context(256).max_sequences(1);
         let model = ServedModel::open(&source, "demo").expect("a model");
         app.begin(model, None, engine.build().expect("an engine"), ServiceConfig { max_waiting: 256 });
         Self { serving: app.model().expect("a model that is served"), _app: app }

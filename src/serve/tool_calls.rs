@@ -40,9 +40,12 @@ impl ToolFormat {
     pub fn spec(self, schema: Value, many: bool) -> GrammarSpec {
         match self {
             // With the line ends that these models were trained with.
-            Self::Tagged => {
-                GrammarSpec::TaggedJson { open: format!("{OPEN}\n"), schema, close: format!("\n{CLOSE}"), many }
-            }
+            Self::Tagged => GrammarSpec::TaggedJson {
+                open: format!("{OPEN}\n"),
+                schema,
+                close: format!("\n{CLOSE}"),
+                many,
+            },
             Self::Bare => GrammarSpec::JsonSchema(schema),
         }
     }

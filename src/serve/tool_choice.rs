@@ -62,9 +62,13 @@ impl ToolChoice {
         let all = tools.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let name = |tool: &Value| tool.pointer("/function/name").and_then(Value::as_str).map(str::to_owned);
         let named = all.iter().enumerate().filter_map(|(index, tool)| Some((index, name(tool)?, tool)));
-        let chosen: Vec<_> = named.filter(|(_, name, _)| wanted.is_none_or(|wanted| wanted == name)).collect();
+        let chosen: Vec<_> =
+            named.filter(|(_, name, _)| wanted.is_none_or(|wanted| wanted == name)).collect();
         if chosen.is_empty() {
-            return Err(ApiError::field("tool_choice", "tool_choice asks for a call of a tool that is not in tools"));
+            return Err(ApiError::field(
+                "tool_choice",
+                "tool_choice asks for a call of a tool that is not in tools",
+            ));
         }
         let Some(format) = format else {
             return Err(ApiError::unsupported(

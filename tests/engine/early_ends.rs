@@ -92,8 +92,7 @@ fn no_text_ends_before_its_time_and_trees_change_nothing() {
             .max_context(256)
             .build()
             .unwrap();
-        let ids: Vec<_> =
-            requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+        let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
         let mut texts = vec![Vec::new(); ids.len()];
         while !engine.is_idle() {
             for emission in engine.step().unwrap() {

@@ -49,7 +49,9 @@ fn other_names_can_be_allowed() {
     let mut with_name = config();
     with_name.allowed_hosts = vec!["box.example".into()];
     let running = Running::loading(with_name.clone());
-    for (host, expected) in [("box.example", 200), ("BOX.example:80", 200), ("localhost", 200), ("evil.example", 403)] {
+    for (host, expected) in
+        [("box.example", 200), ("BOX.example:80", 200), ("localhost", 200), ("evil.example", 403)]
+    {
         assert_eq!(status(running.address, &format!("Host: {host}\r\n")), expected, "{host}");
     }
     // On all addresses any name will do, unless some are given.

@@ -187,7 +187,9 @@ fn every_bound_in_the_document_is_the_servers() {
             }
             // The bounds themselves are within; a chat is then refused for its template alone, which the demo pair lacks.
             for bound in ["minimum", "maximum"] {
-                if let Some(value) = schema.get(bound).filter(|_| !matches!(field.as_str(), "n" | "min_tokens")) {
+                if let Some(value) =
+                    schema.get(bound).filter(|_| !matches!(field.as_str(), "n" | "min_tokens"))
+                {
                     let (status, param) = refused(field, value);
                     let fits = if path == "/v1/completions" {
                         status == 200 || field == "logprobs"
@@ -205,7 +207,9 @@ fn every_bound_in_the_document_is_the_servers() {
 #[test]
 fn pieces_of_streams_are_as_their_schemas_say() {
     let document = document();
-    for (path, schema, n) in [("/v1/completions", "CompletionChunk", 2), ("/v1/chat/completions", "ChatChunk", 1)] {
+    for (path, schema, n) in
+        [("/v1/completions", "CompletionChunk", 2), ("/v1/chat/completions", "ChatChunk", 1)]
+    {
         let content = &document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"];
         let data = &content["itemSchema"]["properties"]["data"];
         assert_eq!(data["contentSchema"]["$ref"], format!("#/components/schemas/{schema}"));

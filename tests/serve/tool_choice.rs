@@ -50,7 +50,10 @@ fn a_required_call_is_made_whole_or_streamed_speculating_or_not() {
         let mut body = body("required".into(), seed);
         body["parallel_tool_calls"] = false.into();
         let choice = post(CHAT.address, PATH, &body).good()["choices"][0].clone();
-        assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+        assert_eq!(
+            (&choice["finish_reason"], &choice["message"]["content"]),
+            (&json!("tool_calls"), &Value::Null)
+        );
         let calls = choice["message"]["tool_calls"].as_array().unwrap();
         assert_eq!(calls.len(), 1, "{choice}");
         check(&calls[0]);
@@ -96,7 +99,9 @@ fn several_calls_may_follow_one_another() {
 
 #[test]
 fn models_that_write_calls_bare_are_held_to_that() {
-    let folder = chat_folder("{{ bos_token }}{# ipython \"parameters\" #}{% for m in messages %}{{ m.content }}{% endfor %}");
+    let folder = chat_folder(
+        "{{ bos_token }}{# ipython \"parameters\" #}{% for m in messages %}{{ m.content }}{% endfor %}",
+    );
     let running = Running::start(config(), &ModelSource::from(folder.path()));
     let answer = post(running.address, PATH, &body("required".into(), 2)).good();
     let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap().clone();
@@ -132,7 +137,10 @@ fn what_cannot_be_enforced_is_refused_by_name() {
     let running = Running::start(config(), &ModelSource::from(folder.path()));
     let answer = post(running.address, PATH, &body("required".into(), 0));
     let error = answer.json()["error"].clone();
-    assert_eq!((answer.status, &error["param"], &error["code"]), (400, &json!("tool_choice"), &json!("unsupported_parameter")));
+    assert_eq!(
+        (answer.status, &error["param"], &error["code"]),
+        (400, &json!("tool_choice"), &json!("unsupported_parameter"))
+    );
     // The demo pair has no template at all.
     assert_eq!(post(DEMO.address, PATH, &body("required".into(), 0)).status, 400);
 }

@@ -21,7 +21,9 @@ const MAX_REASON_CHARS: usize = 200;
 /// The parser of `spec` over `vocabulary`.
 pub fn compile(vocabulary: &Arc<Vocabulary>, spec: &GrammarSpec) -> Result<Parser> {
     let what = match spec {
-        GrammarSpec::JsonObject | GrammarSpec::JsonSchema(_) | GrammarSpec::TaggedJson { .. } => "JSON schema",
+        GrammarSpec::JsonObject | GrammarSpec::JsonSchema(_) | GrammarSpec::TaggedJson { .. } => {
+            "JSON schema"
+        }
         GrammarSpec::Regex(_) => "regular expression",
         GrammarSpec::Lark(_) => "grammar",
     };

@@ -194,7 +194,8 @@ fn host_name(typed: &str) -> Result<String, String> {
     if fits {
         Ok(typed.to_ascii_lowercase())
     } else {
-        Err("it should be a name or an address without scheme and port, as in box.example or [fd00::7]".into())
+        Err("it should be a name or an address without scheme and port, as in box.example or [fd00::7]"
+            .into())
     }
 }
 
