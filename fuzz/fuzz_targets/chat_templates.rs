@@ -29,10 +29,11 @@ fuzz_target!(|data: &[u8]| {
     FOLDER.with(|folder| {
         std::fs::write(folder.path().join("chat_template.jinja"), data).unwrap();
         let (messages, tools) = &*MESSAGES;
-        let rendered = ChatTemplate::open(&ModelSource::from(folder.path())).and_then(|template| match template {
-            Some(template) => template.render(messages, Some(tools), true).map(|text| text.len()),
-            None => Ok(0),
-        });
+        let rendered =
+            ChatTemplate::open(&ModelSource::from(folder.path())).and_then(|template| match template {
+                Some(template) => template.render(messages, Some(tools), true).map(|text| text.len()),
+                None => Ok(0),
+            });
         match rendered {
             Ok(bytes) => assert!(bytes < 64 << 20, "{bytes} bytes"),
             Err(error) => assert!(error.is_input() && !error.to_string().contains('\n'), "{error}"),

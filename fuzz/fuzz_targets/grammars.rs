@@ -38,7 +38,12 @@ fuzz_target!(|data: &[u8]| {
             let Ok(schema) = serde_json::from_str(text) else { return };
             match kind {
                 2 => GrammarSpec::JsonSchema(schema),
-                _ => GrammarSpec::TaggedJson { open: "<a>\n".into(), schema, close: "\n</a>".into(), many: turn % 2 == 0 },
+                _ => GrammarSpec::TaggedJson {
+                    open: "<a>\n".into(),
+                    schema,
+                    close: "\n</a>".into(),
+                    many: turn % 2 == 0,
+                },
             }
         }
     };

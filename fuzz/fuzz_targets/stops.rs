@@ -21,9 +21,13 @@ fuzz_target!(|data: &[u8]| {
     let end = data.windows(2).position(|pair| pair == [0, 0]);
     let (stops, ids) = end.map_or((&data[..0], data), |end| (&data[..end], &data[end + 2..]));
     let Ok(stops) = std::str::from_utf8(stops) else { return };
-    let stops: Vec<String> = stops.split('\0').filter(|stop| !stop.is_empty()).take(16).map(str::to_owned).collect();
-    let ids: Vec<i32> =
-        ids.chunks_exact(2).take(400).map(|pair| i32::from(u16::from_le_bytes([pair[0], pair[1]]) % 4096)).collect();
+    let stops: Vec<String> =
+        stops.split('\0').filter(|stop| !stop.is_empty()).take(16).map(str::to_owned).collect();
+    let ids: Vec<i32> = ids
+        .chunks_exact(2)
+        .take(400)
+        .map(|pair| i32::from(u16::from_le_bytes([pair[0], pair[1]]) % 4096))
+        .collect();
     let whole = TOKENIZER.decode(&ids).unwrap();
     let strings = StopStrings::new(stops.clone()).unwrap();
     let mut stream = TOKENIZER.stream_until(&strings);
