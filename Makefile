@@ -5,7 +5,7 @@ TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
 CLANG_FORMAT := .toolchain/clang-format/clang-format
 KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
 
-.PHONY: run test lint bench sanitize soak gpu-check check-pages spills overlap toolchain
+.PHONY: run test lint bench sanitize soak fuzz gpu-check check-pages spills overlap toolchain
 
 ## run: the demo, on a GPU if there is one, else on the host driver
 run: $(TOOLCHAIN)
@@ -41,6 +41,16 @@ sanitize: $(TOOLCHAIN)
 soak: $(TOOLCHAIN)
 	SMART_SOAK=1 cargo test --release
 
+## fuzz: what clients and strangers send, made up: requests of the server's own document, then files and bodies by coverage;
+## FUZZ_SECONDS each (nightly Rust)
+FUZZ_SECONDS ?= 180
+SCHEMATHESIS := .toolchain/schemathesis
+CARGO_FUZZ := .toolchain/cargo-fuzz/bin/cargo-fuzz
+fuzz: $(TOOLCHAIN) $(SCHEMATHESIS)/bin/schemathesis $(CARGO_FUZZ)
+	cargo build --quiet
+	$(SCHEMATHESIS)/bin/python tools/fuzz_serve.py --seconds $(FUZZ_SECONDS)
+	CARGO_FUZZ=$(CARGO_FUZZ) tools/fuzz_targets.sh $(FUZZ_SECONDS)
+
 ## spills: registers and spills of every kernel on every architecture; any spill is an error
 spills: $(TOOLCHAIN)
 	tools/check_spills.sh
@@ -63,6 +73,14 @@ toolchain: .toolchain/cuda/bin/nvcc $(CLANG_FORMAT)
 .toolchain/cuda/bin/nvcc: tools/fetch_nvcc.sh tools/nvcc-requirements.txt
 	tools/fetch_nvcc.sh
 	@touch $@
+
+$(SCHEMATHESIS)/bin/schemathesis: tools/fuzz-requirements.txt
+	python3 -m venv $(SCHEMATHESIS)
+	$(SCHEMATHESIS)/bin/pip install --quiet -r tools/fuzz-requirements.txt
+	@touch $@
+
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz --version 0.13.2 --locked --quiet --root .toolchain/cargo-fuzz
 
 $(CLANG_FORMAT): tools/fetch_clang_format.sh
 	tools/fetch_clang_format.sh

@@ -65,11 +65,31 @@ impl Error {
 
     /// A [`Error::Format`] for `path`.
     pub fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Error::Format { path: path.into(), reason: reason.into() }
+        let reason = reason.into();
+        // Names within a file are a stranger's: they may not break the line.
+        let escaped = |character: char| match character.is_control() {
+            true => character.escape_default().to_string(),
+            false => character.to_string(),
+        };
+        let reason =
+            if reason.contains(char::is_control) { reason.chars().map(escaped).collect() } else { reason };
+        Error::Format { path: path.into(), reason }
     }
 
     /// A [`Error::Io`] for `path`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    /// Found by fuzzing: an entry of a zip file whose name has two lines.
+    #[test]
+    fn what_is_said_of_a_file_is_one_line() {
+        let error = Error::format("a", "the entry b\r\nc\u{1b}[0m is damaged, é");
+        assert_eq!(error.to_string(), "a: the entry b\\r\\nc\\u{1b}[0m is damaged, é");
     }
 }

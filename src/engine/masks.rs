@@ -1,5 +1,5 @@
-//! [`MaskWriter`]: what the grammars of running sequences allow, laid over the logits at every node that a text can reach, of the target
-//! and of the drafter.
+//! [`MaskWriter`]: what running sequences may say next, laid over the logits at every node that a text can reach, of the target and of the
+//! drafter: what their grammars allow, and no end before its time.
 
 use std::borrow::Cow;
 
@@ -13,6 +13,29 @@ use crate::tree::DraftTree;
 
 /// Masks sent in one go.
 const MAX_MASKS: usize = 64;
+
+/// Tokens that may not come yet: they would end a text too early.
+pub(super) struct EarlyEnds {
+    pub ids: Vec<i32>,
+    /// They are banned at nodes of less depth.
+    pub depth: usize,
+}
+
+impl EarlyEnds {
+    /// Bans them in the mask of a node, unless nothing else is left: a text that its grammar brings to its end has one.
+    fn ban(&self, mask: &mut [u32], depth: usize) {
+        if depth >= self.depth {
+            return;
+        }
+        let banned_in = |word: usize| {
+            let here = self.ids.iter().filter(|&&id| id as usize / 32 == word);
+            here.fold(0, |bits, &id| bits | 1u32 << (id % 32))
+        };
+        if mask.iter().enumerate().any(|(word, bits)| bits & !banned_in(word) != 0) {
+            self.ids.iter().for_each(|&id| mask[id as usize / 32] &= !(1 << (id % 32)));
+        }
+    }
+}
 
 /// Masks are collected on the host, then sent: what goes wrong with a grammar is its request's affair, what goes wrong with the device
 /// everybody's.
@@ -51,7 +74,7 @@ impl MaskWriter {
     }
 
     /// Collects masks for the rows of logits from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token
-    /// the grammar does not allow is never reached, so its row, and those below it, are left alone.
+    /// the grammar does not allow is never reached, so its row, and those below it, are left alone. `early` ends are banned on top.
     ///
     /// # Errors
     /// Those of the grammar, which is of no use then, nor is what was collected for it.
@@ -60,9 +83,11 @@ impl MaskWriter {
         first_row: usize,
         text: &mut GuidedText,
         tree: Option<&DraftTree>,
+        early: &EarlyEnds,
     ) -> Result<()> {
         let mut node_of = vec![Some(0)];
         self.collect(first_row, text, 0)?;
+        early.ban(self.newest(), 0);
         let Some(tree) = tree else { return Ok(()) };
         for node in 1..tree.num_nodes() {
             let parent = tree.parent(node).and_then(|parent| node_of[parent]);
@@ -72,6 +97,7 @@ impl MaskWriter {
             };
             if let Some(known) = known {
                 self.collect(first_row + node, text, known)?;
+                early.ban(self.newest(), tree.depth(node));
             }
             node_of.push(known);
         }
@@ -95,6 +121,18 @@ impl MaskWriter {
         self.collected.extend_from_slice(mask);
         self.collected_rows.push(row as i32);
         Ok(())
+    }
+
+    /// Collects masks of a text without a grammar, as [`MaskWriter::collect_tree`] does: `early` ends alone are banned.
+    pub fn collect_early_ends(&mut self, first_row: usize, tree: Option<&DraftTree>, early: &EarlyEnds) {
+        for node in 0..tree.map_or(1, DraftTree::num_nodes) {
+            let depth = tree.map_or(0, |tree| tree.depth(node));
+            if depth < early.depth {
+                self.collected.resize(self.collected.len() + self.words, u32::MAX);
+                self.collected_rows.push((first_row + node) as i32);
+                early.ban(self.newest(), depth);
+            }
+        }
     }
 
     /// Collects masks for the rows of a drafter's pass. A grammar that gives up fails its text, whose rows are left alone.
@@ -132,6 +170,12 @@ impl MaskWriter {
             token_mask(&self.device, TokenMaskArgs { logits, masks: &masks, mask_row: &mask_row, d2t })?;
         }
         Ok(())
+    }
+
+    /// The mask that was collected last.
+    fn newest(&mut self) -> &mut [u32] {
+        let start = self.collected.len() - self.words;
+        &mut self.collected[start..]
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Request {
     pub pictures: Vec<Patches>,
     /// Tokens to emit at most.
     pub max_new_tokens: usize,
+    /// Tokens to emit at least: until then no end-of-sequence or stop token is drawn, unless the grammar leaves nothing else. At most
+    /// `max_new_tokens`.
+    pub min_new_tokens: usize,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// What repeating a token costs.
@@ -53,6 +56,7 @@ impl Request {
             prompt,
             pictures: Vec::new(),
             max_new_tokens,
+            min_new_tokens: 0,
             sampling: SamplingParams::default(),
             penalties: Penalties::default(),
             logit_bias: Vec::new(),
@@ -86,6 +90,12 @@ impl Request {
         }
         if self.max_new_tokens == 0 {
             return Err(Error::Input("max_new_tokens is 0: ask for at least one token".into()));
+        }
+        if self.min_new_tokens > self.max_new_tokens {
+            return Err(Error::Input(format!(
+                "min_new_tokens is {}, more than max_new_tokens, which is {}",
+                self.min_new_tokens, self.max_new_tokens
+            )));
         }
         if !(self.weight.is_finite() && self.weight > 0.0) {
             return Err(Error::Input(format!("weight is {}: it should be finite and above 0", self.weight)));
@@ -150,7 +160,8 @@ impl RequestLimits {
         request.validate(self.config.geometry.vocab_size, self.max_context)?;
         // Were a round to find the end of the context, the text would depend on the tree that reached beyond it.
         let room = self.max_context - request.prompt.len();
-        Ok(Request { max_new_tokens: request.max_new_tokens.min(room), ..request })
+        let max_new_tokens = request.max_new_tokens.min(room);
+        Ok(Request { max_new_tokens, min_new_tokens: request.min_new_tokens.min(max_new_tokens), ..request })
     }
 }
 
@@ -172,6 +183,7 @@ mod tests {
         refused(|r| r.prompt[0] = 10, "prompt token 10");
         refused(|r| r.prompt.resize(8, 1), "no room");
         refused(|r| r.max_new_tokens = 0, "max_new_tokens");
+        refused(|r| r.min_new_tokens = 5, "min_new_tokens");
         refused(|r| r.weight = f32::NAN, "weight");
         refused(|r| r.stop_tokens.push(10), "stop token 10");
         refused(|r| r.logprobs = Some(21), "logprobs");

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::control::SequenceView;
 use crate::engine::guided::GuidedText;
+use crate::engine::masks::EarlyEnds;
 use crate::engine::pictures::Pictures;
 use crate::engine::request::Request;
 use crate::error::Result;
@@ -149,6 +150,12 @@ impl Sequence {
             max_depth: if self.request.speculation && self.mask_us < DEAR_MASK_US { max_depth } else { 0 },
             weight: self.request.weight,
         }
+    }
+
+    /// What may not come yet, by depth below the root.
+    pub fn early_ends(&self) -> EarlyEnds {
+        let depth = self.request.min_new_tokens.saturating_sub(self.emitted().len());
+        EarlyEnds { ids: if depth > 0 { self.eos.clone() } else { Vec::new() }, depth }
     }
 
     /// Asks the text's grammar, if it has one, notes what its masks took, and whether it gave up: then the text fails when the round is

@@ -111,18 +111,19 @@ impl Engine {
         Ok(logits)
     }
 
-    /// Bans what the grammars of sequences do not allow, node by node. A sequence whose grammar gives up fails when the round is committed;
-    /// whatever is drawn for it is not.
+    /// Bans what the grammars of sequences do not allow, and what would end them too early, node by node. A sequence whose grammar gives up
+    /// fails when the round is committed; whatever is drawn for it is not.
     fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
         self.masks.clear();
         for slot in 0..self.verifier.pass.num_sequences() {
             let rows = self.verifier.pass.logit_rows_of(slot);
             let Some(sequence) = self.sequences[slot].as_mut().filter(|_| !rows.is_empty()) else { continue };
-            let masks = &mut self.masks;
-            sequence.guide(|text| {
-                let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
-                masks.collect_tree(rows.start, text, tree)
-            });
+            let tree = slots.iter().position(|&own| own == slot).map(|index| &trees[index]);
+            let (masks, early) = (&mut self.masks, sequence.early_ends());
+            if sequence.guided.is_none() {
+                masks.collect_early_ends(rows.start, tree, &early);
+            }
+            sequence.guide(|text| masks.collect_tree(rows.start, text, tree, &early));
         }
         self.masks.send(logits, None)
     }

@@ -1,6 +1,7 @@
-//! Who may ask: API keys, and pages of other origins.
+//! Who may ask: API keys, names of this server, and pages of other origins.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -55,6 +56,42 @@ fn is_one_of(key: &[u8], keys: &[ApiKey]) -> bool {
     found.into()
 }
 
+/// Lets a request pass that calls this server by a name that is its own. A page of another site can make its own name lead to this machine
+/// and then reads answers as if they were its site's; but it cannot choose another `Host` than that name.
+pub(super) async fn check_host(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let config = &app.config;
+    if !config.address.ip().to_canonical().is_loopback() && config.allowed_hosts.is_empty() {
+        return Ok(next.run(request).await);
+    }
+    let named = request.headers().get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    // A whole URL in the place of the path names a host, too.
+    let named: Vec<&str> =
+        named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
+    match named.iter().find(|host| !is_own_name(host, &config.allowed_hosts)) {
+        None if !named.is_empty() => Ok(next.run(request).await),
+        foreign => Err(ApiError::foreign_host(foreign.copied().unwrap_or_default())),
+    }
+}
+
+/// Whether `host`, with or without a port, is the loopback's or one of `allowed`.
+fn is_own_name(host: &str, allowed: &[String]) -> bool {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => bare,
+        _ => host,
+    };
+    let is_loopback = match bare.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse().is_ok_and(|address: Ipv6Addr| IpAddr::V6(address).is_loopback()),
+        None => bare.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback()),
+    };
+    is_loopback
+        || bare.eq_ignore_ascii_case("localhost")
+        || allowed.iter().any(|known| known.eq_ignore_ascii_case(bare))
+}
+
 /// Lets pages of the origins that are allowed read answers; without any, no header says so and no preflight is answered.
 pub(super) async fn share(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
     let origin =
@@ -107,6 +144,44 @@ mod tests {
             ("Beta", false),
         ] {
             assert_eq!(is_one_of(key.as_bytes(), &keys), fits, "{key}");
+        }
+    }
+
+    #[test]
+    fn names_of_the_loopback_and_those_allowed_are_its_own() {
+        let allowed = ["box.example".to_owned(), "[fd00::7]".to_owned()];
+        for own in [
+            "localhost",
+            "LocalHost:8080",
+            "127.0.0.1",
+            "127.0.0.1:1",
+            "127.8.0.9",
+            "[::1]",
+            "[::1]:8080",
+            "box.example",
+            "BOX.example:443",
+            "[fd00::7]:80",
+        ] {
+            assert!(is_own_name(own, &allowed), "{own}");
+        }
+        for foreign in [
+            "",
+            ":80",
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evil.example@localhost",
+            "localhost:80:80",
+            "localhost:x",
+            "::1",
+            "[::1",
+            "[::2]",
+            "192.168.0.1",
+            "0.0.0.0",
+            "box.example.evil",
+        ] {
+            assert!(!is_own_name(foreign, &allowed), "{foreign}");
         }
     }
 

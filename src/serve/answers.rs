@@ -1,24 +1,75 @@
-//! Answers whole or in pieces: what both APIs do alike with a [`Generation`]. How a choice is spelled is for [`Format`].
+//! From a request to its answer, whole or in pieces: what both APIs do alike. What a request asks is for [`Asked`], how a choice is spelled
+//! for [`Format`].
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderValue, header};
+use axum::extract::State;
+use axum::http::{HeaderValue, Request as HttpRequest, header};
 use axum::response::Response;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use super::app::Serving;
+use super::app::{App, Serving};
+use super::body;
 use super::errors::{ApiError, json_response};
+use super::exchange::RequestId;
 use super::generation::{Finish, Generation, Piece, Round};
+use super::parameters::Parameters;
 use super::{unix_seconds, usage};
-use crate::engine::TokenLogprobs;
+use crate::engine::{Request, TokenLogprobs};
 
 /// A stream that has nothing to say says so this often: a client that has gone is noticed, a proxy stays patient.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A request of an API as it was meant.
+pub(super) trait Asked: Sized + Send + 'static {
+    /// What names of its answers begin with.
+    const ID_PREFIX: &'static str;
+    /// `object` of whole answers.
+    const OBJECT: &'static str;
+    /// `object` of pieces.
+    const CHUNK_OBJECT: &'static str;
+
+    /// Reads a body; may take its time.
+    fn read(bytes: &[u8], serving: &Serving) -> Result<Self, ApiError>;
+    fn parameters(&self) -> &Parameters;
+    /// What the engine is to do, once.
+    fn take_prompts(&mut self) -> Vec<Request>;
+    /// How the answers of `generation` are spelled.
+    fn format(self, serving: Arc<Serving>, generation: &Generation) -> impl Format;
+}
+
+/// Answers a request of the API `A`.
+pub(super) async fn answer<A: Asked>(
+    State(app): State<Arc<App>>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    request: HttpRequest<Body>,
+) -> Result<Response, ApiError> {
+    let serving = app.serving()?;
+    let content = body::read(&app, request).await?;
+    let mut asked = {
+        let serving = serving.clone();
+        app.work(move || A::read(&content.bytes, &serving)).await?
+    };
+    let prompts = asked.take_prompts();
+    let parameters = asked.parameters();
+    let (stream, include_usage) = (parameters.stream, parameters.include_usage);
+    let seed = parameters.settings.sampling.seed;
+    let generation = Generation::begin(app, &serving, id, parameters, prompts)?;
+    let id = format!("{}-{}", A::ID_PREFIX, generation.id());
+    let envelope = Envelope::new(serving.clone(), id, A::OBJECT, A::CHUNK_OBJECT, seed);
+    let format = asked.format(serving, &generation);
+    if stream {
+        Ok(streamed(generation, envelope, format, include_usage))
+    } else {
+        whole(generation, envelope, format).await
+    }
+}
 
 /// How an API spells its choices.
 pub(super) trait Format: Send + 'static {
@@ -40,18 +91,18 @@ pub(super) struct Answer {
 }
 
 /// What stands around the choices.
-pub(super) struct Envelope {
-    pub serving: Arc<Serving>,
-    pub id: String,
-    pub object: &'static str,
-    pub chunk_object: &'static str,
-    pub seed: u64,
+struct Envelope {
+    serving: Arc<Serving>,
+    id: String,
+    object: &'static str,
+    chunk_object: &'static str,
+    seed: u64,
     created: u64,
     fingerprint: String,
 }
 
 impl Envelope {
-    pub fn new(
+    fn new(
         serving: Arc<Serving>,
         id: String,
         object: &'static str,
@@ -84,7 +135,7 @@ fn fingerprint(serving: &Serving) -> String {
 ///
 /// # Errors
 /// A choice failed.
-pub(super) async fn whole(
+async fn whole(
     mut generation: Generation,
     envelope: Envelope,
     mut format: impl Format,
@@ -105,7 +156,7 @@ pub(super) async fn whole(
 }
 
 /// Answers with server-sent events, one a piece, until `data: [DONE]`.
-pub(super) fn streamed(
+fn streamed(
     generation: Generation,
     envelope: Envelope,
     format: impl Format,

@@ -2,19 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::Request as HttpRequest;
-use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answer, Envelope, Format, streamed, whole};
-use super::app::{App, Serving};
-use super::body;
+use super::answers::{self, Answer, Format};
+use super::app::Serving;
 use super::conversation::Conversation;
 use super::errors::ApiError;
-use super::exchange::RequestId;
 use super::fields::Fields;
 use super::generation::{Finish, Generation, Piece, check_choices};
 use super::logprobs;
@@ -22,66 +15,61 @@ use super::parameters::Parameters;
 use super::tool_calls::{Parsed, ToolParser};
 use crate::engine::{Request, TokenLogprobs};
 
-pub(super) async fn chat(
-    State(app): State<Arc<App>>,
-    Extension(RequestId(id)): Extension<RequestId>,
-    request: HttpRequest<Body>,
-) -> Result<Response, ApiError> {
-    let serving = app.serving()?;
-    let content = body::read(&app, request).await?;
-    let asked = {
-        let serving = serving.clone();
-        app.work(move || Asked::read(&content.bytes, &serving)).await?
-    };
-    let Asked { parameters, prompt, tools, single_call } = asked;
-    let seed = parameters.settings.sampling.seed;
-    let generation = Generation::begin(app, &serving, id, &parameters, vec![prompt])?;
-    let id = format!("chatcmpl-{}", generation.id());
-    let parsers = (0..generation.num_choices()).map(|_| tools.clone()).collect();
-    let format = ChatFormat {
-        serving: serving.clone(),
-        id: generation.id().to_owned(),
-        wants_logprobs: parameters.settings.logprobs.is_some(),
-        num_calls: vec![0; generation.num_choices()],
-        parsers,
-        single_call,
-    };
-    let envelope = Envelope::new(serving, id, "chat.completion", "chat.completion.chunk", seed);
-    if parameters.stream {
-        Ok(streamed(generation, envelope, format, parameters.include_usage))
-    } else {
-        whole(generation, envelope, format).await
-    }
-}
-
-/// A request as it was meant.
-struct Asked {
+/// A chat.
+pub(super) struct Asked {
     parameters: Parameters,
-    prompt: Request,
+    prompts: Vec<Request>,
     tools: Option<ToolParser>,
     single_call: bool,
 }
 
-impl Asked {
+impl answers::Asked for Asked {
+    const ID_PREFIX: &'static str = "chatcmpl";
+    const OBJECT: &'static str = "chat.completion";
+    const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
+
     fn read(bytes: &[u8], serving: &Serving) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(bytes)?;
         let limits = serving.client.limits();
         let mut parameters =
             Parameters::read(&mut fields, &serving.model, limits.config().geometry.vocab_size)?;
         parameters.read_chat_logprobs(&mut fields)?;
+        parameters.default_max_tokens(limits.max_context)?;
         check_choices(1, parameters.n, serving)?;
         let conversation = Conversation::read(&mut fields, serving)?;
+        if let Some(call) = conversation.enforced_call(&serving.model)?
+            && parameters.settings.grammar.replace(call).is_some()
+        {
+            let reason =
+                "response_format and an enforced tool_choice exclude each other: an answer is either";
+            return Err(ApiError::field("response_format", reason));
+        }
         let single_call = conversation.single_call;
         let tools = conversation.tools.as_ref().zip(serving.model.tools);
         let tools = tools.map(|(tools, format)| ToolParser::new(format, tools));
         let (ids, pictures) = conversation.prompt(serving)?;
         let room = limits.max_context - ids.len();
-        parameters.settings.max_new_tokens = match parameters.settings.max_new_tokens {
-            0 => room,
-            asked => asked.min(room),
-        };
-        let prompt = Request { prompt: ids, pictures, ..parameters.settings.clone() };
-        Ok(Self { parameters, prompt, tools, single_call })
+        let prompts = vec![Request { pictures, ..parameters.request(ids, room) }];
+        Ok(Self { parameters, prompts, tools, single_call })
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn take_prompts(&mut self) -> Vec<Request> {
+        std::mem::take(&mut self.prompts)
+    }
+
+    fn format(self, serving: Arc<Serving>, generation: &Generation) -> impl Format {
+        ChatFormat {
+            serving,
+            id: generation.id().to_owned(),
+            wants_logprobs: self.parameters.settings.logprobs.is_some(),
+            num_calls: vec![0; generation.num_choices()],
+            parsers: vec![self.tools; generation.num_choices()],
+            single_call: self.single_call,
+        }
     }
 }
 

@@ -2,18 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::Request as HttpRequest;
-use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::answers::{Answer, Envelope, Format, streamed, whole};
-use super::app::{App, Serving};
-use super::body;
+use super::answers::{self, Answer, Format};
+use super::app::Serving;
 use super::errors::ApiError;
-use super::exchange::RequestId;
 use super::fields::{Fields, as_ids};
 use super::generation::{Finish, Generation, Piece, check_choices};
 use super::logprobs;
@@ -23,44 +16,19 @@ use crate::engine::{Request, TokenLogprobs};
 /// Tokens of an answer where the request does not say, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-pub(super) async fn complete(
-    State(app): State<Arc<App>>,
-    Extension(RequestId(id)): Extension<RequestId>,
-    request: HttpRequest<Body>,
-) -> Result<Response, ApiError> {
-    let serving = app.serving()?;
-    let content = body::read(&app, request).await?;
-    let asked = {
-        let serving = serving.clone();
-        app.work(move || Asked::read(&content.bytes, &serving)).await?
-    };
-    let Asked { parameters, prompts, echoes } = asked;
-    let seed = parameters.settings.sampling.seed;
-    let generation = Generation::begin(app, &serving, id, &parameters, prompts)?;
-    let id = format!("cmpl-{}", generation.id());
-    let object = "text_completion";
-    let envelope = Envelope::new(serving.clone(), id, object, object, seed);
-    let offsets = (0..generation.num_choices())
-        .map(|choice| echoes.get(choice / parameters.n).map_or(0, |echo| echo.chars().count()))
-        .collect();
-    let wants_logprobs = parameters.settings.logprobs.is_some();
-    let format = CompletionFormat { serving, echoes, n: parameters.n, wants_logprobs, offsets };
-    if parameters.stream {
-        Ok(streamed(generation, envelope, format, parameters.include_usage))
-    } else {
-        whole(generation, envelope, format).await
-    }
-}
-
-/// A request as it was meant.
-struct Asked {
+/// A text to be continued, or several.
+pub(super) struct Asked {
     parameters: Parameters,
     prompts: Vec<Request>,
     /// Texts of the prompts, where they are to be repeated.
     echoes: Vec<String>,
 }
 
-impl Asked {
+impl answers::Asked for Asked {
+    const ID_PREFIX: &'static str = "cmpl";
+    const OBJECT: &'static str = "text_completion";
+    const CHUNK_OBJECT: &'static str = "text_completion";
+
     fn read(bytes: &[u8], serving: &Serving) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(bytes)?;
         let vocab_size = serving.client.limits().config().geometry.vocab_size;
@@ -73,9 +41,7 @@ impl Asked {
                 "echo with logprobs is not supported: only emitted tokens have log-probabilities",
             ));
         }
-        if parameters.settings.max_new_tokens == 0 {
-            parameters.settings.max_new_tokens = DEFAULT_MAX_TOKENS;
-        }
+        parameters.default_max_tokens(DEFAULT_MAX_TOKENS)?;
         let given = prompts_of(&mut fields)?;
         check_choices(given.len(), parameters.n, serving)?;
         let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
@@ -90,10 +56,31 @@ impl Asked {
                 });
             }
             let room = serving.client.limits().max_context - ids.len();
-            let max_new_tokens = parameters.settings.max_new_tokens.min(room);
-            prompts.push(Request { prompt: ids, max_new_tokens, ..parameters.settings.clone() });
+            prompts.push(parameters.request(ids, room));
         }
         Ok(Self { parameters, prompts, echoes })
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn take_prompts(&mut self) -> Vec<Request> {
+        std::mem::take(&mut self.prompts)
+    }
+
+    fn format(self, serving: Arc<Serving>, generation: &Generation) -> impl Format {
+        let Self { parameters, echoes, .. } = self;
+        let n = parameters.n;
+        let length = |choice: usize| echoes.get(choice / n).map_or(0, |echo| echo.chars().count());
+        let offsets = (0..generation.num_choices()).map(length).collect();
+        CompletionFormat {
+            serving,
+            echoes,
+            n,
+            wants_logprobs: parameters.settings.logprobs.is_some(),
+            offsets,
+        }
     }
 }
 

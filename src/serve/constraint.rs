@@ -1,9 +1,8 @@
-//! What an answer has to look like: `response_format`.
+//! What an answer has to look like: `response_format`, and the call that `tool_choice` asks for.
 
 use super::errors::ApiError;
 use super::fields::Fields;
 use super::model::ServedModel;
-use crate::error::Error;
 use crate::text::{Grammar, GrammarSpec};
 
 const FORMAT: &str = "response_format";
@@ -24,12 +23,19 @@ pub(super) fn response_format(fields: &mut Fields, model: &ServedModel) -> Resul
         Some(kind) => GrammarSpec::Lark(required_text(&mut format, kind)?),
         None => return Err(format.wrong("type", &format!("one of {kinds:?}"))),
     };
-    let compiler = model.grammars.as_ref().map_err(|reason| ApiError::unsupported(FORMAT, reason.clone()))?;
-    let refused = |error: Error| match error.is_input() {
-        true => ApiError::field(FORMAT, format!("{FORMAT}: {error}")),
+    compile(&spec, model, FORMAT).map(Some)
+}
+
+/// Compiles what the field `param` asks for.
+///
+/// # Errors
+/// As of [`response_format`].
+pub(super) fn compile(spec: &GrammarSpec, model: &ServedModel, param: &str) -> Result<Grammar, ApiError> {
+    let compiler = model.grammars.as_ref().map_err(|reason| ApiError::unsupported(param, reason.clone()))?;
+    compiler.compile(spec).map_err(|error| match error.is_input() {
+        true => ApiError::field(param, format!("{param}: {error}")),
         false => ApiError::internal(error.to_string()),
-    };
-    compiler.compile(&spec).map(Some).map_err(refused)
+    })
 }
 
 /// `json_schema.schema`; its name, description and strictness change nothing: answers keep to all of it.
@@ -37,6 +43,8 @@ fn schema_of(format: &mut Fields) -> Result<serde_json::Value, ApiError> {
     let Some(mut holder) = format.object("json_schema")? else {
         return Err(format.wrong("json_schema", "an object with a schema"));
     };
+    holder.text("name")?;
+    holder.flag("strict")?;
     holder.take("schema").ok_or_else(|| holder.wrong("schema", "a JSON schema"))
 }
 

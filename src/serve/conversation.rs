@@ -6,11 +6,14 @@ use serde_json::{Value, json};
 
 use super::app::Serving;
 use super::completions::check_length;
+use super::constraint;
 use super::errors::ApiError;
 use super::fields::Fields;
+use super::model::ServedModel;
+use super::tool_choice::ToolChoice;
 use crate::engine::expand_prompt;
 use crate::image::{Patches, Picture};
-use crate::text::Message;
+use crate::text::{Grammar, Message};
 
 /// Most pictures of a conversation.
 const MAX_PICTURES: usize = 32;
@@ -25,6 +28,7 @@ pub(super) struct Conversation {
     pub tools: Option<Value>,
     /// Only the first call of an answer counts.
     pub single_call: bool,
+    choice: ToolChoice,
 }
 
 impl Conversation {
@@ -53,9 +57,19 @@ impl Conversation {
             }
             messages.push(read_message(message, &name)?);
         }
-        let tools = tools(fields)?;
+        let choice = ToolChoice::read(fields)?;
+        let tools = tools(fields)?.filter(|_| choice != ToolChoice::None);
         let single_call = fields.flag("parallel_tool_calls")? == Some(false);
-        Ok(Self { messages, pictures, tools, single_call })
+        Ok(Self { messages, pictures, tools, single_call, choice })
+    }
+
+    /// What the answer has to be where it must call a tool.
+    ///
+    /// # Errors
+    /// 400: there is no such tool, what it takes is no schema that can be followed, or how the model writes calls is not known.
+    pub fn enforced_call(&self, model: &ServedModel) -> Result<Option<Grammar>, ApiError> {
+        let spec = self.choice.spec(self.tools.as_ref(), model.tools, !self.single_call)?;
+        spec.map(|spec| constraint::compile(&spec, model, "tools")).transpose()
     }
 
     /// Token ids of the prompt, each picture as long as it is, and the pictures.
@@ -100,6 +114,18 @@ fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
         Some(Value::String(_)) => (),
         _ => return Err(ApiError::field(format!("{name}.role"), format!("{name}.role should be a string"))),
     }
+    let wrong_calls = || {
+        let name = format!("{name}.tool_calls");
+        let reason = format!(
+            "{name} should be a list of calls: {{\"function\": {{\"name\": ..., \"arguments\": ...}}}}"
+        );
+        ApiError::field(name, reason)
+    };
+    match fields.get("tool_calls") {
+        None | Some(Value::Null) => (),
+        Some(Value::Array(calls)) if calls.iter().all(is_call) => (),
+        Some(_) => return Err(wrong_calls()),
+    }
     if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
         for call in calls {
             // Clients hold arguments as JSON within a string, templates read objects.
@@ -111,6 +137,13 @@ fn read_message(mut message: Value, name: &str) -> Result<Message, ApiError> {
         }
     }
     serde_json::from_value(message).map_err(|error| ApiError::field(name, format!("{name}: {error}")))
+}
+
+/// Whether templates find in `call` what they look for.
+fn is_call(call: &Value) -> bool {
+    let arguments = call.pointer("/function/arguments");
+    call.pointer("/function/name").is_some_and(Value::is_string)
+        && matches!(arguments, None | Some(Value::Null | Value::String(_) | Value::Object(_)))
 }
 
 /// Templates of models that read text alone know contents as text alone: parts become their lines.
@@ -165,7 +198,7 @@ fn take_pictures(
 }
 
 /// The bytes of `data:TYPE;base64,...`.
-fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
+pub(super) fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
     const FETCHES_NOTHING: &str =
         "this server fetches nothing: give the picture itself as a data URL, data:image/png;base64,...";
     let is_data = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
@@ -177,7 +210,7 @@ fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
     STANDARD.decode(data).map_err(|_| "the data of this data URL are not valid base64")
 }
 
-/// `tools`, unless `tool_choice` says none.
+/// `tools`.
 fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     let expected = format!(
         "a list of at most {MAX_TOOLS} functions: {{\"type\": \"function\", \"function\": {{\"name\": ...}}}}"
@@ -197,15 +230,7 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
         }
         Some(_) => return Err(fields.wrong("tools", &expected)),
     };
-    match fields.take("tool_choice") {
-        None => Ok(tools),
-        Some(choice) if choice == "auto" => Ok(tools),
-        Some(choice) if choice == "none" => Ok(None),
-        Some(_) => Err(ApiError::unsupported(
-            "tool_choice",
-            "tool_choice can be \"auto\" or \"none\": no call can be enforced",
-        )),
-    }
+    Ok(tools)
 }
 
 #[cfg(test)]
@@ -236,7 +261,16 @@ mod tests {
         let calls = &read(call).unwrap().fields["tool_calls"];
         assert_eq!(calls[0]["function"]["arguments"].to_string(), "{\"b\":1,\"a\":2}");
         assert_eq!(calls[1]["function"]["arguments"], "no JSON");
-        for message in [json!(3), json!({}), json!({"role": 1}), json!({"role": "user", "content": 3})] {
+        for message in [
+            json!(3),
+            json!({}),
+            json!({"role": 1}),
+            json!({"role": "user", "content": 3}),
+            json!({"role": "assistant", "tool_calls": "f"}),
+            json!({"role": "assistant", "tool_calls": [{"function": "f"}]}),
+            json!({"role": "assistant", "tool_calls": [{"function": {"name": 3}}]}),
+            json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}),
+        ] {
             assert!(
                 read(message.clone()).unwrap_err().body()["error"]["param"]
                     .as_str()

@@ -58,6 +58,18 @@ impl ApiError {
         }
     }
 
+    /// 403 for a request to a host that this server is not.
+    pub fn foreign_host(host: &str) -> Self {
+        let host: String = host.chars().take(200).collect();
+        let message = format!(
+            "the request is for the host {host:?}, which this server does not go by: ask localhost, or allow the name with --allowed-host"
+        );
+        Self {
+            code: Some("host_not_allowed"),
+            ..Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+        }
+    }
+
     /// 404 for a model that is not served.
     pub fn no_such_model(asked: &str, served: &str) -> Self {
         let asked: String = asked.chars().take(200).collect();

@@ -126,9 +126,17 @@ impl Fields {
     }
 }
 
-/// The integer that `value` is.
+/// Floating-point numbers up to here are the integers that they look like.
+const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
+
+/// The integer that `value` is; to JSON schemas `3.0` is one.
 pub(super) fn as_integer(value: &Value) -> Option<i128> {
-    value.as_u64().map(i128::from).or_else(|| value.as_i64().map(i128::from))
+    let whole = || value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= MAX_WHOLE);
+    value
+        .as_u64()
+        .map(i128::from)
+        .or_else(|| value.as_i64().map(i128::from))
+        .or_else(|| Some(whole()? as i128))
 }
 
 /// A list of token ids.
@@ -171,6 +179,8 @@ mod tests {
         );
         assert_eq!(all.number("a", 0.0, 2.0).unwrap(), Some(1.5));
         assert_eq!(all.integer("b", i64::MIN, i64::MAX).unwrap(), Some(-3));
+        assert_eq!(fields(r#"{"a": 3.0}"#).integer("a", 1u32, 3).unwrap(), Some(3));
+        assert_eq!(fields(r#"{"a": -0.0}"#).integer("a", 0u32, 3).unwrap(), Some(0));
         assert_eq!(all.flag("c").unwrap(), Some(true));
         assert_eq!(all.choice("d", &["y", "x"]).unwrap(), Some("x"));
         assert_eq!(all.text("e").unwrap(), None);
@@ -200,7 +210,7 @@ mod tests {
         for json in [r#"{"a": 2.1}"#, r#"{"a": -0.1}"#, r#"{"a": "1"}"#, r#"{"a": 1e300}"#, r#"{"a": []}"#] {
             wrong(json, "number");
         }
-        for json in [r#"{"a": 0}"#, r#"{"a": 4}"#, r#"{"a": 1.0}"#, r#"{"a": -1}"#, r#"{"a": 1e30}"#] {
+        for json in [r#"{"a": 0}"#, r#"{"a": 4}"#, r#"{"a": 1.5}"#, r#"{"a": -1}"#, r#"{"a": 1e30}"#] {
             wrong(json, "integer");
         }
         wrong(r#"{"a": 1}"#, "flag");

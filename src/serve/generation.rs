@@ -14,7 +14,7 @@ use super::usage;
 use crate::control::trace::SequenceTrace;
 use crate::engine::{FinishReason, Request, TokenLogprobs};
 use crate::error::{Error, Result};
-use crate::service::{Refusal, Snapshot, Update, Updates, Usage};
+use crate::service::{Histogram, Refusal, Update, Updates, Usage};
 use crate::text::StopStream;
 
 /// What a round brought for one choice.
@@ -117,7 +117,7 @@ impl Generation {
                 let updates = serving
                     .client
                     .submit_watched(request, parameters.watch)
-                    .map_err(|refusal| refused(refusal, &serving.client.snapshot(), &serving.facts))?;
+                    .map_err(|refusal| refused(refusal, &app.counters.choice_seconds(), &serving.facts))?;
                 choices.push(Choice {
                     updates: Some(updates),
                     stream: serving.model.tokenizer.stream_until(&parameters.stops),
@@ -155,6 +155,9 @@ impl Generation {
         }
         let (index, update) = self.next_update().await?;
         let piece = update.and_then(|update| self.choices[index].take(index, update));
+        if matches!(&piece, Ok(Piece { finish: Some(_), .. })) {
+            self.app.counters.count_seconds(self.began.elapsed().as_secs_f64());
+        }
         self.first_piece.get_or_insert_with(|| self.began.elapsed());
         Some(piece.map_err(|error| {
             self.failed = true;
@@ -300,7 +303,7 @@ pub(super) fn check_choices(
 }
 
 /// What a refusal of the service means to a client.
-fn refused(refusal: Refusal, snapshot: &Snapshot, facts: &Facts) -> ApiError {
+fn refused(refusal: Refusal, choice_seconds: &Histogram, facts: &Facts) -> ApiError {
     match refusal {
         Refusal::Invalid(error) => match error {
             Error::Format { reason, .. } => ApiError::invalid(reason),
@@ -309,7 +312,7 @@ fn refused(refusal: Refusal, snapshot: &Snapshot, facts: &Facts) -> ApiError {
         },
         Refusal::Full { waiting } => ApiError::busy(
             format!("{waiting} requests wait already; try again later"),
-            retry_after(snapshot, waiting, facts.max_sequences),
+            retry_after(choice_seconds, waiting, facts.max_sequences),
         ),
         Refusal::ShuttingDown => ApiError::unavailable("shutting_down", "the server is shutting down"),
         Refusal::Stopped(reason) => {
@@ -318,9 +321,8 @@ fn refused(refusal: Refusal, snapshot: &Snapshot, facts: &Facts) -> ApiError {
     }
 }
 
-/// Seconds in which those who wait will have had their turn, by what requests have taken so far.
-fn retry_after(snapshot: &Snapshot, waiting: usize, max_sequences: usize) -> u64 {
-    let requests = &snapshot.request_seconds;
-    let mean = requests.sum() / (requests.count() as f64).max(1.0);
+/// Seconds in which those who wait will have had their turn, by what choices have taken so far.
+fn retry_after(choice_seconds: &Histogram, waiting: usize, max_sequences: usize) -> u64 {
+    let mean = choice_seconds.sum() / (choice_seconds.count() as f64).max(1.0);
     (mean * waiting as f64 / max_sequences as f64).ceil().clamp(1.0, 60.0) as u64
 }

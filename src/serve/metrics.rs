@@ -41,6 +41,11 @@ fn of_http(page: &mut Page, counters: &Counters) {
     for (outcome, count) in counters.choices() {
         page.line("choices_total", &format!("{{outcome={outcome:?}}}"), count);
     }
+    page.histogram(
+        "request_seconds",
+        "From acceptance to the last token, of answers that ended by stop or length.",
+        &counters.choice_seconds(),
+    );
     let tokens = [
         ("prompt_tokens_total", "Tokens of prompts.", &counters.prompt_tokens),
         (
@@ -127,7 +132,6 @@ fn of_engine(page: &mut Page, serving: &Serving) {
         "From acceptance to the first token.",
         &snapshot.first_token_seconds,
     );
-    page.histogram("request_seconds", "From acceptance to the last token.", &snapshot.request_seconds);
 }
 
 /// A page of metrics, every name under `smart_run_`.

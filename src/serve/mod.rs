@@ -27,10 +27,10 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `connections`, `stalls` | how many connections, how long a peer may take |
-//! | `routes`, `access`, `exchange` | which path is what; keys and origins; names, log, counts |
+//! | `routes`, `access`, `exchange` | which path is what; keys, hosts and origins; names, log, counts |
 //! | `app`, `model` | what all handlers share; what stands around the engine |
 //! | `body`, `fields`, `errors` | reading requests, and what is said of bad ones |
-//! | `parameters`, `constraint`, `conversation` | what requests mean |
+//! | `parameters`, `constraint`, `conversation`, `tool_choice` | what requests mean |
 //! | `completions`, `chat`, `tokens`, `probes`, `metrics`, `openapi`, `page` | the endpoints |
 //! | `generation`, `answers`, `logprobs`, `usage`, `tool_calls` | from rounds to answers, whole or streamed |
 #![forbid(unsafe_code)]
@@ -48,6 +48,9 @@ mod counters;
 mod errors;
 mod exchange;
 mod fields;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generation;
 mod logprobs;
 mod metrics;
@@ -60,6 +63,7 @@ mod routes;
 mod stalls;
 mod tokens;
 mod tool_calls;
+mod tool_choice;
 mod usage;
 
 use std::net::SocketAddr;
@@ -90,6 +94,9 @@ pub struct ServerConfig {
     pub api_keys: Vec<ApiKey>,
     /// Origins whose pages may read answers, as in `https://example.org`; `*` is all.
     pub cors_origins: Vec<String>,
+    /// Names by which requests may call the server, beside the loopback's; no port. A server that listens on the loopback, or has such
+    /// names, refuses all others (403), as pages of other sites may lead theirs here.
+    pub allowed_hosts: Vec<String>,
     /// Sequences that the engine was built for.
     pub max_sequences: usize,
     /// Sequences that may wait for a place.
@@ -114,6 +121,7 @@ impl Default for ServerConfig {
             address: SocketAddr::from(([127, 0, 0, 1], 8080)),
             api_keys: Vec::new(),
             cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             max_sequences: 16,
             max_waiting: 256,
             max_connections: 1024,

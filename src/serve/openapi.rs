@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: what the server answers, as an OpenAPI 3.1 document.
+//! `GET /openapi.json`: what the server answers, as an OpenAPI 3.2 document.
 
 use axum::response::Response;
 use serde_json::Value;

@@ -52,6 +52,7 @@ impl Parameters {
         let grammar = constraint::response_format(fields, model)?;
         let max_tokens = fields.integer("max_tokens", 1, i32::MAX)?;
         let max_tokens = fields.integer("max_completion_tokens", 1, i32::MAX)?.or(max_tokens);
+        let min_tokens = fields.integer("min_tokens", 0, i32::MAX)?.unwrap_or(0);
         let stream = fields.flag("stream")?.unwrap_or(false);
         let include_usage = match fields.object("stream_options")? {
             Some(_) if !stream => {
@@ -78,11 +79,38 @@ impl Parameters {
             stop_tokens: stop_tokens(fields, vocab_size)?,
             grammar,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
+            min_new_tokens: min_tokens as usize,
             speculation: speculation != Some("off"),
             ..Request::new(Vec::new(), max_tokens.map_or(0, |tokens| tokens as usize))
         };
         let n = fields.integer("n", 1, MAX_CHOICES as u32)?.unwrap_or(1) as usize;
         Ok(Self { settings, n, stops: stops(fields)?, stream, include_usage, watch })
+    }
+
+    /// Sets how many tokens an answer has where the request does not say, now that its API is known.
+    ///
+    /// # Errors
+    /// 400: `min_tokens` is more than that.
+    pub fn default_max_tokens(&mut self, default: usize) -> Result<(), ApiError> {
+        let settings = &mut self.settings;
+        if settings.max_new_tokens == 0 {
+            settings.max_new_tokens = default;
+        }
+        if settings.min_new_tokens <= settings.max_new_tokens {
+            return Ok(());
+        }
+        let reason = format!(
+            "min_tokens is {}: an answer has at most {} tokens",
+            settings.min_new_tokens, settings.max_new_tokens
+        );
+        Err(ApiError::field("min_tokens", reason))
+    }
+
+    /// What the engine is to do with a prompt behind which there is `room` for so many tokens.
+    pub fn request(&self, prompt: Vec<i32>, room: usize) -> Request {
+        let max_new_tokens = self.settings.max_new_tokens.min(room);
+        let min_new_tokens = self.settings.min_new_tokens.min(max_new_tokens);
+        Request { prompt, max_new_tokens, min_new_tokens, ..self.settings.clone() }
     }
 
     /// As the chat API spells it: `logprobs` and `top_logprobs`.
@@ -120,7 +148,6 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("web_search_options", |_| false, "the server fetches nothing")?;
     fields.refuse("prompt_logprobs", |_| false, "only emitted tokens have log-probabilities")?;
     fields.refuse("use_beam_search", |value| value == &Value::Bool(false), "tokens are drawn")?;
-    fields.refuse("min_tokens", |value| as_integer(value) == Some(0), "use ignore_eos")?;
     fields.refuse(
         "chat_template_kwargs",
         |value| value.as_object().is_some_and(serde_json::Map::is_empty),

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 
 use super::app::App;
 use super::errors::ApiError;
-use super::{access, chat, completions, exchange, metrics, openapi, page, probes, tokens};
+use super::{access, answers, chat, completions, exchange, metrics, openapi, page, probes, tokens};
 
 /// All paths, as counters and the OpenAPI document name them.
 pub(super) const PATHS: [&str; 12] = [
@@ -33,8 +33,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
     let with_key = Router::new()
         .route("/v1/models", get(probes::models))
         .route("/v1/models/{*model}", get(probes::model))
-        .route("/v1/completions", post(completions::complete))
-        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(answers::answer::<completions::Asked>))
+        .route("/v1/chat/completions", post(answers::answer::<chat::Asked>))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route_layer(from_fn_with_state(app.clone(), access::check_key));
@@ -49,6 +49,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), access::share))
+        .layer(from_fn_with_state(app.clone(), access::check_host))
         .layer(from_fn_with_state(app.clone(), exchange::record))
         .layer(map_response(harden))
         .with_state(app)

@@ -15,7 +15,7 @@ use super::conversation::Conversation;
 use super::errors::{ApiError, json_response};
 use super::fields::{Fields, as_ids};
 
-/// `{"prompt": text}` or `{"messages": [...]}` to `{"tokens": ids}`.
+/// `{"prompt": text}` or `{"messages": [...]}`, one of them, to `{"tokens": ids}`.
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
@@ -25,9 +25,15 @@ pub(super) async fn tokenize(
     app.work(move || {
         let mut fields = Fields::parse(&content.bytes)?;
         check_model(&mut fields, &serving)?;
+        let add_special = fields.flag("add_special_tokens")?.unwrap_or(true);
         let ids = match fields.text("prompt")? {
             Some(text) => {
-                let add_special = fields.flag("add_special_tokens")?.unwrap_or(true);
+                for other in ["messages", "tools"] {
+                    if fields.take(other).is_some() {
+                        let reason = format!("{other} and a prompt exclude each other");
+                        return Err(ApiError::field(other, reason));
+                    }
+                }
                 check_length(&text, "prompt", &serving)?;
                 let ids = serving.model.tokenizer.encode(&text, add_special);
                 ids.map_err(|error| ApiError::of("prompt", error))?

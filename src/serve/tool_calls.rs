@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, GrammarSpec};
 
 /// How a model writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,28 @@ impl ToolFormat {
             Some(Self::Bare)
         } else {
             None
+        }
+    }
+
+    /// What a call's arguments are called.
+    pub fn arguments_name(self) -> &'static str {
+        match self {
+            Self::Tagged => "arguments",
+            Self::Bare => "parameters",
+        }
+    }
+
+    /// An answer that is a call, which is JSON of this `schema`, or with `many` perhaps several; [`ToolFormat::Bare`] answers make one.
+    pub fn spec(self, schema: Value, many: bool) -> GrammarSpec {
+        match self {
+            // With the line ends that these models were trained with.
+            Self::Tagged => GrammarSpec::TaggedJson {
+                open: format!("{OPEN}\n"),
+                schema,
+                close: format!("\n{CLOSE}"),
+                many,
+            },
+            Self::Bare => GrammarSpec::JsonSchema(schema),
         }
     }
 }
@@ -84,7 +106,7 @@ impl ToolParser {
         let calls = match self.format {
             // An end-of-sequence token may stand in the place of the closing tag.
             ToolFormat::Tagged => {
-                held.strip_prefix(OPEN).and_then(|call| self.call(call, "arguments").map(|call| vec![call]))
+                held.strip_prefix(OPEN).and_then(|call| self.call(call).map(|call| vec![call]))
             }
             ToolFormat::Bare if self.is_text => None,
             ToolFormat::Bare => self.bare_calls(&held),
@@ -112,7 +134,7 @@ impl ToolParser {
             }
             let Some(end) = self.held.find(CLOSE) else { return parsed };
             let whole: String = self.held.drain(..end + CLOSE.len()).collect();
-            match self.call(&whole[OPEN.len()..end], "arguments") {
+            match self.call(&whole[OPEN.len()..end]) {
                 Some(call) => {
                     self.after_call = true;
                     parsed.calls.push(call);
@@ -140,7 +162,7 @@ impl ToolParser {
         while !rest.is_empty() {
             let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
             let value = values.next()?.ok()?;
-            calls.push(self.call_of(&value, "parameters")?);
+            calls.push(self.call_of(&value)?);
             let at = values.byte_offset();
             rest = rest[at..].trim_start();
             rest = rest.strip_prefix(';').unwrap_or(rest).trim_start();
@@ -148,14 +170,14 @@ impl ToolParser {
         Some(calls).filter(|calls| !calls.is_empty())
     }
 
-    fn call(&self, json: &str, arguments: &str) -> Option<ToolCall> {
-        self.call_of(&serde_json::from_str(json.trim()).ok()?, arguments)
+    fn call(&self, json: &str) -> Option<ToolCall> {
+        self.call_of(&serde_json::from_str(json.trim()).ok()?)
     }
 
     /// A call of a function that there is.
-    fn call_of(&self, value: &Value, arguments: &str) -> Option<ToolCall> {
+    fn call_of(&self, value: &Value) -> Option<ToolCall> {
         let name = value.get("name")?.as_str().filter(|name| self.names.iter().any(|known| known == name))?;
-        let arguments = match value.get(arguments)? {
+        let arguments = match value.get(self.format.arguments_name())? {
             arguments @ Value::Object(_) => arguments.to_string(),
             _ => return None,
         };

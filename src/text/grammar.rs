@@ -32,6 +32,17 @@ pub enum GrammarSpec {
     JsonObject,
     /// JSON that is valid under this schema; properties come in the schema's order. References stay within it (`#/$defs/...`).
     JsonSchema(serde_json::Value),
+    /// JSON that is valid under `schema` between the texts `open` and `close`; with `many`, one such or several, a line end between two.
+    TaggedJson {
+        /// In front of the JSON.
+        open: String,
+        /// As of [`GrammarSpec::JsonSchema`].
+        schema: serde_json::Value,
+        /// Behind the JSON.
+        close: String,
+        /// Several are possible.
+        many: bool,
+    },
     /// The whole text matches this expression, in the syntax of the crate `regex`.
     Regex(String),
     /// A context-free grammar in llguidance's dialect of Lark, with the rule `start`; without `%json`, `stop`, `max_tokens` and

@@ -23,7 +23,7 @@ pub struct TokenStream {
 /// Ids without certain text after which the window is cut. Only ids of no text at all, or of bytes that are no UTF-8, come
 /// in such runs: an incomplete character takes four ids at most.
 const LONG_RUN: usize = 32;
-/// Ids of such a run that are kept.
+/// Ids with bytes of such a run that are kept.
 const KEPT_OF_RUN: usize = 8;
 
 impl TokenStream {
@@ -74,7 +74,15 @@ impl TokenStream {
     fn cut_run(&mut self, held_back: &str) -> Result<()> {
         // The very first id stays even where there is no context: it decides whether a leading space is dropped.
         let context_len = self.context_len.max(1);
-        self.window.drain(context_len..self.window.len() - KEPT_OF_RUN);
+        let mut run = self.window.split_off(context_len);
+        // With ids of no text nothing is lost, wherever they stand: the byte in front of them may be waiting for the rest of its character.
+        // Asked twice over, as a tokenizer may drop the space that a text begins with.
+        for id in std::mem::take(&mut run) {
+            if !self.tokenizer.decode(&[id, id])?.is_empty() {
+                run.push(id);
+            }
+        }
+        self.window.extend(run.split_off(run.len().saturating_sub(KEPT_OF_RUN)));
         self.context_len = context_len;
         let text = self.tokenizer.decode(&self.window)?;
         self.emitted = text.strip_suffix(held_back).unwrap_or(&text).to_string();
@@ -145,6 +153,18 @@ mod tests {
         let bytes = [0xE2, 0x82, b'a', 0xE2, 0x82].map(i32::from);
         assert_eq!(pieces(&byte_level(), &bytes), ["\u{FFFD}a", "\u{FFFD}"]);
         assert_eq!(pieces(&sentence_piece(), &[4, 5, 4, 2]), ["é", "\u{FFFD} hello"]);
+    }
+
+    /// Found by fuzzing: the byte was cut off with the run behind it.
+    #[test]
+    fn a_long_run_without_text_loses_no_byte_in_front_of_it() {
+        let tokenizer = byte_level();
+        for (before, after) in
+            [(&[97, 0xC3][..], &[98][..]), (&[97, 0xE2], &[0x82, 0xAC]), (&[0xE2, 0x82], &[0xAC])]
+        {
+            let ids = [before, &[256; 100], after].concat();
+            assert_eq!(pieces(&tokenizer, &ids).concat(), tokenizer.decode(&ids).unwrap(), "{before:?}");
+        }
     }
 
     #[test]

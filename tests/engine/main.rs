@@ -5,6 +5,7 @@ mod controllers;
 mod costs;
 mod drafters;
 mod eagle3_variants;
+mod early_ends;
 pub(crate) mod fixtures;
 mod grammars;
 mod lossless;

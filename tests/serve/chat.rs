@@ -31,7 +31,8 @@ pub fn chat_folder(template: &str) -> tempfile::TempDir {
     folder
 }
 
-static CHAT: LazyLock<Running> = LazyLock::new(|| {
+/// A server of the demo pair with [`TEMPLATE`], shared as [`super::running::DEMO`] is.
+pub static CHAT: LazyLock<Running> = LazyLock::new(|| {
     let folder = chat_folder(TEMPLATE);
     Running::start(config(), &ModelSource::from(folder.path()))
 });
@@ -175,12 +176,9 @@ fn a_bad_conversation_is_named() {
             "tools",
             "invalid_value",
         ),
-        (json!({"messages": [user], "tool_choice": "required"}), "tool_choice", "unsupported_parameter"),
-        (
-            json!({"messages": [user], "tool_choice": {"type": "function"}}),
-            "tool_choice",
-            "unsupported_parameter",
-        ),
+        (json!({"messages": [user], "tool_choice": "required"}), "tool_choice", "invalid_value"),
+        (json!({"messages": [user], "tool_choice": "any"}), "tool_choice", "invalid_value"),
+        (json!({"messages": [user], "tool_choice": {"type": "function"}}), "tool_choice", "invalid_value"),
         (json!({"messages": [user], "top_logprobs": 2}), "top_logprobs", "invalid_value"),
         (json!({"messages": [user], "logprobs": 2}), "logprobs", "invalid_value"),
         (json!({"messages": [user], "logprobs": true, "top_logprobs": 21}), "top_logprobs", "invalid_value"),

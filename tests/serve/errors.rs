@@ -37,6 +37,8 @@ fn bad_fields() -> Vec<(&'static str, Value, &'static str)> {
         ("min_p", json!(1.5), "min_p"),
         ("seed", json!("x"), "seed"),
         ("seed", json!(1.5), "seed"),
+        ("min_tokens", json!(-1), "min_tokens"),
+        ("min_tokens", json!(300), "min_tokens"),
         ("max_tokens", json!(0), "max_tokens"),
         ("max_tokens", json!(-1), "max_tokens"),
         ("max_tokens", json!(1e12), "max_tokens"),
@@ -76,6 +78,16 @@ fn bad_fields() -> Vec<(&'static str, Value, &'static str)> {
         ("response_format", json!({"type": "json_schema"}), "response_format.json_schema"),
         (
             "response_format",
+            json!({"type": "json_schema", "json_schema": {"name": 3, "schema": {}}}),
+            "response_format.json_schema.name",
+        ),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"strict": "yes", "schema": {}}}),
+            "response_format.json_schema.strict",
+        ),
+        (
+            "response_format",
             json!({"type": "json_schema", "json_schema": {"name": "a"}}),
             "response_format.json_schema.schema",
         ),
@@ -106,7 +118,6 @@ fn unsupported_fields() -> Vec<(&'static str, Value)> {
         ("function_call", json!("auto")),
         ("web_search_options", json!({})),
         ("use_beam_search", json!(true)),
-        ("min_tokens", json!(3)),
         ("prompt_logprobs", json!(1)),
         ("chat_template_kwargs", json!({"a": 1})),
     ]

@@ -138,7 +138,7 @@ fn large_bodies_and_heads_are_refused() {
     );
     // Without a length, it is seen as it comes.
     let mut stream = connect(running.address);
-    stream.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    stream.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
     let chunk = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();
     for _ in 0..17 {
         if stream.write_all(&chunk).is_err() {
@@ -204,7 +204,7 @@ fn garbage_is_answered_or_closed_and_harms_nobody() {
         b"GET  /health HTTP/1.1\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n\r\n",
         b"\r\n\r\n\r\n\0\0\0\0\r\n\r\n",
         smuggled,
         &noise,

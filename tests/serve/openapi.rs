@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::client::{get, post, send};
+use super::chat::CHAT;
+use super::client::{Stream, get, post, send};
 use super::running::DEMO;
 
 fn document() -> Value {
@@ -109,14 +110,26 @@ fn every_path_answers_as_its_schema_says() {
     }
 }
 
+/// Its type, null aside.
+fn type_of(schema: &Value) -> Option<&str> {
+    schema["type"].as_str().or_else(|| schema["type"][0].as_str())
+}
+
+/// Whether null is among what fits.
+fn takes_null(schema: &Value) -> bool {
+    let types = schema["type"].as_array().into_iter().flatten();
+    let options = schema["oneOf"].as_array().into_iter().flatten().map(|option| &option["type"]);
+    types.chain(options).any(|kind| kind == "null")
+}
+
 /// A value of a wrong type, and values beyond the bounds.
 fn wrong_values(schema: &Value) -> Vec<Value> {
-    let mut values = vec![match schema["type"].as_str() {
+    let mut values = vec![match type_of(schema) {
         Some("string") => json!(1.5),
         Some("object" | "array" | "boolean" | "number" | "integer") => json!("words"),
         _ => json!(1.5),
     }];
-    let whole = schema["type"] == "integer";
+    let whole = type_of(schema) == Some("integer");
     for (bound, step) in [("minimum", -1), ("maximum", 1)] {
         match schema[bound].as_f64() {
             Some(limit) if whole => values.push(json!(limit as i64 + step)),
@@ -161,6 +174,9 @@ fn every_bound_in_the_document_is_the_servers() {
             if matches!(field.as_str(), "user" | "messages" | "prompt") {
                 continue;
             }
+            let (status, param) = refused(field, &Value::Null);
+            let is_fine = if path == "/v1/completions" { status == 200 } else { param == "messages" };
+            assert!(takes_null(schema) && is_fine, "{path} {field}: {status} {param}");
             for value in wrong_values(schema) {
                 let (status, param) = refused(field, &value);
                 assert!(
@@ -171,7 +187,9 @@ fn every_bound_in_the_document_is_the_servers() {
             }
             // The bounds themselves are within; a chat is then refused for its template alone, which the demo pair lacks.
             for bound in ["minimum", "maximum"] {
-                if let Some(value) = schema.get(bound).filter(|_| field != "n") {
+                if let Some(value) =
+                    schema.get(bound).filter(|_| !matches!(field.as_str(), "n" | "min_tokens"))
+                {
                     let (status, param) = refused(field, value);
                     let fits = if path == "/v1/completions" {
                         status == 200 || field == "logprobs"
@@ -183,5 +201,30 @@ fn every_bound_in_the_document_is_the_servers() {
             }
         }
         assert!(checked > 40, "{checked}");
+    }
+}
+
+#[test]
+fn pieces_of_streams_are_as_their_schemas_say() {
+    let document = document();
+    for (path, schema, n) in
+        [("/v1/completions", "CompletionChunk", 2), ("/v1/chat/completions", "ChatChunk", 1)]
+    {
+        let content = &document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"];
+        let data = &content["itemSchema"]["properties"]["data"];
+        assert_eq!(data["contentSchema"]["$ref"], format!("#/components/schemas/{schema}"));
+        let mut body = json!({"max_tokens": 6, "n": n, "stream": true, "stream_options": {"include_usage": true}, "smart_run": {"watch": true}});
+        match path {
+            "/v1/completions" => (body["prompt"], body["logprobs"]) = ("def main(".into(), 2.into()),
+            _ => {
+                body["messages"] = json!([{"role": "user", "content": "def main("}]);
+                body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
+                body["tool_choice"] = "required".into();
+                body["max_tokens"] = 60.into();
+            }
+        }
+        let chunks = Stream::open(CHAT.address, path, &body).chunks();
+        assert!(chunks.len() > 2, "{chunks:?}");
+        chunks.iter().for_each(|chunk| check(&document, &data["contentSchema"], chunk, path));
     }
 }

@@ -59,6 +59,9 @@ fn tokens_go_and_come_back() {
         ("/tokenize", json!({}), "messages"),
         ("/tokenize", json!({"prompt": 3}), "prompt"),
         ("/tokenize", json!({"prompt": "a", "model": "b"}), "model"),
+        ("/tokenize", json!({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}), "messages"),
+        ("/tokenize", json!({"prompt": "a", "tools": 3}), "tools"),
+        ("/tokenize", json!({"messages": [], "add_special_tokens": "no"}), "add_special_tokens"),
         ("/detokenize", json!({}), "tokens"),
         ("/detokenize", json!({"tokens": ["a"]}), "tokens"),
     ] {
@@ -106,7 +109,18 @@ fn metrics_count_what_was_done() {
     }
     post(running.address, "/v1/completions", &json!({"prompt": 3}));
     running.wait_until(|stats| stats["running"] == 0 && stats["emitted_tokens"] == 40);
-    let after = read();
+    let with_lengths_alone = read();
+    // A stop string ends an answer: it is no cancelled one, though the engine has not come to its end.
+    let body = json!({"prompt": "def main(", "max_tokens": 200, "temperature": 0, "stop": "frame"});
+    let answer = post(running.address, "/v1/completions", &body).good();
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    running.wait_until(|stats| stats["running"] == 0);
+    let stopped = read();
+    assert_eq!(stopped["smart_run_choices_total{outcome=\"stop\"}"], 1.0);
+    assert_eq!(stopped.get("smart_run_choices_total{outcome=\"cancelled\"}"), None);
+    let count = "smart_run_request_seconds_count";
+    assert_eq!((with_lengths_alone[count], stopped[count]), (2.0, 3.0));
+    let after = with_lengths_alone;
     let grew = |name: &str| after[name] - before.get(name).copied().unwrap_or(0.0);
     assert_eq!(grew("smart_run_http_responses_total{route=\"/v1/completions\",status=\"200\"}"), 2.0);
     assert_eq!(grew("smart_run_http_responses_total{route=\"/v1/completions\",status=\"400\"}"), 1.0);

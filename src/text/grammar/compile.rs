@@ -21,7 +21,9 @@ const MAX_REASON_CHARS: usize = 200;
 /// The parser of `spec` over `vocabulary`.
 pub fn compile(vocabulary: &Arc<Vocabulary>, spec: &GrammarSpec) -> Result<Parser> {
     let what = match spec {
-        GrammarSpec::JsonObject | GrammarSpec::JsonSchema(_) => "JSON schema",
+        GrammarSpec::JsonObject | GrammarSpec::JsonSchema(_) | GrammarSpec::TaggedJson { .. } => {
+            "JSON schema"
+        }
         GrammarSpec::Regex(_) => "regular expression",
         GrammarSpec::Lark(_) => "grammar",
     };
@@ -48,6 +50,15 @@ fn prepare(spec: &GrammarSpec) -> std::result::Result<(TopLevelGrammar, usize), 
     match spec {
         GrammarSpec::JsonObject => prepare_schema(&schema::any_object()),
         GrammarSpec::JsonSchema(schema) => prepare_schema(schema),
+        GrammarSpec::TaggedJson { open, schema, close, many } => {
+            let (schema, num_bytes) = schema::prepare(schema)?;
+            // Strings of this form are spelled as JSON's.
+            let quoted = |text: &String| serde_json::Value::from(text.as_str()).to_string();
+            let start = if *many { "one (\"\\n\" one)*" } else { "one" };
+            let (open_text, close_text) = (quoted(open), quoted(close));
+            let lark = format!("start: {start}\none: {open_text} json {close_text}\njson: %json {schema}\n");
+            Ok((TopLevelGrammar::from_lark(lark), num_bytes + open.len() + close.len()))
+        }
         GrammarSpec::Regex(regex) => {
             let num_bytes = check("regular expression", regex)?;
             // The crate would drop it.

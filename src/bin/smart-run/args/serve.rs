@@ -80,6 +80,10 @@ pub struct LowServe {
     /// Origin whose pages may read answers, as in https://example.org; may be repeated, * is all [default: none]
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     cors_origin: Vec<String>,
+    /// Name by which requests may call this server, beside localhost; may be repeated. Others are refused (403) where the server listens
+    /// on the loopback, or where a name is given [default: none]
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    allowed_host: Vec<String>,
     /// Connections at once
     #[arg(long, value_name = "N", default_value = "1024", value_parser = count)]
     max_connections: usize,
@@ -128,6 +132,7 @@ pub fn serve(typed: LowServe) -> Result<ServeArgs, String> {
             address: SocketAddr::new(typed.host, typed.port),
             api_keys,
             cors_origins: typed.cors_origin,
+            allowed_hosts: typed.allowed_host,
             max_sequences: typed.max_sequences,
             max_waiting: typed.max_waiting,
             max_connections: typed.max_connections,
@@ -174,6 +179,23 @@ fn key(typed: &str) -> Result<ApiKey, String> {
         Ok(ApiKey::new(typed))
     } else {
         Err("a key should be letters, digits and signs of ASCII, without spaces".into())
+    }
+}
+
+fn host_name(typed: &str) -> Result<String, String> {
+    let address = typed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let fits = match address {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !typed.is_empty()
+                && typed.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        }
+    };
+    if fits {
+        Ok(typed.to_ascii_lowercase())
+    } else {
+        Err("it should be a name or an address without scheme and port, as in box.example or [fd00::7]"
+            .into())
     }
 }
 
