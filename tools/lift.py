@@ -1,0 +1,139 @@
+"""Lifts a small target and its EAGLE-3 drafter into a large shape that computes the same: acceptance is the small pair's, cost the large one's.
+
+    python tools/lift.py make --out out/8b                  # the demo pair in Llama-3-8B's shape, bf16: 17 GB
+    python tools/lift.py check out/8b --smart-run target/release/smart-run
+    python tools/lift.py check                              # the same weights, made part by part, without a disk
+    python tools/lift.py selftest                           # tiny lifts and planted bugs
+
+docs/lifted-model.md says how, and what has been measured.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lifting.acceptance import check_acceptance
+from lifting.check import Lifted, check, read_prompts
+from lifting.drafter import load_lifted, tapped_inputs
+from lifting.network import Folder, write_parts
+from lifting.noise import Fill
+from lifting.pair import LiftedPair, LiftOptions, SmallPair, lift
+from lifting.shapes import LLAMA_3_8B, LiftError, Shape
+from lifting.selftest import selftest
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COPIED = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def make(pair: LiftedPair, out: Path, small_target: Path, context: int | None) -> None:
+    """Two Hugging Face folders, `out`/target and `out`/drafter."""
+    for name in ("target", "drafter"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+        if any((out / name).glob("*.safetensors")):
+            raise LiftError(f"{out / name} holds weights already: --out should be a new folder")
+    start = time.perf_counter()
+    total = write_parts(out / "target", pair.target.parts(), pair.target.big.num_hidden_layers + 2)
+    write_json(out / "target/config.json", pair.target.config(context))
+    for name in COPIED:
+        if (small_target / name).is_file():
+            shutil.copyfile(small_target / name, out / "target" / name)
+    print(f"target: {total / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s", flush=True)
+    start = time.perf_counter()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in pair.drafter.tensors().items()}
+    save_file(tensors, out / "drafter/model.safetensors", metadata={"format": "pt"})
+    write_json(out / "drafter/config.json", pair.drafter.config(context))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    print(f"drafter: {total / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def in_memory(pair: LiftedPair) -> Lifted:
+    """A pair that is made as the check reads it."""
+    drafter = pair.drafter.load(pair.drafter.tensors())
+    return Lifted(pair.target, pair.target.config(), drafter, pair.drafter.taps)
+
+
+def from_folder(folder: Path, device: torch.device) -> Lifted:
+    """A pair that `make` wrote; the layers to tap are what its config.json says."""
+    config = json.loads((folder / "target/config.json").read_text())
+    drafter_config = json.loads((folder / "drafter/config.json").read_text())
+    drafter = load_lifted(drafter_config, load_file(folder / "drafter/model.safetensors", device=str(device)))
+    taps = tapped_inputs(drafter_config, config["num_hidden_layers"])
+    return Lifted(Folder(folder / "target"), config, drafter, taps)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--target", type=Path, default=ROOT / "assets/demo/target", help="small target")
+    common.add_argument("--drafter", type=Path, default=ROOT / "assets/demo/drafter", help="its EAGLE-3 drafter")
+    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    shape = argparse.ArgumentParser(add_help=False)
+    for size in fields(Shape):
+        flag = "--" + size.name.replace("_", "-")
+        shape.add_argument(flag, type=int, metavar="N", help=f"default {getattr(LLAMA_3_8B, size.name)}, Llama-3-8B's")
+    shape.add_argument("--draft-vocab", type=int, default=32000, metavar="N", help="tokens that the drafter can name")
+    shape.add_argument("--eps", type=float, help="rms_norm_eps of the lifted target; see docs/lifted-model.md")
+    shape.add_argument("--seed", type=int, default=0)
+    shape.add_argument("--fill", choices=[fill.value for fill in Fill], default="lift", help="what is not live")
+    shape.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type to write")
+    maker = commands.add_parser("make", parents=[common, shape], help="write a lifted pair")
+    maker.add_argument("--out", type=Path, required=True, help="folder for target/ and drafter/")
+    maker.add_argument("--max-position-embeddings", type=int, metavar="N", help="default: the small model's")
+    checker = commands.add_parser("check", parents=[common, shape], help="hold a lifted pair to the gates")
+    checker.add_argument("folder", type=Path, nargs="?", help="what `make` wrote; without it the flags say what to make")
+    checker.add_argument("--prompts", type=Path, default=ROOT / "assets/demo/prompts.jsonl", help="held-out text")
+    checker.add_argument("--texts", type=int, default=8, help="prompts to take")
+    checker.add_argument("--length", type=int, default=96, help="tokens of each")
+    checker.add_argument("--smart-run", type=Path, help="compare accepted lengths with this binary too")
+    checker.add_argument("bench", nargs="*", help="more for smart-run bench, after --: -- --dtype f32 --requests 20")
+    commands.add_parser("selftest", parents=[common], help="tiny lifts and planted bugs, within a minute")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    device = torch.device(args.device)
+    small = SmallPair.load(args.target, args.drafter, device)
+    if args.command == "selftest":
+        return selftest(small)
+    options = LiftOptions(
+        sizes={size.name: getattr(args, size.name) for size in fields(Shape)},
+        draft_vocab_size=args.draft_vocab,
+        eps=args.eps,
+        seed=args.seed,
+        fill=Fill(args.fill),
+        dtype=DTYPES[args.dtype],
+    )
+    if args.command == "make":
+        return make(lift(small, options, device), args.out, args.target, args.max_position_embeddings)
+    lifted = from_folder(args.folder, device) if args.folder else in_memory(lift(small, options, device))
+    tokens = read_prompts(args.prompts, args.target / "tokenizer.json", args.texts, args.length).to(device)
+    report = check(small, lifted, tokens, dense=options.fill is not Fill.ZERO)
+    if args.smart_run:
+        if not args.folder:
+            raise LiftError("--smart-run needs the folder that `make` wrote")
+        pairs = [(args.target, args.drafter), (args.folder / "target", args.folder / "drafter")]
+        check_acceptance(report, args.smart_run, pairs, args.prompts, args.bench)
+    print(report.text())
+    if report.failed:
+        raise SystemExit(f"{len(report.failed)} of {len(report.gates)} gates failed")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LiftError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,102 @@
+"""A small pair made large: everything that target and drafter share is decided here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lifting.drafter import LiftedDrafter, SmallDrafter
+from lifting.forward import run_drafter, run_target
+from lifting.frame import Frame
+from lifting.network import Network
+from lifting.noise import Fill, Noise
+from lifting.shapes import LiftError, Norms, Shape, shape_of
+from lifting.target import LiftedTarget
+
+# Unused tokens stay SILENCE nats below what the used ones sum to, at the worst position that is seen here, and MARGIN times as far as
+# that needs: rounding in bfloat16 takes some of it away again.
+SILENCE, MARGIN = 60.0, 2.0
+TEXTS, TOKENS, ROUNDS = 4, 96, 6
+
+
+@dataclass(frozen=True)
+class SmallPair:
+    """What is lifted."""
+
+    target: Network
+    drafter: SmallDrafter
+
+    @classmethod
+    def load(cls, target: Path, drafter: Path, device: torch.device) -> "SmallPair":
+        network = Network.load(target, device)
+        small = SmallDrafter.load(drafter, network.shape.num_hidden_layers, device)
+        for field in ("hidden_size", "vocab_size"):
+            if getattr(small.shape, field) != getattr(network.shape, field):
+                raise LiftError(
+                    f"{drafter}: {field} is {getattr(small.shape, field)}: it should be its target's, {getattr(network.shape, field)}"
+                )
+        return cls(network, small)
+
+
+@dataclass(frozen=True)
+class LiftedPair:
+    """What comes of it."""
+
+    target: LiftedTarget
+    drafter: LiftedDrafter
+
+
+@dataclass(frozen=True)
+class LiftOptions:
+    """What to lift to; sizes that are None are Llama-3-8B's."""
+
+    sizes: dict[str, int | None]
+    draft_vocab_size: int = 32000
+    eps: float | None = None
+    seed: int = 0
+    fill: Fill = Fill.LIFT
+    dtype: torch.dtype = torch.bfloat16
+
+
+def lift(small: SmallPair, options: LiftOptions, device: torch.device) -> LiftedPair:
+    """Decides everything; tensors are made when the lifted networks are asked for them."""
+    shape = shape_of(small.target.shape, options.sizes)
+    hidden, config = small.target.shape.hidden_size, small.target.config
+    norms = Norms.match(
+        hidden, shape.hidden_size, config["rms_norm_eps"], small.drafter.config["rms_norm_eps"], options.eps
+    )
+    noise = Noise(options.seed, options.fill, device)
+    generator = noise.generator("frame") if options.fill is Fill.LIFT else None
+    frame = Frame(shape.hidden_size, hidden, generator, device)
+    target_silence, draft_silence = silences(small, frame.scale, norms, device)
+    target = LiftedTarget(small.target, shape, norms, frame, noise, target_silence, options.dtype)
+    drafter = LiftedDrafter(
+        small.drafter, shape, target.places, norms, frame, noise, options.draft_vocab_size, draft_silence, options.dtype
+    )
+    return LiftedPair(target, drafter)
+
+
+def silences(small: SmallPair, scale: float, norms: Norms, device: torch.device) -> tuple[float, float]:
+    """Weights on the constant channel that keep unused tokens of target and drafter undrawn.
+
+    The channel is small where the stream is large, so that counts. It is measured on texts that turn, round by round, from random
+    tokens to what the target writes: every token is drawn again from what the target said of it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(small.target.shape.vocab_size, (TEXTS, TOKENS), generator=generator)
+    worst_target = worst_drafter = 0.0
+    for _ in range(ROUNDS):
+        seen = run_target(small.target, small.target.config, tokens.to(device), small.drafter.taps)
+        worst_target = max(worst_target, silence(seen.logits, seen.last, small.target.config["rms_norm_eps"]))
+        for step in run_drafter(small.drafter.drafter, seen, 2):
+            worst_drafter = max(worst_drafter, silence(step.logits, step.output, small.drafter.config["rms_norm_eps"]))
+        drawn = torch.multinomial(seen.logits[:, :-1].flatten(0, 1).softmax(-1).cpu(), 1, generator=generator)
+        tokens[:, 1:] = drawn.view(TEXTS, TOKENS - 1)
+    return worst_target * scale / norms.alpha, worst_drafter * scale / norms.alpha
+
+
+def silence(logits: Tensor, last: Tensor, eps: float) -> float:
+    """The same in units of the small stream's constant; `last` is the stream before the final norm."""
+    rms = (last.square().mean(-1) + eps).sqrt()
+    return MARGIN * float(((SILENCE - logits.logsumexp(-1)) * rms).max())

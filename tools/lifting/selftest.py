@@ -1,0 +1,1 @@
+def selftest(small): pass
