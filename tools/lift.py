@@ -10,67 +10,29 @@ docs/lifted-model.md says how, and what has been measured.
 
 import argparse
 import json
-import shutil
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from lifting.acceptance import check_acceptance
-from lifting.check import Lifted, check, read_prompts
-from lifting.drafter import load_lifted, tapped_inputs
-from lifting.network import Folder, write_parts
+from lifting.acceptance import Runs, check_acceptance
+from lifting.check import check, read_prompts
+from lifting.folder import from_folder, in_memory, make
 from lifting.noise import Fill
-from lifting.pair import LiftedPair, LiftOptions, SmallPair, lift
-from lifting.shapes import LLAMA_3_8B, LiftError, Shape
+from lifting.pair import LiftOptions, SmallPair, lift
 from lifting.selftest import selftest
+from lifting.shapes import LLAMA_3_8B, LiftError, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-COPIED = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
 
 
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def make(pair: LiftedPair, out: Path, small_target: Path, context: int | None) -> None:
-    """Two Hugging Face folders, `out`/target and `out`/drafter."""
-    for name in ("target", "drafter"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-        if any((out / name).glob("*.safetensors")):
-            raise LiftError(f"{out / name} holds weights already: --out should be a new folder")
-    start = time.perf_counter()
-    total = write_parts(out / "target", pair.target.parts(), pair.target.big.num_hidden_layers + 2)
-    write_json(out / "target/config.json", pair.target.config(context))
-    for name in COPIED:
-        if (small_target / name).is_file():
-            shutil.copyfile(small_target / name, out / "target" / name)
-    print(f"target: {total / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s", flush=True)
-    start = time.perf_counter()
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in pair.drafter.tensors().items()}
-    save_file(tensors, out / "drafter/model.safetensors", metadata={"format": "pt"})
-    write_json(out / "drafter/config.json", pair.drafter.config(context))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    print(f"drafter: {total / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s", flush=True)
-
-
-def in_memory(pair: LiftedPair) -> Lifted:
-    """A pair that is made as the check reads it."""
-    drafter = pair.drafter.load(pair.drafter.tensors())
-    return Lifted(pair.target, pair.target.config(), drafter, pair.drafter.taps)
-
-
-def from_folder(folder: Path, device: torch.device) -> Lifted:
-    """A pair that `make` wrote; the layers to tap are what its config.json says."""
-    config = json.loads((folder / "target/config.json").read_text())
-    drafter_config = json.loads((folder / "drafter/config.json").read_text())
-    drafter = load_lifted(drafter_config, load_file(folder / "drafter/model.safetensors", device=str(device)))
-    taps = tapped_inputs(drafter_config, config["num_hidden_layers"])
-    return Lifted(Folder(folder / "target"), config, drafter, taps)
+def runs(args: argparse.Namespace) -> Runs:
+    """What the runtime is to generate, as the flags say."""
+    prompts = [json.loads(line)["prompt"] for line in args.prompts.read_text().splitlines()]
+    policies = args.run_policy or ["chain:3", "eagle2:4,3,12"]
+    return Runs(args.smart_run, prompts[: args.run_prompts], policies, [0, 1], args.run_tokens, args.run_dtype)
 
 
 def arguments() -> argparse.Namespace:
@@ -98,7 +60,10 @@ def arguments() -> argparse.Namespace:
     checker.add_argument("--texts", type=int, default=8, help="prompts to take")
     checker.add_argument("--length", type=int, default=96, help="tokens of each")
     checker.add_argument("--smart-run", type=Path, help="compare accepted lengths with this binary too")
-    checker.add_argument("bench", nargs="*", help="more for smart-run bench, after --: -- --dtype f32 --requests 20")
+    checker.add_argument("--run-dtype", default="auto", help="type that smart-run computes in")
+    checker.add_argument("--run-prompts", type=int, default=20, help="prompts for smart-run")
+    checker.add_argument("--run-tokens", type=int, default=64, help="tokens to generate for each")
+    checker.add_argument("--run-policy", action="append", help="default chain:3 and eagle2:4,3,12")
     commands.add_parser("selftest", parents=[common], help="tiny lifts and planted bugs, within a minute")
     return parser.parse_args()
 
@@ -108,7 +73,7 @@ def main() -> None:
     device = torch.device(args.device)
     small = SmallPair.load(args.target, args.drafter, device)
     if args.command == "selftest":
-        return selftest(small)
+        return selftest(small, args.target)
     options = LiftOptions(
         sizes={size.name: getattr(args, size.name) for size in fields(Shape)},
         draft_vocab_size=args.draft_vocab,
@@ -125,8 +90,7 @@ def main() -> None:
     if args.smart_run:
         if not args.folder:
             raise LiftError("--smart-run needs the folder that `make` wrote")
-        pairs = [(args.target, args.drafter), (args.folder / "target", args.folder / "drafter")]
-        check_acceptance(report, args.smart_run, pairs, args.prompts, args.bench)
+        check_acceptance(report, runs(args), (args.target, args.drafter), (args.folder / "target", args.folder / "drafter"))
     print(report.text())
     if report.failed:
         raise SystemExit(f"{len(report.failed)} of {len(report.gates)} gates failed")

@@ -1,35 +1,54 @@
-"""Acceptance as the runtime has it: `smart-run bench` on the small pair and on the lifted one."""
+"""Acceptance as the runtime has it: `smart-run generate` with the small pair and with the lifted one, on the same prompts."""
 
 import json
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from lifting.check import MAX_ACCEPTANCE_CHANGE, Report
-
-POLICIES = ["chain:3", "eagle2:4,3,12"]  # fixed trees: a policy that looks at times would compare machines
-
-
-def outcomes(binary: Path, target: Path, drafter: Path, prompts: Path, arguments: list[str]) -> dict[str, dict]:
-    """What the rounds of each policy came to, by policy and text. The bench itself fails if a policy changes a text."""
-    command = [binary, "bench", "--model", target, "--draft", drafter, "--prompts", prompts, "--format", "json"]
-    command += ["--ignore-eos", "--batch", "1", "--repetitions", "1", *arguments]
-    for policy in POLICIES:
-        command += ["--policy", policy]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{binary} bench on {target} failed: {done.stderr.strip()}")
-    cells = [cell for cell in json.loads(done.stdout)["cells"] if cell["role"] == "policy" and cell["player"] in POLICIES]
-    # The text's name holds the folder's: only the temperature is the same for both pairs.
-    return {f"{cell['player']}, {cell['text'].rsplit(', ')[-1]}": cell["outcome"] for cell in cells}
+from lifting.shapes import LiftError
 
 
-def check_acceptance(
-    report: Report, binary: Path, pairs: list[tuple[Path, Path]], prompts: Path, arguments: list[str]
-) -> None:
-    """Mean accepted lengths of the native and the lifted pair, `pairs` in this order."""
-    native, lifted = (outcomes(binary, *pair, prompts, arguments) for pair in pairs)
-    for name in native:
-        lengths = [run[name]["accepted"] / run[name]["sequence_rounds"] for run in (native, lifted)]
-        rounds = lifted[name]["sequence_rounds"]
-        label = f"runtime, {name}: {lengths[0]:.4f} -> {lengths[1]:.4f} in {rounds} rounds"
-        report.below(label, abs(lengths[1] / lengths[0] - 1), MAX_ACCEPTANCE_CHANGE)
+@dataclass(frozen=True)
+class Runs:
+    """What to generate. The policy's trees must not depend on times: these differ between the pairs."""
+
+    binary: Path
+    prompts: list[str]
+    policies: list[str]
+    temperatures: list[float]
+    new_tokens: int
+    dtype: str  # auto, bf16, f16 or f32
+
+
+def check_acceptance(report: Report, runs: Runs, native: tuple[Path, Path], lifted: tuple[Path, Path]) -> None:
+    """Mean accepted lengths over all rounds of all prompts, by policy and temperature; pairs are (target, drafter)."""
+    for policy in runs.policies:
+        for temperature in runs.temperatures:
+            small, large = (generate(runs, *pair, policy, temperature) for pair in (native, lifted))
+            lengths = [accepted(answers) for answers in (small, large)]
+            same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(small, large))
+            rounds = sum(answer["stats"]["rounds"] for answer in large)
+            name = f"runtime, {runs.dtype}, {policy}, T = {temperature:g}: accepted {lengths[0]:.4f} -> {lengths[1]:.4f}"
+            report.below(name, abs(lengths[1] / lengths[0] - 1), MAX_ACCEPTANCE_CHANGE)
+            print(f"{name} over {rounds} rounds; {same} of {len(small)} texts are the same", flush=True)
+
+
+def accepted(answers: list[dict]) -> float:
+    """Accepted tokens a round."""
+    rounds = [answer["stats"]["rounds"] for answer in answers]
+    return sum(n * answer["stats"]["mean_accepted_len"] for n, answer in zip(rounds, answers)) / sum(rounds)
+
+
+def generate(runs: Runs, target: Path, drafter: Path, policy: str, temperature: float) -> list[dict]:
+    """An answer a prompt; the seed of a prompt is its number."""
+    answers = []
+    for number, prompt in enumerate(runs.prompts):
+        command = [runs.binary, "generate", "--model", target, "--draft", drafter, "--prompt", prompt, "--seed", number]
+        command += ["--policy", policy, "--temperature", temperature, "--max-new-tokens", runs.new_tokens]
+        command += ["--dtype", runs.dtype, "--ignore-eos", "--format", "json"]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            raise LiftError(f"{runs.binary} generate failed on {target}: {done.stderr.strip()}")
+        answers.append(json.loads(done.stdout))
+    return answers

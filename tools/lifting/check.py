@@ -11,6 +11,7 @@ from eagle3 import Drafter
 from lifting.forward import Pass, run_drafter, run_target
 from lifting.network import Parts
 from lifting.pair import SmallPair
+from lifting.shapes import LiftError
 
 MAX_KL, MIN_AGREEMENT, MAX_UNUSED, MAX_ZEROS = 1e-3, 0.995, 1e-4, 1e-6
 MAX_ACCEPTANCE_CHANGE = 0.02
@@ -130,5 +131,5 @@ def read_prompts(path: Path, tokenizer: Path, num_texts: int, length: int) -> Te
         if len(ids) >= length and len(texts) < num_texts:
             texts.append(ids[:length])
     if len(texts) < num_texts:
-        raise SystemExit(f"{path}: {len(texts)} prompts have {length} tokens or more: --texts should not be above that")
+        raise LiftError(f"{path}: {len(texts)} prompts have {length} tokens or more: --texts should not be above that")
     return torch.tensor(texts)

@@ -114,10 +114,6 @@ class LiftedDrafter:
         tensors["t2d"][self.kept] = True
         return tensors
 
-    def load(self, tensors: dict[str, Tensor]) -> Drafter:
-        """`tensors` as a drafter to run, in float32."""
-        return load_lifted(self.config(), tensors)
-
     def _fc(self, small: Tensor) -> Tensor:
         hidden = self.big.hidden_size
         if self.noise.fill is Fill.GAUSSIAN:

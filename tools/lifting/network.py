@@ -59,11 +59,12 @@ class Folder:
     """A target whose shards are its parts, as `write_parts` leaves it: read one after the other."""
 
     path: Path
+    device: torch.device
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
         index = json.loads((self.path / INDEX).read_text())
         for shard in sorted(set(index["weight_map"].values())):
-            yield load_file(self.path / shard)
+            yield load_file(self.path / shard, device=str(self.device))
 
 
 def layer_tensors(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

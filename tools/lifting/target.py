@@ -37,6 +37,10 @@ class LiftedTarget:
             changes["max_position_embeddings"] = max_position_embeddings
         return self.small.config | changes
 
+    @property
+    def num_parts(self) -> int:
+        return self.big.num_hidden_layers + 2
+
     def parts(self) -> Iterator[dict[str, Tensor]]:
         """Embedding, layers, and final norm with head, in `dtype`."""
         vocabulary = Vocabulary(self.frame, self.noise, self.big.vocab_size, self.dtype)
