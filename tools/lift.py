@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lifting.acceptance import Runs, check_acceptance
-from lifting.check import check, read_prompts
+from lifting.check import check, native_pass, read_prompts
 from lifting.folder import from_folder, in_memory, make
 from lifting.noise import Fill
 from lifting.pair import LiftOptions, SmallPair, lift
@@ -86,7 +86,7 @@ def main() -> None:
         return make(lift(small, options, device), args.out, args.target, args.max_position_embeddings)
     lifted = from_folder(args.folder, device) if args.folder else in_memory(lift(small, options, device))
     tokens = read_prompts(args.prompts, args.target / "tokenizer.json", args.texts, args.length).to(device)
-    report = check(small, lifted, tokens, dense=options.fill is not Fill.ZERO)
+    report = check(small, lifted, tokens, native_pass(small, tokens))
     if args.smart_run:
         if not args.folder:
             raise LiftError("--smart-run needs the folder that `make` wrote")

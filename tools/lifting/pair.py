@@ -1,6 +1,7 @@
 """A small pair made large: everything that target and drafter share is decided here."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ SILENCE, MARGIN = 60.0, 2.0
 TEXTS, TOKENS, ROUNDS = 4, 96, 6
 
 
-@dataclass(frozen=True)
+@dataclass
 class SmallPair:
     """What is lifted."""
 
@@ -37,6 +38,28 @@ class SmallPair:
                     f"{drafter}: {field} is {getattr(small.shape, field)}: it should be its target's, {getattr(network.shape, field)}"
                 )
         return cls(network, small)
+
+    @cached_property
+    def silences(self) -> tuple[float, float]:
+        """How negative unused tokens of target and drafter must be: weights on alpha / rms of the small stream before the final norm.
+
+        The constant channel is small where the stream is large, so that counts. It is measured on texts that turn, round by round, from
+        random tokens to what the target writes: every token is drawn again from what the target said of it.
+        """
+        device = self.drafter.drafter.d2t.device
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.target.shape.vocab_size, (TEXTS, TOKENS), generator=generator)
+        worst_target = worst_drafter = 0.0
+        for _ in range(ROUNDS):
+            seen = run_target(self.target, self.target.config, tokens.to(device), self.drafter.taps)
+            worst_target = max(worst_target, silence(seen.logits, seen.last, self.target.config["rms_norm_eps"]))
+            for step in run_drafter(self.drafter.drafter, seen, 2):
+                eps = self.drafter.config["rms_norm_eps"]
+                worst_drafter = max(worst_drafter, silence(step.logits, step.output, eps))
+            drawn = torch.multinomial(seen.logits[:, :-1].flatten(0, 1).softmax(-1).cpu(), 1, generator=generator)
+            tokens[:, 1:] = drawn.view(TEXTS, TOKENS - 1)
+        return worst_target, worst_drafter
+
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,8 @@ def lift(small: SmallPair, options: LiftOptions, device: torch.device) -> Lifted
     noise = Noise(options.seed, options.fill, device)
     generator = noise.generator("frame") if options.fill is Fill.LIFT else None
     frame = Frame(shape.hidden_size, hidden, generator, device)
-    target_silence, draft_silence = silences(small, frame.scale, norms, device)
+    # The lifted channel behind the norm is alpha / (scale rms).
+    target_silence, draft_silence = (silence * frame.scale / norms.alpha for silence in small.silences)
     target = LiftedTarget(small.target, shape, norms, frame, noise, target_silence, options.dtype)
     drafter = LiftedDrafter(
         small.drafter, shape, target.places, norms, frame, noise, options.draft_vocab_size, draft_silence, options.dtype
@@ -77,26 +101,7 @@ def lift(small: SmallPair, options: LiftOptions, device: torch.device) -> Lifted
     return LiftedPair(target, drafter)
 
 
-def silences(small: SmallPair, scale: float, norms: Norms, device: torch.device) -> tuple[float, float]:
-    """Weights on the constant channel that keep unused tokens of target and drafter undrawn.
-
-    The channel is small where the stream is large, so that counts. It is measured on texts that turn, round by round, from random
-    tokens to what the target writes: every token is drawn again from what the target said of it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(small.target.shape.vocab_size, (TEXTS, TOKENS), generator=generator)
-    worst_target = worst_drafter = 0.0
-    for _ in range(ROUNDS):
-        seen = run_target(small.target, small.target.config, tokens.to(device), small.drafter.taps)
-        worst_target = max(worst_target, silence(seen.logits, seen.last, small.target.config["rms_norm_eps"]))
-        for step in run_drafter(small.drafter.drafter, seen, 2):
-            worst_drafter = max(worst_drafter, silence(step.logits, step.output, small.drafter.config["rms_norm_eps"]))
-        drawn = torch.multinomial(seen.logits[:, :-1].flatten(0, 1).softmax(-1).cpu(), 1, generator=generator)
-        tokens[:, 1:] = drawn.view(TEXTS, TOKENS - 1)
-    return worst_target * scale / norms.alpha, worst_drafter * scale / norms.alpha
-
-
 def silence(logits: Tensor, last: Tensor, eps: float) -> float:
-    """The same in units of the small stream's constant; `last` is the stream before the final norm."""
+    """The largest weight that any position of [texts, tokens] asks for; `last` is the stream before the final norm."""
     rms = (last.square().mean(-1) + eps).sqrt()
     return MARGIN * float(((SILENCE - logits.logsumexp(-1)) * rms).max())

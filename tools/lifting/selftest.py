@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lifting.check import Lifted, check, read_prompts
+from lifting.check import Lifted, check, native_pass, read_prompts
 from lifting.folder import from_folder, in_memory, make
 from lifting.network import Parts
 from lifting.noise import Fill
@@ -36,7 +36,17 @@ def tiny(small: SmallPair) -> LiftOptions:
         "head_dim": 2 * shape.head_dim,
         "vocab_size": shape.vocab_size + 904,
     }
-    return LiftOptions(sizes, draft_vocab_size=small.drafter.drafter.config.draft_vocab_size + 300)
+    return LiftOptions(sizes, draft_vocab_size=small.drafter.drafter.config.draft_vocab_size + 300, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A target that stays in memory."""
+
+    held: list[dict[str, Tensor]]
+
+    def parts(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self.held)
 
 
 @dataclass(frozen=True)
@@ -95,15 +105,16 @@ def selftest(small: SmallPair, small_target: Path) -> None:
     tokens = read_prompts(ROOT / "assets/demo/prompts.jsonl", small_target / "tokenizer.json", TEXTS, LENGTH).to(device)
     options = tiny(small)
     pair = lift(small, options, device)
-    lifted = in_memory(pair)
-    report = check(small, lifted, tokens)
+    lifted = replace(in_memory(pair), target=Held(list(pair.target.parts())))
+    native = native_pass(small, tokens)
+    report = check(small, lifted, tokens, native)
     expect("a lift passes its gates", not report.failed, report.failed or report.gates["target: KL(small || lifted), nats"][0])
     for name, broken in planted_bugs(small, pair, lifted).items():
-        failed = check(small, broken, tokens).failed
+        failed = check(small, broken, tokens, native).failed
         expect(f"planted: {name}", bool(failed), f"{len(failed)} gates fail")
 
     zero = in_memory(lift(small, replace(options, fill=Fill.ZERO), device))
-    failed = check(small, zero, tokens).failed
+    failed = check(small, zero, tokens, native).failed
     expect("a lift among zeros computes the same, and fails as not dense", failed == ["zero weights"], failed)
     gaussian = lift(small, replace(options, fill=Fill.GAUSSIAN), device)
     described = [[(n, t.shape, t.dtype) for part in p.target.parts() for n, t in part.items()] for p in (pair, gaussian)]
@@ -115,14 +126,14 @@ def selftest(small: SmallPair, small_target: Path) -> None:
         read = from_folder(Path(folder), device)
         equal = all(
             a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-            for a, b in zip(read.target.parts(), pair.target.parts(), strict=True)
+            for a, b in zip(read.target.parts(), lifted.target.parts(), strict=True)
         )
-        expect("what is written is read, and a seed gives the same weights again", equal)
+        expect("what is made again from the seed, written and read is the same", equal)
         expect("configs survive", (read.target_config, read.taps) == (lifted.target_config, lifted.taps))
         same = (torch.equal(a, b) for a, b in zip(read.drafter.state_dict().values(), lifted.drafter.state_dict().values()))
         expect("so does the drafter", all(same))
     other = next(lift(small, replace(options, seed=1), device).target.parts())["model.embed_tokens.weight"]
-    expect("another seed gives others", not torch.equal(other, next(pair.target.parts())["model.embed_tokens.weight"]))
+    expect("another seed gives others", not torch.equal(other, next(lifted.target.parts())["model.embed_tokens.weight"]))
     print(f"{time.perf_counter() - start:.0f} s")
     if failures:
         raise SystemExit(f"{len(failures)} checks failed")
