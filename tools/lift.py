@@ -3,6 +3,7 @@
     python tools/lift.py make --out out/8b                  # the demo pair in Llama-3-8B's shape, bf16: 17 GB
     python tools/lift.py check out/8b --smart-run target/release/smart-run
     python tools/lift.py check                              # the same weights, made part by part, without a disk
+    python tools/lift.py power --smart-run target/release/smart-run --scratch /dev/shm/lift
     python tools/lift.py selftest                           # tiny lifts and planted bugs
 
 docs/lifted-model.md says how, and what has been measured.
@@ -11,11 +12,12 @@ docs/lifted-model.md says how, and what has been measured.
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
+from lifting import power
 from lifting.acceptance import Runs, check_acceptance
 from lifting.check import check, native_pass, read_prompts
 from lifting.folder import from_folder, in_memory, make
@@ -26,6 +28,17 @@ from lifting.shapes import LLAMA_3_8B, LiftError, Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def compare_power(small: SmallPair, options: LiftOptions, device: torch.device, args: argparse.Namespace) -> None:
+    """Writes a pair of every fill and measures them in turn."""
+    folders = {fill: args.scratch / fill.value for fill in Fill}
+    for fill, folder in folders.items():
+        make(lift(small, replace(options, fill=fill), device), folder, args.target)
+    table, failed = power.report(power.measure(args.smart_run, folders, args.repetitions, args.new_tokens))
+    print(table)
+    if failed:
+        raise SystemExit(f"the lift differs from Gaussian weights by more than {100 * power.MAX_CHANGE:g} %: {', '.join(failed)}")
 
 
 def runs(args: argparse.Namespace) -> Runs:
@@ -64,6 +77,11 @@ def arguments() -> argparse.Namespace:
     checker.add_argument("--run-prompts", type=int, default=20, help="prompts for smart-run")
     checker.add_argument("--run-tokens", type=int, default=64, help="tokens to generate for each")
     checker.add_argument("--run-policy", action="append", help="default chain:3 and eagle2:4,3,12")
+    meter = commands.add_parser("power", parents=[common, shape], help="on a GPU: lifted, Gaussian and zero-filled weights in turn")
+    meter.add_argument("--smart-run", type=Path, required=True)
+    meter.add_argument("--scratch", type=Path, required=True, help="new folder for three pairs, 54 GB at the default shape; kept")
+    meter.add_argument("--repetitions", type=int, default=3)
+    meter.add_argument("--new-tokens", type=int, default=1000)
     commands.add_parser("selftest", parents=[common], help="tiny lifts and planted bugs, within a minute")
     return parser.parse_args()
 
@@ -84,6 +102,8 @@ def main() -> None:
     )
     if args.command == "make":
         return make(lift(small, options, device), args.out, args.target, args.max_position_embeddings)
+    if args.command == "power":
+        return compare_power(small, options, device, args)
     lifted = from_folder(args.folder, device) if args.folder else in_memory(lift(small, options, device))
     tokens = read_prompts(args.prompts, args.target / "tokenizer.json", args.texts, args.length).to(device)
     report = check(small, lifted, tokens, native_pass(small, tokens))

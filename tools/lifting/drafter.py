@@ -20,6 +20,8 @@ from lifting.shapes import LiftError, Norms, Shape, check_fits, read_config
 from lifting.vocabulary import Vocabulary
 
 ATTENTION_NORMS = ["input_layernorm", "hidden_norm"]  # of the embedding, of the feature
+# Of the constant that a feature takes from each tap: they add up to one, exactly in any float type.
+CARRIED = (0.25, 0.25, 0.5)
 TAPS = "eagle_aux_hidden_state_layer_ids"
 
 
@@ -119,10 +121,9 @@ class LiftedDrafter:
         if self.noise.fill is Fill.GAUSSIAN:
             scale = float(small.double().square().sum().sqrt()) / (small.size(1) * hidden) ** 0.5
             return self.noise.normal("fc", hidden, 3 * hidden, scale=scale)
-        stream, constant = self.frame.stream, self.frame.constant
-        # Every tap holds the constant: a third from each is dense and takes no sides.
-        carried = torch.outer(constant, constant) / 3
-        blocks = [self.frame.write(block) @ stream.T + carried for block in small.chunk(3, dim=-1)]
+        blocks = [self.frame.write(block) @ self.frame.stream.T for block in small.chunk(3, dim=-1)]
+        for block, share in zip(blocks, CARRIED):
+            block[self.frame.channel, self.frame.channel] = share
         return torch.cat(blocks, dim=-1).float()
 
 

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 
 class LiftError(ValueError):
     """A pair or a shape that cannot be lifted: one sentence that says what to change."""
@@ -87,8 +89,8 @@ class Norms:
 
     The small stream x [h] becomes y = basis @ [x ; alpha] [H] with orthonormal columns, so that
     mean(y^2) + eps_big = (h / H) (mean(x^2) + (alpha^2 + H eps_big) / h): the norms agree up to the factor sqrt(h / H) if
-    h eps_small = alpha^2 + H eps_big. By default 7/8 of it are alpha's: the larger the constant, the less rounding disturbs it.
-    (Half of it would give Llama-3's own eps, 1e-5, for the demo pair at H = 4096.)
+    h eps_small = alpha^2 + H eps_big. By default each gets half of it, which gives Llama-3's 1e-5 for the demo pair at H = 4096.
+    alpha is a bfloat16, and eps takes the rest.
     """
 
     alpha: float
@@ -98,17 +100,20 @@ class Norms:
     @classmethod
     def match(cls, hidden: int, big_hidden: int, eps: float, drafter_eps: float, eps_big: float | None) -> "Norms":
         """For a target and a drafter trained with `eps` and `drafter_eps`; `eps_big` is the lifted target's."""
-        eps_big = hidden * eps / (8 * big_hidden) if eps_big is None else eps_big
-        alpha_squared = hidden * eps - big_hidden * eps_big
-        if not 0 < eps_big < hidden * eps / big_hidden:
-            raise LiftError(f"--eps is {eps_big:g}: it should be between 0 and {hidden * eps / big_hidden:g}, to leave something for the constant channel")
-        drafter_eps_big = (hidden * drafter_eps - alpha_squared) / big_hidden
+        limit = hidden * eps / big_hidden
+        eps_big = limit / 2 if eps_big is None else eps_big
+        if not 0 < eps_big < limit:
+            raise LiftError(f"--eps is {eps_big:g}: it should be between 0 and {limit:g}, to leave something for the constant channel")
+        alpha = float(torch.tensor(math.sqrt(hidden * eps - big_hidden * eps_big)).to(torch.bfloat16))
+        eps_big, drafter_eps_big = ((hidden * small_eps - alpha**2) / big_hidden for small_eps in (eps, drafter_eps))
+        if eps_big <= 0:
+            raise LiftError(f"--eps is too small: the constant channel, {alpha}, leaves nothing for it")
         if drafter_eps_big <= 0:
             raise LiftError(
                 f"the drafter's rms_norm_eps is {drafter_eps:g}, the target's {eps:g}: --eps should be above "
                 f"{hidden * (eps - drafter_eps) / big_hidden:g} to suit both"
             )
-        return cls(math.sqrt(alpha_squared), eps_big, drafter_eps_big)
+        return cls(alpha, eps_big, drafter_eps_big)
 
 
 def read_config(folder: Path) -> dict:

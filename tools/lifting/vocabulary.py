@@ -27,31 +27,34 @@ class Vocabulary:
 
     def embedding(self, small: Tensor, alpha: float) -> Tensor:
         """[num_rows, H]: every row of `small` [v, h] and the constant; Gaussian rows of that length behind them."""
-        hidden = self.frame.basis.size(0)
+        hidden = len(self.frame.stream)
         length = float(small.double().square().sum(-1).mean().sqrt())
         out = self._unused("embed_tokens", length / hidden**0.5, lambda rows: rows)
         if self.noise.fill is not Fill.GAUSSIAN:
-            constant = torch.full((len(small), 1), alpha, dtype=torch.float64, device=small.device)
-            out[: len(small)] = (torch.cat([small.double(), constant], dim=1) @ self.frame.basis.T).to(self.dtype)
+            rows = self.frame.write(small.T).T
+            rows[:, self.frame.channel] = alpha
+            out[: len(small)] = rows.to(self.dtype)
         return out
 
     def head(self, name: str, small: Tensor, norm: Norm, silence: float) -> Tensor:
         """[num_rows, H]: the rows of `small` behind `norm`; behind them rows whose logits are -`silence` times the constant channel."""
         reader = Reader(self.frame, self.noise, [norm])
         length = float((small.double() * norm.small.double()).square().sum(-1).mean().sqrt())
-        scale = length / self.frame.basis.size(0) ** 0.5
+        scale = length / len(self.frame.stream) ** 0.5
         if self.noise.fill is Fill.GAUSSIAN:
             return self._unused(name, scale, lambda rows: rows)
 
         def silenced(rows: Tensor) -> Tensor:
-            return ((self.frame.away(rows) - silence * self.frame.constant) / norm.big).to(torch.float32)
+            rows = self.frame.away(rows)
+            rows[:, self.frame.channel] -= silence
+            return rows / norm.big.float()
 
         out = self._unused(name, scale * self.frame.scale, silenced)
         out[: len(small)] = reader.live(small).to(self.dtype)
         return out
 
     def _unused(self, name: str, scale: float, finish) -> Tensor:
-        out = torch.empty(self.num_rows, self.frame.basis.size(0), dtype=self.dtype, device=self.noise.device)
+        out = torch.empty(self.num_rows, len(self.frame.stream), dtype=self.dtype, device=self.noise.device)
         for start in range(0, self.num_rows, CHUNK):
             rows = out[start : start + CHUNK]
             rows.copy_(finish(self.noise.normal(f"{name}.{start}", *rows.shape, scale=scale)))
