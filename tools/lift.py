@@ -10,7 +10,6 @@ docs/lifted-model.md says how, and what has been measured.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lifting import power
-from lifting.acceptance import Runs, check_acceptance
+from lifting.acceptance import Runs, check_acceptance, read_texts
 from lifting.check import check, native_pass, read_prompts
 from lifting.folder import from_folder, in_memory, make
 from lifting.noise import Fill
@@ -43,9 +42,8 @@ def compare_power(small: SmallPair, options: LiftOptions, device: torch.device, 
 
 def runs(args: argparse.Namespace) -> Runs:
     """What the runtime is to generate, as the flags say."""
-    prompts = [json.loads(line)["prompt"] for line in args.prompts.read_text().splitlines()]
     policies = args.run_policy or ["chain:3", "eagle2:4,3,12"]
-    return Runs(args.smart_run, prompts[: args.run_prompts], policies, [0, 1], args.run_tokens, args.run_dtype)
+    return Runs(args.smart_run, read_texts(args.prompts)[: args.run_prompts], policies, [0, 1], args.run_tokens, args.run_dtype)
 
 
 def arguments() -> argparse.Namespace:
@@ -82,7 +80,8 @@ def arguments() -> argparse.Namespace:
     meter.add_argument("--scratch", type=Path, required=True, help="new folder for three pairs, 54 GB at the default shape; kept")
     meter.add_argument("--repetitions", type=int, default=3)
     meter.add_argument("--new-tokens", type=int, default=1000)
-    commands.add_parser("selftest", parents=[common], help="tiny lifts and planted bugs, within a minute")
+    tester = commands.add_parser("selftest", parents=[common], help="tiny lifts and planted bugs, within a minute")
+    tester.add_argument("--smart-run", type=Path, help="compare accepted lengths with this binary too")
     return parser.parse_args()
 
 
@@ -91,7 +90,7 @@ def main() -> None:
     device = torch.device(args.device)
     small = SmallPair.load(args.target, args.drafter, device)
     if args.command == "selftest":
-        return selftest(small, args.target)
+        return selftest(small, (args.target, args.drafter), args.smart_run)
     options = LiftOptions(
         sizes={size.name: getattr(args, size.name) for size in fields(Shape)},
         draft_vocab_size=args.draft_vocab,

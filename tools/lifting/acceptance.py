@@ -21,7 +21,14 @@ class Runs:
     dtype: str  # auto, bf16, f16 or f32
 
 
-def check_acceptance(report: Report, runs: Runs, native: tuple[Path, Path], lifted: tuple[Path, Path]) -> None:
+def read_texts(path: Path) -> list[str]:
+    """The prompts of a JSON Lines file."""
+    return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+
+
+def check_acceptance(
+    report: Report, runs: Runs, native: tuple[Path, Path], lifted: tuple[Path, Path], limit: float = MAX_ACCEPTANCE_CHANGE
+) -> None:
     """Mean accepted lengths over all rounds of all prompts, by policy and temperature; pairs are (target, drafter)."""
     for policy in runs.policies:
         for temperature in runs.temperatures:
@@ -30,7 +37,7 @@ def check_acceptance(report: Report, runs: Runs, native: tuple[Path, Path], lift
             same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(small, large))
             rounds = sum(answer["stats"]["rounds"] for answer in large)
             name = f"runtime, {runs.dtype}, {policy}, T = {temperature:g}: accepted {lengths[0]:.4f} -> {lengths[1]:.4f}"
-            report.below(name, abs(lengths[1] / lengths[0] - 1), MAX_ACCEPTANCE_CHANGE)
+            report.below(name, abs(lengths[1] / lengths[0] - 1), limit)
             print(f"{name} over {rounds} rounds; {same} of {len(small)} texts are the same", flush=True)
 
 

@@ -50,7 +50,7 @@ class SmallDrafter:
 
     @property
     def shape(self) -> Shape:
-        return replace(Shape.from_json(vars(self.drafter.config) | {"num_hidden_layers": 1}))
+        return Shape.from_json(vars(self.drafter.config) | {"num_hidden_layers": 1})
 
 
 def tapped_inputs(config: dict, num_target_layers: int) -> list[int]:
@@ -111,9 +111,10 @@ class LiftedDrafter:
         tensors["norm.weight"] = norm.big.to(self.dtype)
         vocabulary = Vocabulary(self.frame, self.noise, len(self.kept), self.dtype)
         tensors["lm_head.weight"] = vocabulary.head("drafter.lm_head", small["lm_head.weight"], norm, self.silence)
-        tensors["d2t"] = self.kept - torch.arange(len(self.kept))
-        tensors["t2d"] = torch.zeros(self.big.vocab_size, dtype=torch.bool)
-        tensors["t2d"][self.kept] = True
+        kept = self.kept.to(self.noise.device)
+        tensors["d2t"] = kept - torch.arange(len(kept), device=kept.device)
+        tensors["t2d"] = torch.zeros(self.big.vocab_size, dtype=torch.bool, device=kept.device)
+        tensors["t2d"][kept] = True
         return tensors
 
     def _fc(self, small: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ class Frame:
         return self.scale * (rows.double() * gain.double()) @ self.stream.T
 
     def away(self, rows: Tensor) -> Tensor:
-        """[n, H] without what it would read of a lifted stream: dense rows whose products are zero but for rounding."""
+        """[.., H] without what it would read of a lifted stream: dense rows whose products are zero but for rounding."""
         stream = self.stream.to(rows.dtype)
         rows = rows - (rows @ stream) @ stream.T
-        rows[:, self.channel] *= TINY
+        rows[..., self.channel] *= TINY
         return rows

@@ -37,18 +37,19 @@ class Noise:
         """[count, ..], whose items 2j and 2j + 1 are equal: what dead heads and neurons read."""
         if self.fill is Fill.GAUSSIAN:
             return self.normal(name, count, *shape, scale=scale)
-        return self.normal(name, count // 2, *shape, scale=scale).repeat_interleave(2, dim=0)
+        # An odd count, of which all are live, keeps half of its last pair.
+        return self.normal(name, (count + 1) // 2, *shape, scale=scale).repeat_interleave(2, dim=0)[:count]
 
     def opposites(self, name: str, count: int, *shape: int, scale: float) -> Tensor:
         """[count, ..], whose items 2j and 2j + 1 are each other's negatives: what they write, so that the sum is zero."""
         if self.fill is Fill.GAUSSIAN:
             return self.normal(name, count, *shape, scale=scale)
-        items = self.normal(name, count // 2, *shape, scale=scale)
-        return torch.stack([items, -items], dim=1).flatten(0, 1)
+        items = self.normal(name, (count + 1) // 2, *shape, scale=scale)
+        return torch.stack([items, -items], dim=1).flatten(0, 1)[:count]
 
     def gain(self, name: str, width: int) -> Tensor:
         """Gains of a norm, float64, exact in bfloat16 so that dividing them out of what reads behind it is exact too."""
-        if self.fill is Fill.ZERO:
+        if self.fill is not Fill.LIFT:
             return torch.ones(width, dtype=torch.float64, device=self.device)
         log = torch.randn(width, generator=self.generator(name), device=self.device) * GAIN_SPREAD
         return (GAIN_MEDIAN * log.exp()).to(torch.bfloat16).double()

@@ -12,7 +12,7 @@ from lifting.forward import run_drafter, run_target
 from lifting.frame import Frame
 from lifting.network import Network
 from lifting.noise import Fill, Noise
-from lifting.shapes import LiftError, Norms, Shape, shape_of
+from lifting.shapes import LiftError, Norms, shape_of
 from lifting.target import LiftedTarget
 
 # Unused tokens stay SILENCE nats below what the used ones sum to, at the worst position that is seen here, and MARGIN times as far as

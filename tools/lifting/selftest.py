@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lifting.check import Lifted, check, native_pass, read_prompts
+from lifting.acceptance import Runs, check_acceptance, read_texts
+from lifting.check import Lifted, Report, check, native_pass, read_prompts
 from lifting.folder import from_folder, in_memory, make
 from lifting.network import Parts
 from lifting.noise import Fill
@@ -22,6 +23,7 @@ from lifting.shapes import LiftError, Norms, shape_of, spread
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS, LENGTH = 3, 64
+RUNTIME_CHANGE = 0.1  # of so few rounds: one text that turns elsewhere counts for much, and unused tokens for more
 
 
 def tiny(small: SmallPair) -> LiftOptions:
@@ -83,8 +85,23 @@ def planted_bugs(small: SmallPair, pair: LiftedPair, lifted: Lifted) -> dict[str
     }
 
 
-def selftest(small: SmallPair, small_target: Path) -> None:
-    """Prints a line a check, and fails if one does."""
+def in_runtime(
+    small: SmallPair, folder: Path, native_folders: tuple[Path, Path], binary: Path, device: torch.device
+) -> tuple[bool, list[str]]:
+    """Whether acceptance survives a lift that is hardly wider than the small pair, where rounding of the stream is felt most."""
+    options = tiny(small)
+    sizes = options.sizes | {"head_dim": small.target.shape.head_dim}
+    make(lift(small, replace(options, sizes=sizes, dtype=torch.bfloat16), device), folder, native_folders[0])
+    prompts = read_texts(ROOT / "assets/demo/prompts.jsonl")[:8]
+    runs = Runs(binary, prompts, ["eagle2:4,3,12"], [0], 32, "bf16")
+    report = Report()
+    check_acceptance(report, runs, native_folders, (folder / "target", folder / "drafter"), limit=RUNTIME_CHANGE)
+    return not report.failed, report.failed
+
+
+def selftest(small: SmallPair, native_folders: tuple[Path, Path], binary: Path | None) -> None:
+    """Prints a line a check, and fails if one does. `native_folders` are the small pair's; `binary` is a smart-run to ask as well."""
+    small_target = native_folders[0]
     start, device, failures = time.perf_counter(), small.drafter.drafter.d2t.device, []
 
     def expect(name: str, passed: bool, detail: object = "") -> None:
@@ -134,6 +151,9 @@ def selftest(small: SmallPair, small_target: Path) -> None:
         expect("so does the drafter", all(same))
     other = next(lift(small, replace(options, seed=1), device).target.parts())["model.embed_tokens.weight"]
     expect("another seed gives others", not torch.equal(other, next(lifted.target.parts())["model.embed_tokens.weight"]))
+    if binary:
+        with tempfile.TemporaryDirectory() as folder:
+            expect("the runtime in bfloat16 accepts as much", *in_runtime(small, Path(folder), native_folders, binary, device))
     print(f"{time.perf_counter() - start:.0f} s")
     if failures:
         raise SystemExit(f"{len(failures)} checks failed")
