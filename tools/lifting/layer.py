@@ -1,7 +1,7 @@
 """A decoder layer: live blocks from the small layer, dead ones around them.
 
 Dead query heads and neurons come in pairs that see the same (`twins`) and write the opposite (`opposites`): both work on real numbers,
-and their sum is exactly zero in every float type, as negation is exact. A layer that has no small one is all pairs.
+and what they add is the same bits with opposite signs. A layer that has no small one is all pairs.
 """
 
 from dataclasses import dataclass
