@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
     checker.add_argument("--run-policy", action="append", help="default chain:3 and eagle2:4,3,12")
     meter = commands.add_parser("power", parents=[common, shape], help="on a GPU: lifted, Gaussian and zero-filled weights in turn")
     meter.add_argument("--smart-run", type=Path, required=True)
-    meter.add_argument("--scratch", type=Path, required=True, help="new folder for three pairs, 54 GB at the default shape; kept")
+    meter.add_argument("--scratch", type=Path, required=True, help="new folder for three pairs, 51 GB at the default shape; kept")
     meter.add_argument("--repetitions", type=int, default=3)
     meter.add_argument("--new-tokens", type=int, default=1000)
     tester = commands.add_parser("selftest", parents=[common], help="tiny lifts and planted bugs, within a minute")
