@@ -5,7 +5,7 @@ TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
 CLANG_FORMAT := .toolchain/clang-format/clang-format
 KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
 
-.PHONY: run test lint bench sanitize soak fuzz gpu-check check-pages spills overlap toolchain
+.PHONY: run test lint bench sanitize soak fuzz gpu-check check-pages check-lift spills overlap toolchain
 
 ## run: the demo, on a GPU if there is one, else on the host driver
 run: $(TOOLCHAIN)
@@ -67,6 +67,11 @@ gpu-check: $(TOOLCHAIN)
 check-pages: $(TOOLCHAIN)
 	cargo build --release --quiet
 	python3 tools/check_trace_pages.py --screenshots target/pages
+
+## check-lift: the tool that makes large networks of small ones, against planted bugs and in the runtime (docs/lifted-model.md)
+check-lift: $(TOOLCHAIN)
+	cargo build --release --quiet
+	python3 tools/lift.py selftest --smart-run target/release/smart-run
 
 toolchain: .toolchain/cuda/bin/nvcc $(CLANG_FORMAT)
 
