@@ -5,26 +5,25 @@ use std::hash::RandomState;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{FloatType, ModelConfig, ModelSource};
+use crate::config::{FloatType, ModelSource};
 use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
-use crate::drafter::{DrafterConfig, LoadedDrafter};
+use crate::drafter::LoadedDrafter;
 use crate::engine::drafting::Drafting;
 use crate::engine::graphs;
 use crate::engine::heads::HeadsProposer;
+use crate::engine::loading::Loaded;
 use crate::engine::logprobs::LogprobReader;
 use crate::engine::masks::MaskWriter;
-use crate::engine::policy::{StartCosts, check_drafter, limits, start_scope};
+use crate::engine::policy::{StartCosts, limits, start_scope};
 use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
 use crate::engine::{Engine, RequestLimits};
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
-use crate::model::vision::VisionEncoder;
-use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE};
+use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::pages::PagePool;
-use crate::weights::Checkpoint;
 
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
 pub type LoadProgress<'a> = Box<dyn FnMut(&str, usize, usize) + 'a>;
@@ -56,20 +55,20 @@ impl<Source: Into<ModelSource>> From<Source> for DraftSource {
 
 /// Collects what an [`Engine`] is made of.
 pub struct EngineBuilder<'a> {
-    model: ModelSource,
-    drafter: Option<DraftSource>,
-    device: DeviceChoice,
-    float_type: Option<FloatType>,
-    policy: Option<Policy>,
-    max_sequences: usize,
-    floor: usize,
-    max_context: usize,
-    prefill_tokens: usize,
-    pass_tread: Option<usize>,
-    kv_budget_bytes: Option<usize>,
-    cost_cache: Option<PathBuf>,
-    costs: Option<CostModel>,
-    progress: LoadProgress<'a>,
+    pub(super) model: ModelSource,
+    pub(super) drafter: Option<DraftSource>,
+    pub(super) device: DeviceChoice,
+    pub(super) float_type: Option<FloatType>,
+    pub(super) policy: Option<Policy>,
+    pub(super) max_sequences: usize,
+    pub(super) floor: usize,
+    pub(super) max_context: usize,
+    pub(super) prefill_tokens: usize,
+    pub(super) pass_tread: Option<usize>,
+    pub(super) kv_budget_bytes: Option<usize>,
+    pub(super) cost_cache: Option<PathBuf>,
+    pub(super) costs: Option<CostModel>,
+    pub(super) progress: LoadProgress<'a>,
 }
 
 impl EngineBuilder<'static> {
@@ -301,76 +300,6 @@ impl<'a> EngineBuilder<'a> {
             planted: None,
             device,
         })
-    }
-}
-
-/// What can be known of target and drafter without a device.
-struct Files {
-    config: ModelConfig,
-    checkpoint: Checkpoint,
-    drafter: Option<(DrafterConfig, Checkpoint)>,
-    float_type: FloatType,
-}
-
-/// What is on the device.
-struct Loaded {
-    target: Decoder,
-    vision: Option<VisionEncoder>,
-    drafter: Option<LoadedDrafter>,
-}
-
-impl EngineBuilder<'_> {
-    fn chosen_policy(&self) -> Policy {
-        self.policy.unwrap_or(if self.drafter.is_some() { Policy::Smart } else { Policy::Plain })
-    }
-
-    /// Everything that can be said without a device is said here, first.
-    fn open_files(&self) -> Result<Files> {
-        check_drafter(self.chosen_policy(), self.drafter.is_some())?;
-        if self.max_sequences == 0 {
-            return Err(Error::Input("an engine serves at least one sequence".into()));
-        }
-        if self.prefill_tokens == 0 {
-            return Err(Error::Input("prefill_tokens is 0: no prompt would ever be read".into()));
-        }
-        let config = ModelConfig::from_hf(&self.model)?;
-        let checkpoint = Checkpoint::open(&self.model)?;
-        let drafter = match &self.drafter {
-            Some(DraftSource::Weights(source)) => {
-                let checkpoint = Checkpoint::open(source)?;
-                Some((DrafterConfig::read(source, &checkpoint, &config)?, checkpoint))
-            }
-            Some(DraftSource::Ngrams) | None => None,
-        };
-        let float_type = match self.float_type.or(config.dtype) {
-            Some(float_type) => float_type,
-            None => checkpoint.float_type()?,
-        };
-        Ok(Files { config, checkpoint, drafter, float_type })
-    }
-
-    fn load(&mut self, device: &Device, files: Files) -> Result<Loaded> {
-        let Files { config, checkpoint, drafter, float_type } = files;
-        let progress = &mut self.progress;
-        let mut decoder_bytes = 0;
-        let target = Decoder::load(device, config, &checkpoint, float_type, &mut |done, all| {
-            decoder_bytes = done;
-            progress("target", done, all)
-        })?;
-        let vision = match target.config().vision.clone() {
-            Some(config) => {
-                let hidden = target.config().geometry.hidden_size;
-                let progress = &mut |done, all| progress("target", decoder_bytes + done, all);
-                Some(VisionEncoder::load(device, config, hidden, &checkpoint, float_type, progress)?)
-            }
-            None => None,
-        };
-        // Every tensor of the checkpoint has had a use.
-        checkpoint.finish()?;
-        let Some((config, checkpoint)) = drafter else { return Ok(Loaded { target, vision, drafter: None }) };
-        let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
-        let drafter = config.load(device, &checkpoint, float_type, &target, progress)?;
-        Ok(Loaded { target, vision, drafter: Some(drafter) })
     }
 }
 

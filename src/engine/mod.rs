@@ -1,10 +1,10 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `request` (what is asked), `schedule` (who runs), `round` (one round, the heart), `verify` and `commit` (its second
-//! half), `sequence` (what is known of a request), `verifier` (the target's side), `pictures` (what it sees beside its tokens),
-//! `penalties`, `masks` and `logprobs` (what is done to logits, and read from them), `drafting` (the drafter's side), `heads` (that of
-//! Medusa heads), `proposer` (what drafts, the text's n-grams too), `sweep` (start-up cost measurement), `profile` (the same on
-//! demand), `builder`, `policy`, `stats`, `generation`, `scoring`, `recording`.
+//! half), `sequence` (what is known of a request), `verifier` (the target's side), `graphs` (its passes by shape), `pictures` (what it sees
+//! beside its tokens), `guided` (a text under a grammar), `penalties`, `masks` and `logprobs` (what is done to logits, and read from them),
+//! `drafting` (the drafter's side), `heads` (that of Medusa heads), `proposer` (what drafts, the text's n-grams too), `sweep` (start-up cost
+//! measurement), `profile` (the same on demand), `builder`, `loading`, `policy`, `stats`, `generation`, `scoring`, `recording`.
 //!
 //! Whatever the policy, the tree and the neighbours, a request's tokens are a function of prompt, sampling parameters and
 //! weights alone: the target's own draw decides at every node, and its noise depends on seed, position and token only.
@@ -34,6 +34,7 @@ mod generation;
 mod graphs;
 mod guided;
 mod heads;
+mod loading;
 mod logprobs;
 mod masks;
 #[cfg(test)]

@@ -5,10 +5,12 @@ mod decoder;
 mod layers;
 mod load;
 mod pass;
+mod row;
 pub mod vision;
 
 pub use decoder::{Decoder, Taps};
 pub(crate) use layers::{AttentionKind, AttentionShape, AttentionWeights, Mlp, Scratch, ScratchSize, attend};
 pub use load::Progress;
 pub(crate) use load::WeightLoader;
-pub use pass::{MAX_ROWS_PER_SEQUENCE, Pass, PassShape, Rotary, Row, causal_words, text_rotary};
+pub use pass::{Pass, PassShape};
+pub use row::{MAX_ROWS_PER_SEQUENCE, Rotary, Row, causal_words, text_rotary};
