@@ -35,6 +35,7 @@ PRIMITIVE uint32_t shared_address(const void* p) {
 
 #else
 
+#include "host/condition.hpp"
 #include "host/kernel_registry.hpp"
 #include "host/tensor_core.hpp"
 
@@ -197,4 +198,29 @@ PRIMITIVE void cp_async_wait() {
 PRIMITIVE void named_barrier_sync(int id, int threads) {
   PTX_OR_HOST(asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"),
               simt::barrier(id, threads, 0));
+}
+
+// ---- order between the kernels of a stream or graph -------------------------------------------------------
+// Without programmatic dependencies, and before sm_90, both do nothing: the kernel begins when all before it are
+// done. The host driver always runs kernels one after another.
+
+// From here on the kernels that depend on this one may start. What this kernel writes later, they see only
+// behind their own wait_dependencies.
+PRIMITIVE void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernels that this one depends on are done and what they wrote is visible.
+PRIMITIVE void wait_dependencies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// What the conditional node of `handle` will see: of an if whether, of a while whether again, of a switch which.
+// One thread of the graph calls it. The function is the driver's own, so there is no instruction to name.
+PRIMITIVE void set_condition(uint64_t handle, unsigned value) {
+  PTX_OR_HOST(cudaGraphSetConditional(handle, value), simt::set_condition(handle, value));
 }
