@@ -1,8 +1,8 @@
 // WHAT      What the machine allows at best: kernels that only read, only start, or only say whether to go on. No engine
 //           launches them; benches/kernels relates the others to what they reach.
 // MATH      ceiling_read*: out[b] = sum modulo 2^32 of the 32-bit words that block b has read, `passes` times each:
-//           piece c of 32 KiB (256 threads, 8 vectors of 16 bytes each) of pass p is read by block
-//           (c + p * shift) mod grid
+//           in pass p pieces (b + p * shift) mod grid and every grid-th behind it; a piece is 32 KiB, 8 vectors of
+//           16 bytes for each of 256 threads
 //           ceiling_count_down: counter -= 1; the condition is whether anything is left
 // SHAPES    x    u32 [8192 num_pieces]  in   16-byte aligned
 //           out  u32 [grid]             out

@@ -161,7 +161,8 @@ fn attention_case(setting: &Setting, shape: &Shape) -> Result<Case> {
     let (read, last_words, first_context) = (out.clone(), words[nodes - 1], contexts[0]);
     let depth: u32 = words.iter().flatten().map(|word| word.count_ones()).sum();
     // A row sees its path, or the last `window` keys of it.
-    let hidden = |context: usize| window.map_or(0, |window| (context + 1).saturating_sub(window).min(context));
+    let hidden =
+        |context: usize| window.map_or(0, |window| (context + 1).saturating_sub(window).min(context));
     let shown: usize = contexts.iter().map(|&context| context - hidden(context)).sum();
     let seen = nodes * shown + sequences * depth as usize;
     Ok(Case {
@@ -192,7 +193,13 @@ fn attention_case(setting: &Setting, shape: &Shape) -> Result<Case> {
             let pages = &table[..pages];
             let sequence = reference::tree_attention::Sequence { prefix_len: first_context, pages, window };
             let want = reference::tree_attention::row(
-                &last_q, &keys, &values, &sequence, &last_words, sm_scale, heads,
+                &last_q,
+                &keys,
+                &values,
+                &sequence,
+                &last_words,
+                sm_scale,
+                heads,
             );
             near("tree_attention", &row(&read, nodes - 1)?, &want);
             Ok(())

@@ -44,7 +44,10 @@ const GPU: Sizes = Sizes { grids: &[264, 528, 1056, 2112], l2_bytes: 24 << 20, l
 const HOST: Sizes = Sizes { grids: &[4], l2_bytes: 1 << 17, l2_passes: 2, loops: 10 };
 
 /// Measures all of them; `report` gets each as it comes, or why there is none.
-pub fn ceilings(setting: &Setting, report: &mut dyn FnMut(&str, Result<Ceiling>) -> Result<()>) -> Result<Rates> {
+pub fn ceilings(
+    setting: &Setting,
+    report: &mut dyn FnMut(&str, Result<Ceiling>) -> Result<()>,
+) -> Result<Rates> {
     let (device, sizes) = (&setting.device, if setting.device.is_host() { &HOST } else { &GPU });
     let rate = |ceiling: &Ceiling| ceiling.bytes / ceiling.timing.median / 1e3;
     let (timing, bytes) = setting.copy()?;
@@ -56,8 +59,11 @@ pub fn ceilings(setting: &Setting, report: &mut dyn FnMut(&str, Result<Ceiling>)
     for (reader, what) in [(Reader::Registers, "registers"), (Reader::Shared, "cp.async")] {
         for &blocks in sizes.grids {
             let name = format!("read through {what}, {blocks} blocks");
-            let ceiling = whole_read(device, reader, &words, blocks, 1)
-                .map(|timing| Ceiling { name, timing, bytes: words.num_bytes() as f64 })?;
+            let ceiling = whole_read(device, reader, &words, blocks, 1).map(|timing| Ceiling {
+                name,
+                timing,
+                bytes: words.num_bytes() as f64,
+            })?;
             rates.read = rates.read.max(rate(&ceiling));
             report("read", Ok(ceiling))?;
         }
@@ -77,7 +83,8 @@ pub fn ceilings(setting: &Setting, report: &mut dyn FnMut(&str, Result<Ceiling>)
     let empties = || (0..EMPTY).try_for_each(|_| empty(device));
     let plain = device.capture(empties).and_then(|graph| time_graph(device, &graph, EMPTY));
     overhead("empty kernel of a graph", plain)?;
-    let programmatic = device.capture_programmatic(empties).and_then(|graph| time_graph(device, &graph, EMPTY));
+    let programmatic =
+        device.capture_programmatic(empties).and_then(|graph| time_graph(device, &graph, EMPTY));
     overhead("empty kernel of a graph, programmatic edges", programmatic)?;
     overhead("replay of a graph of one empty kernel", {
         device.capture(|| empty(device)).and_then(|graph| time_graph(device, &graph, 1))
@@ -86,9 +93,7 @@ pub fn ceilings(setting: &Setting, report: &mut dyn FnMut(&str, Result<Ceiling>)
     // A link reads what fits between two launches of a pass; all links together more than L2 holds.
     let link = words.shape()[0] / LINKS / PIECE * PIECE;
     let out = Tensor::uninit(device, DType::I32, &[sizes.grids[0]])?;
-    let one = |x: &Tensor| {
-        read(device, Reader::Registers, &ReadArgs { x, out: &out, passes: 1, shift: 0 })
-    };
+    let one = |x: &Tensor| read(device, Reader::Registers, &ReadArgs { x, out: &out, passes: 1, shift: 0 });
     let chain = || (0..LINKS).try_for_each(|i| one(&words.rows(i * link..(i + 1) * link)));
     let kib = link >> 8;
     let plain = device.capture(chain).and_then(|graph| time_graph(device, &graph, LINKS));

@@ -16,7 +16,8 @@ const LEVELS: usize = 5;
 pub fn control(model: &'static Model) -> Vec<Entry> {
     let batch = |&sequences: &usize| {
         let name = format!("control round B={sequences} levels={LEVELS} k={TOP_K}");
-        let shape = serde_json::json!({ "family": "control", "sequences": sequences, "levels": LEVELS, "k": TOP_K });
+        let shape =
+            serde_json::json!({ "family": "control", "sequences": sequences, "levels": LEVELS, "k": TOP_K });
         Entry::new(1, name, shape, move |setting| round_case(setting, sequences))
     };
     model.batches.iter().map(batch).collect()

@@ -146,7 +146,8 @@ impl Setting {
     /// As many random 32-bit words as the pool is large.
     pub fn words(&self) -> Result<Tensor> {
         let words = self.uninit(DType::I32, &[self.model.pool / 2 / PIECE * PIECE])?;
-        let block: Vec<i32> = self.block.iter().map(|x| x.to_bits().wrapping_mul(0x9e37_79b9) as i32).collect();
+        let block: Vec<i32> =
+            self.block.iter().map(|x| x.to_bits().wrapping_mul(0x9e37_79b9) as i32).collect();
         let source = self.ints(&block)?;
         for start in (0..words.shape()[0]).step_by(block.len()) {
             let len = block.len().min(words.shape()[0] - start);

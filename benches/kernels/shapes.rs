@@ -57,7 +57,8 @@ pub const DEMO_LINEARS: &[LinearShape] = &[
 
 /// 1, 2, 4, then steps of 8 to 64, of 16 to 256, and two that are wider than any round.
 pub const STEPS: &[usize] = &[
-    1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 384, 512,
+    1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 384,
+    512,
 ];
 
 /// Everything that attention is combined of.

@@ -76,7 +76,9 @@ pub fn serve(device: &Device) -> Result<()> {
                 };
                 answer(&json!({ "error": problem, "case": name }));
             }
-            (other, _) => answer(&json!({ "error": format!("{other}: expected list, ceilings or time NAME") })),
+            (other, _) => {
+                answer(&json!({ "error": format!("{other}: expected list, ceilings or time NAME") }))
+            }
         }
     }
     Ok(())
@@ -138,7 +140,9 @@ impl Table {
             let shape = json!({ "family": "ceilings", "kind": kind });
             match outcome {
                 Ok(Ceiling { name, timing, bytes }) => self.row(&name, &shape, &timing, bytes, 0.0)?,
-                Err(error) if self.answers => answer(&json!({ "skipped": kind, "reason": error.to_string() })),
+                Err(error) if self.answers => {
+                    answer(&json!({ "skipped": kind, "reason": error.to_string() }))
+                }
                 Err(error) => println!("SKIPPED {kind}: {error}"),
             }
         }

@@ -41,10 +41,9 @@ pub fn tokens(model: &'static Model) -> Vec<Entry> {
         }
     }
     for &rows in model.tree_rows {
-        for (kernel, build) in [
-            ("penalise", penalise_case as fn(&Setting, usize) -> Result<Case>),
-            ("token_mask", mask_case),
-        ] {
+        for (kernel, build) in
+            [("penalise", penalise_case as fn(&Setting, usize) -> Result<Case>), ("token_mask", mask_case)]
+        {
             let name = format!("{kernel} T={rows} V={}", model.vocab);
             let shape = serde_json::json!({ "family": "verify", "kernel": kernel, "rows": rows });
             entries.push(Entry::new(1, name, shape, move |setting| build(setting, rows)));
@@ -52,8 +51,7 @@ pub fn tokens(model: &'static Model) -> Vec<Entry> {
     }
     for (sequences, nodes) in [(1, 4), (1, 60), (16, 60), (64, 8), (1, 256)] {
         let name = format!("verify_walk B={sequences} nodes={nodes}");
-        let shape =
-            serde_json::json!({ "family": "verify", "kernel": "walk", "sequences": sequences, "nodes": nodes });
+        let shape = serde_json::json!({ "family": "verify", "kernel": "walk", "sequences": sequences, "nodes": nodes });
         entries.push(Entry::new(0, name, shape, move |setting| walk_case(setting, sequences, nodes)));
     }
     entries

@@ -43,8 +43,10 @@ pub fn vision(model: &'static Model) -> Vec<Entry> {
         ];
         for (kernel, sizes, build) in kernels {
             let name = format!("{kernel} {of} T={rows} {sizes}");
-            let shape = serde_json::json!({ "family": "vision", "kernel": kernel, "tower": of, "rows": rows });
-            entries.push(Entry::new(2, name, shape, move |setting| build(setting, &Tower { rows, ..*tower })));
+            let shape =
+                serde_json::json!({ "family": "vision", "kernel": kernel, "tower": of, "rows": rows });
+            entries
+                .push(Entry::new(2, name, shape, move |setting| build(setting, &Tower { rows, ..*tower })));
         }
     }
     entries

@@ -1,6 +1,8 @@
 //! Programmatic dependencies between the kernels of a graph: a kernel may start before the one before it is done, and waits
 //! itself for what it needs (`launch_dependents` and `wait_dependencies` of `kernels/prims.cuh`).
 
+use std::ptr::null_mut;
+
 use cudarc::driver::sys;
 
 use super::{Device, Graph, check};
@@ -51,14 +53,14 @@ impl Device {
 }
 
 fn edges(graph: &Graph) -> Result<Edges> {
-    let null = std::ptr::null_mut;
     let mut count = 0;
     // SAFETY: the graph is live; without arrays the call only counts.
     let status =
-        unsafe { sys::cuGraphGetEdges_v2(graph.graph, null(), null(), null(), &mut count) };
+        unsafe { sys::cuGraphGetEdges_v2(graph.graph, null_mut(), null_mut(), null_mut(), &mut count) };
     check("cuGraphGetEdges", status)?;
     let plain = sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] };
-    let (mut from, mut to, mut kinds) = (vec![null(); count], vec![null(); count], vec![plain; count]);
+    let (mut from, mut to, mut kinds) =
+        (vec![null_mut(); count], vec![null_mut(); count], vec![plain; count]);
     // SAFETY: the arrays hold `count` elements each, as said.
     let status = unsafe {
         sys::cuGraphGetEdges_v2(

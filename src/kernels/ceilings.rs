@@ -55,12 +55,8 @@ pub fn read(device: &Device, reader: Reader, args: &ReadArgs) -> Result<()> {
         Reader::Registers => ("ceiling_read", 0),
         Reader::Shared => ("ceiling_read_async", STAGES_BYTES),
     };
-    let launch_args = LaunchArgs::new()
-        .ptr(args.x)
-        .ptr(args.out)
-        .i32(words / PIECE)
-        .i32(args.passes)
-        .i32(args.shift);
+    let launch_args =
+        LaunchArgs::new().ptr(args.x).ptr(args.out).i32(words / PIECE).i32(args.passes).i32(args.shift);
     // SAFETY: arguments in the order of ceilings.cu; only whole pieces of x are read, and out has an element a block. Written: out.
     unsafe { device.launch(kernel, [blocks as u32, 1, 1], [THREADS, 1, 1], shared, &launch_args) }
 }

@@ -1,7 +1,7 @@
 //! What the kernels that only read come to.
 
-/// The sum of each of `blocks` blocks, modulo 2^32: piece `c` of pass `p` belongs to block `(c + p shift) mod blocks`, counted
-/// from the block that begins there.
+/// The sum of each of `blocks` blocks, modulo 2^32: in pass `p` block `b` reads piece `(b + p shift) mod blocks` and every
+/// `blocks`-th behind it.
 pub fn block_sums(words: &[u32], piece: usize, blocks: usize, passes: usize, shift: usize) -> Vec<u32> {
     let mut sums = vec![0u32; blocks];
     for pass in 0..passes {
