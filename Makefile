@@ -45,7 +45,7 @@ soak: $(TOOLCHAIN)
 spills: $(TOOLCHAIN)
 	tools/check_spills.sh
 
-## gpu-check: builds one executable with the kernels and their tests, and runs it on the GPU of this machine
+## gpu-check: builds executables with the kernels, their tests and the command line, and runs the tests on the GPU of this machine
 gpu-check: $(TOOLCHAIN)
 	tools/gpu_check.sh
 

@@ -83,16 +83,21 @@ class Shape:
 def gather(rows: list[dict]) -> tuple[dict[str, Shape], list[str]]:
     """By name, and what was not measured."""
     shapes: dict[str, Shape] = defaultdict(Shape)
-    missing = []
+    causes: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         who = row.get("who", "ours")
         if "median_us" not in row:
-            what = f"{row['case']}, {who}" if "case" in row else who
-            missing.append(f"{what}: {row.get('error') or row.get('reason', '')}")
+            cause = row["error"] if "error" in row else row.get("reason", "")
+            causes[who, cause].append(row.get("case", ""))
         elif who == "ours":
             shapes[row["case"]].ours.append(row)
         else:
             shapes[row["case"]].peers[who] = row
+    missing = []
+    for (who, cause), names in causes.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        shown = ", ".join(filter(None, names[:3]))
+        missing.append(f"{who}{': ' + shown + more if shown else ''}: {cause}")
     return shapes, missing
 
 
@@ -160,7 +165,7 @@ def kernels(folder: Path) -> None:
         table(f"Kernels: {family}", source, header, rows)
     ratios(families, source)
     if missing:
-        print(f"\n### Not measured\n\n{source}\n")
+        print(f"\n### Notes, and what was not measured\n\n{source}\n")
         for line in missing:
             print(f"- {line}")
 

@@ -11,7 +11,7 @@ mod kernels;
 #[path = "../../benches/kernels/suite.rs"]
 mod timings;
 
-use engine::{fixtures, random_drafters};
+use engine::{drafters, fixtures, random_drafters};
 use kernels::common;
 
 /// Ceilings, then every kernel at the shapes of Llama-3.1-8B, or of the demo model on the host driver.
