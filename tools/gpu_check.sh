@@ -35,7 +35,7 @@ SMART_DEVICE=host SMART_DUMP=gpu-check/host.dump gpu-check/gpu_check --test-thre
 rm gpu-check/host.log
 
 # Images for several architectures are alike, so this leaves an eighth; run.sh unpacks it.
-xz -6 --threads=2 gpu-check/gpu_check gpu-check/smart-run gpu-check/host.dump
+xz -9 gpu-check/gpu_check gpu-check/smart-run gpu-check/host.dump
 ls -l gpu-check
 
 if nvidia-smi -L >/dev/null 2>&1; then

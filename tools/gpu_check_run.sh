@@ -21,6 +21,7 @@ case $mode in conformance | kernels | end-to-end) ;; *) usage ;; esac
 results=${2:-$here/results}
 models=${3:-}
 mkdir -p "$results"
+results=$(cd "$results" && pwd)
 report=$results/$mode.txt
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -57,7 +58,7 @@ step() {
 machine() {
   cat "$here/build.txt"
   echo "run $(date -u +%Y-%m-%dT%H:%MZ) on $SMART_DEVICE, $(uname -rm)"
-  echo "command: ${SMART_DEVICE:+SMART_DEVICE=$SMART_DEVICE }gpu-check/run.sh $mode"
+  echo "command: ${SMART_DEVICE:+SMART_DEVICE=$SMART_DEVICE }gpu-check/run.sh $mode${models:+ RESULTS_DIR $models}"
   [ "$SMART_DEVICE" = host ] || timeout "$limit" nvidia-smi --format=csv \
     --query-gpu=name,driver_version,memory.total,power.limit,power.draw,temperature.gpu,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,clocks_throttle_reasons.active,mig.mode.current
 }
@@ -135,15 +136,15 @@ kernels() {
 
 # bench BATCH TEMPERATURE: one line of end-to-end.jsonl.
 bench() {
-  local arguments=(--batch "$1" --temperature "$2" --ignore-eos --repetitions 3 --format json)
+  local arguments=(--batch "$1" --temperature "$2" --ignore-eos --format json)
   local policies=(smart chain:1 chain:3 eagle2:4,2,8 eagle2:4,4,16 eagle2:10,5,60)
   if [ "$SMART_DEVICE" = host ]; then
     policies=(smart chain:1)
     arguments+=(--max-new-tokens 4 --requests 1 --repetitions 1)
+  else
+    arguments+=(--repetitions 3)
   fi
-  local target=$SMART_TEST_ROOT/assets/demo
-  if [ -n "$models" ]; then target=$models; fi
-  arguments+=(--model "$target/target" --draft "$target/drafter" --prompts "$prompts")
+  arguments+=(--model "$pair/target" --draft "$pair/drafter" --prompts "$prompts")
   for policy in "${policies[@]}"; do arguments+=(--policy "$policy"); done
   timeout --kill-after=5 "$limit" "$smart_run" bench "${arguments[@]}" > "$scratch/bench.json" || return
   # Line breaks inside of JSON's texts are escaped.
@@ -155,8 +156,13 @@ bench() {
 end_to_end() {
   unpack smart-run
   rm -f "$results/end-to-end.jsonl"
-  prompts=$SMART_TEST_ROOT/assets/demo/prompts.jsonl
-  if [ -n "$models" ] && [ -e "$models/prompts.jsonl" ]; then prompts=$models/prompts.jsonl; fi
+  # Relative, so that results name no folder of this machine.
+  local pair=assets/demo prompts=assets/demo/prompts.jsonl
+  if [ -n "$models" ]; then
+    pair=$(cd "$models" && pwd) || { summary+=("FAILED  $models: no such folder"); return; }
+    [ -e "$pair/prompts.jsonl" ] && prompts=$pair/prompts.jsonl
+  fi
+  cd "$SMART_TEST_ROOT" || exit 1
   local all=$((450 * patience)) part batches="1 8 32 64 4 16 2"
   [ "$SMART_DEVICE" = host ] && batches="1 2"
   for part in $(for t in 0 1; do for b in $batches; do echo "$b:$t"; done; done); do
