@@ -1,13 +1,11 @@
-// WHAT      What the machine allows at best: kernels that only read, only start, or only say whether to go on. No engine
-//           launches them; benches/kernels relates the others to what they reach.
+// WHAT      What the machine allows at best: kernels that only read, or only start. No engine launches them; benches/kernels
+//           relates the others to what they reach.
 // MATH      ceiling_read*: out[b] = sum modulo 2^32 of the 32-bit words that block b has read, `passes` times each:
 //           in pass p pieces (b + p * shift) mod grid and every grid-th behind it; a piece is 32 KiB, 8 vectors of
 //           16 bytes for each of 256 threads
-//           ceiling_count_down: counter -= 1; the condition is whether anything is left
 // SHAPES    x    u32 [8192 num_pieces]  in   16-byte aligned
 //           out  u32 [grid]             out
-//           counter  u32 [1]            inout
-// LAUNCH    ceiling_read*: grid as asked, 256 threads; the others: one block of one warp
+// LAUNCH    ceiling_read*: grid as asked, 256 threads; ceiling_empty: one block of one warp
 // NUMERICS  exact, in any order
 // TWINS     src/kernels/ceilings.rs, src/reference/ceilings.rs, tests/kernels/ceilings.rs
 //
@@ -106,11 +104,3 @@ extern "C" __global__ void __launch_bounds__(32) ceiling_empty() {
   wait_dependencies();
 }
 EXPORT_KERNEL(ceiling_empty)
-
-extern "C" __global__ void __launch_bounds__(32) ceiling_count_down(uint32_t* counter, uint64_t condition) {
-  if (threadIdx.x != 0) return;
-  const uint32_t left = *counter - 1;
-  *counter = left;
-  set_condition(condition, left != 0);
-}
-EXPORT_KERNEL(ceiling_count_down)

@@ -19,6 +19,9 @@ pub fn row(matrix: &Tensor, row: usize) -> Result<Vec<f32>> {
     Ok(matrix.rows(row..row + 1).to_vec::<bf16>()?.into_iter().map(bf16::to_f32).collect())
 }
 
+/// A kernel at a number of rows.
+type Build = fn(&Setting, usize) -> Result<Case>;
+
 /// First blocks of Medusa heads, side by side.
 const HEADS: usize = 5;
 
@@ -26,7 +29,7 @@ const HEADS: usize = 5;
 pub fn rows(model: &'static Model) -> Vec<Entry> {
     let m = model;
     let heads = format!("heads={}/{}", m.q_heads, m.kv_heads);
-    let kernels: [(&str, String, fn(&Setting, usize) -> Result<Case>); 7] = [
+    let kernels: [(&str, String, Build); 7] = [
         ("embedding", format!("H={}", m.hidden), embedding_case),
         ("rmsnorm + residual", format!("H={}", m.hidden), rmsnorm_case),
         ("swiglu", format!("I={}", m.intermediate), swiglu_case),

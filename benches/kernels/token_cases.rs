@@ -29,7 +29,7 @@ pub fn tokens(model: &'static Model) -> Vec<Entry> {
     for (vocabulary, &vocab) in model.vocabularies.iter().enumerate() {
         let rank = if vocabulary == 0 { 0 } else { 2 };
         for &rows in model.tree_rows {
-            for (law, sampling) in laws.clone() {
+            for (law, sampling) in laws {
                 let name = format!("sample {law} T={rows} V={vocab}");
                 let shape = serde_json::json!({
                     "family": "verify", "kernel": "sample", "rows": rows, "vocab": vocab,
@@ -58,7 +58,7 @@ pub fn tokens(model: &'static Model) -> Vec<Entry> {
 }
 
 fn sample_case(setting: &Setting, rows: usize, vocab: usize, sampling: &SamplingParams) -> Result<Case> {
-    let sampling = sampling.clone();
+    let sampling = *sampling;
     let (logits, values) = setting.random_f32(&[rows, vocab])?;
     let params = SamplerParams::upload(&setting.device, &[SamplerParams::from(&sampling)])?;
     let (row_sequence, positions) = (setting.ints(&vec![0; rows])?, setting.ints(&vec![100; rows])?);

@@ -28,6 +28,9 @@ const TOWERS: [Tower; 2] = [
     Tower { name: "Qwen2-VL 896", rows: 4096, num_heads: 16, head_dim: 80, intermediate: 5120 },
 ];
 
+/// A kernel on what a picture brings.
+type Build = fn(&Setting, &Tower) -> Result<Case>;
+
 /// A row a kernel and tower.
 pub fn vision(model: &'static Model) -> Vec<Entry> {
     let mut entries = Vec::new();
@@ -35,7 +38,7 @@ pub fn vision(model: &'static Model) -> Vec<Entry> {
         let rows = tower.rows / model.picture_divisor;
         let Tower { num_heads, head_dim, intermediate, .. } = *tower;
         let (of, hidden) = (tower.name, num_heads * head_dim);
-        let kernels: [(&str, String, fn(&Setting, &Tower) -> Result<Case>); 4] = [
+        let kernels: [(&str, String, Build); 4] = [
             ("vision_attention", format!("heads={num_heads}x{head_dim}"), attention_case),
             ("vision_rope", format!("heads={num_heads}x{head_dim}"), rope_case),
             ("layernorm", format!("H={hidden}"), layernorm_case),

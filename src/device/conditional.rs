@@ -94,7 +94,7 @@ impl ConditionalGraph {
         for index in 0..size {
             // SAFETY: the driver has set `phGraph_out` to an array of `size` graphs that live as long as this one.
             let inner = unsafe { *params.__bindgen_anon_1.conditional.phGraph_out.add(index as usize) };
-            capture_into(&device, inner, || body(index, u64::from(condition)))?;
+            capture_into(&device, inner, || body(index, condition))?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What the machine allows at best: reads, launches and conditions without anything else. See `kernels/ceilings.cu`.
+//! What the machine allows at best: reads, launches and conditions without anything else. See `kernels/ceilings.cu` and `kernels/while_condition.cu`.
 
 use super::shape::Dims;
 use crate::device::{Branch, ConditionalGraph, DType, Device, LaunchArgs, Tensor};
@@ -70,10 +70,10 @@ pub fn empty(device: &Device) -> Result<()> {
 /// Adds a loop to `graph` that launches one small kernel again and again, until `counter` (i32 `[1]`), which it counts down from
 /// what it is by then, is 0. It must not be 0 at first.
 pub fn count_down(device: &Device, graph: &mut ConditionalGraph, counter: &Tensor) -> Result<()> {
-    Dims::new("ceiling_count_down").fix("one", 1).dense("counter", counter, DType::I32, &["one"])?;
+    Dims::new("while_count_down").fix("one", 1).dense("counter", counter, DType::I32, &["one"])?;
     graph.branch(Branch::While, 1, |_, condition| {
         let args = LaunchArgs::new().ptr(counter).u64(condition);
-        // SAFETY: arguments in the order of ceilings.cu; the condition is that of the node whose body this is. Written: counter.
-        unsafe { device.launch("ceiling_count_down", [1, 1, 1], [32, 1, 1], 0, &args) }
+        // SAFETY: arguments in the order of while_condition.cu; the condition is that of the node whose body this is. Written: counter.
+        unsafe { device.launch("while_count_down", [1, 1, 1], [32, 1, 1], 0, &args) }
     })
 }
