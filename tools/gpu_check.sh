@@ -34,7 +34,7 @@ SMART_DEVICE=host SMART_DUMP=gpu-check/host.dump gpu-check/gpu_check --test-thre
   { cat gpu-check/host.log >&2; exit 1; }
 rm gpu-check/host.log
 
-# Images for several architectures are alike, so this leaves an eighth; run.sh unpacks it.
+# Images for several architectures are alike, so this leaves a sixth; run.sh unpacks it.
 xz -9 gpu-check/gpu_check gpu-check/smart-run gpu-check/host.dump
 ls -l gpu-check
 
