@@ -105,7 +105,7 @@ pub fn attention(model: &'static Model) -> Vec<Entry> {
         for &nodes in grid.nodes {
             for &context in grid.contexts {
                 for &sequences in grid.sequences {
-                    if sequences * (context + nodes) > grid.most_keys {
+                    if sequences * (context + nodes) * heads.1 > grid.most_keys * grid.heads[0].1 {
                         continue;
                     }
                     let shape = Shape { heads, ..usual([sequences, context, nodes]) };

@@ -35,7 +35,7 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
             entries.push(Entry::new(rank, name, shape, move |setting| topk_case(setting, rows, vocab)));
         }
     }
-    for sequences in [1, 16, 64] {
+    for &sequences in model.batches {
         for (name, build) in [
             (
                 format!("draft_beam B={sequences} width={TOP_K} of {}", TOP_K * TOP_K),
@@ -47,12 +47,15 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
             entries.push(Entry::new(1, name, shape, move |setting| build(setting, sequences)));
         }
     }
-    for (sequences, accepted) in [(1, 5), (16, 5), (64, 5), (1, 1), (1, 8), (64, 8)] {
-        let name = format!("kv_compact B={sequences} accepted={accepted} layers={}", model.layers);
-        let shape = serde_json::json!({
-            "family": "drafter", "kernel": "kv_compact", "sequences": sequences, "accepted": accepted,
-        });
-        entries.push(Entry::new(1, name, shape, move |setting| compact_case(setting, sequences, accepted)));
+    for &sequences in model.batches {
+        for accepted in [1, 5, 8] {
+            let name = format!("kv_compact B={sequences} accepted={accepted} layers={}", model.layers);
+            let shape = serde_json::json!({
+                "family": "drafter", "kernel": "kv_compact", "sequences": sequences, "accepted": accepted,
+            });
+            let build = move |setting: &Setting| compact_case(setting, sequences, accepted);
+            entries.push(Entry::new(1, name, shape, build));
+        }
     }
     entries
 }

@@ -71,7 +71,8 @@ pub struct AttentionGrid {
     pub page_sizes: &'static [usize],
     /// Combinations of sequences, context and nodes that come first.
     pub first: &'static [[usize; 3]],
-    /// The most K/V positions of a launch: more would not fit beside a model of that shape.
+    /// The most K/V positions of a launch with the first heads: more would not fit beside a model of that shape, nor twice into the
+    /// pool. With more K/V heads fewer.
     pub most_keys: usize,
 }
 

@@ -109,10 +109,7 @@ fn answer(value: &Value) {
 
 struct Table {
     setting: Setting,
-    rates: Option<Rates>,
-    json: Option<std::fs::File>,
-    /// Whether rows are answers to requests, instead of lines of a table.
-    answers: bool,
+    output: Output,
 }
 
 impl Table {
@@ -126,33 +123,48 @@ impl Table {
                 "kernel and shape", "median us", "p10", "p90", "GB/s", "TFLOP/s", "% copy", "% read"
             );
         }
-        Ok(Self { setting, rates: None, json, answers })
+        Ok(Self { output: Output { device: device.name().to_owned(), rates: None, json, answers }, setting })
     }
 
     fn measure_ceilings(&mut self) -> Result<()> {
-        let mut rows = Vec::new();
-        let rates = ceilings::ceilings(&self.setting, &mut |kind, outcome: Result<Ceiling>| {
-            rows.push((kind.to_owned(), outcome));
-            Ok(())
-        })?;
-        self.rates = Some(rates);
-        for (kind, outcome) in rows {
-            let shape = json!({ "family": "ceilings", "kind": kind });
-            match outcome {
-                Ok(Ceiling { name, timing, bytes }) => self.row(&name, &shape, &timing, bytes, 0.0)?,
-                Err(error) if self.answers => {
-                    answer(&json!({ "skipped": kind, "reason": error.to_string() }))
-                }
-                Err(error) => println!("SKIPPED {kind}: {error}"),
-            }
-        }
+        let rates =
+            ceilings::ceilings(&self.setting, &mut |kind, outcome| self.output.ceiling(kind, outcome))?;
+        self.output.rates = Some(rates);
         Ok(())
     }
 
     fn measure(&mut self, entry: &Entry) -> Result<()> {
         let case = entry.build(&self.setting)?;
         let timing = time(&self.setting.device, &case)?;
-        self.row(&entry.name, &entry.shape, &timing, case.bytes, case.flops)
+        self.output.row(&entry.name, &entry.shape, &timing, case.bytes, case.flops)
+    }
+}
+
+/// Where rows go.
+struct Output {
+    device: String,
+    /// What rows are related to, once that is known.
+    rates: Option<Rates>,
+    json: Option<std::fs::File>,
+    /// Whether rows are answers to requests, instead of lines of a table.
+    answers: bool,
+}
+
+impl Output {
+    fn ceiling(&mut self, kind: &str, outcome: Result<Ceiling>) -> Result<()> {
+        match outcome {
+            Ok(Ceiling { name, timing, bytes }) => {
+                let shape = json!({ "family": "ceilings", "kind": kind });
+                self.row(&name, &shape, &timing, bytes, 0.0)
+            }
+            Err(error) => {
+                match self.answers {
+                    true => answer(&json!({ "skipped": kind, "reason": error.to_string() })),
+                    false => println!("SKIPPED {kind}: {error}"),
+                }
+                Ok(())
+            }
+        }
     }
 
     fn row(&mut self, name: &str, shape: &Value, timing: &Timing, bytes: f64, flops: f64) -> Result<()> {
@@ -160,7 +172,7 @@ impl Table {
         let (gigabytes, teraflops) = (bytes / timing.median / 1e3, flops / timing.median / 1e6);
         let (copy, read) = self.rates.as_ref().map_or((f64::NAN, f64::NAN), |rates| (rates.copy, rates.read));
         let row = json!({
-            "device": self.setting.device.name(), "case": name, "shape": shape, "median_us": timing.median,
+            "device": self.device, "case": name, "shape": shape, "median_us": timing.median,
             "p10_us": timing.p10, "p90_us": timing.p90, "gb_per_s": gigabytes, "tflop_per_s": teraflops,
             "copy_gb_per_s": copy, "read_gb_per_s": read, "launches_per_sample": timing.launches,
             "samples": timing.samples,
@@ -171,13 +183,17 @@ impl Table {
         if self.answers {
             answer(&row);
         } else {
+            let share = |of: f64| match of.is_nan() {
+                true => String::new(),
+                false => format!("{:.1}", 100.0 * gigabytes / of),
+            };
             println!(
-                "{name:<62} {:>10.2} {:>10.2} {:>10.2} {gigabytes:>8.1} {teraflops:>8.2} {:>7.1} {:>7.1}",
+                "{name:<62} {:>10.2} {:>10.2} {:>10.2} {gigabytes:>8.1} {teraflops:>8.2} {:>7} {:>7}",
                 timing.median,
                 timing.p10,
                 timing.p90,
-                100.0 * gigabytes / copy,
-                100.0 * gigabytes / read,
+                share(copy),
+                share(read),
             );
         }
         Ok(())
