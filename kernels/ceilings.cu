@@ -31,11 +31,11 @@ __device__ __forceinline__ void store_block_sum(uint32_t sum, uint32_t* out) {
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
   __syncthreads();
+  // An earlier read of the chain may still be writing to the same place.
+  wait_for_predecessors();
   if (threadIdx.x != 0) return;
   sum = 0;
   for (int warp = 0; warp < kReadThreads / 32; ++warp) sum += partial[warp];
-  // An earlier read of the chain may still be writing to the same place.
-  wait_dependencies();
   out[blockIdx.x] = sum;
 }
 
@@ -46,7 +46,7 @@ __device__ __forceinline__ int first_piece(int pass, int shift) {
 
 extern "C" __global__ void __launch_bounds__(kReadThreads)
     ceiling_read(const uint4* __restrict__ x, uint32_t* out, int num_pieces, int passes, int shift) {
-  launch_dependents();
+  let_successor_start();
   uint32_t sum = 0;
   for (int pass = 0; pass < passes; ++pass) {
     for (int piece = first_piece(pass, shift); piece < num_pieces; piece += gridDim.x) {
@@ -67,7 +67,7 @@ EXPORT_KERNEL(ceiling_read)
 extern "C" __global__ void __launch_bounds__(kReadThreads)
     ceiling_read_async(const uint4* __restrict__ x, uint32_t* out, int num_pieces, int passes, int shift) {
   DYN_SMEM(uint4, stages);  // [2][kPieceVectors][kReadThreads]
-  launch_dependents();
+  let_successor_start();
   uint32_t sum = 0;
   auto copy = [&](int piece, int stage) {
     const uint4* const source = x + static_cast<int64_t>(piece) * kPiece + threadIdx.x;
@@ -100,7 +100,7 @@ EXPORT_KERNEL(ceiling_read_async)
 
 // What a launch costs that does nothing.
 extern "C" __global__ void __launch_bounds__(32) ceiling_empty() {
-  launch_dependents();
-  wait_dependencies();
+  let_successor_start();
+  wait_for_predecessors();
 }
 EXPORT_KERNEL(ceiling_empty)

@@ -205,15 +205,16 @@ PRIMITIVE void named_barrier_sync(int id, int threads) {
 // done. The host driver always runs kernels one after another.
 
 // From here on the kernels that depend on this one may start. What this kernel writes later, they see only
-// behind their own wait_dependencies.
-PRIMITIVE void launch_dependents() {
+// behind their own wait_for_predecessors.
+PRIMITIVE void let_successor_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Waits until the kernels that this one depends on are done and what they wrote is visible.
-PRIMITIVE void wait_dependencies() {
+// Waits until the kernels that this one depends on are done and what they wrote is visible. Every thread of every
+// block calls it: the next kernel takes this one's end for the end of all before.
+PRIMITIVE void wait_for_predecessors() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

@@ -1,5 +1,5 @@
 //! Programmatic dependencies between the kernels of a graph: a kernel may start before the one before it is done, and waits
-//! itself for what it needs (`launch_dependents` and `wait_dependencies` of `kernels/prims.cuh`).
+//! itself for what it needs (`let_successor_start` and `wait_for_predecessors` of `kernels/prims.cuh`).
 
 use std::ptr::null_mut;
 
