@@ -32,6 +32,9 @@ cp tools/gpu_check_run.sh gpu-check/run.sh
 echo "gpu-check: the host driver's own results ..."
 SMART_DEVICE=host SMART_DUMP=gpu-check/host.dump gpu-check/gpu_check --test-threads=1 --quiet kernels:: > gpu-check/host.log ||
   { cat gpu-check/host.log >&2; exit 1; }
+# A file that cannot be read should not be found on the GPU's time.
+SMART_DEVICE=host SMART_DUMPS=gpu-check/host.dump:gpu-check/host.dump gpu-check/gpu_check --ignored --quiet dumps_agree \
+  > gpu-check/host.log 2>&1 || { cat gpu-check/host.log >&2; exit 1; }
 rm gpu-check/host.log
 
 # Images for several architectures are alike, so this leaves a sixth; run.sh unpacks it.
