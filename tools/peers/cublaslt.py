@@ -10,6 +10,7 @@ from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_uint64, 
 import torch
 
 from .timing import Peer, Skipped, captured, copies, near, normal, on_gpu, span_us
+from .torch_peers import gated
 
 COMPUTE_32F, R_32F, R_16BF = 68, 0, 14
 DESC_TRANSA, OP_T = 3, 1
@@ -102,7 +103,7 @@ _library: Library | None = None
 
 
 def linear(shape: dict) -> Peer:
-    """The fastest of all algorithms that the heuristic names."""
+    """The fastest of all algorithms that the heuristic names; behind it PyTorch's kernels for a gate (`gated`)."""
     global _library
     if not on_gpu():
         raise Skipped("cuBLASLt needs a GPU")
@@ -134,4 +135,10 @@ def linear(shape: dict) -> Peer:
     chosen = matmul.algorithms[best]
     check = lambda: near(y, (x.float() @ weights[0].float().T).to(out), "cuBLASLt")
     note = f"algorithm {best + 1} of {len(timed)} that ran"
-    return Peer(lambda i: matmul.run(chosen, weights[i % len(weights)], x, y), check, note)
+
+    def launch(i: int) -> None:
+        matmul.run(chosen, weights[i % len(weights)], x, y)
+        if shape.get("gated"):
+            gated(y)
+
+    return Peer(launch, check, note)

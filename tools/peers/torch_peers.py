@@ -1,12 +1,19 @@
 """What PyTorch has for linear layers, sampling and the drafter's top-k."""
 
 import torch
+import torch.nn.functional as F
 
 from .timing import Peer, copies, near, normal, place
 
 
+def gated(y: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, of gate and up side by side."""
+    gate, up = y.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
 def linear(shape: dict) -> Peer:
-    """`torch.matmul`, into f32 logits by a second kernel where ours writes them at once."""
+    """`torch.matmul`; into f32 logits, or through the gate (`gated`), by further kernels where ours does it at once."""
     rows, n, k = shape["rows"], shape["n"], shape["k"]
     weights = [normal(n, k) for _ in range(copies(2 * n * k))]
     x, y = normal(rows, k), torch.empty(rows, n, device=place(), dtype=torch.bfloat16)
@@ -16,6 +23,8 @@ def linear(shape: dict) -> Peer:
         torch.matmul(x, weights[i % len(weights)].T, out=y)
         if logits is not None:
             logits.copy_(y)
+        if shape.get("gated"):
+            gated(y)
 
     check = lambda: near(y, x.float() @ weights[0].float().T, "torch.matmul")
     return Peer(launch, check)
