@@ -76,10 +76,17 @@ def time_peer(peer: Peer) -> dict[str, float]:
 
 
 def captured(launch: Callable[[int], object], launches: int) -> "torch.cuda.CUDAGraph":
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(launches):
-            launch(i)
+    # Not `torch.cuda.graph`, which may collect garbage at every capture: cuBLASLt alone wants a hundred for a shape.
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin()
+        try:
+            for i in range(launches):
+                launch(i)
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
     return graph
 
 
