@@ -59,7 +59,7 @@ spills: $(TOOLCHAIN)
 overlap: $(TOOLCHAIN)
 	tools/check_overlap.sh
 
-## gpu-check: builds one executable with the kernels and their tests, and runs it on the GPU of this machine
+## gpu-check: builds executables with the kernels, their tests and the command line, and runs the tests on the GPU of this machine
 gpu-check: $(TOOLCHAIN)
 	tools/gpu_check.sh
 

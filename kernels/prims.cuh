@@ -35,6 +35,7 @@ PRIMITIVE uint32_t shared_address(const void* p) {
 
 #else
 
+#include "host/condition.hpp"
 #include "host/kernel_registry.hpp"
 #include "host/tensor_core.hpp"
 
@@ -232,4 +233,12 @@ PRIMITIVE void take_turn() {
 PRIMITIVE void named_barrier_sync(int id, int threads) {
   PTX_OR_HOST(asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"),
               simt::barrier(id, threads, 0));
+}
+
+// ---- conditional nodes of graphs --------------------------------------------------------------------------
+
+// What the conditional node of `handle` will see: of an if whether, of a while whether again, of a switch which.
+// One thread of the graph calls it. The function is the driver's own, so there is no instruction to name.
+PRIMITIVE void set_condition(uint64_t handle, unsigned value) {
+  PTX_OR_HOST(cudaGraphSetConditional(handle, value), simt::set_condition(handle, value));
 }

@@ -1,22 +1,42 @@
 #!/usr/bin/env bash
-# Runs the carried checks on this machine's GPU: tests against oracles, the comparison with the host driver, compute-sanitizer
-# where it works, a table of times. Below eight minutes; exit status 1 if anything failed. Made by tools/gpu_check.sh, which
-# puts it beside its executable; docs/gpu-check.md explains the result.
-# Usage: gpu-check/run.sh [RESULTS_DIR]
-# Environment: SMART_DEVICE (cuda:0; `host` tries the script itself on the CPU), GPU_CHECK_PATIENCE (1: factor of all time limits)
+# Runs one part of the carried checks on this machine's GPU, each below eight minutes; exit status 1 if anything failed. Made by
+# tools/gpu_check.sh, which puts it beside its executables; docs/gpu-check.md explains the results.
+# Usage: gpu-check/run.sh [conformance] [RESULTS_DIR]                tests against oracles, compute-sanitizer where it works
+#        gpu-check/run.sh kernels [RESULTS_DIR]                      ceilings, our kernels, others' in turn with them
+#        gpu-check/run.sh end-to-end [RESULTS_DIR] [MODELS_DIR]      policies against plain decoding; MODELS_DIR/{target,drafter},
+#                                                                    or the demo pair
+# Environment: SMART_DEVICE (cuda:0; `host` tries the script itself on the CPU, at tiny shapes), PYTHON (python3),
+#   GPU_CHECK_PATIENCE (1: factor of all time limits)
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export SMART_TEST_ROOT=${SMART_TEST_ROOT:-$(dirname "$here")}
 export SMART_DEVICE=${SMART_DEVICE:-cuda:0}
 [ "$SMART_DEVICE" = host ] || export SMART_REQUIRE_GPU=1
 patience=${GPU_CHECK_PATIENCE:-1}
-check=$here/gpu_check
-results=${1:-$here/results}
+python=${PYTHON:-python3}
+tools=$SMART_TEST_ROOT/tools
+usage() { sed -n '/^# Usage/,/^# Environment/p' "$0" | sed '$d; s/^# //' >&2; exit 2; }
+mode=${1:-conformance}
+case $mode in conformance | kernels | end-to-end) ;; *) usage ;; esac
+results=${2:-$here/results}
+models=${3:-}
 mkdir -p "$results"
-report=$results/gpu-check.txt
+results=$(cd "$results" && pwd)
+report=$results/$mode.txt
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 exec > >(tee "$report") 2>&1 # written as it goes: a killed run keeps what it has
+
+# unpack FILE: beside this script it may lie packed.
+unpack() {
+  [ -e "$here/$1" ] && { cp "$here/$1" "$scratch/$1"; return; }
+  xz --decompress --stdout "$here/$1.xz" > "$scratch/$1" 2>/dev/null ||
+    "$python" -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
+      "$here/$1.xz" "$scratch/$1" || { echo "$here/$1.xz cannot be unpacked: neither xz nor $python did it"; exit 1; }
+  chmod +x "$scratch/$1"
+}
+check=$scratch/gpu_check
+smart_run=$scratch/smart-run
 
 summary=()
 # step NAME SECONDS FUNCTION [ARGUMENT...]: runs it, with `limit` for what it starts, and keeps how it went.
@@ -38,9 +58,12 @@ step() {
 machine() {
   cat "$here/build.txt"
   echo "run $(date -u +%Y-%m-%dT%H:%MZ) on $SMART_DEVICE, $(uname -rm)"
+  echo "command: ${SMART_DEVICE:+SMART_DEVICE=$SMART_DEVICE }gpu-check/run.sh $mode${models:+ RESULTS_DIR $models}"
   [ "$SMART_DEVICE" = host ] || timeout "$limit" nvidia-smi --format=csv \
-    --query-gpu=name,driver_version,memory.total,power.limit,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,mig.mode.current
+    --query-gpu=name,driver_version,memory.total,power.limit,power.draw,temperature.gpu,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,clocks_throttle_reasons.active,mig.mode.current
 }
+
+# ---- conformance
 
 # tests FILTER...: status 1 also when nothing matches.
 tests() {
@@ -71,24 +94,103 @@ sanitize() {
   return $status
 }
 
+conformance() {
+  unpack gpu_check
+  unpack host.dump
+  step "primitives against their oracles" 15 tests kernels::prims
+  SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests kernels::
+  SMART_DUMPS=$scratch/host.dump:$scratch/device.dump step "kernels against the host driver" 10 \
+    tests --ignored --nocapture dumps_agree
+  step "engine" 160 tests engine::
+  if [ "$SMART_DEVICE" = host ]; then
+    summary+=("SKIPPED compute-sanitizer: it needs a GPU")
+  else
+    step "compute-sanitizer memcheck" 50 sanitize memcheck
+    step "compute-sanitizer racecheck" 50 sanitize racecheck
+  fi
+}
+
+# ---- kernels
+
+# rows SECONDS: ours and others' in turn; without Python ours alone.
+rows() {
+  local few=()
+  [ "$SMART_DEVICE" = host ] && few=(--most 3)
+  if "$python" -c '' 2>/dev/null; then
+    timeout --kill-after=5 "$limit" "$python" "$tools/gpu_check_kernels.py" "$check" "$results/kernels.jsonl" \
+      --seconds "$(($1 * patience))" "${few[@]}"
+  else
+    echo "$python does not start: our kernels alone"
+    SMART_BENCH_JSON=$results/kernels.jsonl timeout --kill-after=5 "$limit" \
+      "$check" --ignored --exact --nocapture --test-threads=1 times
+  fi
+}
+
+kernels() {
+  unpack gpu_check
+  rm -f "$results/kernels.jsonl"
+  step "our kernels and others' in turn" 455 rows 410
+}
+
+# ---- end to end
+
+# bench BATCH TEMPERATURE: one line of end-to-end.jsonl.
+bench() {
+  local arguments=(--batch "$1" --temperature "$2" --ignore-eos --format json)
+  local policies=(smart chain:1 chain:3 eagle2:4,2,8 eagle2:4,4,16 eagle2:10,5,60)
+  if [ "$SMART_DEVICE" = host ]; then
+    policies=(smart chain:1)
+    arguments+=(--max-new-tokens 4 --requests 1 --repetitions 1)
+  else
+    arguments+=(--repetitions 3)
+  fi
+  arguments+=(--model "$pair/target" --draft "$pair/drafter" --prompts "$prompts")
+  for policy in "${policies[@]}"; do arguments+=(--policy "$policy"); done
+  timeout --kill-after=5 "$limit" "$smart_run" bench "${arguments[@]}" > "$scratch/bench.json" || return
+  # Line breaks inside of JSON's texts are escaped.
+  tr -d '\n' < "$scratch/bench.json" >> "$results/end-to-end.jsonl"
+  echo >> "$results/end-to-end.jsonl"
+  echo "smart-run bench ${arguments[*]}"
+}
+
+end_to_end() {
+  unpack smart-run
+  rm -f "$results/end-to-end.jsonl"
+  # Relative, so that results name no folder of this machine.
+  local pair=assets/demo prompts=assets/demo/prompts.jsonl
+  if [ -n "$models" ]; then
+    pair=$(cd "$models" && pwd) || { summary+=("FAILED  $models: no such folder"); return; }
+    [ -e "$pair/prompts.jsonl" ] && prompts=$pair/prompts.jsonl
+  fi
+  cd "$SMART_TEST_ROOT" || exit 1
+  local all=$((450 * patience)) part batches="1 8 32 64 4 16 2"
+  [ "$SMART_DEVICE" = host ] && batches="1 2"
+  for part in $(for t in 0 1; do for b in $batches; do echo "$b:$t"; done; done); do
+    if ((SECONDS > all - 20)); then
+      summary+=("SKIPPED batch ${part%:*} at temperature ${part#*:}: no time left")
+      continue
+    fi
+    step "batch ${part%:*} at temperature ${part#*:}" $(((all - SECONDS) / patience)) bench "${part%:*}" "${part#*:}"
+  done
+}
+
 step "machine" 5 machine
-step "primitives against their oracles" 15 tests kernels::prims
-SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 110 tests kernels::
-SMART_DUMPS=$here/host.dump:$scratch/device.dump step "kernels against the host driver" 10 tests --ignored --nocapture dumps_agree
-step "engine" 140 tests engine::
-if [ "$SMART_DEVICE" = host ]; then
-  summary+=("SKIPPED compute-sanitizer: it needs a GPU")
-else
-  step "compute-sanitizer memcheck" 40 sanitize memcheck
-  step "compute-sanitizer racecheck" 40 sanitize racecheck
-fi
-SMART_BENCH_JSON=$scratch/times.jsonl step "times" 80 tests --ignored --exact --nocapture times
-printf '\n== times as JSON\n'
-cat "$scratch/times.jsonl" 2>/dev/null
+case $mode in
+  conformance) conformance ;;
+  kernels) kernels ;;
+  end-to-end) end_to_end ;;
+esac
 step "machine afterwards" 5 machine
 
-printf '\n== summary, %d s\n' "$SECONDS"
+printf '\n== summary of %s, %d s\n' "$mode" "$SECONDS"
 printf '%s\n' "${summary[@]}"
+if "$python" "$tools/gpu_check_tables.py" "$results" > "$scratch/tables.md" 2> "$scratch/tables.log"; then
+  cp "$scratch/tables.md" "$results/tables.md"
+  echo "tables: $results/tables.md"
+else
+  tail -n 1 "$scratch/tables.log"
+  echo "no tables; tools/gpu_check_tables.py makes them of this folder elsewhere"
+fi
 if printf '%s\n' "${summary[@]}" | grep -q '^FAILED'; then
   echo "GPU CHECK FAILED"
   exit 1

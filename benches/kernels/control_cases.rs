@@ -6,26 +6,25 @@ use smart_run::control::{Controller, ControllerConfig, Policy, SequenceView};
 use smart_run::device::Tensor;
 use smart_run::kernels::control::{ControlLimits, ControlNode, ControlRound};
 
-use super::measure::Case;
-use super::setting::Setting;
+use super::measure::{Case, Entry};
+use super::setting::{Model, Setting};
 
 const TOP_K: usize = 10;
 const LEVELS: usize = 5;
 
-pub fn control(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let batches: &[usize] = if setting.device.is_host() { &[1, 4] } else { &[1, 16, 64] };
-    let mut cases = Vec::new();
-    for &sequences in batches {
+/// Rounds of batches.
+pub fn control(model: &'static Model) -> Vec<Entry> {
+    let batch = |&sequences: &usize| {
         let name = format!("control round B={sequences} levels={LEVELS} k={TOP_K}");
-        if name.contains(filter) {
-            cases.push(round_case(setting, name, sequences)?);
-        }
-    }
-    Ok(cases)
+        let shape =
+            serde_json::json!({ "family": "control", "sequences": sequences, "levels": LEVELS, "k": TOP_K });
+        Entry::new(1, name, shape, move |setting| round_case(setting, sequences))
+    };
+    model.batches.iter().map(batch).collect()
 }
 
 /// Every launch of a round but the drafter's, whose answers lie ready: the first candidates at 0.5, falling by rank.
-fn round_case(setting: &Setting, name: String, sequences: usize) -> Result<Case> {
+fn round_case(setting: &Setting, sequences: usize) -> Result<Case> {
     let block = if setting.device.is_host() { 128 } else { 1024 };
     let limits = ControlLimits { sequences, top_k: TOP_K, backlog: 0, block, sort_capacity: 1536 };
     let candidates = ControlRound::max_candidates(&limits);
@@ -61,7 +60,6 @@ fn round_case(setting: &Setting, name: String, sequences: usize) -> Result<Case>
     let want: Vec<i32> = round.select().iter().flat_map(|selected| selected.tree.tokens().to_vec()).collect();
     let tree_tokens = control.tree_tokens.clone();
     Ok(Case {
-        name,
         // Candidates read, their nodes written, and the packed rows.
         bytes: (drafted * (8 + size_of::<ControlNode>()) + want.len() * 48) as f64,
         flops: 0.0,

@@ -1,11 +1,39 @@
 //! One measurement: events around replays of a graph that holds many launches.
 
 use smart_run::Result;
-use smart_run::device::{Device, Event};
+use smart_run::device::{Device, Event, Graph};
+
+use super::setting::Setting;
+
+/// A line of the table before anything is allocated for it.
+pub struct Entry {
+    pub name: String,
+    /// 0 is measured first; what time does not suffice for is what ranks highest.
+    pub rank: u8,
+    /// The shape by fields, for programs that measure other kernels at it; `family` and what the family needs.
+    pub shape: serde_json::Value,
+    build: Build,
+}
+
+type Build = Box<dyn Fn(&Setting) -> Result<Case>>;
+
+impl Entry {
+    pub fn new(
+        rank: u8,
+        name: String,
+        shape: serde_json::Value,
+        build: impl Fn(&Setting) -> Result<Case> + 'static,
+    ) -> Self {
+        Self { name, rank, shape, build: Box::new(build) }
+    }
+
+    pub fn build(&self, setting: &Setting) -> Result<Case> {
+        (self.build)(setting)
+    }
+}
 
 /// A kernel at a shape.
 pub struct Case {
-    pub name: String,
     /// The least that must be read and written.
     pub bytes: f64,
     pub flops: f64,
@@ -30,16 +58,29 @@ pub fn time(device: &Device, case: &Case) -> Result<Timing> {
     (case.check)()?;
     let once = span(device, || (case.launch)(1))?;
     // A sample should last a few milliseconds; on a GPU short kernels are repeated often enough to hide the replay itself.
-    let (fewest, sample_us, all_us) = if device.is_host() { (1, 2e3, 6e4) } else { (20, 4e3, 2e5) };
+    let (fewest, sample_us) = if device.is_host() { (1, 2e3) } else { (20, 4e3) };
     let launches = ((sample_us / once) as usize).clamp(fewest, 200);
     let graph = device.capture(|| (0..launches).try_for_each(|i| (case.launch)(i)))?;
+    time_graph(device, &graph, launches)
+}
+
+/// The share of each of `launches` in a replay of `graph`, which the first one warms up.
+pub fn time_graph(device: &Device, graph: &Graph, launches: usize) -> Result<Timing> {
+    let all_us = if device.is_host() { 6e4 } else { 2e5 };
     let sample = || Ok(span(device, || graph.launch())? / launches as f64);
     let warm = sample()?;
     let samples = ((all_us / (warm * launches as f64)) as usize).clamp(5, 50);
-    let mut times = (0..samples).map(|_| sample()).collect::<Result<Vec<f64>>>()?;
-    times.sort_by(f64::total_cmp);
-    let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
-    Ok(Timing { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9), launches, samples })
+    let times = (0..samples).map(|_| sample()).collect::<Result<Vec<f64>>>()?;
+    Ok(Timing::of(times, launches))
+}
+
+impl Timing {
+    /// Quantiles of `times`, of which each is the mean of `launches`.
+    pub fn of(mut times: Vec<f64>, launches: usize) -> Self {
+        times.sort_by(f64::total_cmp);
+        let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+        Self { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9), launches, samples: times.len() }
+    }
 }
 
 /// Microseconds of `work` on the device's stream.

@@ -3,24 +3,37 @@
 use half::bf16;
 use smart_run::Result;
 use smart_run::device::{DType, Device, Tensor};
+use smart_run::kernels::ceilings::PIECE;
 
-use super::measure::span;
+use super::measure::{Timing, span};
+use super::shapes::{self, AttentionGrid, LinearShape};
 
 /// Sizes of a target and its drafter, and the widths worth a row.
 pub struct Model {
     pub name: &'static str,
     pub hidden: usize,
-    pub intermediate: usize,
     pub q_heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub layers: usize,
     pub vocab: usize,
-    pub draft_vocab: usize,
-    /// Token rows of a pass.
+    /// Of logits that are sampled from, the model's own first.
+    pub vocabularies: &'static [usize],
+    /// Of a drafter's logits, the model's own first.
+    pub draft_vocabularies: &'static [usize],
+    /// Nodes of all trees of a pass, for what runs node by node.
+    pub tree_rows: &'static [usize],
+    /// Token rows of a pass that every kernel gets.
     pub widths: &'static [usize],
-    /// Sequences, keys before the tree, nodes a sequence.
-    pub attention: &'static [[usize; 3]],
+    /// What share of a picture's patches a tower gets.
+    pub picture_divisor: usize,
+    /// Sequences of a round of the controller.
+    pub batches: &'static [usize],
+    /// Token rows that linear layers get.
+    pub steps: &'static [usize],
+    pub linears: &'static [LinearShape],
+    /// What attention is measured at, see `shapes.rs`.
+    pub attention: &'static AttentionGrid,
     /// Elements of the random pool: several times the largest cache, and no less than the largest weight.
     pool: usize,
     /// Elements of random data that the pool repeats.
@@ -30,27 +43,20 @@ pub struct Model {
 pub const LLAMA_8B: Model = Model {
     name: "Llama-3.1-8B",
     hidden: 4096,
-    intermediate: 14336,
     q_heads: 32,
     kv_heads: 8,
     head_dim: 128,
     layers: 32,
     vocab: 128_256,
-    draft_vocab: 32_000,
+    vocabularies: &[128_256, 32_000, 152_064],
+    draft_vocabularies: &[32_000, 128_256, 152_064],
+    tree_rows: &[1, 4, 8, 16, 32, 60],
     widths: &[1, 8, 16, 32, 64, 128, 256],
-    attention: &[
-        [1, 1024, 1],
-        [1, 1024, 60],
-        [1, 16384, 1],
-        [1, 16384, 60],
-        [4, 4096, 32],
-        [16, 1024, 1],
-        [16, 1024, 16],
-        [16, 4096, 1],
-        [16, 4096, 60],
-        [64, 1024, 1],
-        [64, 1024, 8],
-    ],
+    picture_divisor: 1,
+    batches: &[1, 4, 16, 64],
+    steps: shapes::STEPS,
+    linears: shapes::LINEARS,
+    attention: &shapes::ATTENTION,
     pool: 800 << 20,
     block: (4 << 20) - 3,
 };
@@ -58,15 +64,20 @@ pub const LLAMA_8B: Model = Model {
 pub const DEMO: Model = Model {
     name: "the demo pair",
     hidden: 256,
-    intermediate: 896,
     q_heads: 4,
     kv_heads: 1,
     head_dim: 128,
     layers: 8,
     vocab: 4096,
-    draft_vocab: 1024,
+    vocabularies: &[4096],
+    draft_vocabularies: &[1024],
+    tree_rows: &[1, 8, 60],
     widths: &[1, 8, 60],
-    attention: &[[1, 200, 1], [1, 200, 32], [4, 500, 16]],
+    picture_divisor: 16,
+    batches: &[1, 4],
+    steps: &[1, 8, 60],
+    linears: shapes::DEMO_LINEARS,
+    attention: &shapes::DEMO_ATTENTION,
     pool: 4 << 20,
     block: (1 << 18) - 3,
 };
@@ -129,8 +140,22 @@ impl Setting {
         Tensor::from_slice(&self.device, values, &[values.len()])
     }
 
-    /// GB/s of the driver's own copy over half the pool, after two seconds of it on a GPU: clocks settle meanwhile.
-    pub fn copy_ceiling(&self) -> Result<f64> {
+    /// As many random 32-bit words as the pool is large.
+    pub fn words(&self) -> Result<Tensor> {
+        let words = self.uninit(DType::I32, &[self.model.pool / 2 / PIECE * PIECE])?;
+        let block: Vec<i32> =
+            self.block.iter().map(|x| x.to_bits().wrapping_mul(0x9e37_79b9) as i32).collect();
+        let source = self.ints(&block)?;
+        for start in (0..words.shape()[0]).step_by(block.len()) {
+            let len = block.len().min(words.shape()[0] - start);
+            words.rows(start..start + len).copy_from(&source.rows(0..len))?;
+        }
+        Ok(words)
+    }
+
+    /// The driver's own copy of half the pool, and the bytes that it reads and writes; after two seconds of it on a GPU: clocks
+    /// settle meanwhile.
+    pub fn copy(&self) -> Result<(Timing, f64)> {
         let half = self.model.pool / 2;
         let (to, from) = (self.uninit(DType::Bf16, &[half])?, self.pool.rows(0..half));
         let warm_up = std::time::Instant::now();
@@ -138,7 +163,6 @@ impl Setting {
         while times.len() < 9 || (!self.device.is_host() && warm_up.elapsed().as_secs() < 2) {
             times.push(span(&self.device, || to.copy_from(&from))?);
         }
-        times.sort_by(f64::total_cmp);
-        Ok(2.0 * from.num_bytes() as f64 / times[times.len() / 2] / 1e3)
+        Ok((Timing::of(times, 1), 2.0 * from.num_bytes() as f64))
     }
 }

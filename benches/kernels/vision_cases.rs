@@ -9,9 +9,9 @@ use smart_run::kernels::vision_attention::{VisionAttentionArgs, vision_attention
 use smart_run::kernels::vision_rope::{VisionRopeArgs, vision_rope};
 use smart_run::reference;
 
-use super::cases::row;
-use super::measure::{Case, near};
-use super::setting::Setting;
+use super::measure::{Case, Entry, near};
+use super::row_cases::row;
+use super::setting::{Model, Setting};
 
 /// What one picture brings to a tower.
 struct Tower {
@@ -28,19 +28,31 @@ const TOWERS: [Tower; 2] = [
     Tower { name: "Qwen2-VL 896", rows: 4096, num_heads: 16, head_dim: 80, intermediate: 5120 },
 ];
 
+/// A kernel on what a picture brings.
+type Build = fn(&Setting, &Tower) -> Result<Case>;
+
 /// A row a kernel and tower.
-pub fn vision(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let builders = [attention_case, rope_case, layernorm_case, gelu_case];
-    let mut cases = Vec::new();
-    for tower in TOWERS {
-        let rows = if setting.device.is_host() { tower.rows / 16 } else { tower.rows };
-        let tower = Tower { rows, ..tower };
-        for build in builders {
-            cases.push(build(setting, &tower)?);
+pub fn vision(model: &'static Model) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for tower in &TOWERS {
+        let rows = tower.rows / model.picture_divisor;
+        let Tower { num_heads, head_dim, intermediate, .. } = *tower;
+        let (of, hidden) = (tower.name, num_heads * head_dim);
+        let kernels: [(&str, String, Build); 4] = [
+            ("vision_attention", format!("heads={num_heads}x{head_dim}"), attention_case),
+            ("vision_rope", format!("heads={num_heads}x{head_dim}"), rope_case),
+            ("layernorm", format!("H={hidden}"), layernorm_case),
+            ("gelu quick", format!("I={intermediate}"), gelu_case),
+        ];
+        for (kernel, sizes, build) in kernels {
+            let name = format!("{kernel} {of} T={rows} {sizes}");
+            let shape =
+                serde_json::json!({ "family": "vision", "kernel": kernel, "tower": of, "rows": rows });
+            entries
+                .push(Entry::new(2, name, shape, move |setting| build(setting, &Tower { rows, ..*tower })));
         }
     }
-    cases.retain(|case| case.name.contains(filter));
-    Ok(cases)
+    entries
 }
 
 fn attention_case(setting: &Setting, tower: &Tower) -> Result<Case> {
@@ -53,7 +65,6 @@ fn attention_case(setting: &Setting, tower: &Tower) -> Result<Case> {
     // The last row's first head.
     let values = setting.values(0, rows * 3 * width);
     Ok(Case {
-        name: format!("vision_attention {} T={rows} heads={num_heads}x{head_dim}", tower.name),
         bytes: (8 * rows * width) as f64,
         flops: (4 * rows * rows * width) as f64,
         launch: Box::new(move |_| {
@@ -92,7 +103,6 @@ fn rope_case(setting: &Setting, tower: &Tower) -> Result<Case> {
     let (device, read) = (setting.device.clone(), qkv.clone());
     let head = setting.values(0, head_dim);
     Ok(Case {
-        name: format!("vision_rope {} T={rows} heads={num_heads}x{head_dim}", tower.name),
         bytes: (8 * rows * width) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
@@ -119,7 +129,6 @@ fn layernorm_case(setting: &Setting, tower: &Tower) -> Result<Case> {
     let (device, read) = (setting.device.clone(), out.clone());
     let last = setting.values((rows - 1) * hidden, hidden);
     Ok(Case {
-        name: format!("layernorm {} T={rows} H={hidden}", tower.name),
         bytes: (4 * rows * hidden) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
@@ -141,7 +150,6 @@ fn gelu_case(setting: &Setting, tower: &Tower) -> Result<Case> {
     let (device, read) = (setting.device.clone(), out.clone());
     let last = setting.values((rows - 1) * width, width);
     Ok(Case {
-        name: format!("gelu quick {} T={rows} I={width}", tower.name),
         bytes: (4 * rows * width) as f64,
         flops: 0.0,
         launch: Box::new(move |_| gelu(&device, Gelu::Quick, &x, &out)),

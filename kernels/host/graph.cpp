@@ -10,8 +10,31 @@ namespace {
 
 std::vector<std::shared_ptr<Capture>> captures;  // under way
 
-// A launched graph runs as one operation of its stream: the nodes in submission order or, under a seed, in a
-// random order that respects their dependencies.
+// The nodes in submission order or, under a seed, in a random order that respects their dependencies.
+std::vector<uint32_t> order_of(const std::vector<Node>& nodes) {
+  std::vector<uint32_t> order(nodes.size());
+  for (uint32_t i = 0; i < order.size(); i++) order[i] = i;
+  uint64_t random = options().seed.load();
+  if (!random) return order;
+  std::vector<bool> done(nodes.size());
+  std::vector<uint32_t> left = std::move(order);
+  order = {};
+  while (!left.empty()) {
+    std::vector<size_t> ready;
+    for (size_t i = 0; i < left.size(); i++) {
+      const auto& after = nodes[left[i]].after;
+      if (std::all_of(after.begin(), after.end(), [&](uint32_t b) { return done[b]; })) ready.push_back(i);
+    }
+    random = random * 6364136223846793005u + 1442695040888963407u;
+    size_t pick = ready[(random >> 33) % ready.size()];
+    order.push_back(left[pick]);
+    done[left[pick]] = true;
+    left.erase(left.begin() + long(pick));
+  }
+  return order;
+}
+
+// A launched graph runs as one operation of its stream.
 struct GraphOperation : Operation {
   std::shared_ptr<Graph> graph;
   explicit GraphOperation(std::shared_ptr<Graph> g) : graph(std::move(g)) {}
@@ -21,41 +44,8 @@ struct GraphOperation : Operation {
   }
 
   Result run(uint64_t& now) override {
-    std::vector<uint64_t> ends(graph->nodes.size());
-    uint64_t last = now;
-    for (uint32_t i : order()) {
-      Node& node = graph->nodes[i];
-      ends[i] = now;
-      for (uint32_t before : node.after) ends[i] = std::max(ends[i], ends[before]);
-      if (Result r = node.operation->run(ends[i])) return r;
-      last = std::max(last, ends[i]);
-    }
-    now = last;
-    return CUDA_SUCCESS;
-  }
-
-  std::vector<uint32_t> order() const {
-    const auto& nodes = graph->nodes;
-    std::vector<uint32_t> order(nodes.size());
-    for (uint32_t i = 0; i < order.size(); i++) order[i] = i;
-    uint64_t random = options().seed.load();
-    if (!random) return order;
-    std::vector<bool> done(nodes.size());
-    std::vector<uint32_t> left = std::move(order);
-    order = {};
-    while (!left.empty()) {
-      std::vector<size_t> ready;
-      for (size_t i = 0; i < left.size(); i++) {
-        const auto& after = nodes[left[i]].after;
-        if (std::all_of(after.begin(), after.end(), [&](uint32_t b) { return done[b]; })) ready.push_back(i);
-      }
-      random = random * 6364136223846793005u + 1442695040888963407u;
-      size_t pick = ready[(random >> 33) % ready.size()];
-      order.push_back(left[pick]);
-      done[left[pick]] = true;
-      left.erase(left.begin() + long(pick));
-    }
-    return order;
+    for (Node& node : graph->nodes) node.operation->graph_begins();
+    return run_nodes(*graph, now);
   }
 };
 
@@ -107,6 +97,20 @@ Result end_capture(Stream* stream, std::shared_ptr<Graph>* graph) {
 void abandon_capture(std::shared_ptr<Capture> capture) {
   release_capture(capture);
   std::erase(captures, capture);
+}
+
+Result run_nodes(const Graph& graph, uint64_t& now) {
+  std::vector<uint64_t> ends(graph.nodes.size());
+  uint64_t last = now;
+  for (uint32_t i : order_of(graph.nodes)) {
+    const Node& node = graph.nodes[i];
+    ends[i] = now;
+    for (uint32_t before : node.after) ends[i] = std::max(ends[i], ends[before]);
+    if (Result r = node.operation->run(ends[i])) return r;
+    last = std::max(last, ends[i]);
+  }
+  now = last;
+  return CUDA_SUCCESS;
 }
 
 Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream) {

@@ -24,6 +24,7 @@ struct Operation {
   virtual ~Operation() = default;
   virtual void submitted(Stream*) {}
   virtual Stream* blocked_by() { return nullptr; }  // the stream that has to go on before this can run
+  virtual void graph_begins() {}                    // of which this is a node
   virtual Result run(uint64_t& now) = 0;            // `now`: virtual time of the stream, advanced by the work
 };
 using OperationPtr = std::shared_ptr<Operation>;
@@ -98,6 +99,7 @@ Result end_capture(Stream* stream, std::shared_ptr<Graph>* graph);
 void release_capture(std::shared_ptr<Capture> capture);  // no stream captures into it any more
 void abandon_capture(std::shared_ptr<Capture> capture);  // its stream is destroyed before its end
 Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream);
+Result run_nodes(const Graph& graph, uint64_t& now);
 // Refuses a call that is not allowed while this thread captures, and spoils the capture as the real driver
 // does.
 Result refuse_during_capture(const char* call);

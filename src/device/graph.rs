@@ -7,9 +7,9 @@ use crate::error::Result;
 
 /// An instantiated graph. The memory its launches touch must outlive it.
 pub struct Graph {
-    device: Device,
-    graph: sys::CUgraph,
-    executable: sys::CUgraphExec,
+    pub(super) device: Device,
+    pub(super) graph: sys::CUgraph,
+    pub(super) executable: sys::CUgraphExec,
 }
 
 // SAFETY: graph handles may be used from any thread that has the context bound; `device.bind()` does so.
@@ -21,6 +21,13 @@ impl Device {
     /// # Errors
     /// `work` failed, or did something that cannot be captured (allocation, synchronisation).
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mut captured = self.record(work)?;
+        captured.instantiate()?;
+        Ok(captured)
+    }
+
+    /// The same, not instantiated yet.
+    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live and not capturing: captures do not nest because `work` has no way to end one.
@@ -30,17 +37,22 @@ impl Device {
         // SAFETY: ends the capture begun above; `graph` receives the graph (null when the capture was invalidated).
         let ended =
             check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.stream(), &mut graph) });
-        let mut captured = Graph { device: self.clone(), graph, executable: std::ptr::null_mut() };
+        let captured = Graph { device: self.clone(), graph, executable: std::ptr::null_mut() };
         outcome?;
         ended?;
-        // SAFETY: `graph` is the graph just captured; flags 0.
-        let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut captured.executable, graph, 0) };
-        check("cuGraphInstantiateWithFlags", status)?;
         Ok(captured)
     }
 }
 
 impl Graph {
+    /// Makes it fit to be launched.
+    pub(super) fn instantiate(&mut self) -> Result<()> {
+        self.device.bind()?;
+        // SAFETY: the graph is live; the executable graph that may be there is not replaced: it is null until now.
+        let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut self.executable, self.graph, 0) };
+        check("cuGraphInstantiateWithFlags", status)
+    }
+
     /// Replays the recorded work on the device's stream.
     pub fn launch(&self) -> Result<()> {
         self.device.bind()?;

@@ -3,10 +3,12 @@
 //! The engine knows one API, the CUDA driver's. On a machine without a GPU the same calls are answered by the host
 //! driver ([`driver`]), which runs the same kernels on the CPU. Nothing here knows a model or a kernel's meaning.
 
+mod conditional;
 mod conditions;
 pub mod driver;
 mod event;
 mod graph;
+mod graph_edges;
 mod launch;
 mod pinned;
 mod tensor;
@@ -18,6 +20,7 @@ use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::error::{Error, Result};
+pub use conditional::{Branch, ConditionalGraph};
 pub use conditions::ConditionsProbe;
 pub use driver::DeviceChoice;
 pub use event::{Event, Timeline};

@@ -1,5 +1,7 @@
 //! Typed, shape-checked launch wrappers: one module per `kernels/*.cu`, the only code that launches.
 
+#[doc(hidden)]
+pub mod ceilings;
 pub mod control;
 pub mod draft;
 pub mod embedding;

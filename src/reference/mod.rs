@@ -2,6 +2,7 @@
 //! They know no dtype; where a kernel rounds in the middle, the rounding is an argument.
 #![forbid(unsafe_code)]
 
+pub mod ceilings;
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;

@@ -3,7 +3,7 @@
 mod batch;
 mod controllers;
 mod costs;
-mod drafters;
+pub(crate) mod drafters;
 mod eagle3_variants;
 mod early_ends;
 pub(crate) mod fixtures;

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 pub(crate) mod common;
 
+mod ceilings;
 mod control;
 mod draft;
 mod embedding;

@@ -1,92 +1,50 @@
-//! Linear layers, and the kernels that work row by row.
+//! The kernels between the linear layers, row by row. Their operands stay in cache, as they do in a pass.
 
 use half::bf16;
 use smart_run::Result;
 use smart_run::device::{DType, Tensor};
 use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use smart_run::kernels::silu_residual::{SiluResidualArgs, silu_residual};
 use smart_run::reference;
 
-use super::measure::{Case, near};
-use super::setting::Setting;
+use super::measure::{Case, Entry, near};
+use super::setting::{Model, Setting};
 
 /// Row `row` of a bf16 matrix.
 pub fn row(matrix: &Tensor, row: usize) -> Result<Vec<f32>> {
     Ok(matrix.rows(row..row + 1).to_vec::<bf16>()?.into_iter().map(bf16::to_f32).collect())
 }
 
-/// Every weight of the target and of an EAGLE-3 drafter, at every width.
-pub fn linear(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let m = setting.model;
-    let qkv = (m.q_heads + 2 * m.kv_heads) * m.head_dim;
-    let layers = [
-        ("qkv", qkv, m.hidden),
-        ("o", m.hidden, m.q_heads * m.head_dim),
-        ("gate_up", 2 * m.intermediate, m.hidden),
-        ("down", m.hidden, m.intermediate),
-        ("head", m.vocab, m.hidden),
-        ("draft fc", m.hidden, 3 * m.hidden),
-        ("draft qkv", qkv, 2 * m.hidden),
-        ("draft head", m.draft_vocab, m.hidden),
+/// A kernel at a number of rows.
+type Build = fn(&Setting, usize) -> Result<Case>;
+
+/// First blocks of Medusa heads, side by side.
+const HEADS: usize = 5;
+
+/// Every kernel at every width.
+pub fn rows(model: &'static Model) -> Vec<Entry> {
+    let m = model;
+    let heads = format!("heads={}/{}", m.q_heads, m.kv_heads);
+    let kernels: [(&str, String, Build); 6] = [
+        ("embedding", format!("H={}", m.hidden), embedding_case),
+        ("rmsnorm + residual", format!("H={}", m.hidden), rmsnorm_case),
+        ("silu_residual", format!("G={HEADS} H={}", m.hidden), silu_residual_case),
+        ("rope + K/V write", heads.clone(), rope_case),
+        ("q/k norm + rope + K/V write", heads, rope_norm_case),
+        ("gather_rows", format!("H={}", 3 * m.hidden), gather_case),
     ];
-    let mut cases = Vec::new();
-    for (layer, n, k) in layers {
+    let mut entries = Vec::new();
+    for (kernel, sizes, build) in kernels {
         for &rows in m.widths {
-            let name = format!("linear {layer} T={rows} N={n} K={k}");
-            if name.contains(filter) {
-                cases.push(linear_case(setting, name, rows, n, k)?);
-            }
+            let name = format!("{kernel} T={rows} {sizes}");
+            let shape = serde_json::json!({ "family": "rows", "kernel": kernel, "rows": rows });
+            entries.push(Entry::new(1, name, shape, move |setting| build(setting, rows)));
         }
     }
-    Ok(cases)
-}
-
-fn linear_case(setting: &Setting, name: String, rows: usize, n: usize, k: usize) -> Result<Case> {
-    let (is_head, is_gated) = (name.contains("head"), name.contains("gate_up"));
-    let columns = if is_gated { n / 2 } else { n };
-    let out = setting.uninit(if is_head { DType::F32 } else { DType::Bf16 }, &[rows, columns])?;
-    let x = setting.random(0, &[rows, k]);
-    let workspace = LinearWorkspace::new(&setting.device, rows, [(n, k)], 0)?;
-    let (device, read) = (setting.device.clone(), out.clone());
-    let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[n, k])).collect();
-    let checked_rows = if is_gated { 2 * GATE_ROWS } else { 8 };
-    let (last_x, first_weights) = (setting.values((rows - 1) * k, k), setting.values(0, checked_rows * k));
-    let checked = name.clone();
-    Ok(Case {
-        bytes: (2 * n * k + 2 * rows * k) as f64 + out.num_bytes() as f64,
-        flops: (2 * rows * n * k) as f64,
-        launch: Box::new(move |i| {
-            let weight = &weights[i % weights.len()];
-            let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: &workspace };
-            if is_gated { linear_swiglu(&device, args) } else { multiply(&device, args) }
-        }),
-        check: Box::new(move || {
-            let got = match is_head {
-                true => read.rows(rows - 1..rows).to_vec::<f32>()?,
-                false => row(&read, rows - 1)?,
-            };
-            let mut want = reference::linear::linear(&last_x, &first_weights, None, k);
-            if is_gated {
-                want = reference::swiglu::swiglu(&want, GATE_ROWS);
-            }
-            near(&checked, &got[..8], &want);
-            Ok(())
-        }),
-        name,
-    })
-}
-
-/// The kernels between the linear layers, at every width. Their operands stay in cache, as they do in a pass.
-pub fn rows(setting: &Setting, filter: &str) -> Result<Vec<Case>> {
-    let builders = [embedding_case, rmsnorm_case, silu_residual_case, rope_case, rope_norm_case, gather_case];
-    let all = builders.iter().flat_map(|build| setting.model.widths.iter().map(|&rows| build(setting, rows)));
-    let mut cases = all.collect::<Result<Vec<Case>>>()?;
-    cases.retain(|case| case.name.contains(filter));
-    Ok(cases)
+    entries
 }
 
 fn embedding_case(setting: &Setting, rows: usize) -> Result<Case> {
@@ -97,7 +55,6 @@ fn embedding_case(setting: &Setting, rows: usize) -> Result<Case> {
     let tokens = setting.ints(&(0..rows as i32).map(|row| 77 + 31 * row).collect::<Vec<_>>())?;
     let (device, read, want) = (setting.device.clone(), out.clone(), setting.values(last * hidden, hidden));
     Ok(Case {
-        name: format!("embedding T={rows} H={hidden}"),
         bytes: (4 * rows * hidden) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
@@ -119,7 +76,6 @@ fn rmsnorm_case(setting: &Setting, rows: usize) -> Result<Case> {
     let (device, read) = (setting.device.clone(), out.clone());
     let (delta_row, gains) = (setting.values((rows - 1) * hidden, hidden), setting.values(0, hidden));
     Ok(Case {
-        name: format!("rmsnorm + residual T={rows} H={hidden}"),
         bytes: (8 * rows * hidden) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
@@ -135,16 +91,13 @@ fn rmsnorm_case(setting: &Setting, rows: usize) -> Result<Case> {
     })
 }
 
-/// The first blocks of five Medusa heads.
 fn silu_residual_case(setting: &Setting, rows: usize) -> Result<Case> {
-    const HEADS: usize = 5;
     let hidden = setting.model.hidden;
     let (x, y) = (setting.random(0, &[rows, hidden]), setting.random(1, &[rows, HEADS * hidden]));
     let out = setting.uninit(DType::Bf16, &[rows, HEADS * hidden])?;
     let (device, read) = (setting.device.clone(), out.clone());
     let last = (row(&x, rows - 1)?, row(&y, rows - 1)?);
     Ok(Case {
-        name: format!("silu_residual T={rows} G={HEADS} H={hidden}"),
         bytes: (2 * (1 + 2 * HEADS) * rows * hidden) as f64,
         flops: 0.0,
         launch: Box::new(move |_| silu_residual(&device, SiluResidualArgs { x: &x, y: &y, out: &out })),
@@ -182,7 +135,6 @@ fn rope_case_of(setting: &Setting, rows: usize, normed: bool) -> Result<Case> {
     let (head, angles) =
         (setting.values((rows - 1) * width, m.head_dim), table[(rows - 1) * m.head_dim..].to_vec());
     Ok(Case {
-        name: format!("{what} T={rows} heads={}/{}", m.q_heads, m.kv_heads),
         bytes: (4 * rows * width + 4 * table.len()) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
@@ -222,7 +174,6 @@ fn gather_case(setting: &Setting, rows: usize) -> Result<Case> {
     let last = ((rows - 1) * 37 + 5) % 256;
     let (device, read, want) = (setting.device.clone(), out.clone(), setting.values(last * width, width));
     Ok(Case {
-        name: format!("gather_rows T={rows} H={width}"),
         bytes: (4 * rows * width) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {

@@ -1,0 +1,212 @@
+//! The drafter's own kernels: top-k of its logits, the next beam, the packing of its pass, the compaction of what was accepted. A
+//! level's linear layers and attention are in those families, at its rows.
+
+use smart_run::Result;
+use smart_run::device::{DType, Tensor};
+use smart_run::kernels::draft::{
+    DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, RunTables, draft_beam, draft_frontier, draft_topk,
+};
+use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
+use smart_run::reference;
+
+use super::attention_cases::PAGE;
+use super::measure::{Case, Entry};
+use super::row_cases::row;
+use super::setting::{Model, Setting};
+
+/// Children a node of the drafter.
+const TOP_K: usize = 10;
+
+/// A level at batch sizes 1 to 64, and compaction of 1 to 8 nodes.
+pub fn drafter(model: &'static Model) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (vocabulary, &vocab) in model.draft_vocabularies.iter().enumerate() {
+        let rank = if vocabulary == 0 { 0 } else { 2 };
+        // A level of a batch of 64 over a target's whole vocabulary is no shape that anybody runs.
+        let most = if vocabulary == 0 { 64 } else { 16 };
+        for rows in [1, 4, 8, TOP_K, 4 * TOP_K, 16 * TOP_K, 64 * TOP_K] {
+            if rows > most * TOP_K {
+                continue;
+            }
+            let name = format!("draft_topk R={rows} V={vocab} k={TOP_K}");
+            let shape = serde_json::json!({
+                "family": "drafter", "kernel": "topk", "rows": rows, "vocab": vocab, "k": TOP_K,
+            });
+            entries.push(Entry::new(rank, name, shape, move |setting| topk_case(setting, rows, vocab)));
+        }
+    }
+    for &sequences in model.batches {
+        for (name, build) in [
+            (
+                format!("draft_beam B={sequences} width={TOP_K} of {}", TOP_K * TOP_K),
+                beam_case as fn(&Setting, usize) -> Result<Case>,
+            ),
+            (format!("draft_frontier B={sequences} width={TOP_K}"), frontier_case),
+        ] {
+            let shape = serde_json::json!({ "family": "drafter", "kernel": "level", "sequences": sequences });
+            entries.push(Entry::new(1, name, shape, move |setting| build(setting, sequences)));
+        }
+    }
+    for &sequences in model.batches {
+        for accepted in [1, 5, 8] {
+            let name = format!("kv_compact B={sequences} accepted={accepted} layers={}", model.layers);
+            let shape = serde_json::json!({
+                "family": "drafter", "kernel": "kv_compact", "sequences": sequences, "accepted": accepted,
+            });
+            let build = move |setting: &Setting| compact_case(setting, sequences, accepted);
+            entries.push(Entry::new(1, name, shape, build));
+        }
+    }
+    entries
+}
+
+fn topk_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
+    let (logits, values) = setting.random_f32(&[rows, vocab])?;
+    let parent_logp = Tensor::from_slice(&setting.device, &vec![-0.5f32; rows], &[rows])?;
+    let outputs = |dtype| setting.uninit(dtype, &[rows, TOP_K]);
+    let (tokens, logp, path_logp) = (outputs(DType::I32)?, outputs(DType::F32)?, outputs(DType::F32)?);
+    let (device, read, read_path) = (setting.device.clone(), tokens.clone(), path_logp.clone());
+    let last = values[(rows - 1) * vocab..].to_vec();
+    Ok(Case {
+        bytes: (4 * rows * vocab) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            let (parent_logp, tokens, logp, path_logp) = (&parent_logp, &tokens, &logp, &path_logp);
+            let args =
+                DraftTopkArgs { logits: &logits, d2t: None, parent_logp, k: TOP_K, tokens, logp, path_logp };
+            draft_topk(&device, args)
+        }),
+        check: Box::new(move || {
+            let first = (rows - 1) * TOP_K;
+            let (tokens, path_logp) = (read.to_vec::<i32>()?, read_path.to_vec::<f32>()?);
+            for (i, want) in reference::draft::topk(&last, None, -0.5, TOP_K).into_iter().enumerate() {
+                assert_eq!((tokens[first + i], path_logp[first + i]), (want.token, want.path_logp));
+            }
+            Ok(())
+        }),
+    })
+}
+
+fn beam_case(setting: &Setting, sequences: usize) -> Result<Case> {
+    let rows = sequences * TOP_K;
+    let (path_logp, values) = setting.random_f32(&[rows, TOP_K])?;
+    let (row_run, runs_used) = (setting.ints(&vec![-1; rows])?, setting.ints(&vec![0; sequences])?);
+    let frontier = setting.uninit(DType::I32, &[rows, 4])?;
+    let (device, read) = (setting.device.clone(), frontier.clone());
+    Ok(Case {
+        bytes: (rows * (4 * TOP_K + 20)) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            let (path_logp, row_run, runs_used, frontier) = (&path_logp, &row_run, &runs_used, &frontier);
+            draft_beam(&device, DraftBeamArgs { path_logp, row_run, runs_used, frontier, width: TOP_K })
+        }),
+        check: Box::new(move || {
+            let best = reference::draft::descending(&values[..TOP_K * TOP_K]);
+            let chosen: Vec<i32> = read.to_vec::<i32>()?.chunks(4).map(|entry| entry[1]).collect();
+            assert!(chosen.iter().zip(&best[..TOP_K]).all(|(&got, &want)| got == want as i32));
+            Ok(())
+        }),
+    })
+}
+
+fn frontier_case(setting: &Setting, sequences: usize) -> Result<Case> {
+    let rows = sequences * TOP_K;
+    let entry = |row: usize| [row / TOP_K, row, usize::MAX, row % TOP_K].map(|value| value as i32);
+    let ints = |value: fn(usize) -> i32, len: usize| setting.ints(&(0..len).map(value).collect::<Vec<_>>());
+    let frontier = setting.ints(&(0..rows).flat_map(entry).collect::<Vec<_>>())?.reshape(&[rows, 4]);
+    let pool_tokens = ints(|i| i as i32, rows)?;
+    let (pool_path_logp, _) = setting.random_f32(&[rows])?;
+    let [first_position, prefix_len, root_row] = [200, 100, 3].map(|value| vec![value; sequences]);
+    let (first_position, prefix_len, root_row) =
+        (setting.ints(&first_position)?, setting.ints(&prefix_len)?, setting.ints(&root_row)?);
+    let page_table = ints(|i| i as i32, sequences * 32)?.reshape(&[sequences, 32]);
+    let run_ancestors = setting.uninit(DType::U64, &[sequences, 256, 4])?;
+    let run_rows = setting.uninit(DType::I32, &[sequences, 256])?;
+    let [tokens, positions, slots, feature_row, row_run] =
+        [(); 5].map(|()| setting.uninit(DType::I32, &[rows]));
+    let (tokens, positions, slots, feature_row, row_run) =
+        (tokens?, positions?, slots?, feature_row?, row_run?);
+    let ancestors = setting.uninit(DType::U64, &[rows, 4])?;
+    let parent_logp = setting.uninit(DType::F32, &[rows])?;
+    let (device, read_slots, read_ancestors) = (setting.device.clone(), slots.clone(), ancestors.clone());
+    Ok(Case {
+        bytes: (rows * (16 + 8 + 5 * 4 + 32 + 4 + 36)) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            let args = DraftFrontierArgs {
+                frontier: &frontier,
+                pool_tokens: &pool_tokens,
+                pool_path_logp: &pool_path_logp,
+                first_position: &first_position,
+                prefix_len: &prefix_len,
+                page_table: &page_table,
+                page_size: PAGE,
+                root_feature_row: &root_row,
+                runs: RunTables { ancestors: &run_ancestors, feature_row: &run_rows },
+                output_row: 10,
+                tokens: &tokens,
+                positions: &positions,
+                slots: &slots,
+                ancestors: &ancestors,
+                parent_logp: &parent_logp,
+                feature_row: &feature_row,
+                row_run: &row_run,
+            };
+            draft_frontier(&device, args)
+        }),
+        check: Box::new(move || {
+            let pages: Vec<i32> = (0..32).collect();
+            let want = reference::draft::place([0; 4], TOP_K - 1, 200, 100, &pages, PAGE);
+            assert_eq!(read_slots.to_vec::<i32>()?[TOP_K - 1], want.slot);
+            assert_eq!(read_ancestors.to_vec::<u64>()?[4 * (TOP_K - 1)..4 * TOP_K], want.ancestors);
+            Ok(())
+        }),
+    })
+}
+
+/// A path of `accepted` nodes, every second node of the tree, moves together in all layers.
+fn compact_case(setting: &Setting, sequences: usize, accepted: usize) -> Result<Case> {
+    let m = setting.model;
+    let shape = [m.layers, 2, sequences * 4, m.kv_heads, PAGE, m.head_dim];
+    let kv = setting.uninit(DType::Bf16, &shape)?;
+    kv.copy_from(&setting.random(0, &shape))?;
+    let table: Vec<i32> = (0..(sequences * 4) as i32).collect();
+    let page_table = setting.ints(&table)?.reshape(&[sequences, 4]);
+    let nodes: Vec<i32> = (0..accepted as i32).map(|i| 2 * i + 2).collect();
+    let prefix_len = setting.ints(&vec![13; sequences])?;
+    let accepted_nodes = setting.ints(&nodes.repeat(sequences))?.reshape(&[sequences, accepted]);
+    let accepted_len = setting.ints(&vec![accepted as i32; sequences])?;
+    let plane = shape[2..].iter().product::<usize>();
+    let (device, read, before) = (setting.device.clone(), kv.clone(), setting.values(0, plane));
+    Ok(Case {
+        bytes: (8 * sequences * accepted * m.layers * m.kv_heads * m.head_dim) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            let args = KvCompactArgs {
+                kv: &kv,
+                page_table: &page_table,
+                prefix_len: &prefix_len,
+                accepted: &accepted_nodes,
+                accepted_len: &accepted_len,
+                max_accepted: accepted,
+            };
+            kv_compact(&device, args)
+        }),
+        check: Box::new(move || {
+            let cache = reference::kv_compact::Cache {
+                planes: 1,
+                pages: sequences * 4,
+                num_kv_heads: m.kv_heads,
+                page_size: PAGE,
+                head_dim: m.head_dim,
+            };
+            let mut want = before.clone();
+            for pages in table.chunks(4) {
+                reference::kv_compact::kv_compact(&mut want, cache, pages, 13, &nodes);
+            }
+            let first_plane = read.index(0).index(0).reshape(&[1, plane]);
+            assert_eq!(row(&first_plane, 0)?, want);
+            Ok(())
+        }),
+    })
+}

@@ -1,0 +1,68 @@
+//! Linear layers: every weight at every number of rows.
+
+use smart_run::Result;
+use smart_run::device::{DType, Tensor};
+use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
+use smart_run::reference;
+
+use super::measure::{Case, Entry, near};
+use super::row_cases::row;
+use super::setting::{Model, Setting};
+use super::shapes::LinearShape;
+
+/// The weights of `model`'s list, those that matter most at the usual numbers of rows first.
+pub fn linear(model: &'static Model) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for shape in model.linears {
+        for &rows in model.steps {
+            let LinearShape { model: of, layer, n, k, rank, .. } = *shape;
+            let usual = model.widths.contains(&rows);
+            let json = serde_json::json!({
+                "family": "linear", "model": of, "layer": layer, "rows": rows, "n": n, "k": k,
+                "out": if shape.f32_out { "f32" } else { "bf16" }, "gated": is_gated(shape),
+            });
+            let name = format!("linear {of} {layer} T={rows} N={n} K={k}");
+            let rank = if usual { rank } else { rank + 2 };
+            entries.push(Entry::new(rank, name, json, move |setting| linear_case(setting, shape, rows)));
+        }
+    }
+    entries
+}
+
+fn linear_case(setting: &Setting, shape: &LinearShape, rows: usize) -> Result<Case> {
+    let &LinearShape { n, k, f32_out, .. } = shape;
+    let (gated, dtype) = (is_gated(shape), if f32_out { DType::F32 } else { DType::Bf16 });
+    let out = setting.uninit(dtype, &[rows, if gated { n / 2 } else { n }])?;
+    let x = setting.random(0, &[rows, k]);
+    let workspace = LinearWorkspace::new(&setting.device, rows, [(n, k)], 0)?;
+    let (device, read) = (setting.device.clone(), out.clone());
+    let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[n, k])).collect();
+    let checked_rows = if gated { 2 * GATE_ROWS } else { 8 };
+    let (last_x, first_weights) = (setting.values((rows - 1) * k, k), setting.values(0, checked_rows * k));
+    Ok(Case {
+        bytes: (2 * n * k + 2 * rows * k) as f64 + out.num_bytes() as f64,
+        flops: (2 * rows * n * k) as f64,
+        launch: Box::new(move |i| {
+            let weight = &weights[i % weights.len()];
+            let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: &workspace };
+            if gated { linear_swiglu(&device, args) } else { multiply(&device, args) }
+        }),
+        check: Box::new(move || {
+            let got = match f32_out {
+                true => read.rows(rows - 1..rows).to_vec::<f32>()?,
+                false => row(&read, rows - 1)?,
+            };
+            let mut want = reference::linear::linear(&last_x, &first_weights, None, k);
+            if gated {
+                want = reference::swiglu::swiglu(&want, GATE_ROWS);
+            }
+            near("linear", &got[..8], &want);
+            Ok(())
+        }),
+    })
+}
+
+/// Whether SwiGLU sits behind the weight.
+fn is_gated(shape: &LinearShape) -> bool {
+    shape.layer == "gate_up"
+}

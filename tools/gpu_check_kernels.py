@@ -1,0 +1,142 @@
+"""Measures our kernels and those of others at the same shapes, on the same GPU, in turn.
+
+    python3 tools/gpu_check_kernels.py gpu-check/gpu_check RESULTS/kernels.jsonl --seconds 420
+
+`gpu-check/run.sh kernels` runs it. Ceilings come first, then rows by rank: ours, each peer, ours again, so that a GPU that
+grows slower or faster is seen. Ours live in a process that only waits while a peer is measured, and the other way round. Every
+measurement is a JSON line that is written at once: `who` measured, `turn` 0 or 1 of ours. What was not reached in time is
+counted in the last line. Without PyTorch only ours are measured.
+"""
+
+import argparse
+import gc
+import json
+import time
+from pathlib import Path
+
+from peers.ours import Gone, Ours
+
+# Seconds that FlexAttention may take in all: each shape is compiled for itself, and that is slow.
+FLEX_SECONDS = 120
+ARITHMETIC = [(8192, 8192, 8192)] + [(m, 28672, 4096) for m in (64, 128, 256, 512)]
+
+
+class Record:
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a")
+        self.count = 0
+
+    def add(self, who: str, row: dict) -> None:
+        self.file.write(json.dumps({"who": who} | row) + "\n")
+        self.file.flush()
+        self.count += 1
+        time_text = f"{row['median_us']:10.2f} us" if "median_us" in row else row.get("reason", row.get("error", ""))
+        print(f"{row.get('case', ''):<62} {who:<14} {time_text}", flush=True)
+
+
+class Peers:
+    """Who else has a kernel for a shape; nobody, if PyTorch is missing."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.flex_left = float(FLEX_SECONDS)
+        self.torch = None
+        try:
+            import torch
+        except ImportError as error:
+            record.add("peers", {"reason": f"SKIPPED: {error}"})
+            return
+        from peers import attention, cublaslt, timing, torch_peers
+
+        self.torch, self.timing = torch, timing
+        self.torch_peers = torch_peers
+        torch.manual_seed(0)
+        gpu = torch.cuda.get_device_name() if timing.on_gpu() else "no GPU: PyTorch on the CPU"
+        record.add("peers", {"reason": f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, {gpu}"})
+        self.by_family = {
+            "linear": [("cuBLASLt", cublaslt.linear), ("torch.matmul", torch_peers.linear)],
+            "attention": [("SDPA", attention.dense_bias), ("FlexAttention", attention.flex)],
+            "sample": [("torch", torch_peers.sample)],
+            "topk": [("torch", torch_peers.topk)],
+        }
+
+    def of(self, shape: dict) -> list:
+        if self.torch is None:
+            return []
+        return self.by_family.get(shape["family"], []) or self.by_family.get(shape.get("kernel", ""), [])
+
+    def measure(self, who: str, build, case: str, shape: dict) -> None:
+        if who == "FlexAttention" and self.flex_left <= 0:
+            return
+        start = time.monotonic()
+        row: dict = {"case": case, "shape": shape}
+        try:
+            peer = build(shape)
+            peer.launch(0)
+            peer.check()
+            row |= self.timing.time_peer(peer) | {"note": peer.note}
+        except self.timing.Skipped as skipped:
+            row["reason"] = f"SKIPPED: {skipped}"
+        except Exception as error:  # of code that is not ours, whatever it may be
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+        if who == "FlexAttention":
+            self.flex_left -= time.monotonic() - start
+        self.record.add(who, row)
+        peer = None
+        gc.collect()
+        if self.timing.on_gpu():
+            self.torch.cuda.empty_cache()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("executable", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--seconds", type=float, default=420, help="after so many seconds no row is begun")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--most", type=int, help="so many rows of a family at the most")
+    args = parser.parse_args()
+    begun = time.monotonic()
+    record = Record(args.results)
+    failures = 0
+    ours = Ours(args.executable.resolve(), patience=max(60.0, args.seconds / 4))
+    for row in ours.several("ceilings"):
+        record.add("ours", row | ({"case": row["skipped"]} if "skipped" in row else {}))
+    peers = Peers(record)
+    if peers.torch is not None:
+        scale = 1 if peers.timing.on_gpu() else 32
+        for m, n, k in ARITHMETIC:
+            shape = {"family": "ceilings", "kind": "matmul", "m": m // scale, "n": n // scale, "k": k // scale}
+            case = "matmul {m} x {n} x {k}".format(**shape)
+            peers.measure("torch.matmul", peers.torch_peers.matmul, case, shape)
+    seen: dict[str, int] = {}
+    missed = 0
+    for entry in list(ours.several("list")):
+        name, shape = entry["name"], entry["shape"]
+        if args.only not in name:
+            continue
+        family = shape["family"]
+        seen[family] = seen.get(family, 0) + 1
+        if args.most and seen[family] > args.most:
+            continue
+        if time.monotonic() - begun > args.seconds:
+            missed += 1
+            continue
+        for turn in (0, 1):
+            row = ours.time(name) | {"turn": turn, "rank": entry["rank"]}
+            failures += "error" in row
+            record.add("ours", row)
+            for who, build in peers.of(shape) if turn == 0 else []:
+                peers.measure(who, build, name, shape)
+            if turn == 0 and not peers.of(shape):
+                break  # nobody was measured in between
+    record.add("end", {"reason": f"{missed} rows not reached", "missed": missed, "failures": failures})
+    ours.close()
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except Gone as gone:
+        raise SystemExit(f"the process with our kernels: {gone}")
