@@ -70,6 +70,15 @@ impl Snapshot {
             self.preemptions,
         );
         page.counter("sequences_total", "Sequences accepted.", self.requests);
+        page.head("sequences_ended_total", "counter", "Sequences by how they ended.");
+        for (outcome, count) in [
+            ("eos", self.finished_eos),
+            ("length", self.finished_length),
+            ("cancelled", self.cancelled),
+            ("failed", self.failed),
+        ] {
+            page.line("sequences_ended_total", &format!("{{outcome={outcome:?}}}"), count);
+        }
         page.counter("rounds_total", "Rounds run, plain ones included.", sums.rounds);
         page.counter("rounds_failed_total", "Rounds that failed.", self.failed_rounds);
         page.counter("sequence_rounds_total", "Rounds times running sequences.", sums.sequence_rounds);
