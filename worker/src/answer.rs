@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use dynamo_backend_common::{
-    AsyncEngineContext, CompletionUsage, DynamoError, LLMEngineOutput, LLMEngineOutputExt, PromptTokensDetails,
-    TopLogprob, TopLogprobs,
+    AsyncEngineContext, CompletionUsage, DynamoError, LLMEngineOutput, LLMEngineOutputExt,
+    PromptTokensDetails, TopLogprob, TopLogprobs,
 };
 use futures::stream::BoxStream;
 use smart_run::engine::{FinishReason, TokenLogprobs};
@@ -20,24 +20,37 @@ pub type Chunk = Result<LLMEngineOutput, DynamoError>;
 /// How the tokens of one request become chunks.
 pub struct Answer {
     /// Tokens that end the text and are part of it.
-    pub visible_stops: Vec<u32>,
+    visible_stops: Vec<u32>,
     /// Watches for stop strings, if the request has some.
-    pub stops: Option<StopStream>,
+    stops: Option<StopStream>,
     /// Prompts and what was found of them.
-    pub counts: Arc<Counts>,
+    counts: Arc<Counts>,
     /// To know whether the engine has ended.
-    pub client: Client,
+    client: Client,
+    /// Tokens that the chunks so far have.
     told: u32,
     usage: Usage,
 }
 
 impl Answer {
-    pub fn new(visible_stops: Vec<u32>, stops: Option<StopStream>, counts: Arc<Counts>, client: Client) -> Self {
-        Self { visible_stops, stops, counts, client, told: 0, usage: Usage::default() }
+    /// For a prompt of so many tokens.
+    pub fn new(
+        prompt_tokens: usize,
+        visible_stops: Vec<u32>,
+        stops: Option<StopStream>,
+        counts: Arc<Counts>,
+        client: Client,
+    ) -> Self {
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        Self { visible_stops, stops, counts, client, told: 0, usage }
     }
 
     /// One chunk a round, the last of them with the reason why the text ends. Dropping the stream cancels the request, as does `context`.
-    pub fn stream(mut self, mut updates: Updates, context: Arc<dyn AsyncEngineContext>) -> BoxStream<'static, Chunk> {
+    pub fn stream(
+        mut self,
+        mut updates: Updates,
+        context: Arc<dyn AsyncEngineContext>,
+    ) -> BoxStream<'static, Chunk> {
         Box::pin(async_stream::stream! {
             loop {
                 let update = tokio::select! {

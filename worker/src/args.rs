@@ -72,7 +72,9 @@ impl Args {
     pub fn resolve(self) -> anyhow::Result<(Settings, WorkerConfig)> {
         let common = self.common;
         if common.disaggregation_mode != DisaggregationMode::Aggregated {
-            bail!("--disaggregation-mode: this worker reads prompts and writes answers, `agg` alone is possible");
+            bail!(
+                "--disaggregation-mode: this worker reads prompts and writes answers, `agg` alone is possible"
+            );
         }
         if common.route_to_encoder {
             bail!("--route-to-encoder: this worker reads text alone");
@@ -159,7 +161,8 @@ mod tests {
 
     #[test]
     fn flags_arrive() {
-        let (settings, config) = resolve(&["--draft", "ngram", "--device", "host", "--kv-budget-mib", "3"]).unwrap();
+        let (settings, config) =
+            resolve(&["--draft", "ngram", "--device", "host", "--kv-budget-mib", "3"]).unwrap();
         assert_eq!((&settings.name[..], settings.kv_budget_bytes), ("target", Some(3 << 20)));
         assert!(matches!(settings.draft, Some(DraftSource::Ngrams)));
         assert_eq!((config.served_model_name.as_deref(), &config.namespace[..]), (Some("target"), "dynamo"));

@@ -96,7 +96,8 @@ impl SmartEngine {
 
 fn load(settings: &Settings) -> smart_run::Result<(Engine, Texts)> {
     let source = ModelSource::from(settings.model.as_path());
-    let mut builder = Engine::builder(source.clone()).device(settings.device).max_sequences(settings.max_sequences);
+    let mut builder =
+        Engine::builder(source.clone()).device(settings.device).max_sequences(settings.max_sequences);
     if let Some(draft) = settings.draft.clone() {
         builder = builder.drafter(draft);
     }
@@ -175,12 +176,16 @@ impl LLMEngine for SmartEngine {
             let serving = Arc::clone(&serving);
             move || Asked::read(&request, &id, &serving.texts)
         });
-        let asked = read.await.map_err(|error| unknown(format!("the request was not read to its end: {error}")))??;
+        let asked = read
+            .await
+            .map_err(|error| unknown(format!("the request was not read to its end: {error}")))??;
         let Asked { request, visible_stops, stop_strings } = asked;
+        let prompt_tokens = request.prompt.len();
         let updates = serving.client.submit(request).map_err(refused)?;
         let tokenizer = serving.texts.tokenizer.as_ref().filter(|_| !stop_strings.is_empty());
         let stops = tokenizer.map(|tokenizer| tokenizer.stream_until(&stop_strings));
-        let answer = Answer::new(visible_stops, stops, Arc::clone(&serving.counts), serving.client.clone());
+        let (counts, client) = (Arc::clone(&serving.counts), serving.client.clone());
+        let answer = Answer::new(prompt_tokens, visible_stops, stops, counts, client);
         Ok(answer.stream(updates, context.inner_arc()))
     }
 

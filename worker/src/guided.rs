@@ -14,17 +14,24 @@ const BACKENDS: [&str; 3] = ["auto", "guidance", "llguidance"];
 /// # Errors
 /// More than one constraint; a backend, whitespace pattern or structural tag, which are not to be had.
 pub fn grammar_of(options: &GuidedDecodingOptions) -> Result<Option<GrammarSpec>, DynamoError> {
-    let GuidedDecodingOptions { json, regex, choice, grammar, backend, whitespace_pattern, structural_tag } = options;
+    let GuidedDecodingOptions { json, regex, choice, grammar, backend, whitespace_pattern, structural_tag } =
+        options;
     if let Some(backend) = backend
         && !BACKENDS.contains(&backend.as_str())
     {
-        return Err(invalid(format!("guided_decoding.backend {backend:?} is not to be had here: leave it out, or ask for one of {BACKENDS:?}")));
+        return Err(invalid(format!(
+            "guided_decoding.backend {backend:?} is not to be had here: leave it out, or ask for one of {BACKENDS:?}"
+        )));
     }
     if whitespace_pattern.is_some() {
-        return Err(invalid("guided_decoding.whitespace_pattern is not supported: JSON comes with any whitespace"));
+        return Err(invalid(
+            "guided_decoding.whitespace_pattern is not supported: JSON comes with any whitespace",
+        ));
     }
     if structural_tag.is_some() {
-        return Err(invalid("guided_decoding.structural_tag is not supported: use json, regex, choice or grammar"));
+        return Err(invalid(
+            "guided_decoding.structural_tag is not supported: use json, regex, choice or grammar",
+        ));
     }
     let choice = choice.as_deref().filter(|choices| !choices.is_empty());
     let mut asked = [
@@ -91,9 +98,15 @@ mod tests {
         assert_eq!(of(json!({"json": {"type": "object"}})), Ok(Some(GrammarSpec::JsonObject)));
         assert_eq!(of(json!({"regex": "a+"})), Ok(Some(GrammarSpec::Regex("a+".into()))));
         assert_eq!(of(json!({"choice": ["a.b", "c d"]})), Ok(Some(GrammarSpec::Regex("a\\.b|c d".into()))));
-        assert_eq!(of(json!({"grammar": "start: \"x\""})), Ok(Some(GrammarSpec::Lark("start: \"x\"".into()))));
+        assert_eq!(
+            of(json!({"grammar": "start: \"x\""})),
+            Ok(Some(GrammarSpec::Lark("start: \"x\"".into())))
+        );
         assert_eq!(of(json!({"choice": []})), Ok(None));
-        assert_eq!(of(json!({"regex": "a", "backend": "guidance"})), Ok(Some(GrammarSpec::Regex("a".into()))));
+        assert_eq!(
+            of(json!({"regex": "a", "backend": "guidance"})),
+            Ok(Some(GrammarSpec::Regex("a".into())))
+        );
     }
 
     #[test]

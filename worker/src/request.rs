@@ -44,7 +44,10 @@ impl Asked {
         let grammar = match guided.map(grammar_of).transpose()?.flatten() {
             None => None,
             Some(spec) => {
-                let compiler = texts.grammars.as_ref().map_err(|reason| invalid(format!("guided_decoding: {reason}")))?;
+                let compiler = texts
+                    .grammars
+                    .as_ref()
+                    .map_err(|reason| invalid(format!("guided_decoding: {reason}")))?;
                 let compiled = compiler.compile(&spec);
                 Some(compiled.map_err(|error| invalid(format!("guided_decoding: {error}")))?)
             }
@@ -72,7 +75,8 @@ impl Asked {
 
 /// Only tokens are read, and only here.
 fn refuse_other_inputs(request: &PreprocessedRequest) -> Result<(), DynamoError> {
-    let media = request.multi_modal_data.as_ref().is_some_and(|media| media.values().any(|list| !list.is_empty()));
+    let media =
+        request.multi_modal_data.as_ref().is_some_and(|media| media.values().any(|list| !list.is_empty()));
     refuse(media, "multi_modal_data", "this worker reads text alone")?;
     refuse(request.prompt_embeds.is_some(), "prompt_embeds", "prompts are tokens")?;
     refuse(request.encoder_result.is_some(), "encoder_result", "there are no encoders before this worker")?;
@@ -89,7 +93,9 @@ fn refuse_unsupported(request: &PreprocessedRequest) -> Result<(), DynamoError> 
         refuse(routing.dp_rank.is_some_and(|rank| rank != 0), "dp_rank", "there is rank 0 alone")?;
     }
     refuse(request.require_reasoning, "require_reasoning", "a grammar holds from the first token on")?;
-    let extra = |path: &str| request.extra_args.as_ref().and_then(|extra| extra.pointer(path)).is_some_and(|it| !it.is_null());
+    let extra = |path: &str| {
+        request.extra_args.as_ref().and_then(|extra| extra.pointer(path)).is_some_and(|it| !it.is_null())
+    };
     for name in ["allowed_token_ids", "bad_words_token_ids", "logprob_token_ids"] {
         refuse(extra(&format!("/sampling_options/{name}")), name, "use guided decoding")?;
     }
@@ -116,8 +122,14 @@ fn sampling(options: &SamplingOptions, id: &str) -> Result<(SamplingParams, Pena
         frequency: options.frequency_penalty.unwrap_or(0.0),
     };
     penalties.validate().map_err(|error| invalid(error.to_string()))?;
-    let outside = |value: Option<f32>, range: std::ops::RangeInclusive<f32>| value.is_some_and(|value| !range.contains(&value));
-    refuse(outside(options.temperature, 0.0..=f32::MAX), "temperature", "it should be a number of at least 0")?;
+    let outside = |value: Option<f32>, range: std::ops::RangeInclusive<f32>| {
+        value.is_some_and(|value| !range.contains(&value))
+    };
+    refuse(
+        outside(options.temperature, 0.0..=f32::MAX),
+        "temperature",
+        "it should be a number of at least 0",
+    )?;
     refuse(outside(options.top_p, 0.0..=1.0), "top_p", "it should be from 0 to 1")?;
     refuse(outside(options.min_p, 0.0..=1.0), "min_p", "it should be from 0 to 1")?;
     refuse(options.top_k.is_some_and(|k| k < -1), "top_k", "it should be a count, or -1 for all tokens")?;
@@ -137,13 +149,15 @@ fn sampling(options: &SamplingOptions, id: &str) -> Result<(SamplingParams, Pena
 /// keeps its id: the text goes on as it would have.
 fn seed_of(id: &str) -> u64 {
     // FNV-1a: the same in every build of every worker.
-    id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    id.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn stop_tokens(stop: &StopConditions, eos: &[u32], ignore_eos: bool) -> Result<Vec<i32>, DynamoError> {
     let mut tokens = ids("stop_token_ids", stop.stop_token_ids.as_deref().unwrap_or_default())?;
     if !ignore_eos {
-        tokens.extend(ids("stop_token_ids_hidden", stop.stop_token_ids_hidden.as_deref().unwrap_or_default())?);
+        tokens
+            .extend(ids("stop_token_ids_hidden", stop.stop_token_ids_hidden.as_deref().unwrap_or_default())?);
         tokens.extend(ids("eos_token_ids", eos)?);
     }
     // The text goes on to such a token, and with it.
@@ -157,7 +171,8 @@ fn stop_tokens(stop: &StopConditions, eos: &[u32], ignore_eos: bool) -> Result<V
 /// A least length is what `ignore_eos` gives where nothing else can end the text early.
 fn refuse_min_tokens(stop: &StopConditions, has_grammar: bool) -> Result<(), DynamoError> {
     let lists = [&stop.stop_token_ids, &stop.stop_token_ids_visible];
-    let stops = lists.into_iter().flatten().any(|list| !list.is_empty()) || stop.stop.as_ref().is_some_and(|list| !list.is_empty());
+    let stops = lists.into_iter().flatten().any(|list| !list.is_empty())
+        || stop.stop.as_ref().is_some_and(|list| !list.is_empty());
     let is_sure = stop.ignore_eos == Some(true) && !stops && !has_grammar;
     let least = stop.min_tokens.unwrap_or(0);
     refuse(least > 0 && !is_sure, "min_tokens", "use ignore_eos, without stops")?;
@@ -167,7 +182,11 @@ fn refuse_min_tokens(stop: &StopConditions, has_grammar: bool) -> Result<(), Dyn
 }
 
 fn logprobs(options: &OutputOptions) -> Result<Option<usize>, DynamoError> {
-    refuse(options.prompt_logprobs.is_some(), "prompt_logprobs", "only emitted tokens have log-probabilities")?;
+    refuse(
+        options.prompt_logprobs.is_some(),
+        "prompt_logprobs",
+        "only emitted tokens have log-probabilities",
+    )?;
     refuse(options.no_stop_trim == Some(true), "no_stop_trim", "the token that ends a text is not emitted")?;
     match options.logprobs {
         Some(count) if count as usize > MAX_TOP_LOGPROBS => {
@@ -179,7 +198,9 @@ fn logprobs(options: &OutputOptions) -> Result<Option<usize>, DynamoError> {
 
 /// Token ids as the engine has them.
 fn ids(name: &str, ids: &[u32]) -> Result<Vec<i32>, DynamoError> {
-    let id = |&id: &u32| i32::try_from(id).map_err(|_| invalid(format!("{name}: token {id} is outside of every vocabulary")));
+    let id = |&id: &u32| {
+        i32::try_from(id).map_err(|_| invalid(format!("{name}: token {id} is outside of every vocabulary")))
+    };
     ids.iter().map(id).collect()
 }
 
@@ -212,7 +233,13 @@ mod tests {
         assert_eq!((&request.prompt[..], request.max_new_tokens), (&[1, 2, 3][..], 7));
         assert_eq!(request.stop_tokens, [5, 9], "6 is visible");
         assert_eq!(asked.visible_stops, [8, 6]);
-        let expected = SamplingParams { temperature: 0.5, top_p: f32::MIN_POSITIVE, top_k: 0, min_p: 0.1, seed: u64::MAX };
+        let expected = SamplingParams {
+            temperature: 0.5,
+            top_p: f32::MIN_POSITIVE,
+            top_k: 0,
+            min_p: 0.1,
+            seed: u64::MAX,
+        };
         assert_eq!(request.sampling, expected);
         assert_eq!(request.penalties, Penalties { repetition: 1.5, presence: 0.25, frequency: 0.5 });
         assert_eq!(request.logprobs, Some(3));
@@ -221,14 +248,18 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_protocol_and_the_seed_is_the_ids() {
         let asked = read(json!({})).unwrap().request;
-        assert_eq!(asked.sampling, SamplingParams { temperature: 1.0, seed: seed_of("some id"), ..SamplingParams::default() });
+        assert_eq!(
+            asked.sampling,
+            SamplingParams { temperature: 1.0, seed: seed_of("some id"), ..SamplingParams::default() }
+        );
         assert_eq!((asked.max_new_tokens, asked.logprobs, asked.ignore_eos), (usize::MAX, None, false));
         assert_ne!(seed_of("a"), seed_of("b"));
     }
 
     #[test]
     fn eos_is_ignored_where_that_is_asked() {
-        let stop = json!({"ignore_eos": true, "min_tokens": 4, "max_tokens": 4, "stop_token_ids_hidden": [6]});
+        let stop =
+            json!({"ignore_eos": true, "min_tokens": 4, "max_tokens": 4, "stop_token_ids_hidden": [6]});
         let asked = read(json!({"stop_conditions": stop, "eos_token_ids": [9]})).unwrap().request;
         assert!(asked.ignore_eos && asked.stop_tokens.is_empty());
     }
@@ -246,7 +277,10 @@ mod tests {
             (json!({"routing": {"priority": 1}}), "priority"),
             (json!({"routing": {"dp_rank": 1}}), "dp_rank"),
             (json!({"require_reasoning": true}), "require_reasoning"),
-            (json!({"extra_args": {"sampling_options": {"bad_words_token_ids": [[1]]}}}), "bad_words_token_ids"),
+            (
+                json!({"extra_args": {"sampling_options": {"bad_words_token_ids": [[1]]}}}),
+                "bad_words_token_ids",
+            ),
             (json!({"extra_args": {"nvext": {"cache_salt": "x"}}}), "cache_salt"),
             (sampling(json!({"n": 2})), "n is not supported"),
             (sampling(json!({"best_of": 2})), "best_of"),

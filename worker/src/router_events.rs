@@ -32,7 +32,8 @@ impl RouterBlocks {
                     None => None,
                 };
                 let tokens: Option<Vec<u32>> = keys.iter().map(|&key| u32::try_from(key).ok()).collect();
-                let options = BlockHashOptions { is_eagle: Some(is_eagle(self.layout)), ..BlockHashOptions::default() };
+                let options =
+                    BlockHashOptions { is_eagle: Some(is_eagle(self.layout)), ..BlockHashOptions::default() };
                 let hashes = compute_block_hash_for_seq(&tokens?, self.layout.block_size as u32, options);
                 let &tokens_hash = hashes.first()?;
                 let name = parent.map_or(tokens_hash.0, |parent| compute_next_seq_hash(parent, tokens_hash));
@@ -87,7 +88,8 @@ mod tests {
             for i in 0..3_usize {
                 let own = &keys[i * 16..(i + 1) * 16 + lookahead];
                 let parent = i.checked_sub(1);
-                let event = blocks.translate(stored(10 + i as u64, parent.map(|i| 10 + i as u64), own)).unwrap();
+                let event =
+                    blocks.translate(stored(10 + i as u64, parent.map(|i| 10 + i as u64), own)).unwrap();
                 let KvCacheEventData::Stored(data) = event else { panic!("{event:?}") };
                 assert_eq!(data.parent_hash, parent.map(|i| ExternalSequenceBlockHash(chained[i])));
                 assert_eq!(data.blocks[0].tokens_hash, wanted[i]);

@@ -109,9 +109,14 @@ async fn the_conformance_kit_passes() {
 
 #[tokio::test]
 async fn tokens_are_those_of_the_engine_alone_and_the_second_time_the_prompt_is_found() {
-    let (_, ids) = prompt("def quicksort(items):\n    \"\"\"Sorts a list of numbers in place.\"\"\"\n    if len(items) < 2:\n");
-    let mut alone =
-        Engine::builder(demo("target").as_path()).device(DeviceChoice::Host).max_context(1024).build().unwrap();
+    let (_, ids) = prompt(
+        "def quicksort(items):\n    \"\"\"Sorts a list of numbers in place.\"\"\"\n    if len(items) < 2:\n",
+    );
+    let mut alone = Engine::builder(demo("target").as_path())
+        .device(DeviceChoice::Host)
+        .max_context(1024)
+        .build()
+        .unwrap();
     let mut wanted = Vec::new();
     for tokens in alone.generate(Request::new(ids.clone(), 40)).unwrap() {
         wanted.extend(tokens.unwrap());
@@ -121,7 +126,10 @@ async fn tokens_are_those_of_the_engine_alone_and_the_second_time_the_prompt_is_
         let (tokens, last) = answer(&engine, request(&ids, 40, json!({}))).await;
         assert_eq!(tokens, wanted);
         let usage = last.completion_usage.unwrap();
-        assert_eq!((usage.prompt_tokens as usize, usage.completion_tokens as usize), (ids.len(), wanted.len()));
+        assert_eq!(
+            (usage.prompt_tokens as usize, usage.completion_tokens as usize),
+            (ids.len(), wanted.len())
+        );
         assert_eq!(usage.prompt_tokens_details.unwrap().cached_tokens.unwrap() > 0, again);
     }
 }
@@ -150,7 +158,13 @@ async fn who_cancels_or_goes_frees_the_place() {
 #[tokio::test]
 async fn a_sampled_request_goes_on_elsewhere_as_it_would_have() {
     let (one, other) = (started(settings()).await, started(settings()).await);
-    let sampled = |prompt: &[i32], most| request(prompt, most, json!({"sampling_options": {"temperature": 0.9}, "stop_conditions": {"ignore_eos": true}}));
+    let sampled = |prompt: &[i32], most| {
+        request(
+            prompt,
+            most,
+            json!({"sampling_options": {"temperature": 0.9}, "stop_conditions": {"ignore_eos": true}}),
+        )
+    };
     let (_, ids) = prompt("class Stack:\n");
     let all = |chunks: Vec<Chunk>| -> Vec<i32> {
         chunks.into_iter().flat_map(|chunk| chunk.unwrap().token_ids).map(|token| token as i32).collect()
@@ -196,7 +210,8 @@ async fn guided_answers_keep_to_their_grammar() {
 async fn texts_end_where_stops_say() {
     let engine = started(settings()).await;
     let (tokenizer, ids) = prompt("import os\nimport sys\n");
-    let (whole, _) = answer(&engine, request(&ids, 40, json!({"stop_conditions": {"ignore_eos": true}}))).await;
+    let (whole, _) =
+        answer(&engine, request(&ids, 40, json!({"stop_conditions": {"ignore_eos": true}}))).await;
     let (visible, rest) = (whole[6], &whole[..6]);
     assert!(!rest.contains(&visible), "the test needs a token that comes first there");
 
@@ -213,9 +228,14 @@ async fn texts_end_where_stops_say() {
 
     let text = tokenizer.decode(&whole).unwrap();
     let stop: String = text.chars().skip(9).take(4).collect();
-    let (tokens, last) = answer(&engine, request(&ids, 40, json!({"stop_conditions": {"stop": [stop]}}))).await;
-    let (with, without) = (tokenizer.decode(&tokens).unwrap(), tokenizer.decode(&tokens[..tokens.len() - 1]).unwrap());
-    assert!(with.contains(&stop) && !without.contains(&stop), "{with:?} ends with the token that completes {stop:?}");
+    let (tokens, last) =
+        answer(&engine, request(&ids, 40, json!({"stop_conditions": {"stop": [stop]}}))).await;
+    let (with, without) =
+        (tokenizer.decode(&tokens).unwrap(), tokenizer.decode(&tokens[..tokens.len() - 1]).unwrap());
+    assert!(
+        with.contains(&stop) && !without.contains(&stop),
+        "{with:?} ends with the token that completes {stop:?}"
+    );
     assert!(matches!(last.finish_reason, Some(FinishReason::Stop)));
     wait_until_quiescent(&engine).await;
 }
@@ -233,7 +253,9 @@ async fn log_probabilities_come_with_every_token() {
         for ((token, drawn), top) in chunk.token_ids.iter().zip(drawn).zip(top) {
             // Greedy: what was drawn is the likeliest.
             assert_eq!((top.len(), top[0].rank, top[0].token_id), (2, 1, *token));
-            assert!(drawn <= 0.0 && (drawn - top[0].logprob).abs() < 1e-5 && top[1].logprob <= top[0].logprob);
+            assert!(
+                drawn <= 0.0 && (drawn - top[0].logprob).abs() < 1e-5 && top[1].logprob <= top[0].logprob
+            );
             count += 1;
         }
     }
