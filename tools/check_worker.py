@@ -1,10 +1,11 @@
 """Two workers of the demo pair behind NVIDIA Dynamo's frontend: routing by prefix, migration, drain, guided decoding, cancellation, metrics.
 
-    (cd worker && cargo build) && python3 tools/check_worker.py [--python PYTHON] [--worker BINARY] [--logs FOLDER] [--require]
+    (cd worker && cargo build) && python3 tools/check_worker.py [--python PYTHON] [--worker BINARY] [--etcd] [--logs FOLDER] [--require]
 
 PYTHON is an interpreter with the package `ai-dynamo` (docs/scale-out.md says how to get one); without it the check is skipped, and says
-so, or fails with --require. Everything listens on the loopback address, finds each other through files in a temporary folder, and ends
-with the script, after at most ten minutes. On the host driver: no GPU is needed.
+so, or fails with --require. Everything listens on the loopback address and ends with the script, after at most ten minutes. Processes find
+each other through files in a temporary folder and tell of their caches over ZeroMQ; with --etcd through `etcd` and over `nats-server`,
+which have to be installed. On the host driver: no GPU is needed.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -195,11 +197,26 @@ class Check:
             "HF_HUB_OFFLINE": "1",
         }
         self.processes: list[Process] = []
+        if arguments.etcd:
+            self.start_services(folder)
         self.workers: list[Worker] = []
         self.frontend = Frontend(arguments.python, self.environment, self.logs)
         self.processes.append(self.frontend)
         self.prompts = prompts()
         self.end = time.monotonic() + DEADLINE_S
+
+    def start_services(self, folder: Path) -> None:
+        """etcd and NATS in place of files and ZeroMQ."""
+        clients, peers, nats = (free_port() for _ in range(3))
+        url, peer = f"http://{LOOPBACK}:{clients}", f"http://{LOOPBACK}:{peers}"
+        etcd = ["etcd", "--data-dir", str(folder / "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url]
+        etcd += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
+        self.processes.append(Process("etcd", etcd, self.environment, self.logs))
+        command = ["nats-server", "-a", LOOPBACK, "-p", str(nats), "-js", "-sd", str(folder / "nats")]
+        self.processes.append(Process("nats", command, self.environment, self.logs))
+        wait_until("etcd answers", lambda: fetch(clients, "/health")[0] == 200)
+        self.environment |= {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": url, "DYN_EVENT_PLANE": "nats"}
+        self.environment |= {"NATS_SERVER": f"nats://{LOOPBACK}:{nats}"}
 
     def start_worker(self, *more: str) -> Worker:
         worker = Worker(f"worker{len(self.processes)}", self.binary, self.environment, self.logs, *more)
@@ -378,6 +395,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable, help="interpreter that has ai-dynamo [default: this one]")
     parser.add_argument("--worker", type=Path, default=ROOT / "worker/target/debug/smart-worker", help="the worker's binary")
+    parser.add_argument("--etcd", action="store_true", help="through etcd and NATS instead of files and ZeroMQ")
     parser.add_argument("--logs", type=Path, help="keep the logs here")
     parser.add_argument("--require", action="store_true", help="fail instead of skipping")
     arguments = parser.parse_args()
@@ -387,6 +405,8 @@ def main() -> int:
         missing.append(f"{arguments.python} has no package ai-dynamo")
     if not arguments.worker.exists():
         missing.append(f"there is no {arguments.worker}: cd worker && cargo build")
+    if arguments.etcd:
+        missing += [f"{name} is not installed" for name in ["etcd", "nats-server"] if shutil.which(name) is None]
     if missing:
         print(("failed: " if arguments.require else "skipped: ") + "; ".join(missing))
         return int(arguments.require)

@@ -154,7 +154,7 @@ mod tests {
 
     fn resolve(more: &[&str]) -> Result<(Settings, WorkerConfig), String> {
         let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/demo/target");
-        let typed = ["smart-worker", "--model", demo].iter().chain(more);
+        let typed = ["smart-worker", "--model", demo].into_iter().chain(more.iter().copied());
         let args = Args::try_parse_from(typed).map_err(|error| error.to_string())?;
         args.resolve().map_err(|error| error.to_string())
     }
