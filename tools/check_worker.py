@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -52,9 +53,12 @@ def wait_until(what: str, holds, patience: float = PATIENCE_S):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
+    """One that nobody listens on. Dynamo holds its system port in 16 bits with a sign."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            port = random.randrange(15000, 1 << 15)
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
@@ -154,16 +158,17 @@ class Frontend(Process):
         """Pieces of text as they come. Closing it closes the connection."""
         connection, response = self.post(prompt, most, stream=True, **more)
         try:
-            expect(response.status == 200, f"the frontend answers {response.status}: {response.read().decode()}")
+            if response.status != 200:
+                raise CheckError(f"the frontend answers {response.status}: {response.read().decode()}")
             for line in response:
+                if line.startswith(b"event: error"):
+                    raise CheckError(f"the stream ends in an error: {response.read().decode()}")
                 data = line.decode().strip().removeprefix("data:").strip()
                 if data == "[DONE]":
                     return
-                if not line.startswith(b"data:"):
-                    expect(not line.startswith(b"event: error"), f"the stream ends in an error: {response.read().decode()}")
-                    continue
-                for choice in json.loads(data).get("choices", []):
-                    yield choice.get("text") or ""
+                if line.startswith(b"data:"):
+                    for choice in json.loads(data).get("choices", []):
+                        yield choice.get("text") or ""
         finally:
             response.close()
             connection.close()
@@ -195,6 +200,7 @@ class Check:
             "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT": "60",
             "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "1",
             "HF_HUB_OFFLINE": "1",
+            "NO_COLOR": "1",
         }
         self.processes: list[Process] = []
         if arguments.etcd:
@@ -417,7 +423,7 @@ def main() -> int:
         except CheckError as error:
             print(f"failed: {error}")
             for process in check.processes:
-                print(f"--- {process.name}\n" + "\n".join(process.log.read_text(errors="replace").splitlines()[-15:]))
+                print(f"--- {process.name}\n" + "\n".join(line[:300] for line in process.log.read_text(errors="replace").splitlines()[-8:]))
             return 1
         finally:
             check.close()

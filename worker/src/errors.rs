@@ -5,9 +5,11 @@ use dynamo_backend_common::{BackendError, DynamoError, ErrorType};
 use smart_run::Error;
 use smart_run::service::{Client, Refusal};
 
-/// What the client asked for cannot be had.
+/// What the client asked for cannot be had. This message alone gets to the client.
 pub fn invalid(message: impl Into<String>) -> DynamoError {
-    of(ErrorType::Backend(BackendError::InvalidArgument), message)
+    let message = message.into();
+    let error_type = ErrorType::Backend(BackendError::InvalidArgument);
+    DynamoError::builder().error_type(error_type).message(message.clone()).public_message(message).build()
 }
 
 /// This worker serves no more; another may.
