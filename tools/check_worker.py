@@ -198,7 +198,7 @@ class Check:
             "DYN_FILE_KV": str(folder / "discovery"),
             "DYN_EVENT_PLANE": "zmq",
             "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT": "60",
-            "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "1",
+            "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0.2",
             "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
         }
@@ -290,7 +290,7 @@ class Check:
         return f"killed after {seen} of {len(whole)} characters, and the client got all of them"
 
     def drain(self) -> str:
-        prompt, most = self.prompts[11], 400
+        prompt, most = self.prompts[11], 1200
         whole = self.frontend.complete(prompt, most, ignore_eos=True)["choices"][0]["text"]
         migrations = self.frontend.migrations()
         text, ending = "", None
@@ -309,14 +309,14 @@ class Check:
         self.settle()
         for prompt in self.prompts[12:20]:
             before = hasty.requests()
-            whole = self.frontend.complete(prompt, most, ignore_eos=True)["choices"][0]["text"]
+            whole = self.frontend.complete(prompt, 400, ignore_eos=True)["choices"][0]["text"]
             if hasty.requests() > before:
                 break
         else:
             raise CheckError("no prompt went to the new worker")
         migrations = self.frontend.migrations()
         text, told = "", False
-        for piece in self.frontend.stream(prompt, 2 * most, ignore_eos=True):
+        for piece in self.frontend.stream(prompt, 1600, ignore_eos=True):
             text += piece
             if not told:
                 told = True
