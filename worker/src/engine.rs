@@ -229,18 +229,18 @@ impl LLMEngine for SmartEngine {
         let serving = self.serving()?;
         let (client, counts) = (serving.client.clone(), Arc::clone(&serving.counts));
         context.metrics.add_expfmt_callback(Arc::new(move || Ok(metrics::page(&client, &counts))));
-        let (runtime, (waiting, started)) = (Handle::current(), tokio::sync::oneshot::channel());
-        // The publisher comes later, but a task has to be known to `cleanup`.
+        // The publisher comes later, but `cleanup` has to know the task.
+        let (handed_over, publisher) = tokio::sync::oneshot::channel();
         let (client, counts) = (serving.client.clone(), Arc::clone(&serving.counts));
-        let task = runtime.spawn(async move {
-            if let Ok(publisher) = started.await {
+        let task = tokio::spawn(async move {
+            if let Ok(publisher) = publisher.await {
                 metrics::publish(publisher, client, counts).await;
             }
         });
         self.keep(task.abort_handle());
         let on_publisher_ready = Box::new(move |publisher| {
             // A worker that has ended meanwhile has nothing to tell.
-            let _ = waiting.send(publisher);
+            let _ = handed_over.send(publisher);
             Ok(())
         });
         Ok(MetricsBindings { dp_ranks: vec![0], on_publisher_ready: Some(on_publisher_ready) })
