@@ -41,8 +41,8 @@ impl Followers {
     /// Whoever begins late learns first what is there.
     pub fn add(&mut self, engine: &mut Engine, outbox: channel::UnboundedSender<Vec<CacheEvent>>) {
         self.tell(engine);
-        engine.record_cache_events(true);
         if outbox.send(engine.cached_blocks()).is_ok() {
+            engine.record_cache_events(true);
             self.outboxes.push(outbox);
         }
     }
