@@ -209,7 +209,7 @@ async fn guided_answers_keep_to_their_grammar() {
 #[tokio::test]
 async fn texts_end_where_stops_say() {
     let engine = started(settings()).await;
-    let (tokenizer, ids) = prompt("import os\nimport sys\n");
+    let (tokenizer, ids) = prompt("class Stack:\n    def __init__(self, items):\n");
     let (whole, _) =
         answer(&engine, request(&ids, 40, json!({"stop_conditions": {"ignore_eos": true}}))).await;
     let at = (3..40)
