@@ -5,7 +5,7 @@ TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
 CLANG_FORMAT := .toolchain/clang-format/clang-format
 KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
 
-.PHONY: run test lint bench sanitize soak fuzz gpu-check check-pages check-lift spills overlap toolchain
+.PHONY: run test lint bench sanitize soak fuzz gpu-check check-pages check-lift spills overlap toolchain worker-check deployment-check
 
 ## run: the demo, on a GPU if there is one, else on the host driver
 run: $(TOOLCHAIN)
@@ -72,6 +72,19 @@ check-pages: $(TOOLCHAIN)
 check-lift: $(TOOLCHAIN)
 	cargo build --release --quiet
 	python3 tools/lift.py selftest --smart-run target/release/smart-run
+
+## worker-check: the worker for NVIDIA Dynamo (worker/): lint, the contract's conformance kit and tests, then two workers behind Dynamo's
+## frontend if DYNAMO_PYTHON (an interpreter) has it. Not part of `test`: it builds 900 packages, which took 45 minutes on 2 busy cores
+DYNAMO_PYTHON ?= python3
+worker-check: $(TOOLCHAIN)
+	cd worker && cargo fmt --check && cargo clippy --all-targets --quiet -- -D warnings && cargo test --quiet && cargo build --quiet
+	python3 tools/check_worker.py --python $(DYNAMO_PYTHON)
+
+## deployment-check: the files in deploy/kubernetes/ by parser and schema; no cluster is asked
+deployment-check:
+	python3 -m venv .venv/deployment
+	.venv/deployment/bin/pip install --quiet -r tools/deployment-requirements.txt
+	.venv/deployment/bin/python tools/check_deployment.py
 
 toolchain: .toolchain/cuda/bin/nvcc $(CLANG_FORMAT)
 

@@ -5,6 +5,7 @@
 //! them. What nobody holds stays in the cache until the page is needed.
 #![forbid(unsafe_code)]
 
+mod events;
 mod prefix_cache;
 
 use std::ops::Range;
@@ -12,6 +13,8 @@ use std::ops::Range;
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
+
+pub use events::{CacheEvent, CacheLayout};
 
 use prefix_cache::{BlockId, PrefixCache};
 
@@ -82,6 +85,26 @@ impl PagePool {
     pub fn counts(&self) -> PageCounts {
         let cached = self.cache.num_idle();
         PageCounts { total: self.num_pages, used: self.num_pages - self.free.len() - cached, cached }
+    }
+
+    /// How the prefix cache cuts texts.
+    pub fn cache_layout(&self) -> CacheLayout {
+        CacheLayout { block_size: PAGE_SIZE, lookahead: self.cache.lookahead(), num_blocks: self.num_pages }
+    }
+
+    /// All blocks of the prefix cache, parents first.
+    pub fn cached_blocks(&self) -> Vec<CacheEvent> {
+        self.cache.stored()
+    }
+
+    /// Begins or ends to keep what happens in the prefix cache for [`PagePool::take_cache_events`].
+    pub fn record_cache_events(&mut self, wanted: bool) {
+        self.cache.record(wanted);
+    }
+
+    /// What has happened in the prefix cache since it was asked for last.
+    pub fn take_cache_events(&mut self) -> Vec<CacheEvent> {
+        self.cache.take_events()
     }
 
     /// Pages that a sequence could get.

@@ -6,13 +6,14 @@ mod common;
 #[allow(dead_code)]
 mod fixtures;
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use common::device::plan_host_failure;
 use fixtures::{demo_prompts, greedy, paying_costs, repository, run};
 use smart_run::config::FloatType;
-use smart_run::engine::{Engine, EngineBuilder, FinishReason, Request};
+use smart_run::engine::{CacheEvent, Engine, EngineBuilder, FinishReason, Request};
 use smart_run::sampling::SamplingParams;
 use smart_run::service::{Client, Refusal, Service, ServiceConfig, Updates};
 
@@ -156,6 +157,70 @@ fn who_stops_reading_frees_the_place_of_others() {
         wait_until_idle(&client);
     }
     assert!(client.snapshot().cancelled >= 30);
+}
+
+/// What one who applies cache events knows: blocks with their parents and keys, by name.
+type KnownBlocks = HashMap<u64, (Option<u64>, Vec<i64>)>;
+
+fn apply(known: &mut KnownBlocks, events: Vec<CacheEvent>) -> usize {
+    let mut removed = 0;
+    for event in events {
+        match event {
+            CacheEvent::Stored { block, parent, keys } => {
+                assert!(parent.is_none_or(|parent| known.contains_key(&parent)), "parents come first");
+                assert!(known.insert(block, (parent, keys.into_vec())).is_none());
+            }
+            CacheEvent::Removed { block } => {
+                assert!(known.remove(&block).is_some());
+                removed += 1;
+            }
+        }
+    }
+    removed
+}
+
+#[test]
+fn who_follows_the_prefix_cache_knows_what_a_prompt_finds() {
+    let _alone = one_at_a_time();
+    // Pages for one context and a few blocks more, so that texts push each other out.
+    let probe = builder("smart").build().unwrap();
+    let engine = builder("smart").kv_budget_bytes(38 * probe.page_bytes()).build().unwrap();
+    drop(probe);
+    let layout = engine.cache_layout();
+    assert_eq!((layout.block_size, layout.lookahead, layout.num_blocks), (16, 1, engine.page_counts().total));
+    let service = Service::start(engine, ServiceConfig::default());
+    let client = service.client();
+    let mut early = client.cache_events();
+    let state = |client: &Client| {
+        let mut known = KnownBlocks::new();
+        apply(&mut known, client.cache_events().wait().unwrap());
+        known
+    };
+    let prompts = demo_prompts(8, 70);
+    let (mut found, mut missed) = (0, 0);
+    for i in [0, 1, 0, 2, 3, 4, 5, 6, 7, 0, 7, 6, 1] {
+        let prompt = &prompts[i];
+        let known = state(&client);
+        let (mut parent, mut length) = (None, 0);
+        while length + 16 < prompt.len() {
+            let keys: Vec<i64> = prompt[length..=length + 16].iter().map(|&token| token.into()).collect();
+            let next = known.iter().find(|(_, block)| block.0 == parent && block.1 == keys);
+            let Some((&block, _)) = next else { break };
+            (parent, length) = (Some(block), length + 16);
+        }
+        let answer = client.submit(greedy(prompt, 20)).unwrap().wait_for_all().unwrap();
+        assert_eq!(answer.usage.cached_tokens, length, "prompt {i}");
+        if length > 0 { found += 1 } else { missed += 1 }
+    }
+    assert!(found > 2 && missed > 6, "{found} prompts found something, {missed} nothing");
+    let last = state(&client);
+    drop(service);
+    let (mut known, mut removed) = (KnownBlocks::new(), 0);
+    while let Some(events) = early.wait() {
+        removed += apply(&mut known, events);
+    }
+    assert!(removed > 0 && known == last, "{removed} blocks went");
+    assert!(client.cache_events().wait().is_none(), "nothing comes of a service that has ended");
 }
 
 #[test]

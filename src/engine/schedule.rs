@@ -10,7 +10,7 @@ use crate::engine::{Emission, Engine, FinishReason};
 use crate::error::Result;
 use crate::kv_cache::PAGE_SIZE;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
-use crate::pages::PageCounts;
+use crate::pages::{CacheEvent, CacheLayout, PageCounts};
 
 /// A part of a text that is read in one pass.
 pub(super) struct Chunk {
@@ -40,6 +40,26 @@ impl Engine {
     /// Pages of keys and values.
     pub fn page_counts(&self) -> PageCounts {
         self.pool.counts()
+    }
+
+    /// How the prefix cache cuts texts into blocks.
+    pub fn cache_layout(&self) -> CacheLayout {
+        self.pool.cache_layout()
+    }
+
+    /// All blocks that the prefix cache holds now, as if they were stored anew, parents first.
+    pub fn cached_blocks(&self) -> Vec<CacheEvent> {
+        self.pool.cached_blocks()
+    }
+
+    /// Begins or ends to keep what happens in the prefix cache for [`Engine::take_cache_events`]. Who begins has to take, or it piles up.
+    pub fn record_cache_events(&mut self, wanted: bool) {
+        self.pool.record_cache_events(wanted);
+    }
+
+    /// What has happened in the prefix cache since it was asked for last, in order.
+    pub fn take_cache_events(&mut self) -> Vec<CacheEvent> {
+        self.pool.take_cache_events()
     }
 
     /// Starts all running sequences anew, from what they have emitted so far: after a round that failed. What is cached of other texts is

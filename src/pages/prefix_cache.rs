@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
-use super::PositionKey;
+use super::{CacheEvent, PositionKey};
 
 /// Names a block; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +39,8 @@ pub(super) struct PrefixCache {
     idle: BTreeSet<(Rank, BlockId)>,
     next_id: u64,
     now: u64,
+    /// What has happened since it was asked for last, while somebody listens.
+    events: Option<Vec<CacheEvent>>,
 }
 
 impl PrefixCache {
@@ -53,7 +55,31 @@ impl PrefixCache {
             idle: BTreeSet::new(),
             next_id: 0,
             now: 0,
+            events: None,
         }
+    }
+
+    /// Begins or ends to keep what happens for [`PrefixCache::take_events`].
+    pub fn record(&mut self, wanted: bool) {
+        self.events = wanted.then(|| self.events.take().unwrap_or_default());
+    }
+
+    /// What has happened since it was asked for last.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// All blocks as they would be stored anew, parents first.
+    pub fn stored(&self) -> Vec<CacheEvent> {
+        let mut ids: Vec<BlockId> = self.blocks.keys().copied().collect();
+        // A parent is older than its children.
+        ids.sort_unstable();
+        ids.into_iter().filter_map(|id| Some(stored_event(id, self.blocks.get(&id)?))).collect()
+    }
+
+    /// Tokens behind a block that it depends on.
+    pub fn lookahead(&self) -> usize {
+        self.lookahead
     }
 
     /// What page number `index` of a text is known by, if the text is long enough.
@@ -112,8 +138,11 @@ impl PrefixCache {
         self.next_id += 1;
         let depth = parent.and_then(|parent| self.blocks.get(&parent)).map_or(0, |parent| parent.depth + 1);
         self.by_hash.entry(self.hasher.hash_one((parent, own))).or_default().push(id);
-        self.blocks
-            .insert(id, Block { page, parent, own: own.into(), depth, holders: 1, last_use: self.now });
+        let block = Block { page, parent, own: own.into(), depth, holders: 1, last_use: self.now };
+        if let Some(events) = &mut self.events {
+            events.push(stored_event(id, &block));
+        }
+        self.blocks.insert(id, block);
         (id, page)
     }
 
@@ -128,6 +157,9 @@ impl PrefixCache {
                 self.by_hash.remove(&hash);
             }
         }
+        if let Some(events) = &mut self.events {
+            events.push(CacheEvent::Removed { block: id.0 });
+        }
         Some(block.page)
     }
 
@@ -140,6 +172,10 @@ impl PrefixCache {
     pub fn num_idle(&self) -> usize {
         self.idle.len()
     }
+}
+
+fn stored_event(id: BlockId, block: &Block) -> CacheEvent {
+    CacheEvent::Stored { block: id.0, parent: block.parent.map(|parent| parent.0), keys: block.own.clone() }
 }
 
 fn rank(block: &Block) -> Rank {
@@ -219,5 +255,51 @@ mod tests {
         let again = publish(&mut cache, &[1], 30);
         assert_eq!(again[0], blocks[0]);
         assert_eq!(cache.find(&text(&[1, 2]), 4), again);
+    }
+
+    /// What one who applies all events knows: blocks with their parents and keys, by name.
+    type Known = HashMap<u64, (Option<u64>, Box<[PositionKey]>)>;
+
+    fn apply(known: &mut Known, events: Vec<CacheEvent>) {
+        for event in events {
+            match event {
+                CacheEvent::Stored { block, parent, keys } => {
+                    assert!(parent.is_none_or(|parent| known.contains_key(&parent)), "parents come first");
+                    assert!(known.insert(block, (parent, keys)).is_none(), "names are used once");
+                }
+                CacheEvent::Removed { block } => {
+                    assert!(known.remove(&block).is_some(), "only what was stored is removed");
+                    let mut parents = known.values().filter_map(|&(parent, _)| parent);
+                    assert!(parents.all(|parent| parent != block), "children go first");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_tell_what_is_found_and_nothing_is_kept_for_nobody() {
+        let mut cache = PrefixCache::new(2, 1);
+        let early = publish(&mut cache, &[1, 2, 3], 10);
+        assert!(cache.take_events().is_empty(), "nobody has asked");
+
+        cache.record(true);
+        let mut known = Known::new();
+        apply(&mut known, cache.stored());
+        let late = publish(&mut cache, &[1, 2, 4, 5], 20);
+        cache.let_go(&early);
+        cache.let_go(&late);
+        let first = cache.take_events();
+        assert_eq!(first.len(), 2, "the block of 1s was there; that of 2s has another token behind it");
+        apply(&mut known, first);
+        while cache.num_idle() > 1 {
+            cache.evict();
+        }
+        apply(&mut known, cache.take_events());
+        let left: Vec<_> = known.values().map(|(parent, keys)| (*parent, &keys[..])).collect();
+        assert_eq!(left, [(None, &[1, 1, 2][..])], "a block holds its tokens and the one behind");
+
+        cache.record(false);
+        cache.evict();
+        assert!(cache.take_events().is_empty());
     }
 }

@@ -32,10 +32,13 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `updates` | what a caller reads |
+//! | `cache_events` | what the prefix cache holds, followed from outside |
 //! | `worker` | the thread that the engine lives on |
-//! | `snapshot` | counters, for who watches |
+//! | `snapshot`, `metrics` | counters, for who watches; the same in the text format of Prometheus |
 #![forbid(unsafe_code)]
 
+mod cache_events;
+mod metrics;
 mod snapshot;
 mod updates;
 mod worker;
@@ -45,9 +48,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, Request, RequestLimits};
+use crate::engine::{CacheLayout, Engine, Request, RequestLimits};
 use crate::error::Error;
 
+pub use cache_events::CacheEvents;
+pub use metrics::MetricsPage;
 pub use snapshot::{Histogram, Snapshot};
 pub use updates::{Answer, Update, Updates, Usage};
 
@@ -89,6 +94,7 @@ pub enum Refusal {
 /// What clients and worker share.
 pub(crate) struct Shared {
     limits: RequestLimits,
+    cache_layout: CacheLayout,
     max_waiting: usize,
     /// Requests submitted that have not begun to run.
     waiting: AtomicUsize,
@@ -116,6 +122,7 @@ impl Service {
     pub fn start(engine: Engine, config: ServiceConfig) -> Self {
         let shared = Arc::new(Shared {
             limits: engine.limits(),
+            cache_layout: engine.cache_layout(),
             max_waiting: config.max_waiting,
             waiting: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
@@ -197,6 +204,19 @@ impl Client {
     /// What requests must keep to.
     pub fn limits(&self) -> &RequestLimits {
         &self.shared.limits
+    }
+
+    /// How the prefix cache cuts texts into blocks.
+    pub fn cache_layout(&self) -> CacheLayout {
+        self.shared.cache_layout
+    }
+
+    /// Follows the prefix cache from now on. While nobody does, it costs nothing.
+    pub fn cache_events(&self) -> CacheEvents {
+        let (events, outbox) = CacheEvents::open();
+        // Where the worker has ended, so do the events: the outbox is dropped.
+        let _ = self.commands.send(Command::Follow(outbox));
+        events
     }
 
     /// The counters as they stood after the latest round.

@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use tokio::sync::mpsc as channel;
 
+use super::cache_events::Followers;
 use super::snapshot::Snapshot;
 use super::updates::{Update, Usage};
 use super::{Shared, lock};
-use crate::engine::{Emission, Engine, Request, SequenceId};
+use crate::engine::{CacheEvent, Emission, Engine, Request, SequenceId};
 use crate::error::{Error, Result};
 
 /// Rounds that may fail one after another before those that were running are given up: what a round does not bring, the next can.
@@ -22,8 +23,14 @@ const LOST: u32 = 6;
 /// What clients ask of the worker.
 pub(super) enum Command {
     Submit(Box<Submission>),
-    Cancel { ticket: u64 },
-    ShutDown { deadline: Instant },
+    Cancel {
+        ticket: u64,
+    },
+    /// Tell of the prefix cache.
+    Follow(channel::UnboundedSender<Vec<CacheEvent>>),
+    ShutDown {
+        deadline: Instant,
+    },
 }
 
 /// A request on its way to the engine.
@@ -53,6 +60,7 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<Command>,
     served: HashMap<SequenceId, Served>,
+    followers: Followers,
     /// When to stop at the latest.
     deadline: Option<Instant>,
     failures: u32,
@@ -62,7 +70,16 @@ pub(super) struct Worker {
 impl Worker {
     pub fn new(engine: Engine, shared: Arc<Shared>, inbox: mpsc::Receiver<Command>) -> Self {
         let snapshot = Snapshot::of(&engine);
-        Self { engine, shared, inbox, served: HashMap::new(), deadline: None, failures: 0, snapshot }
+        Self {
+            engine,
+            shared,
+            inbox,
+            served: HashMap::new(),
+            followers: Followers::default(),
+            deadline: None,
+            failures: 0,
+            snapshot,
+        }
     }
 
     /// Serves until it is told to shut down, or until nobody is left who could ask.
@@ -109,6 +126,7 @@ impl Worker {
             match command {
                 Ok(Command::Submit(submission)) => self.accept(*submission),
                 Ok(Command::Cancel { ticket }) => self.cancel(ticket),
+                Ok(Command::Follow(outbox)) => self.followers.add(&mut self.engine, outbox),
                 Ok(Command::ShutDown { deadline }) => self.deadline = Some(deadline),
                 // Nobody is left to ask for more, nor to read: streams hold a sender.
                 Err(true) => return false,
@@ -260,6 +278,7 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        self.followers.tell(&mut self.engine);
         self.snapshot.observe(&self.engine);
         lock(&self.shared.snapshot).clone_from(&self.snapshot);
     }
