@@ -68,15 +68,17 @@ pub fn paying_costs() -> CostModel {
 }
 
 /// The demo pair, which starts from [`paying_costs`].
-pub fn demo(float_type: FloatType, policy: Policy) -> Engine {
+pub fn demo_builder(float_type: FloatType, policy: Policy) -> EngineBuilder<'static> {
     Engine::builder(repository("assets/demo/target"))
         .drafter(repository("assets/demo/drafter"))
         .float_type(float_type)
         .costs(paying_costs())
         .policy(policy)
-        .max_context(512)
-        .build()
-        .unwrap()
+}
+
+/// The same as an engine for one sequence.
+pub fn demo(float_type: FloatType, policy: Policy) -> Engine {
+    demo_builder(float_type, policy).max_context(512).build().unwrap()
 }
 
 /// The tiny random pair, for runs where every thread of every kernel is emulated.

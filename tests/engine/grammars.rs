@@ -6,7 +6,7 @@ use smart_run::engine::{DraftSource, Engine, FinishReason, Request};
 use smart_run::sampling::SamplingParams;
 use smart_run::text::{Grammar, GrammarCompiler, GrammarSpec, Tokenizer};
 
-use crate::fixtures::{demo, demo_prompts, greedy, repository};
+use crate::fixtures::{demo, demo_builder, demo_prompts, greedy, repository};
 
 fn compiler(engine: &Engine) -> (Tokenizer, GrammarCompiler) {
     let tokenizer = Tokenizer::open(&ModelSource::from(repository("assets/demo/target"))).unwrap().unwrap();
@@ -85,11 +85,7 @@ fn texts_keep_to_their_grammars_and_trees_change_nothing() {
         eprintln!("{place}: {text:?}");
     }
     for policy in ["plain", "chain:4", "eagle2:10,5,60", "smart"] {
-        let mut engine = Engine::builder(repository("assets/demo/target"))
-            .drafter(repository("assets/demo/drafter"))
-            .float_type(FloatType::Bf16)
-            .costs(crate::fixtures::paying_costs())
-            .policy(policy.parse().unwrap())
+        let mut engine = demo_builder(FloatType::Bf16, policy.parse().unwrap())
             .max_sequences(4)
             .max_context(256)
             .build()
@@ -135,11 +131,7 @@ fn a_grammar_that_gives_up_fails_its_own_request_and_no_other() {
     let prompt = demo_prompts(1, 40).remove(0);
     let good = greedy(&prompt, 40);
     let wanted = complete(&mut demo(FloatType::Bf16, Policy::Plain), std::slice::from_ref(&good)).remove(0);
-    let mut engine = Engine::builder(repository("assets/demo/target"))
-        .drafter(repository("assets/demo/drafter"))
-        .float_type(FloatType::Bf16)
-        .costs(crate::fixtures::paying_costs())
-        .policy("eagle2:4,3,12".parse().unwrap())
+    let mut engine = demo_builder(FloatType::Bf16, "eagle2:4,3,12".parse().unwrap())
         .max_sequences(2)
         .max_context(256)
         .build()

@@ -4,14 +4,10 @@ use smart_run::config::FloatType;
 use smart_run::engine::{Engine, EngineBuilder, Request};
 use smart_run::sampling::SamplingParams;
 
-use crate::fixtures::{demo_prompts, greedy, paying_costs, repository};
+use crate::fixtures::{demo_builder, demo_prompts, greedy};
 
 fn builder(policy: &str) -> EngineBuilder<'static> {
-    Engine::builder(repository("assets/demo/target"))
-        .drafter(repository("assets/demo/drafter"))
-        .float_type(FloatType::Bf16)
-        .costs(paying_costs())
-        .policy(policy.parse().unwrap())
+    demo_builder(FloatType::Bf16, policy.parse().unwrap())
         .max_sequences(3)
         .max_context(400)
         .prefill_tokens(90)

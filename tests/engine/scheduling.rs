@@ -8,15 +8,10 @@ use smart_run::control::Policy;
 use smart_run::engine::{Emission, Engine, EngineBuilder, FinishReason, Request, SequenceId};
 use smart_run::sampling::SamplingParams;
 
-use crate::fixtures::{demo_prompts, greedy, paying_costs, repository, run};
+use crate::fixtures::{demo_builder, demo_prompts, greedy, run};
 
 fn builder(policy: &str) -> EngineBuilder<'static> {
-    Engine::builder(repository("assets/demo/target"))
-        .drafter(repository("assets/demo/drafter"))
-        .float_type(FloatType::Bf16)
-        .costs(paying_costs())
-        .policy(policy.parse().unwrap())
-        .max_context(384)
+    demo_builder(FloatType::Bf16, policy.parse().unwrap()).max_context(384)
 }
 
 /// Requests with prompts of `prompt_len` tokens, each its own over and over.

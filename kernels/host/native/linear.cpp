@@ -153,9 +153,9 @@ ROW_BODY void gate(const T* __restrict pairs, float* __restrict gated, int count
   }
 }
 
-#define GATE_ROW(T)                                                        \
+#define GATE_ROW(T)                                                   \
   ROW_KERNEL void gate_row(const T* pairs, float* gated, int count) { \
-    gate<T>(pairs, gated, count);                                          \
+    gate<T>(pairs, gated, count);                                     \
   }
 GATE_ROW(bf16)
 GATE_ROW(f16)
