@@ -110,6 +110,7 @@ extern "C" __global__ void __launch_bounds__(kWarp)
     draft_beam(const float* __restrict__ path_logp, const int* __restrict__ row_run,
                int* __restrict__ runs_used, FrontierRow* __restrict__ frontier, int rows_per_sequence, int k,
                int width) {
+  take_turn();
   const int sequence = blockIdx.x;
   const int num_candidates = rows_per_sequence * k;
   const int first_candidate = sequence * num_candidates;

@@ -134,6 +134,7 @@ pub fn draft_beam(device: &Device, args: DraftBeamArgs) -> Result<()> {
         (format!("1 to {most}"), format!("{}", args.width))
     })?;
     let launch_args = LaunchArgs::new()
+        .overlapping()
         .ptr(args.path_logp)
         .ptr(args.row_run)
         .ptr(args.runs_used)
