@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::acceptance::{AcceptanceModel, Label};
-use super::cost::CostModel;
+use super::cost::{CostModel, CostTables};
 use super::forecast::{Decision, Forecast};
 use super::gain::GainModel;
 use super::planner::{Planner, Stats};
@@ -216,16 +216,26 @@ impl Controller {
             stopped: false,
         }));
         let backlog: usize = sequences.iter().map(|view| view.backlog).sum();
-        let contexts = sequences.iter().map(|view| view.context_len);
-        let most_drafted = if widest.max_levels == 0 { 0 } else { batch * widest.max_draft_tokens };
         let read = passengers.iter().map(|passenger| passenger.rows).sum();
-        let most_rows = batch + backlog + most_drafted.min(self.config.max_level_rows);
-        round.tables.freeze(&self.cost, contexts, batch + most_drafted + read, most_rows);
-        round.tables.share_pass(read);
-        if self.config.heads.is_some() {
-            round.tables.draft_at_once();
-        }
-        round.tables.row_ns = CONTROL_NS_PER_NODE * widest.top_k as u64;
+        let row_ns = CONTROL_NS_PER_NODE * widest.top_k as u64;
+        let (cost, heads) = (&self.cost, self.config.heads.is_some());
+        let freeze = |tables: &mut CostTables, drafted: usize, level_rows: usize| {
+            let contexts = sequences.iter().map(|view| view.context_len);
+            tables.freeze(cost, contexts, batch + drafted + read, batch + backlog + level_rows);
+            tables.share_pass(read);
+            if heads {
+                tables.draft_at_once();
+            }
+            tables.row_ns = row_ns;
+        };
+        let most_drafted = if widest.max_levels == 0 { 0 } else { batch * widest.max_draft_tokens };
+        let most_level_rows = most_drafted.min(self.config.max_level_rows);
+        // Who will perhaps not draft at all needs no more of the tables than the forecast reads.
+        let (drafted, level_rows) = match self.policy {
+            Policy::Smart => self.forecast.reach(&self.ids),
+            _ => (most_drafted, most_level_rows),
+        };
+        freeze(&mut round.tables, drafted.min(most_drafted), level_rows.min(most_level_rows));
         round.gains.clone_from(self.gains.table());
         self.drafting.clear();
         let drafting = round.sequences.iter().enumerate().filter(|(_, sequence)| sequence.drafts);
@@ -235,7 +245,11 @@ impl Controller {
         let plan =
             self.planner.plan(&Stats { tables: &round.tables, drafting: &self.drafting, catch_up_rows });
         self.decision = if self.policy == Policy::Smart {
-            self.forecast.decide(&self.ids, round)
+            let decision = self.forecast.decide(&self.ids, round);
+            if decision.drafting > 0 {
+                freeze(&mut round.tables, most_drafted, most_level_rows);
+            }
+            decision
         } else if plan.max_levels == 0 {
             round.sequences.iter_mut().for_each(|sequence| sequence.drafts = false);
             Decision { drafting: 0, probing: 0, speedup: 1.0 }

@@ -84,6 +84,14 @@ pub struct Forecast {
 }
 
 impl Forecast {
+    /// The widest that [`Forecast::decide`] looks for these sequences: draft tokens of a target pass, rows of a drafter pass.
+    pub(super) fn reach(&mut self, ids: &[u64]) -> (usize, usize) {
+        let nodes: f64 = ids.iter().map(|&id| self.record(id).nodes).sum();
+        let widest = self.level_rows.iter().fold(0.0, |widest: f64, &rows| widest.max(rows));
+        // A probe adds its rows to those of all who draft.
+        (nodes.ceil() as usize, ids.len() + (widest * ids.len() as f64).ceil() as usize)
+    }
+
     /// Decides who drafts: sets `drafts` of the round's sequences. `ids` names them.
     pub(super) fn decide(&mut self, ids: &[u64], round: &mut DraftRound) -> Decision {
         self.round += 1;
