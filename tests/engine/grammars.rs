@@ -162,7 +162,7 @@ fn a_grammar_that_gives_up_fails_its_own_request_and_no_other() {
     }
 }
 
-/// Runs `request` alone and holds every verified draft token against its grammar; draft tokens verified and accepted.
+/// Runs `request` alone and holds every verified draft token that was not ruled out against its grammar; draft tokens verified and accepted.
 fn drafted_and_accepted(engine: &mut Engine, request: &Request) -> (u64, u64) {
     let mut grammar: Grammar = request.grammar.clone().unwrap();
     let id = engine.submit(request.clone()).unwrap();
@@ -172,11 +172,14 @@ fn drafted_and_accepted(engine: &mut Engine, request: &Request) -> (u64, u64) {
         if let Some(trace) = engine.round_trace(id) {
             let tree = &trace.tree;
             for node in (1..tree.tokens.len()).filter(|&node| tree.verified[node]) {
-                let mut path = vec![tree.tokens[node]];
-                let mut above = tree.parents[node];
-                while above > 0 {
-                    path.push(tree.tokens[above as usize]);
-                    above = tree.parents[above as usize];
+                let (mut path, mut ruled_out, mut at) = (Vec::new(), false, node);
+                while at > 0 {
+                    path.push(tree.tokens[at]);
+                    ruled_out |= tree.logprob[at].is_none();
+                    at = tree.parents[at] as usize;
+                }
+                if ruled_out {
+                    continue;
                 }
                 for (depth, &token) in path.iter().rev().enumerate() {
                     let pushed = grammar.push(token);
@@ -198,17 +201,18 @@ fn drafted_and_accepted(engine: &mut Engine, request: &Request) -> (u64, u64) {
 fn drafts_keep_to_the_grammar_as_well() {
     let prompt = demo_prompts(1, 40).remove(0);
     // Drafters on the device draw from masked logits; heads and n-grams know nothing of the grammar, and lose what it does not allow.
-    let drafters: [(&str, DraftSource, u64); 3] = [
-        ("EAGLE-3", repository("assets/demo/drafter").into(), 60),
-        ("Medusa", repository("tests/golden/medusa_demo/drafter").into(), 0),
-        ("n-grams", DraftSource::Ngrams, 20),
+    // Policies that draft whatever the pace of the machine.
+    let drafters: [(&str, DraftSource, &str, u64); 3] = [
+        ("EAGLE-3", repository("assets/demo/drafter").into(), "eagle2:4,3,12", 60),
+        ("Medusa", repository("tests/golden/medusa_demo/drafter").into(), "chain:3", 0),
+        ("n-grams", DraftSource::Ngrams, "chain:4", 20),
     ];
-    for (name, drafter, least) in drafters {
+    for (name, drafter, policy, least) in drafters {
         let mut engine = Engine::builder(repository("assets/demo/target"))
             .drafter(drafter)
             .float_type(FloatType::Bf16)
             .costs(crate::fixtures::paying_costs())
-            .policy(Policy::Smart)
+            .policy(policy.parse().unwrap())
             .max_context(256)
             .build()
             .unwrap();
