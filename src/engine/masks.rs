@@ -29,10 +29,15 @@ impl EarlyEnds {
         }
         let banned_in = |word: usize| {
             let here = self.ids.iter().filter(|&&id| id as usize / 32 == word);
-            here.fold(0, |bits, &id| bits | 1u32 << (id % 32))
+            here.fold(0, |bits, &id| bits | 1u32 << (id as u32 % 32))
         };
         if mask.iter().enumerate().any(|(word, bits)| bits & !banned_in(word) != 0) {
-            self.ids.iter().for_each(|&id| mask[id as usize / 32] &= !(1 << (id % 32)));
+            for &id in &self.ids {
+                // A config may name an end that the vocabulary does not have.
+                if let Some(word) = mask.get_mut(id as usize / 32) {
+                    *word &= !(1 << (id as u32 % 32));
+                }
+            }
         }
     }
 }
