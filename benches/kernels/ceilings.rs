@@ -80,27 +80,28 @@ pub fn ceilings(
         let ceiling = timing.map(|timing| Ceiling { name: name.into(), timing, bytes: 0.0 });
         report(name, ceiling)
     };
-    let empties = || (0..EMPTY).try_for_each(|_| empty(device));
-    let plain = device.capture(empties).and_then(|graph| time_graph(device, &graph, EMPTY));
+    let empties = |overlaps| (0..EMPTY).try_for_each(|_| empty(device, overlaps));
+    let plain = device.capture(|| empties(false)).and_then(|graph| time_graph(device, &graph, EMPTY));
     overhead("empty kernel of a graph", plain)?;
-    let programmatic =
-        device.capture_programmatic(empties).and_then(|graph| time_graph(device, &graph, EMPTY));
+    let programmatic = device.capture(|| empties(true)).and_then(|graph| time_graph(device, &graph, EMPTY));
     overhead("empty kernel of a graph, programmatic edges", programmatic)?;
     overhead("replay of a graph of one empty kernel", {
-        device.capture(|| empty(device)).and_then(|graph| time_graph(device, &graph, 1))
+        device.capture(|| empty(device, false)).and_then(|graph| time_graph(device, &graph, 1))
     })?;
 
     // A link reads what fits between two launches of a pass; all links together more than L2 holds.
     let link = words.shape()[0] / LINKS / PIECE * PIECE;
     let out = Tensor::uninit(device, DType::I32, &[sizes.grids[0]])?;
-    let one = |x: &Tensor| read(device, Reader::Registers, &ReadArgs { x, out: &out, passes: 1, shift: 0 });
-    let chain = || (0..LINKS).try_for_each(|i| one(&words.rows(i * link..(i + 1) * link)));
+    let one = |x: &Tensor, overlaps| {
+        read(device, Reader::Registers, &ReadArgs { x, out: &out, passes: 1, shift: 0, overlaps })
+    };
+    let chain = |overlaps| (0..LINKS).try_for_each(|i| one(&words.rows(i * link..(i + 1) * link), overlaps));
     let kib = link >> 8;
-    let plain = device.capture(chain).and_then(|graph| time_graph(device, &graph, LINKS));
+    let plain = device.capture(|| chain(false)).and_then(|graph| time_graph(device, &graph, LINKS));
     overhead(&format!("read of {kib} KiB in a chain"), plain)?;
-    let programmatic = device.capture_programmatic(chain).and_then(|graph| time_graph(device, &graph, LINKS));
+    let programmatic = device.capture(|| chain(true)).and_then(|graph| time_graph(device, &graph, LINKS));
     overhead(&format!("read of {kib} KiB in a chain, programmatic edges"), programmatic)?;
-    let whole = device.capture(|| one(&words.rows(0..LINKS * link)));
+    let whole = device.capture(|| one(&words.rows(0..LINKS * link), false));
     overhead(
         &format!("read of {kib} KiB as a share of one launch"),
         whole.and_then(|graph| time_graph(device, &graph, LINKS)),
@@ -124,7 +125,8 @@ pub fn ceilings(
 fn whole_read(device: &Device, reader: Reader, x: &Tensor, blocks: usize, passes: usize) -> Result<Timing> {
     let out = Tensor::uninit(device, DType::I32, &[blocks])?;
     // Any shift that shares no factor with the grids.
-    let graph = device.capture(|| read(device, reader, &ReadArgs { x, out: &out, passes, shift: 37 }))?;
+    let graph = device
+        .capture(|| read(device, reader, &ReadArgs { x, out: &out, passes, shift: 37, overlaps: false }))?;
     time_graph(device, &graph, 1)
 }
 
@@ -132,7 +134,7 @@ fn whole_read(device: &Device, reader: Reader, x: &Tensor, blocks: usize, passes
 fn branches(device: &Device, branch: Branch, at_launch: u32) -> Result<Timing> {
     let mut graph = ConditionalGraph::new(device)?;
     for _ in 0..BRANCHES {
-        graph.branch(branch, at_launch, |_, _| empty(device))?;
+        graph.branch(branch, at_launch, |_, _| empty(device, false))?;
     }
     time_graph(device, &graph.finish()?, BRANCHES)
 }

@@ -1,7 +1,6 @@
 // Entry points: graphs made and changed node by node. A node's handle is its number in its graph, counted from 1.
 #include "condition.hpp"
 
-#include <algorithm>
 #include <deque>
 
 #include "block.hpp"
@@ -133,49 +132,4 @@ DRIVER_API cuStreamBeginCaptureToGraph(void* handle, GraphHandle graph, void* co
   RETURN_IF_ERROR(begin_capture(stream, CaptureMode(mode)));
   stream->capture->graph = *graph;
   return CUDA_SUCCESS;
-}
-
-// The data of an edge, which say what kind it is, are ignored: here every node waits until those before it are done.
-DRIVER_API cuGraphGetEdges_v2(GraphHandle graph, void** from, void** to, void*, size_t* count) {
-  ENTER_DRIVER();
-  size_t found = 0;
-  const auto& nodes = (*graph)->nodes;
-  for (size_t i = 0; i < nodes.size(); i++) {
-    for (uint32_t before : nodes[i].after) {
-      if (from && to && found < *count) from[found] = handle_of(before), to[found] = handle_of(i);
-      found++;
-    }
-  }
-  *count = found;
-  return CUDA_SUCCESS;
-}
-
-static Result change_edges(GraphHandle graph, void* const* from, void* const* to, size_t count, bool add) {
-  auto& nodes = (*graph)->nodes;
-  for (size_t i = 0; i < count; i++) {
-    const uint32_t before = index_of(from[i]), node = index_of(to[i]);
-    if (node >= nodes.size() || before >= node)
-      return error(CUDA_ERROR_INVALID_VALUE, "an edge leads from no node, to none, or backwards");
-    auto& after = nodes[node].after;
-    const bool present = std::find(after.begin(), after.end(), before) != after.end();
-    if (present == add)
-      return error(CUDA_ERROR_INVALID_VALUE, add ? "the edge is there already" : "there is no such edge");
-    if (add)
-      after.push_back(before);
-    else
-      std::erase(after, before);
-  }
-  return CUDA_SUCCESS;
-}
-
-DRIVER_API cuGraphAddDependencies_v2(GraphHandle graph, void* const* from, void* const* to, const void*,
-                                     size_t count) {
-  ENTER_DRIVER();
-  return change_edges(graph, from, to, count, true);
-}
-
-DRIVER_API cuGraphRemoveDependencies_v2(GraphHandle graph, void* const* from, void* const* to, const void*,
-                                        size_t count) {
-  ENTER_DRIVER();
-  return change_edges(graph, from, to, count, false);
 }

@@ -21,13 +21,6 @@ impl Device {
     /// # Errors
     /// `work` failed, or did something that cannot be captured (allocation, synchronisation).
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let mut captured = self.record(work)?;
-        captured.instantiate()?;
-        Ok(captured)
-    }
-
-    /// The same, not instantiated yet.
-    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live and not capturing: captures do not nest because `work` has no way to end one.
@@ -37,9 +30,10 @@ impl Device {
         // SAFETY: ends the capture begun above; `graph` receives the graph (null when the capture was invalidated).
         let ended =
             check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.stream(), &mut graph) });
-        let captured = Graph { device: self.clone(), graph, executable: std::ptr::null_mut() };
+        let mut captured = Graph { device: self.clone(), graph, executable: std::ptr::null_mut() };
         outcome?;
         ended?;
+        captured.instantiate()?;
         Ok(captured)
     }
 }

@@ -8,7 +8,6 @@ mod conditions;
 pub mod driver;
 mod event;
 mod graph;
-mod graph_edges;
 mod launch;
 mod pinned;
 mod tensor;

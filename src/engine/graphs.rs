@@ -25,24 +25,13 @@ struct Known {
     recorded: Option<(Graph, Tensor)>,
 }
 
-/// How a pass was issued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Issued {
-    /// Launch by launch, for a shape that is new, or has no graph by its nature.
-    Launches,
-    /// As a graph that was just made: the host took its time over it while the device waited.
-    NewGraph,
-    /// As a graph.
-    Graph,
-}
-
 impl PassGraphs {
     pub fn new(device: &Device) -> Self {
         Self { device: device.clone(), shapes: HashMap::new(), passes: 0 }
     }
 
-    /// Issues `pass`, which launches the same for every pass of `shape`, and returns its logits. The first time it is just run: kernels are
-    /// loaded then, which a recording must not do.
+    /// Issues `pass`, which launches the same for every pass of `shape`; its logits, and whether its graph was made for it: then the device
+    /// waited for the host. The first time a pass is just run: kernels are loaded then, which a recording must not do.
     ///
     /// # Errors
     /// Those of `pass`; the driver's, if it does not record or replay.
@@ -50,17 +39,17 @@ impl PassGraphs {
         &mut self,
         shape: (PassShape, bool),
         pass: impl Fn() -> Result<Tensor>,
-    ) -> Result<(Tensor, Issued)> {
+    ) -> Result<(Tensor, bool)> {
         self.passes += 1;
         let Some(known) = self.shapes.get_mut(&shape) else {
             self.make_room();
             self.shapes.insert(shape, Known { last_used: self.passes, recorded: None });
-            return Ok((pass()?, Issued::Launches));
+            return Ok((pass()?, false));
         };
         known.last_used = self.passes;
         if let Some((graph, logits)) = &known.recorded {
             graph.launch()?;
-            return Ok((logits.clone(), Issued::Graph));
+            return Ok((logits.clone(), false));
         }
         let mut logits = None;
         let graph = self.device.capture(|| {
@@ -69,7 +58,7 @@ impl PassGraphs {
         })?;
         graph.launch()?;
         let (_, logits) = known.recorded.insert((graph, logits.expect("the recording went well")));
-        Ok((logits.clone(), Issued::NewGraph))
+        Ok((logits.clone(), true))
     }
 
     /// Graphs that are kept.

@@ -22,7 +22,6 @@ pub(super) struct GuidedText {
     /// The node that the grammar stands at.
     at: usize,
     masks: Vec<u32>,
-    masks_made: usize,
     /// The node of each run of the drafter; none where the grammar does not allow it.
     runs: Vec<Option<usize>>,
 }
@@ -31,7 +30,7 @@ impl GuidedText {
     /// A text that stands where `grammar` does.
     pub fn new(grammar: Grammar) -> Self {
         let (words, root) = (grammar.mask_len(), Node { parent: 0, token: 0, depth: 0, mask: None });
-        Self { grammar, words, nodes: vec![root], at: 0, masks: Vec::new(), masks_made: 0, runs: Vec::new() }
+        Self { grammar, words, nodes: vec![root], at: 0, masks: Vec::new(), runs: Vec::new() }
     }
 
     /// The child of `node` with `token`; `None` where the grammar does not allow it.
@@ -67,7 +66,6 @@ impl GuidedText {
                 let start = self.masks.len();
                 self.masks.resize(start + self.words, 0);
                 self.grammar.allowed(&mut self.masks[start..])?;
-                self.masks_made += 1;
                 self.nodes[node].mask = Some(start);
                 start
             }
@@ -77,7 +75,7 @@ impl GuidedText {
 
     /// Masks that the round has made.
     pub fn masks_made(&self) -> usize {
-        self.masks_made
+        self.masks.len() / self.words.max(1)
     }
 
     /// Notes that the drafter's run `run` is `token` behind the run `parent` (without one, the root), and returns its node.
@@ -103,7 +101,6 @@ impl GuidedText {
         self.nodes.truncate(1);
         self.nodes[0].mask = None;
         self.masks.clear();
-        self.masks_made = 0;
         self.runs.clear();
         tokens.iter().try_for_each(|&token| self.grammar.push(token))?;
         Ok(self.grammar.is_complete())

@@ -7,7 +7,7 @@ use crate::config::{Geometry, RopeConfig};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::engine::NO_TOKEN;
 use crate::engine::commit::TokenLogprobs;
-use crate::engine::graphs::{Issued, PassGraphs};
+use crate::engine::graphs::PassGraphs;
 use crate::engine::penalties::PenaltyState;
 use crate::engine::pictures::Pictures;
 use crate::engine::sequence::Sequence;
@@ -112,17 +112,17 @@ impl Verifier {
         }
     }
 
-    /// Runs the rows of `self.pass`, which the caller has filled, and returns the logits of those that want them. Taps are always to the
-    /// same memory.
-    pub fn forward(&mut self, taps: Option<Taps>) -> Result<(Tensor, Issued)> {
+    /// Runs the rows of `self.pass`, which the caller has filled, and returns the logits of those that want them, and whether the device
+    /// waited for a graph. Taps are always to the same memory.
+    pub fn forward(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
         self.pass.upload()?;
         let Self { target, kv, pass, graphs, .. } = self;
         let forward = || target.forward(pass, kv, taps);
-        let (logits, issued) = match pass.shape() {
+        let (logits, waited) = match pass.shape() {
             Some(shape) => graphs.run((shape, taps.is_some()), forward)?,
-            None => (forward()?, Issued::Launches),
+            None => (forward()?, false),
         };
-        Ok((logits.rows(0..self.pass.num_logit_rows()), issued))
+        Ok((logits.rows(0..self.pass.num_logit_rows()), waited))
     }
 
     /// Draws at the rows that want logits, from those logits, which penalties and biases change.

@@ -1,7 +1,6 @@
 //! The target pass of a round: rows of trees and of what is read, grammars, draws and the walk.
 
 use crate::device::Tensor;
-use crate::engine::graphs::Issued;
 use crate::engine::schedule::Chunk;
 use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine};
@@ -101,9 +100,9 @@ impl Engine {
         let width = self.verifier.pass.width();
         let proposer = self.proposer.as_ref().filter(|_| self.feeds_drafter());
         let taps = proposer.and_then(|proposer| proposer.taps(width));
-        let (logits, issued) =
+        let (logits, waited) =
             self.verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
-        if issued == Issued::NewGraph {
+        if waited {
             self.times.spoil_verify();
         }
         self.mask(&logits, slots, trees)?;

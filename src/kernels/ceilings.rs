@@ -30,6 +30,8 @@ pub struct ReadArgs<'a> {
     pub passes: usize,
     /// By how many blocks the reader of a piece changes from pass to pass.
     pub shift: usize,
+    /// Whether it may start before the launches before it have ended, as [`LaunchArgs::overlapping`].
+    pub overlaps: bool,
 }
 
 /// Reads `args.x`.
@@ -55,16 +57,27 @@ pub fn read(device: &Device, reader: Reader, args: &ReadArgs) -> Result<()> {
         Reader::Registers => ("ceiling_read", 0),
         Reader::Shared => ("ceiling_read_async", STAGES_BYTES),
     };
-    let launch_args =
-        LaunchArgs::new().ptr(args.x).ptr(args.out).i32(words / PIECE).i32(args.passes).i32(args.shift);
+    let launch_args = launch_args(args.overlaps)
+        .ptr(args.x)
+        .ptr(args.out)
+        .i32(words / PIECE)
+        .i32(args.passes)
+        .i32(args.shift);
     // SAFETY: arguments in the order of ceilings.cu; only whole pieces of x are read, and out has an element a block. Written: out.
     unsafe { device.launch(kernel, [blocks as u32, 1, 1], [THREADS, 1, 1], shared, &launch_args) }
 }
 
-/// A launch that does nothing.
-pub fn empty(device: &Device) -> Result<()> {
+/// A launch that does nothing; `overlaps` as in [`ReadArgs::overlaps`].
+///
+/// # Errors
+/// The driver's.
+pub fn empty(device: &Device, overlaps: bool) -> Result<()> {
     // SAFETY: the kernel has no parameters and touches no memory.
-    unsafe { device.launch("ceiling_empty", [1, 1, 1], [32, 1, 1], 0, &LaunchArgs::new()) }
+    unsafe { device.launch("ceiling_empty", [1, 1, 1], [32, 1, 1], 0, &launch_args(overlaps)) }
+}
+
+fn launch_args(overlaps: bool) -> LaunchArgs {
+    if overlaps { LaunchArgs::new().overlapping() } else { LaunchArgs::new() }
 }
 
 /// Adds a loop to `graph` that launches one small kernel again and again, until `counter` (i32 `[1]`), which it counts down from

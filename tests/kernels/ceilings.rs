@@ -27,7 +27,8 @@ fn every_word_is_read_so_often_as_asked() {
             for mode in device.modes() {
                 device.enter(mode);
                 let out = Tensor::uninit(&device, DType::I32, &[blocks]).unwrap();
-                read(&device, reader, &ReadArgs { x: &x, out: &out, passes, shift }).unwrap();
+                read(&device, reader, &ReadArgs { x: &x, out: &out, passes, shift, overlaps: false })
+                    .unwrap();
                 assert_eq!(sums(&out), want, "{reader:?} {pieces} {blocks} {passes} {shift} {mode:?}");
             }
         }
@@ -43,7 +44,8 @@ fn reads_are_the_same_under_every_schedule() {
         device.enter(mode);
         for reader in [Reader::Registers, Reader::Shared] {
             let out = Tensor::uninit(&device, DType::I32, &[2]).unwrap();
-            read(&device, reader, &ReadArgs { x: &x, out: &out, passes: 2, shift: 1 }).unwrap();
+            read(&device, reader, &ReadArgs { x: &x, out: &out, passes: 2, shift: 1, overlaps: false })
+                .unwrap();
             assert_eq!(sums(&out), want, "{reader:?} {mode:?}");
         }
     }
@@ -60,11 +62,15 @@ fn programmatic_chains_give_what_plain_ones_give() {
         let out = Tensor::uninit(&device, DType::I32, &[2]).unwrap();
         let chain = || {
             links.iter().try_for_each(|(x, _)| {
-                empty(&device)?;
-                read(&device, Reader::Registers, &ReadArgs { x, out: &out, passes: 1, shift: 0 })
+                empty(&device, true)?;
+                read(
+                    &device,
+                    Reader::Registers,
+                    &ReadArgs { x, out: &out, passes: 1, shift: 0, overlaps: true },
+                )
             })
         };
-        let graph = device.capture_programmatic(chain).unwrap();
+        let graph = device.capture(chain).unwrap();
         for _ in 0..3 {
             graph.launch().unwrap();
             assert_eq!(sums(&out), want, "{mode:?}");
@@ -95,7 +101,8 @@ fn branches_run_the_body_that_their_condition_names() {
             let out = Tensor::from_slice(&device, &[7i32], &[1]).unwrap();
             let mut graph = ConditionalGraph::new(&device).unwrap();
             let body = |index: u32, _| {
-                let args = ReadArgs { x: &parts[index as usize], out: &out, passes: 1, shift: 0 };
+                let args =
+                    ReadArgs { x: &parts[index as usize], out: &out, passes: 1, shift: 0, overlaps: false };
                 read(&device, Reader::Registers, &args)
             };
             graph.branch(branch, at_launch, body).unwrap();
@@ -127,6 +134,6 @@ fn reads_of_odd_sizes_are_refused() {
     let device = device();
     let x = Tensor::uninit(&device, DType::I32, &[PIECE + 4]).unwrap();
     let out = Tensor::uninit(&device, DType::I32, &[1]).unwrap();
-    let args = ReadArgs { x: &x, out: &out, passes: 1, shift: 0 };
+    let args = ReadArgs { x: &x, out: &out, passes: 1, shift: 0, overlaps: false };
     assert!(read(&device, Reader::Registers, &args).unwrap_err().to_string().contains("multiple of 8192"));
 }
