@@ -34,7 +34,6 @@ enum SelectionRule { kAll = 0, kTopN = 1, kUnionScan = 2 };
 struct ControlPlan {
   u64 overhead_ns;   // of a drafted round outside its passes
   u64 attention_ns;  // target attention with one tile a sequence
-  u64 row_ns;        // weighed for one more drafter row
   int num_sequences;
   int top_k;
   int max_levels;
@@ -53,13 +52,11 @@ struct ControlPlan {
   int draft_at, draft_len;
   int rate_at, rate_len;
   int curves_at;
-  float most_gain;  // no entry of `gains` is larger
   float knots[kKnots];
   float confidence_edges[kConfidences - 1];
   float gains[kGainDepths][kHeadrooms][kConfidences];
-  int unused;
 };
-static_assert(sizeof(ControlPlan) == 776, "layout shared with Rust");
+static_assert(sizeof(ControlPlan) == 760, "layout shared with Rust");
 
 struct ControlSequence {
   u64 context;  // cached tokens

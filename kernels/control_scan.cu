@@ -19,10 +19,10 @@
 // ---- control_frontier
 // MATH      level 0: the roots of the sequences that draft. Then, of the nodes above max_depth:
 //           beam:  of each sequence the beam_width newest by path_logp (descending, ties to the smaller node)
-//           scan:  of the kept ones not yet run, worth P * g(depth, P / price, logp) each, at least their own
-//                  row's share of time; of each sequence those that leave room for later levels; of these in
-//                  descending order the width of the greatest (expected + sum of worth) / (ns + drafter's
-//                  time), at most max_rows, and none unless it beats the present rate
+//           scan:  of the kept ones not yet run, worth P * g(depth, P / price, logp) each; of each sequence those
+//                  that leave room for later levels; of these in descending order the width of the greatest
+//                  (expected + sum of worth) / (ns + drafter's time), at most max_rows, and none unless it beats
+//                  the present rate
 //           Rows are grouped by sequence, in that order; each is a run of its node, the next slot.
 // LAUNCH    as control_select
 // NUMERICS  exact, see control.cuh
@@ -159,11 +159,7 @@ struct FrontierSource {
   int num_levels;
   int num_offered;
   float price;
-  double least;  // a row that brings less than its own share of time is in no best width
 
-  __device__ __forceinline__ bool is_too_little(float value) const {
-    return value <= 0.0f || static_cast<double>(value) < least;
-  }
   __device__ __forceinline__ u64 key(int i) const {
     const ControlPlan& plan = *p.plan;
     if (num_levels == 0) return sequence_of(p, i).drafts ? key_by_value(1.0f, i, 0) : kNoKey;
@@ -172,8 +168,6 @@ struct FrontierSource {
       NewestNodes{p, plan.top_k}.locate(i, sequence, node_idx);
     } else {
       const u64 kept = p.kept[i];
-      // Descending values: the Rust executor stops at the first of these.
-      if (is_too_little(value_of_key(kept) * plan.most_gain)) return kNoKey;
       sequence = sequence_of_key(kept);
       node_idx = node_of_key(kept);
     }
@@ -182,7 +176,7 @@ struct FrontierSource {
     if (plan.width_rule == kBeam) return key_by_logp(node.path_logp, sequence, node_idx);
     if (node.row >= 0) return kNoKey;
     const float value = node.path_prob * gain_of(plan, node, price);
-    return is_too_little(value) ? kNoKey : key_by_value(value, sequence, node_idx);
+    return value > 0.0f ? key_by_value(value, sequence, node_idx) : kNoKey;
   }
 };
 
@@ -240,7 +234,7 @@ __device__ __forceinline__ int choose_width(const ControlParams& p, const u64* s
     if (fits && is_scanned && place < plan.max_rows) {
       const int rows = place + 1;
       best.offer(expected + before[1] + value,
-                 ns + before[2] + attention_ns + draft_linear_ns(p, rows) + rows * plan.row_ns, rows);
+                 ns + before[2] + attention_ns + draft_linear_ns(p, rows), rows);
     }
     num_taken += static_cast<int>(totals[0]);
     expected += totals[1];
@@ -305,12 +299,10 @@ extern "C" __global__ void __launch_bounds__(kMaxBlock)
   const bool is_scanned = !is_first && plan.width_rule == kWidthScan;
 
   const ControlSelection& selection = p.state->selection;
-  FrontierSource source{p, num_levels, 0, selection.price, 0.0};
+  FrontierSource source{p, num_levels, 0, selection.price};
   if (num_levels < plan.max_levels) {
     const int num_newest = p.state->frontier_len * plan.top_k;
     source.num_offered = is_first ? plan.num_sequences : is_scanned ? p.state->num_kept : num_newest;
-    source.least =
-        rate_of(selection.expected, selection.ns) * static_cast<double>(plan.row_ns) / 4294967296.0;
   }
   for (int i = threadIdx.x; i < plan.num_sequences; i += blockDim.x) {
     const int used = p.sequence_state[i].num_slots;

@@ -10,9 +10,6 @@ use super::planner::{Planner, Stats};
 use super::policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 use super::round::{DraftRound, RoundSequence};
 
-/// Host time that a drafted node costs the controller, over ranking, scans and learning (benches/control.rs).
-const CONTROL_NS_PER_NODE: u64 = 60;
-
 /// Bounds on what the controller may ask of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControllerConfig {
@@ -153,6 +150,8 @@ pub struct Controller {
     drafting: Vec<usize>,
     planner: Planner,
     decision: Decision,
+    /// Whether the round before the present one drafted, and nothing else came between.
+    is_warm: bool,
     labels: Vec<Label>,
 }
 
@@ -180,6 +179,7 @@ impl Controller {
             drafting: Vec::new(),
             planner,
             decision: Decision::default(),
+            is_warm: false,
             labels: Vec::new(),
         }
     }
@@ -217,7 +217,6 @@ impl Controller {
         }));
         let backlog: usize = sequences.iter().map(|view| view.backlog).sum();
         let read = passengers.iter().map(|passenger| passenger.rows).sum();
-        let row_ns = CONTROL_NS_PER_NODE * widest.top_k as u64;
         let (cost, heads) = (&self.cost, self.config.heads.is_some());
         let freeze = |tables: &mut CostTables, drafted: usize, level_rows: usize| {
             let contexts = sequences.iter().map(|view| view.context_len);
@@ -226,7 +225,6 @@ impl Controller {
             if heads {
                 tables.draft_at_once();
             }
-            tables.row_ns = row_ns;
         };
         let most_drafted = if widest.max_levels == 0 { 0 } else { batch * widest.max_draft_tokens };
         let most_level_rows = most_drafted.min(self.config.max_level_rows);
@@ -360,9 +358,11 @@ impl Controller {
         }
         let verify = times.verify.map(f64::from);
         if !self.passengers.is_empty() {
+            self.is_warm = false;
             self.learn_shared(verify);
             return;
         }
+        let is_cold = !std::mem::replace(&mut self.is_warm, self.decision.drafting > 0);
         if self.decision.drafting == 0 {
             if let Some(us) = verify.or(times.total.map(f64::from)) {
                 self.cost.observe_plain(self.views.len(), total_context, us);
@@ -375,7 +375,9 @@ impl Controller {
         if let Some(us) = verify {
             let nodes = self.round.selected().iter().map(|selected| selected.tree.num_nodes());
             let tokens = nodes.clone().sum();
-            self.cost.observe_verify(tokens, nodes.zip(contexts), us);
+            let trees = nodes.zip(contexts);
+            let us = believed(us, self.cost.verify_us(tokens, trees.clone()), is_cold);
+            self.cost.observe_verify(tokens, trees, us);
         }
         let drafting_context: usize = self
             .views
@@ -384,15 +386,26 @@ impl Controller {
             .filter(|(_, sequence)| sequence.drafts)
             .map(|(view, _)| view.context_len)
             .sum();
-        // What levels after a pass of heads take is the host's time.
-        let passes = if self.config.heads.is_some() { 1 } else { usize::MAX };
-        for (level, &us) in self.round.levels().iter().zip(times.draft_levels).take(passes) {
-            self.cost.observe_draft(level.rows, drafting_context, f64::from(us));
+        // The first pass reads features, finds no weights in any cache, and begins with whatever the round begins with: what it takes beyond a level
+        // of its size is overhead. Of a drafter with heads it is the only one, and what later levels take is the host's time.
+        let has_heads = self.config.heads.is_some();
+        let levels = self.round.levels().iter().zip(times.draft_levels);
+        let passes = if has_heads { 0..1 } else { 1..usize::MAX };
+        let mut draft_us = 0.0;
+        for (i, (level, &us)) in levels.enumerate() {
+            let level_us = self.cost.draft_us(level.rows, drafting_context);
+            if passes.contains(&i) {
+                draft_us += f64::from(us);
+                self.cost.observe_draft(level.rows, drafting_context, believed(f64::from(us), level_us, is_cold));
+            } else if !has_heads {
+                draft_us += level_us;
+            }
         }
         let drafted_fully = times.draft_levels.len() == self.round.levels().len();
         if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
-            let draft: f32 = times.draft_levels.iter().take(passes).sum();
-            self.cost.observe_overhead(false, f64::from(total - draft) - verify, f64::from(predicted.total));
+            let us = f64::from(total) - draft_us - verify;
+            let us = believed(us, self.cost.overhead_us(), is_cold);
+            self.cost.observe_overhead(false, us, f64::from(predicted.total));
         }
     }
 
@@ -428,6 +441,15 @@ impl Controller {
         }
         self.acceptance.refit();
     }
+}
+
+/// Of what a pass took more than predicted, so much (as a log) is believed in a round after one that did not draft: the first passes of a drafter
+/// that has rested, and the target's first tree, are slow where caches are small. Such rounds are all that is seen of drafting while it rests, and
+/// must not be what it seems to cost.
+const COLD_BELIEF: f64 = 0.25;
+
+fn believed(us: f64, predicted_us: f64, is_cold: bool) -> f64 {
+    if is_cold && us > predicted_us { predicted_us * (us / predicted_us).powf(COLD_BELIEF) } else { us }
 }
 
 /// The weight of a sequence, where it makes sense.

@@ -25,8 +25,12 @@ const MAX_BALANCE_ROUNDS: f64 = 10.0;
 /// Rounds between probes of a sequence: at first, and at most.
 const FIRST_PROBE: u64 = 4;
 const LAST_PROBE: u64 = 1024;
-/// Weight of the newest round.
+/// What is left of expected tokens where only a share of the nodes that they came with fits: the share to this power. The likeliest nodes
+/// come first.
+const SQUEEZE: f64 = 0.2;
+/// Weight of the newest round, and rounds that the typical ones are worth to a new sequence.
 const RATE: f64 = 0.25;
+const PRIOR_ROUNDS: f64 = 1.0;
 /// Weight of one sequence's newest round in what is typical of all.
 const TYPICAL_RATE: f64 = 0.1;
 /// Rounds after which half of what is known of a sequence that does not draft has faded.
@@ -70,6 +74,8 @@ pub struct Decision {
 #[derive(Clone, Debug, Default)]
 pub struct Forecast {
     sequences: HashMap<u64, Record>,
+    /// Draft tokens verified in a drafted round, over the batch, fading; 0 before the first.
+    verified: f64,
     /// Rows of each level after the first per drafting sequence, fading; 0 where the level was not run.
     level_rows: Vec<f64>,
     /// Mean expectations of all sequences, for new ones.
@@ -109,19 +115,25 @@ impl Forecast {
 
         let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
         let mut best = (plain_rate * MARGIN, 0);
-        let mut expected = ids.len() as f64;
-        let (mut tokens, mut rows, mut attention_ns) = (ids.len() as f64, 0.0, 0);
+        let batch = ids.len() as f64;
+        let (mut mass, mut nodes, mut rows, mut attention_ns) = (0.0, 0.0, 0.0, 0);
         for (i, candidate) in order.iter().enumerate() {
             let sequence = candidate.sequence();
             let record = self.sequences[&ids[sequence]];
-            expected += f64::from(candidate.value());
-            tokens += record.nodes;
+            mass += f64::from(candidate.value());
+            nodes += record.nodes;
             rows += charged_rows(round.sequences[sequence].catch_up_rows, record.mass);
             attention_ns += round.tables.draft_attention_ns[sequence]
                 + round.tables.attention_beyond_root_ns(sequence, record.nodes.round() as usize);
-            let ns =
-                round_ns(&round.tables, &self.level_rows, i + 1, rows.round() as usize, tokens, attention_ns);
-            let rate = expected * scan::ONE as f64 / ns as f64;
+            let drafter_ns = drafter_ns(&round.tables, &self.level_rows, i + 1, rows.round() as usize);
+            let rate = |share: f64| {
+                let verify_ns = round.tables.verify_linear_ns((batch + share * nodes).round() as usize);
+                let ns = drafter_ns + verify_ns + round.tables.attention_ns + attention_ns;
+                (batch + mass * share.powf(SQUEEZE)) * scan::ONE as f64 / ns as f64
+            };
+            // Each had its nodes in other company, perhaps alone. The scan will not take more than pays now.
+            let fitting = self.verified / nodes;
+            let rate = if fitting < 1.0 { rate(fitting).max(rate(1.0)) } else { rate(1.0) };
             if rate > best.0 {
                 best = (rate, i + 1);
             }
@@ -167,7 +179,8 @@ impl Forecast {
             let now = self.round;
             let record = self.record(*id);
             let stale = now.saturating_sub(record.last_drafted) as f64;
-            let rate = (1.0 / (record.rounds as f64 + 1.0)).max(RATE).max((stale / 32.0).min(0.8));
+            let rate =
+                (1.0 / (record.rounds as f64 + PRIOR_ROUNDS + 1.0)).max(RATE).max((stale / 32.0).min(0.8));
             record.mass += rate * (mass - record.mass);
             record.nodes += rate * (nodes - record.nodes);
             record.rounds += 1;
@@ -175,6 +188,7 @@ impl Forecast {
         }
         let mean = (mass_sum / drafting as f64, nodes_sum / drafting as f64);
         let first = self.typical.is_none();
+        self.verified += if first { nodes_sum } else { RATE * (nodes_sum - self.verified) };
         self.typical = Some(match self.typical {
             None => mean,
             Some(old) => {
@@ -275,15 +289,8 @@ fn charged_rows(catch_up_rows: usize, mass: f64) -> f64 {
     usual + (rows - usual) / CATCH_UP_ROUNDS
 }
 
-/// Predicted time of a round in which `drafting` sequences draft.
-fn round_ns(
-    tables: &CostTables,
-    level_rows: &[f64],
-    drafting: usize,
-    rows: usize,
-    tokens: f64,
-    attention_ns: u64,
-) -> u64 {
+/// Predicted time of a round in which `drafting` sequences draft, but for the target pass and attention.
+fn drafter_ns(tables: &CostTables, level_rows: &[f64], drafting: usize, rows: usize) -> u64 {
     let levels: u64 = level_rows
         .iter()
         .map(|&rows| {
@@ -293,10 +300,5 @@ fn round_ns(
             (share * tables.draft_linear_ns(width.ceil() as usize) as f64) as u64
         })
         .sum();
-    tables.overhead_ns
-        + tables.draft_linear_ns(rows)
-        + levels
-        + tables.verify_linear_ns(tokens.round() as usize)
-        + tables.attention_ns
-        + attention_ns
+    tables.overhead_ns + tables.draft_linear_ns(rows) + levels
 }

@@ -19,11 +19,13 @@ const CONFIDENCE_EDGES: [f32; 2] = [-1.203_972_8, -0.356_674_94];
 const NUM_CONFIDENCES: usize = CONFIDENCE_EDGES.len() + 1;
 /// Gains before anything is known, by headroom.
 const PRIOR: [f64; NUM_HEADROOMS] = [0.15, 0.35, 0.55, 0.75, 0.9, 1.1];
-/// Path probability that the prior, and that all depths together, are worth to a cell.
-const PRIOR_WEIGHT: f64 = 1.0;
+/// Path probability that the prior, and that all depths together, are worth to a cell. One unlucky level must not end what only running it
+/// again could put right.
+const PRIOR_WEIGHT: f64 = 6.0;
 const POOLED_WEIGHT: f64 = 2.0;
-/// Path probability that a cell remembers.
+/// Path probability that a cell remembers, and what a drafted round leaves of it: what is not run for long is hoped for again.
 const MEMORY: f64 = 30.0;
+const ROUND_MEMORY: f64 = 0.99;
 
 type Cells<T> = [[[T; NUM_CONFIDENCES]; NUM_HEADROOMS]; NUM_DEPTHS];
 
@@ -31,8 +33,6 @@ type Cells<T> = [[[T; NUM_CONFIDENCES]; NUM_HEADROOMS]; NUM_DEPTHS];
 #[derive(Clone, Debug, PartialEq)]
 pub struct GainTable {
     gains: Cells<f32>,
-    /// The largest of them.
-    most: f32,
 }
 
 /// The evidence behind a [`GainTable`].
@@ -50,8 +50,7 @@ pub struct GainModel {
 
 impl Default for GainTable {
     fn default() -> Self {
-        let gains = [PRIOR.map(|gain| [gain as f32; NUM_CONFIDENCES]); NUM_DEPTHS];
-        Self { gains, most: PRIOR[NUM_HEADROOMS - 1] as f32 }
+        Self { gains: [PRIOR.map(|gain| [gain as f32; NUM_CONFIDENCES]); NUM_DEPTHS] }
     }
 }
 
@@ -60,11 +59,6 @@ impl GainTable {
     pub fn gain(&self, depth: usize, logp: f32, path_prob: f32, price: f32) -> f32 {
         let (depth, headroom, confidence) = cell(depth, logp, path_prob, price);
         self.gains[depth][headroom][confidence]
-    }
-
-    /// No node's `g` is larger.
-    pub fn most(&self) -> f32 {
-        self.most
     }
 }
 
@@ -92,6 +86,10 @@ impl GainModel {
             return;
         }
         self.measure_yields(pools, levels, selection);
+        for (total, gain) in self.cells.as_flattened_mut().as_flattened_mut() {
+            *total *= ROUND_MEMORY;
+            *gain *= ROUND_MEMORY;
+        }
         for pool in pools {
             self.observe_pool(pool, levels, selection.price);
         }
@@ -141,7 +139,6 @@ impl GainModel {
     }
 
     fn refit(&mut self) {
-        self.table.most = 0.0;
         for headroom in 0..NUM_HEADROOMS {
             for confidence in 0..NUM_CONFIDENCES {
                 let sum = self.cells.iter().map(|depth| depth[headroom][confidence]);
@@ -152,9 +149,7 @@ impl GainModel {
                 for depth in 0..NUM_DEPTHS {
                     let (total, gain) = self.cells[depth][headroom][confidence];
                     expected = (gain + POOLED_WEIGHT * expected) / (total + POOLED_WEIGHT);
-                    let gain = expected.max(0.0) as f32;
-                    self.table.gains[depth][headroom][confidence] = gain;
-                    self.table.most = self.table.most.max(gain);
+                    self.table.gains[depth][headroom][confidence] = expected.max(0.0) as f32;
                 }
             }
         }

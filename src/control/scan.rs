@@ -242,8 +242,7 @@ pub fn scan_width(
             attention_ns += tables.draft_attention_ns[sequence];
         }
         expected += fixed(candidate.value());
-        let rows = i as u64 + 1;
-        let ns = current.ns + attention_ns + tables.draft_linear_ns(i + 1) + rows * tables.row_ns;
+        let ns = current.ns + attention_ns + tables.draft_linear_ns(i + 1);
         let rate = rate(expected, ns);
         if rate > best_rate {
             best_rate = rate;

@@ -1,7 +1,6 @@
 //! The start-up sweep: times target and drafter passes of several widths, batches and contexts, so that the first round already
 //! knows what a node costs. Bounded in time; what it leaves out, rounds teach.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
@@ -15,19 +14,23 @@ use crate::error::Result;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words, text_rotary};
 use crate::pages::PagePool;
 
-/// Wall time after which no further pass is measured; the first two are measured whatever they take. From half of it on one
-/// sample of a pass is enough, and a pass that would end far beyond it is left out.
+/// Wall time after which no further pass is measured; the first two are measured whatever they take. A pass that would end far beyond it is
+/// left out.
 const TIME_LIMIT: Duration = Duration::from_millis(1500);
 const FAR_BEYOND: Duration = Duration::from_millis(300);
-/// Passes that take longer wait until the others are measured.
+/// Passes that take longer are measured once, after all others.
 const DEAR: Duration = Duration::from_millis(50);
-/// Time after which no further sample of a pass is taken.
-const SAMPLES_LIMIT: Duration = Duration::from_millis(150);
-const REPETITIONS: usize = 4;
+/// Turns in which all passes are measured, after one that warms up: a machine that is slow for a while must not make a few of them look dear.
+const TURNS: usize = 3;
+/// What is run before a pass is timed: itself, for about so long and so often. In rounds, too, it comes after its like, and finds in caches what
+/// small networks leave there.
+const WARM_UP: Duration = Duration::from_millis(3);
+const MAX_WARM_UPS: f64 = 4.0;
 
 /// Widths of one sequence in the order of their use: what every decision needs first.
-const VERIFY_ROWS: [usize; 12] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40];
+const VERIFY_ROWS: [usize; 16] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40, 192, 256, 160, 96];
 const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
+const WIDEST_ON_HOST: usize = 64;
 /// Nodes and drafter rows of each sequence in passes over a batch.
 const NODES_PER_SEQUENCE: usize = 64;
 const DRAFT_ROWS_PER_SEQUENCE: usize = 16;
@@ -36,7 +39,7 @@ const TOP_K: usize = 10;
 
 /// What a sweep measured.
 pub(super) struct Sweep {
-    /// Least of a few samples each, in the order measured.
+    /// Least of a few times each, in the order measured.
     pub points: Vec<SweepPoint>,
     /// Passes that were to be measured, had there been time.
     pub planned: usize,
@@ -53,6 +56,17 @@ struct PassSize {
     tokens: usize,
     sequences: usize,
     context: usize,
+}
+
+impl PassSize {
+    fn taking(self, us: f64) -> SweepPoint {
+        let PassSize { kind, tokens, sequences, context } = self;
+        SweepPoint { kind, tokens, sequences, context, us }
+    }
+
+    fn is_of(self, point: &SweepPoint) -> bool {
+        self.taking(point.us) == *point
+    }
 }
 
 /// What to measure.
@@ -80,52 +94,58 @@ pub(super) fn measure(
     // Heads read one state a sequence, whatever the tree and the context.
     let heads = matches!(proposer, Some(Proposer::Heads(_)));
     let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE });
+    // The host driver's native twins have no tiles: every row costs, and there is no knee to be found in wide passes.
+    let tiled = !device.is_host() || device.has_modelled_time();
     plan.retain(|pass| match pass.kind {
-        SweepKind::Verify => true,
+        SweepKind::Verify => tiled || pass.sequences > 1 || pass.tokens <= WIDEST_ON_HOST,
         SweepKind::Draft if heads => pass.tokens == pass.sequences && pass.context == near,
         SweepKind::Draft => proposer.is_some(),
         SweepKind::Plain => plain_passes,
     });
+    let modelled = device.has_modelled_time();
+    let last_turn = if modelled { 0 } else { TURNS };
     let mut points: Vec<SweepPoint> = Vec::new();
-    let mut waiting: VecDeque<(PassSize, bool)> = plan.iter().map(|&pass| (pass, false)).collect();
-    while let Some((pass, deferred)) = waiting.pop_front() {
-        let PassSize { kind, tokens, sequences, context } = pass;
-        if points.len() >= 2 && !device.has_modelled_time() {
-            let (elapsed, expected) = (start.elapsed(), expected(&points, pass));
-            if expected > DEAR && !deferred {
-                waiting.push_back((pass, true));
-                continue;
+    for turn in 0..=last_turn {
+        for &pass in &plan {
+            let expected = expected(&points, pass);
+            if points.len() >= 2 && !modelled {
+                let elapsed = start.elapsed();
+                let is_late = elapsed > TIME_LIMIT || elapsed + expected > TIME_LIMIT + FAR_BEYOND;
+                if is_late || expected > DEAR && turn < last_turn {
+                    continue;
+                }
             }
-            if elapsed > TIME_LIMIT || elapsed + expected > TIME_LIMIT + FAR_BEYOND {
-                continue;
+            let warm_ups =
+                if turn == 0 { 0.0 } else { WARM_UP.div_duration_f64(expected).min(MAX_WARM_UPS).round() };
+            let us = match (pass.kind, proposer.as_deref_mut()) {
+                (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
+                    drafting.catch_up_for_sweep(pool, pass.sequences, pass.context)?;
+                    time(device, warm_ups as usize, || draft_pass(drafting, pool, pass))?
+                }
+                (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
+                    let levels = heads.heads.num_heads();
+                    time(device, warm_ups as usize, || heads.pass(0..pass.sequences, TOP_K, levels))?
+                }
+                (SweepKind::Draft, Some(Proposer::Ngram(ngrams))) => {
+                    let mut draft = ngrams.for_sweep(pass.context);
+                    time(device, warm_ups as usize, || {
+                        draft(pass.tokens, TOP_K);
+                        Ok(())
+                    })?
+                }
+                (_, proposer) => {
+                    let proposer = proposer.as_deref();
+                    time(device, warm_ups as usize, || verify_pass((verifier, pool), proposer, pass))?
+                }
+            };
+            // What disturbs a pass only lengthens it: the least of its times counts. The first turn, in which kernels may be loaded, counts
+            // for passes that no other comes to.
+            match points.iter_mut().find(|point| pass.is_of(point)) {
+                Some(point) if turn == 1 || us < point.us => point.us = us,
+                Some(_) => (),
+                None => points.push(pass.taking(us)),
             }
         }
-        let us = match (kind, proposer.as_deref_mut()) {
-            (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
-                drafting.catch_up_for_sweep(pool, sequences, context)?;
-                time(device, || draft_pass(drafting, pool, pass), start)?
-            }
-            (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
-                let levels = heads.heads.num_heads();
-                time(device, || heads.pass(0..sequences, TOP_K, levels), start)?
-            }
-            (SweepKind::Draft, Some(Proposer::Ngram(ngrams))) => {
-                let mut draft = ngrams.for_sweep(context);
-                time(
-                    device,
-                    || {
-                        draft(tokens, TOP_K);
-                        Ok(())
-                    },
-                    start,
-                )?
-            }
-            (_, proposer) => {
-                let proposer = proposer.as_deref();
-                time(device, || verify_pass((verifier, pool), proposer, pass), start)?
-            }
-        };
-        points.push(SweepPoint { kind, tokens, sequences, context, us: us.max(1e-3) });
     }
     for slot in 0..batch {
         pool.release(slot);
@@ -135,8 +155,6 @@ pub(super) fn measure(
     }
     let config = verifier.target.config();
     let group = config.geometry.num_q_heads / config.geometry.num_kv_heads;
-    // The host driver's native twins have no tiles: every row costs.
-    let tiled = !device.is_host() || device.has_modelled_time();
     let treads =
         if tiled { Treads { tokens: 8, nodes: (16 / group).max(1) } } else { Treads { tokens: 1, nodes: 1 } };
     Ok(Sweep { points, planned: plan.len(), treads, took: start.elapsed() })
@@ -204,29 +222,16 @@ fn expected(points: &[SweepPoint], pass: PassSize) -> Duration {
     Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
 }
 
-/// Least time of a pass, µs; the first, which may load kernels, is not counted. One sample is enough when late. What disturbs a sample only
-/// lengthens it, and on a busy CPU half of them are: a median of so few would make wide passes look dear by accident, and while nothing
-/// is drafted for that reason nobody measures them again.
-fn time(device: &Device, mut pass: impl FnMut() -> Result<()>, start: Instant) -> Result<f64> {
+/// Time of a pass that has been run so often before, µs.
+fn time(device: &Device, warm_ups: usize, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
     let (begin, end) = (Event::new(device)?, Event::new(device)?);
-    let mut samples = Vec::new();
-    let first = Instant::now();
-    for repetition in 0..=REPETITIONS {
-        device.synchronize()?;
-        begin.record()?;
-        pass()?;
-        end.record()?;
-        device.synchronize()?;
-        let us = end.micros_since(&begin)?.unwrap_or_default();
-        let late = start.elapsed() > TIME_LIMIT / 2 && !device.has_modelled_time();
-        if repetition > 0 || late {
-            samples.push(us);
-        }
-        if late || (!samples.is_empty() && first.elapsed() > SAMPLES_LIMIT && !device.has_modelled_time()) {
-            break;
-        }
-    }
-    Ok(samples.into_iter().fold(f64::INFINITY, f64::min))
+    (0..warm_ups).try_for_each(|_| pass())?;
+    device.synchronize()?;
+    begin.record()?;
+    pass()?;
+    end.record()?;
+    device.synchronize()?;
+    Ok(end.micros_since(&begin)?.unwrap_or_default().max(1e-3))
 }
 
 /// A target pass over chains, with draws and walk.

@@ -109,6 +109,67 @@ fn a_table_off_by_three_heals_within_fifty_rounds() {
     assert!(cost.prediction_error_p95().unwrap() < 0.03);
 }
 
+/// Target rows of a tree, and of plain rounds.
+const TREE: usize = 4;
+
+/// What a tree of 4 nodes and a drafter row cost in plain rounds, on a machine where every row costs.
+fn beside_plain(cost: &CostModel) -> [f64; 2] {
+    let plain = cost.plain_us(1, 0);
+    [cost.verify_us(TREE, [(TREE, 0)]) / plain, cost.draft_us(1, 0) / plain]
+}
+
+fn small_machine() -> CostModel {
+    let rows = [1, 2, 4, 8, 16];
+    let target = rows.map(|rows| verify(rows, 0, 300.0 + 40.0 * rows as f64));
+    let draft =
+        rows.map(|rows| SweepPoint { kind: SweepKind::Draft, ..verify(rows, 0, 50.0 + 12.0 * rows as f64) });
+    CostModel::from_sweep(&[target, draft].concat(), Treads { tokens: 1, nodes: 1 }).unwrap()
+}
+
+/// While nobody drafts only plain passes are measured. If what they teach were theirs alone, a machine that was slow for a while would make
+/// drafting look dear for ever.
+#[test]
+fn what_slows_plain_rounds_is_taken_to_slow_all() {
+    let mut cost = small_machine();
+    let wanted = beside_plain(&cost);
+    let us = cost.plain_us(1, 0);
+    let mut random = Random(5);
+    for round in 0..2000 {
+        let busy = if (round / 250) % 2 == 0 { 1.6 } else { 1.0 };
+        cost.observe_plain(1, 0, us * busy * (0.9 + 0.2 * random.unit()));
+        let got = beside_plain(&cost);
+        for (got, wanted) in got.iter().zip(wanted) {
+            assert!((got / wanted - 1.0).abs() < 0.08, "round {round}: {got} of a plain round, not {wanted}");
+        }
+    }
+    assert!((cost.plain_us(1, 0) / us - 1.0).abs() < 0.1, "the pace itself is followed");
+}
+
+/// A level that the system stalls teaches next to nothing, whatever came before it.
+#[test]
+fn a_stalled_drafter_pass_does_not_make_drafting_dear() {
+    let mut cost = small_machine();
+    let us = cost.draft_us(1, 0);
+    for slowdown in [1.3, 1.3, 1.3, 5.0, 1.3, 1.3] {
+        cost.observe_draft(1, 0, us * slowdown);
+    }
+    assert!(cost.draft_us(1, 0) < 1.35 * us, "{} us, at first {us}", cost.draft_us(1, 0));
+}
+
+/// Passes of one width that are off while others are not say nothing of the machine.
+#[test]
+fn a_width_that_was_swept_wrong_is_corrected_alone() {
+    let mut cost = small_machine();
+    let (plain, tree) = (cost.plain_us(1, 0), cost.verify_us(TREE, [(TREE, 0)]));
+    for _ in 0..100 {
+        cost.observe_plain(1, 0, plain);
+        cost.observe_verify(TREE, [(TREE, 0)].into_iter(), 1.3 * tree);
+    }
+    assert!((cost.plain_us(1, 0) / plain - 1.0).abs() < 0.05, "{} us, not {plain}", cost.plain_us(1, 0));
+    let got = cost.verify_us(TREE, [(TREE, 0)]);
+    assert!((got / tree / 1.3 - 1.0).abs() < 0.05, "{got} us, not 1.3 times {tree}");
+}
+
 #[test]
 fn two_stalled_rounds_do_not_rewrite_the_table() {
     let mut stairs = Staircase::new(8, &[(8, 100.0), (64, 200.0), (256, 800.0)]);

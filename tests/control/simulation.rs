@@ -233,6 +233,43 @@ fn on_a_slow_machine_smart_is_at_least_the_best_fixed_policy() {
     }
 }
 
+/// What a sequence had verified alone is not what it takes among others: trees that were large as long as nobody else wanted the rows must not
+/// make a full batch look too dear to draft for.
+#[test]
+fn a_batch_that_grows_goes_on_drafting() {
+    let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), H200.cost_model(1280));
+    let mut drafted = |ids: std::ops::Range<u64>| {
+        let views: Vec<SequenceView> = ids.map(|id| crate::common::view(id)).collect();
+        let plan = controller.begin_round(&views);
+        let round = controller.round_mut();
+        while let Some(rows) = round.next_level() {
+            let children =
+                (0..rows.len()).flat_map(|_| (0..plan.top_k as i32).map(|rank| (rank, -1.0 - rank as f32)));
+            let (tokens, logps): (Vec<i32>, Vec<f32>) = children.unzip();
+            round.add_level(&tokens, &logps);
+        }
+        let selected = if plan.drafts() { round.select().to_vec() } else { Vec::new() };
+        let drawn: Vec<Vec<i32>> = selected.iter().map(|it| vec![0; it.tree.num_nodes()]).collect();
+        let accepted: Vec<Vec<u32>> = selected
+            .iter()
+            .zip(&drawn)
+            .map(|(it, drawn)| it.tree.walk(drawn).0.iter().map(|&node| node as u32).take(1).collect())
+            .collect();
+        let outcomes: Vec<SequenceOutcome> = accepted
+            .iter()
+            .zip(&drawn)
+            .map(|(accepted, drawn)| SequenceOutcome { accepted, drawn })
+            .collect();
+        controller.observe(&RoundReport { sequences: &outcomes, ..RoundReport::default() });
+        (plan.drafting - plan.probing, selected.iter().map(|it| it.tree.num_draft_tokens()).sum::<usize>())
+    };
+    let alone = (0..40).map(|_| drafted(0..1)).last().unwrap();
+    assert!(alone.1 > 40, "alone it takes the rows that are free: {alone:?}");
+    let first = drafted(1..17);
+    assert!(first.0 == 16 && first.1 < 400, "{first:?}");
+    assert!((0..20).all(|_| drafted(1..17).0 == 16), "nobody is left out while rows are free");
+}
+
 /// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain.
 #[test]
 fn on_sure_text_it_drafts_deep_even_where_every_row_costs() {

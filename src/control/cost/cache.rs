@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::CostModel;
 
 /// Changes whenever the meaning of the stored numbers does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Serialize, Deserialize)]
 struct CostFile<Model> {

@@ -2,10 +2,12 @@
 //!
 //! `t_verify = lin(N) + sum over sequences of context * rate(nodes)`: a staircase in the tokens of the pass plus, per sequence,
 //! a staircase in its nodes, as its K/V is read once but multiplied once per tile of nodes.
-//! Filled by a sweep at start ([`CostModel::from_sweep`]), corrected by every timed round, monotone throughout.
+//! All of it times the machine's present pace. Filled by a sweep at start ([`CostModel::from_sweep`]), corrected by every timed round,
+//! monotone throughout.
 #![forbid(unsafe_code)]
 
 mod cache;
+mod pace;
 mod staircase;
 mod sweep;
 mod table;
@@ -13,8 +15,8 @@ mod tables;
 
 use serde::{Deserialize, Serialize};
 
+use pace::{Pace, log_error};
 pub use staircase::Staircase;
-use staircase::{ACCIDENT, SCALE_RATE, Streak, log_error};
 pub use sweep::{SweepKind, SweepPoint, attention_rates};
 pub use table::{COST_TABLE_VERSION, CostSource, CostTable};
 pub use tables::CostTables;
@@ -34,18 +36,17 @@ impl Default for Treads {
     }
 }
 
-/// Bounds of a plain pass relative to a verification pass of as many rows.
-const PLAIN_RATIO: (f64, f64) = (0.7, 1.2);
+/// Share of an error, weighted by attention's part of the pass, by which attention rates move.
+const ATTENTION_RATE: f64 = 0.1;
 
 /// Measured costs of the passes of a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
     treads: Treads,
+    pace: Pace,
+    /// Of plain passes, too: they are the same kernels over one row a sequence.
     verify: Staircase,
     draft: Staircase,
-    /// A plain pass relative to a verification pass of as many rows: the same kernels, so close to 1, and one table for both, as
-    /// a machine that slows down slows both.
-    plain_ratio: f64,
     /// Microseconds per cached token of a sequence, by its nodes; absent if time was not seen to depend on context.
     attention: Option<Staircase>,
     /// Microseconds per cached token and sequence of a drafter pass.
@@ -54,8 +55,6 @@ pub struct CostModel {
     overhead_us: f64,
     /// Time of a plain round outside its target pass.
     plain_overhead_us: f64,
-    /// Large errors of target passes in a row.
-    streak: Streak,
     errors: PredictionErrors,
 }
 
@@ -78,17 +77,17 @@ impl CostModel {
     pub fn verify_us(&self, tokens: usize, sequences: impl IntoIterator<Item = (usize, usize)>) -> f64 {
         let attention: f64 =
             sequences.into_iter().map(|(nodes, context)| self.attention_us(nodes, context)).sum();
-        self.verify.at(tokens) + attention
+        self.pace.factor() * self.verify.at(tokens) + attention
     }
 
     /// A plain decode pass of `batch` sequences with `context` cached tokens in all.
     pub fn plain_us(&self, batch: usize, context: usize) -> f64 {
-        self.plain_ratio * (self.verify.at(batch) + self.attention_us(1, context))
+        self.pace.factor() * self.verify.at(batch) + self.attention_us(1, context)
     }
 
     /// A drafter pass of `rows` rows over sequences with `context` cached tokens in all.
     pub fn draft_us(&self, rows: usize, context: usize) -> f64 {
-        self.draft.at(rows) + context as f64 * self.draft_attention
+        self.pace.factor() * self.draft.at(rows) + context as f64 * self.draft_attention_us_per_token()
     }
 
     /// Time of a drafted round outside its passes.
@@ -118,7 +117,7 @@ impl CostModel {
 
     /// Microseconds per cached token that a sequence adds to a drafter pass.
     pub fn draft_attention_us_per_token(&self) -> f64 {
-        self.draft_attention
+        self.pace.factor() * self.draft_attention
     }
 
     /// Sets the times of drafted and of plain rounds outside their passes, where they are known beforehand.
@@ -134,42 +133,50 @@ impl CostModel {
         sequences: impl Iterator<Item = (usize, usize)>,
         us: f64,
     ) {
-        let attention: f64 = sequences.map(|(nodes, context)| self.attention_us(nodes, context)).sum();
-        let share = self.correct_attention(self.verify.at(tokens), attention, us);
-        self.verify.observe(tokens, us * share);
+        let attention = sequences.map(|(nodes, context)| self.attention_us(nodes, context)).sum();
+        self.observe_target(tokens, attention, us);
     }
 
-    /// Corrects the target pass by one in which prompts were read, too: `tokens` and `sequences` with their rows.
+    /// Corrects the plain pass by a measured one, and with it the verification pass.
+    pub fn observe_plain(&mut self, batch: usize, context: usize, us: f64) {
+        self.observe_target(batch, self.attention_us(1, context), us);
+    }
+
+    /// Corrects the target pass by one in which prompts were read, too: `tokens` and `sequences` with their rows. It may be wider than what
+    /// the tables were made for: how far off they are there says nothing of the pace.
     pub fn observe_shared(
         &mut self,
         tokens: usize,
         sequences: impl Iterator<Item = (usize, usize)>,
         us: f64,
     ) {
-        let attention: f64 = sequences.map(|(nodes, context)| self.attention_us(nodes, context)).sum();
-        let linear = self.verify.at(tokens);
-        self.verify.observe_wide(tokens, us * linear / (linear + attention));
+        let predicted = self.verify_us(tokens, sequences);
+        if us.is_finite() && us > 0.0 {
+            self.verify.correct(tokens, log_error(us, predicted));
+        }
     }
 
-    /// Corrects the plain pass by a measured one, and with it the verification pass.
-    pub fn observe_plain(&mut self, batch: usize, context: usize, us: f64) {
-        let error = log_error(us, self.plain_us(batch, context));
-        if error.is_finite() {
-            let believed = error.clamp(-ACCIDENT, ACCIDENT);
-            self.plain_ratio =
-                (self.plain_ratio * (0.05 * believed).exp()).clamp(PLAIN_RATIO.0, PLAIN_RATIO.1);
+    /// Corrects the target pass of `tokens` rows, of which attention was thought to take `attention_us`.
+    fn observe_target(&mut self, tokens: usize, attention_us: f64, us: f64) {
+        let predicted = self.pace.factor() * self.verify.at(tokens) + attention_us;
+        if !(us.is_finite() && us > 0.0) {
+            return;
         }
-        let as_verify = us / self.plain_ratio;
-        let attention = self.attention_us(1, context);
-        let share = self.correct_attention(self.verify.at(batch), attention, as_verify);
-        self.verify.observe(batch, as_verify * share);
+        let error = self.pace.follow(log_error(us, predicted));
+        if let Some(rate) = &mut self.attention {
+            rate.scale((ATTENTION_RATE * attention_us / predicted * error).exp());
+        }
+        // Pace and table could rise and fall against each other for ever, and what else goes by the pace with them.
+        let rise = self.verify.correct(tokens, error);
+        self.verify.scale((-rise).exp());
+        self.pace.shift(rise);
     }
 
     /// Corrects the drafter pass by a measured one.
     pub fn observe_draft(&mut self, rows: usize, context: usize, us: f64) {
-        let attention = context as f64 * self.draft_attention;
-        let linear = self.draft.at(rows);
-        self.draft.observe(rows, us * linear / (linear + attention));
+        if us.is_finite() && us > 0.0 {
+            self.draft.correct(rows, log_error(us, self.draft_us(rows, context)));
+        }
     }
 
     /// Learns the time of a round outside its passes; `round_us` is how long a round is thought to take. Stalls end up in what is
@@ -206,26 +213,16 @@ impl CostModel {
     }
 
     pub(super) fn attention_us(&self, nodes: usize, context: usize) -> f64 {
-        self.attention.as_ref().map_or(0.0, |rate| context as f64 * rate.at(nodes))
-    }
-
-    /// Moves the attention rates by their share of the error, or as a whole if the error is large again; returns the linear part's
-    /// share of the pass.
-    fn correct_attention(&mut self, linear: f64, attention: f64, us: f64) -> f64 {
-        let predicted = linear + attention;
-        if let Some(rate) = self.attention.as_mut().filter(|_| us.is_finite() && us > 0.0) {
-            let error = log_error(us, predicted);
-            let share = if self.streak.goes_on(error) { SCALE_RATE } else { 0.1 * attention / predicted };
-            rate.scale((share * error).exp());
-        }
-        linear / predicted
+        let rate = self.attention.as_ref().map_or(0.0, |rate| rate.at(nodes));
+        self.pace.factor() * context as f64 * rate
     }
 
     fn is_sound(&self) -> bool {
-        let rates = [self.plain_ratio, self.draft_attention, self.overhead_us, self.plain_overhead_us];
+        let rates = [self.draft_attention, self.overhead_us, self.plain_overhead_us];
         let stairs = [&self.verify, &self.draft];
         stairs.into_iter().chain(&self.attention).all(Staircase::is_sound)
             && rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0)
+            && self.pace.is_sound()
             && self.treads.tokens >= 1
             && self.treads.nodes >= 1
     }

@@ -6,18 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::pace::{Doubt, log_error};
 use super::tables::MAX_NS;
 
-/// Largest error that one correction heeds, as a factor.
-const MAX_STEP: f64 = 3.0;
-/// Rate of correction of a count that is well known, and the log error that is believed at first sight.
+/// Rate of correction of a count that is well known.
 const RATE: f64 = 0.15;
-pub(super) const ACCIDENT: f64 = 0.1;
-/// Log errors from this on are large; so many in a row, as stalls come in pairs; share of the error by which the whole table is then
-/// scaled.
-const LARGE: f64 = 0.2;
-const STREAK: i8 = 3;
-pub(super) const SCALE_RATE: f64 = 0.7;
 /// Weight that one direct measurement adds to its knots, and what is left of old weights after it.
 const WEIGHT: f64 = 1.0;
 const FORGETTING: f64 = 0.98;
@@ -34,8 +27,7 @@ struct Knot {
     us: f64,
     /// Direct measurements behind `us`, fading.
     weight: f64,
-    /// Log errors of the latest two direct measurements.
-    recent: [f64; 2],
+    doubt: Doubt,
     /// The monotone fit that is read.
     fitted: f64,
 }
@@ -54,8 +46,6 @@ pub struct Staircase {
     tread: usize,
     /// Ascending in `rows`; never empty.
     knots: Vec<Knot>,
-    /// Large errors in a row, at whatever counts.
-    streak: Streak,
 }
 
 impl Staircase {
@@ -68,11 +58,11 @@ impl Staircase {
         let knots = points
             .chunk_by(|a, b| a.0 == b.0)
             .map(|group| {
-                let us = group[group.len() / 2].1;
-                Knot { rows: group[0].0, us, weight: WEIGHT, recent: [0.0; 2], fitted: us }
+                let us = 0.5 * (group[(group.len() - 1) / 2].1 + group[group.len() / 2].1);
+                Knot { rows: group[0].0, us, weight: WEIGHT, doubt: Doubt::default(), fitted: us }
             })
             .collect();
-        let mut stairs = Self { tread, knots, streak: Streak::default() };
+        let mut stairs = Self { tread, knots };
         stairs.refit();
         stairs
     }
@@ -101,10 +91,10 @@ impl Staircase {
         }
     }
 
-    /// Times of `0..=treads` treads, in order, as whole nanoseconds; the first entry stands for no rows and is not meaningful.
-    /// A round of many sequences has thousands of treads: they are written knot by knot, and rounded without a call.
-    pub fn tabulate(&self, treads: usize, ns: &mut Vec<u64>) {
-        let to_ns = |us: f64| (1000.0 * us + 0.5).clamp(1.0, MAX_NS) as i64 as u64;
+    /// `pace` times the times of `0..=treads` treads, in order, as whole nanoseconds; the first entry stands for no rows and is not
+    /// meaningful. A round of many sequences has thousands of treads: they are written knot by knot, and rounded without a call.
+    pub fn tabulate(&self, pace: f64, treads: usize, ns: &mut Vec<u64>) {
+        let to_ns = |us: f64| (1000.0 * pace * us + 0.5).clamp(1.0, MAX_NS) as i64 as u64;
         ns.clear();
         ns.push(to_ns(self.between(0, self.tread)));
         for (after, knot) in self.knots.iter().enumerate() {
@@ -115,39 +105,21 @@ impl Staircase {
         ns.extend((ns.len()..=treads).map(|tread| to_ns(last.beyond(slope, tread * self.tread))));
     }
 
-    /// Corrects the staircase by a measured pass. Three large errors of the same sign in a row mean that the table is wrong as a whole
-    /// (other clocks, another driver): all of it is scaled. Smaller ones move this count and, the less they are known themselves,
-    /// those near it.
+    /// Corrects the staircase by a measured pass: as [`Staircase::correct`].
     pub fn observe(&mut self, rows: usize, us: f64) {
-        if !(us.is_finite() && us > 0.0) {
-            return;
-        }
-        let rows = round_up(rows, self.tread);
-        self.ensure_knot(rows);
-        let error = log_error(us, self.at(rows));
-        if self.streak.goes_on(error) {
-            self.scale((SCALE_RATE * error).exp());
-            return;
-        }
-        self.correct(rows, error);
-    }
-
-    /// Corrects the staircase by a pass that says nothing of the table as a whole, however far off it is: one that is wider than what the
-    /// table was made for.
-    pub fn observe_wide(&mut self, rows: usize, us: f64) {
         if us.is_finite() && us > 0.0 {
-            let rows = round_up(rows, self.tread);
-            self.ensure_knot(rows);
             self.correct(rows, log_error(us, self.at(rows)));
         }
     }
 
-    fn correct(&mut self, rows: usize, error: f64) {
-        // What this count did not show the last two times it was measured is taken for an accident, all but a little.
+    /// Corrects the staircase by the log error of a measured pass: at this count and, the less they are known themselves, at those near it.
+    /// Returns how much higher it is for that, as a log: the mean over what has been measured of late.
+    pub(super) fn correct(&mut self, rows: usize, error: f64) -> f64 {
+        let rows = round_up(rows, self.tread);
+        self.ensure_knot(rows);
         let nearest = self.nearest(rows);
-        let recent = &mut self.knots[nearest].recent;
-        let [a, b] = std::mem::replace(recent, [recent[1], error]);
-        let error = error.clamp(a.max(b).min(0.0) - ACCIDENT, a.min(b).max(0.0) + ACCIDENT);
+        let error = self.knots[nearest].doubt.believed(error);
+        let (mut rise, mut total_weight) = (0.0, 0.0);
         for knot in &mut self.knots {
             let distance = (knot.rows as f64 / rows as f64).ln().abs();
             let nearness = (-1.5 * distance).exp();
@@ -155,9 +127,12 @@ impl Staircase {
             let rate = (RATE + 0.6 * error.abs().min(1.0)).max(1.0 / (1.0 + knot.weight));
             let share = if direct { nearness } else { nearness / (1.0 + knot.weight * (1.0 - nearness)) };
             knot.us *= (rate * share * error).exp();
+            rise += knot.weight * rate * share * error;
+            total_weight += knot.weight;
             knot.weight = knot.weight * FORGETTING + if direct { WEIGHT * nearness } else { 0.0 };
         }
         self.refit();
+        if total_weight > 0.0 { rise / total_weight } else { 0.0 }
     }
 
     /// Multiplies all times by `factor`, positive and finite.
@@ -174,10 +149,7 @@ impl Staircase {
         self.tread >= 1
             && !self.knots.is_empty()
             && self.knots.iter().all(|knot| {
-                positive(knot.us)
-                    && positive(knot.fitted)
-                    && knot.weight >= 0.0
-                    && knot.recent.iter().all(|error| error.is_finite())
+                positive(knot.us) && positive(knot.fitted) && knot.weight >= 0.0 && knot.doubt.is_sound()
             })
             && self.knots.is_sorted_by(|a, b| a.rows < b.rows && a.fitted <= b.fitted)
             && self.knots[0].rows >= 1
@@ -213,7 +185,7 @@ impl Staircase {
             near(self.knots.get(at)) || near(at.checked_sub(1).and_then(|i| self.knots.get(i)));
         if !neighbour_is_near && self.knots.len() < MAX_KNOTS {
             let us = self.at(rows);
-            self.knots.insert(at, Knot { rows, us, weight: 0.0, recent: [0.0; 2], fitted: us });
+            self.knots.insert(at, Knot { rows, us, weight: 0.0, doubt: Doubt::default(), fitted: us });
         }
     }
 
@@ -233,25 +205,6 @@ impl Staircase {
                 block.iter_mut().for_each(|knot| knot.fitted = mean);
             }
         }
-    }
-}
-
-/// Log of measured over predicted, bounded.
-pub(super) fn log_error(us: f64, predicted: f64) -> f64 {
-    (us / predicted).ln().clamp(-MAX_STEP.ln(), MAX_STEP.ln())
-}
-
-/// Large errors of one sign in a row: positive or negative by their sign.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Streak(i8);
-
-impl Streak {
-    /// Counts `error` in; whether enough of its kind have come in a row to call the table wrong as a whole.
-    pub(super) fn goes_on(&mut self, error: f64) -> bool {
-        let sign = if error > LARGE { 1 } else { -i8::from(error < -LARGE) };
-        self.0 = if sign * self.0 < 0 { sign } else { (self.0 + sign) * sign.abs() };
-        self.0 = self.0.clamp(-STREAK, STREAK);
-        self.0.abs() == STREAK
     }
 }
 

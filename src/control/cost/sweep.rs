@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::staircase::Streak;
-use super::{CostModel, PLAIN_RATIO, PredictionErrors, Staircase, Treads};
+use super::pace::Pace;
+use super::{CostModel, PredictionErrors, Staircase, Treads};
 use crate::error::{Error, Result};
 
 /// What a sweep point measured.
@@ -35,8 +35,8 @@ pub struct SweepPoint {
 }
 
 impl CostModel {
-    /// A model from the passes of a start-up sweep. Needs at least one `Verify` point; without `Plain` points a plain pass is
-    /// taken to cost what a verification pass of its size costs, without `Draft` points a drafter pass a tenth of that.
+    /// A model from the passes of a start-up sweep. Needs at least one `Verify` point; `Plain` points are as good, as the kernels are the
+    /// same. Without `Draft` points a drafter pass is taken to cost a tenth of a target pass of its size.
     /// Passes that differ in context alone tell attention from the rest. Times that are not positive and finite are refused.
     pub fn from_sweep(points: &[SweepPoint], treads: Treads) -> Result<Self> {
         for point in points {
@@ -67,22 +67,17 @@ impl CostModel {
         if draft.is_empty() {
             draft_points.extend(verify_points.iter().map(|&(tokens, us)| (tokens, 0.1 * us)));
         }
-        let verify = Staircase::new(observed_tread(treads.tokens, &verify_points), &verify_points);
-        let mut ratios: Vec<f64> =
-            without_attention(&plain, rate).iter().map(|&(rows, us)| us / verify.at(rows)).collect();
-        ratios.sort_by(f64::total_cmp);
-        let plain_ratio =
-            ratios.get(ratios.len() / 2).map_or(1.0, |ratio| ratio.clamp(PLAIN_RATIO.0, PLAIN_RATIO.1));
+        let tread = observed_tread(treads.tokens, &verify_points);
+        let target_points = [verify_points, without_attention(&plain, rate)].concat();
         Ok(Self {
             treads,
-            verify,
-            plain_ratio,
+            pace: Pace::default(),
+            verify: Staircase::new(tread, &target_points),
             draft: Staircase::new(observed_tread(treads.tokens, &draft_points), &draft_points),
             attention,
             draft_attention,
             overhead_us: 0.0,
             plain_overhead_us: 0.0,
-            streak: Streak::default(),
             errors: PredictionErrors::default(),
         })
     }

@@ -21,11 +21,8 @@ pub struct CostTables {
     pub verify_ns: Vec<u64>,
     /// Drafter rows that cost the same.
     pub draft_tread: usize,
-    /// Drafter pass by tread.
+    /// Drafter pass by tread. As rounds have taught it holds what the host does between passes, too: ranking what a pass has brought.
     pub draft_ns: Vec<u64>,
-    /// The controller's own time for one more drafter row: its children are ranked, merged and scanned on the host. Weighed when a
-    /// width is chosen; its mean is part of the overhead already.
-    pub row_ns: u64,
     /// Nodes of a sequence per attention tile.
     pub tile_nodes: usize,
     /// Attention per cached token by tiles of nodes, in units of 2^-20 ns; entry 0 is 0, the last stands for any more.
@@ -59,8 +56,9 @@ impl CostTables {
         self.draft_tread = cost.draft.tread();
         self.tile_nodes = cost.treads.nodes;
         // One more: the price of a place, and rows that are only read, look a tread further.
-        cost.verify.tabulate(max_tokens.div_ceil(self.tread) + 1, &mut self.verify_ns);
-        cost.draft.tabulate(max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
+        let pace = cost.pace.factor();
+        cost.verify.tabulate(pace, max_tokens.div_ceil(self.tread) + 1, &mut self.verify_ns);
+        cost.draft.tabulate(pace, max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
         let tiles = MAX_NODES.div_ceil(self.tile_nodes);
         let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
         self.attention_rate.clear();
@@ -70,8 +68,9 @@ impl CostTables {
         self.contexts.clear();
         self.contexts.extend(contexts.clone().map(|context| context.min(MAX_CONTEXT) as u64));
         self.draft_attention_ns.clear();
-        self.draft_attention_ns
-            .extend(contexts.clone().map(|context| to_ns(context as f64 * cost.draft_attention)));
+        self.draft_attention_ns.extend(
+            contexts.clone().map(|context| to_ns(context as f64 * cost.draft_attention_us_per_token())),
+        );
         let total_context: usize = contexts.sum();
         self.attention_ns = (0..self.batch()).map(|sequence| self.attention_step_ns(sequence, 0)).sum();
         self.draft_once_ns = 0;

@@ -148,14 +148,8 @@ impl DraftRound {
     /// The best width over the union of all unexpanded nodes that are kept, of any level.
     fn choose_width(&mut self) {
         let price = self.selection.price;
-        // A row that brings less than its own share of time is in no best width.
-        let least = self.selection.rate() * self.tables.row_ns as f64 / scan::ONE as f64;
-        let too_little = |value: f32| value <= 0.0 || f64::from(value) < least;
         self.newest.clear();
         for candidate in &self.candidates {
-            if too_little(candidate.value() * self.gains.most()) {
-                break;
-            }
             let (sequence, node) = (candidate.sequence(), candidate.node());
             let state = &self.pools[sequence].nodes()[node];
             if state.is_expanded() || !self.sequences[sequence].may_deepen(state) {
@@ -163,7 +157,7 @@ impl DraftRound {
             }
             let worth = candidate.value();
             let value = worth * self.gains.gain(usize::from(state.depth), state.logp, worth, price);
-            if !too_little(value) {
+            if value > 0.0 {
                 // What cannot be run must not stand in the way of what can, level after level.
                 let into = if state.sealed { &mut self.newest } else { &mut self.frontier };
                 into.push(Candidate::new(value, sequence, node));

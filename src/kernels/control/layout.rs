@@ -106,7 +106,6 @@ pub(super) struct ControlParams {
 struct PlanHead {
     overhead_ns: u64,
     attention_ns: u64,
-    row_ns: u64,
     num_sequences: i32,
     top_k: i32,
     max_levels: i32,
@@ -127,11 +126,9 @@ struct PlanHead {
     rate_at: i32,
     rate_len: i32,
     curves_at: i32,
-    most_gain: f32,
     knots: [f32; 20],
     confidence_edges: [f32; 2],
     gains: [[[f32; 3]; 6]; 8],
-    unused: i32,
 }
 
 /// `ControlSequence`.
@@ -240,7 +237,6 @@ impl PlanWriter {
         let head = PlanHead {
             overhead_ns: tables.overhead_ns,
             attention_ns: tables.attention_ns,
-            row_ns: tables.row_ns,
             num_sequences: sequences.len() as i32,
             top_k: plan.top_k as i32,
             max_levels: plan.max_levels as i32,
@@ -261,11 +257,9 @@ impl PlanWriter {
             rate_at,
             rate_len,
             curves_at,
-            most_gain: round.gains().most(),
             knots: *Calibration::KNOTS,
             confidence_edges: *GainTable::CONFIDENCE_EDGES,
             gains: *round.gains().gains(),
-            unused: 0,
         };
         bytes[..size_of::<PlanHead>()].copy_from_slice(bytemuck::bytes_of(&head));
         Ok(())
@@ -327,7 +321,7 @@ mod tests {
         assert_eq!(size_of::<RoundState>(), 80);
         assert_eq!(size_of::<ControlLevel>(), 24);
         assert_eq!(size_of::<ControlParams>(), 168);
-        assert_eq!(size_of::<PlanHead>(), 776);
+        assert_eq!(size_of::<PlanHead>(), 760);
         assert_eq!(size_of::<PlanSequence>(), 40);
     }
 }
