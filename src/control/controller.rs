@@ -10,6 +10,11 @@ use super::planner::{Planner, Stats};
 use super::policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 use super::round::{DraftRound, RoundSequence};
 
+/// Of what a pass took more than predicted, so much (as a log) is believed in a round after one that did not draft. The first passes of a drafter
+/// that has rested, and the target's first tree, are slow where caches are small; while it rests such rounds are all that is seen of drafting,
+/// and must not be what it seems to cost.
+const COLD_BELIEF: f64 = 0.25;
+
 /// Bounds on what the controller may ask of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControllerConfig {
@@ -386,8 +391,8 @@ impl Controller {
             .filter(|(_, sequence)| sequence.drafts)
             .map(|(view, _)| view.context_len)
             .sum();
-        // The first pass reads features, finds no weights in any cache, and begins with whatever the round begins with: what it takes beyond a level
-        // of its size is overhead. Of a drafter with heads it is the only one, and what later levels take is the host's time.
+        // The first pass reads features, finds no weights in any cache, and begins with whatever the round begins with: what it takes beyond a
+        // level of its size is overhead. Of a drafter with heads it is the only one, and what later levels take is the host's time.
         let has_heads = self.config.heads.is_some();
         let levels = self.round.levels().iter().zip(times.draft_levels);
         let passes = if has_heads { 0..1 } else { 1..usize::MAX };
@@ -396,7 +401,11 @@ impl Controller {
             let level_us = self.cost.draft_us(level.rows, drafting_context);
             if passes.contains(&i) {
                 draft_us += f64::from(us);
-                self.cost.observe_draft(level.rows, drafting_context, believed(f64::from(us), level_us, is_cold));
+                self.cost.observe_draft(
+                    level.rows,
+                    drafting_context,
+                    believed(f64::from(us), level_us, is_cold),
+                );
             } else if !has_heads {
                 draft_us += level_us;
             }
@@ -404,8 +413,9 @@ impl Controller {
         let drafted_fully = times.draft_levels.len() == self.round.levels().len();
         if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
             let us = f64::from(total) - draft_us - verify;
-            let us = believed(us, self.cost.overhead_us(), is_cold);
-            self.cost.observe_overhead(false, us, f64::from(predicted.total));
+            if !is_cold || us < self.cost.overhead_us() {
+                self.cost.observe_overhead(false, us, f64::from(predicted.total));
+            }
         }
     }
 
@@ -443,11 +453,7 @@ impl Controller {
     }
 }
 
-/// Of what a pass took more than predicted, so much (as a log) is believed in a round after one that did not draft: the first passes of a drafter
-/// that has rested, and the target's first tree, are slow where caches are small. Such rounds are all that is seen of drafting while it rests, and
-/// must not be what it seems to cost.
-const COLD_BELIEF: f64 = 0.25;
-
+/// What is believed of a measured time; see [`COLD_BELIEF`].
 fn believed(us: f64, predicted_us: f64, is_cold: bool) -> f64 {
     if is_cold && us > predicted_us { predicted_us * (us / predicted_us).powf(COLD_BELIEF) } else { us }
 }

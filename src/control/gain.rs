@@ -17,15 +17,22 @@ const NUM_HEADROOMS: usize = 6;
 /// Confidence below 0.3, below 0.7, above.
 const CONFIDENCE_EDGES: [f32; 2] = [-1.203_972_8, -0.356_674_94];
 const NUM_CONFIDENCES: usize = CONFIDENCE_EDGES.len() + 1;
-/// Gains before anything is known, by headroom.
-const PRIOR: [f64; NUM_HEADROOMS] = [0.15, 0.35, 0.55, 0.75, 0.9, 1.1];
+/// Gains before anything is known, by headroom and confidence: what is below a confident node is likely to be confident, too.
+const PRIOR: [[f64; NUM_CONFIDENCES]; NUM_HEADROOMS] = [
+    [0.1, 0.15, 0.2],
+    [0.2, 0.35, 0.5],
+    [0.35, 0.55, 0.8],
+    [0.45, 0.75, 1.1],
+    [0.55, 0.9, 1.35],
+    [0.65, 1.1, 1.65],
+];
 /// Path probability that the prior, and that all depths together, are worth to a cell. One unlucky level must not end what only running it
 /// again could put right.
 const PRIOR_WEIGHT: f64 = 6.0;
-const POOLED_WEIGHT: f64 = 2.0;
+const POOLED_WEIGHT: f64 = 4.0;
 /// Path probability that a cell remembers, and what a drafted round leaves of it: what is not run for long is hoped for again.
 const MEMORY: f64 = 30.0;
-const ROUND_MEMORY: f64 = 0.99;
+const ROUND_MEMORY: f64 = 0.98;
 
 type Cells<T> = [[[T; NUM_CONFIDENCES]; NUM_HEADROOMS]; NUM_DEPTHS];
 
@@ -50,7 +57,7 @@ pub struct GainModel {
 
 impl Default for GainTable {
     fn default() -> Self {
-        Self { gains: [PRIOR.map(|gain| [gain as f32; NUM_CONFIDENCES]); NUM_DEPTHS] }
+        Self { gains: [PRIOR.map(|gains| gains.map(|gain| gain as f32)); NUM_DEPTHS] }
     }
 }
 
@@ -142,8 +149,8 @@ impl GainModel {
         for headroom in 0..NUM_HEADROOMS {
             for confidence in 0..NUM_CONFIDENCES {
                 let sum = self.cells.iter().map(|depth| depth[headroom][confidence]);
-                let pooled =
-                    sum.fold((PRIOR_WEIGHT, PRIOR_WEIGHT * PRIOR[headroom]), |a, b| (a.0 + b.0, a.1 + b.1));
+                let prior = (PRIOR_WEIGHT, PRIOR_WEIGHT * PRIOR[headroom][confidence]);
+                let pooled = sum.fold(prior, |a, b| (a.0 + b.0, a.1 + b.1));
                 // A depth never seen is taken to be as good as the one before it.
                 let mut expected = pooled.1 / pooled.0;
                 for depth in 0..NUM_DEPTHS {

@@ -270,9 +270,17 @@ fn a_batch_that_grows_goes_on_drafting() {
     assert!((0..20).all(|_| drafted(1..17).0 == 16), "nobody is left out while rows are free");
 }
 
-/// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain.
+/// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain, nor must a few
+/// levels that brought nothing keep it from trying again: only running deep levels tells what they bring.
 #[test]
 fn on_sure_text_it_drafts_deep_even_where_every_row_costs() {
+    for unlucky in [0, 1, 4] {
+        drafts_deep_after(unlucky);
+    }
+}
+
+/// On sure text after so many rounds in which nothing below the root's child was likely.
+fn drafts_deep_after(unlucky: usize) {
     let point = |kind, tokens: usize, us| SweepPoint { kind, tokens, sequences: 1, context: 0, us };
     let rows = [1, 2, 4, 8, 16, 32];
     let verify = rows.map(|rows| point(SweepKind::Verify, rows, 300.0 + 40.0 * rows as f64));
@@ -280,23 +288,26 @@ fn on_sure_text_it_drafts_deep_even_where_every_row_costs() {
     let cost = CostModel::from_sweep(&[verify, draft].concat(), Treads::default()).expect("a sound sweep");
     let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), cost);
     let mut depths = vec![];
-    for _ in 0..60 {
+    for played in 0..60 {
+        let is_unlucky = played < unlucky;
         let plan = controller.begin_round(&[crate::common::view(1)]);
         let round = controller.round_mut();
         while let Some(rows) = round.next_level() {
+            let best = if is_unlucky && rows[0].depth > 0 { -3.0 } else { -0.02 };
             let ranks = rows.iter().flat_map(|_| 0..plan.top_k as i32);
             let (tokens, logps): (Vec<i32>, Vec<f32>) =
-                ranks.map(|rank| (rank, if rank == 0 { -0.02 } else { -6.0 })).unzip();
+                ranks.map(|rank| (rank, if rank == 0 { best } else { -6.0 })).unzip();
             round.add_level(&tokens, &logps);
         }
         let tree = round.select()[0].tree.clone();
-        let drawn = vec![0; tree.num_nodes()];
+        let drawn: Vec<i32> =
+            (0..tree.num_nodes()).map(|node| if is_unlucky && node > 0 { -1 } else { 0 }).collect();
         let accepted: Vec<u32> = tree.walk(&drawn).0.iter().map(|&node| node as u32).collect();
         depths.push(accepted.len());
         let outcome = SequenceOutcome { accepted: &accepted, drawn: &drawn };
         controller.observe(&RoundReport { sequences: &[outcome], ..RoundReport::default() });
     }
-    assert!(depths[10..].iter().all(|&depth| depth >= 4), "{depths:?}");
+    assert!(depths[30..].iter().all(|&depth| depth >= 4), "{unlucky} unlucky rounds: {depths:?}");
 }
 
 /// Where rows cost, a drafter that has been left out for long has much to catch up on. That is paid once: it must not look like the price of every
