@@ -3,6 +3,7 @@
 use half::bf16;
 use smart_run::Result;
 use smart_run::device::{DType, Tensor};
+use smart_run::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
@@ -28,13 +29,14 @@ const HEADS: usize = 5;
 pub fn rows(model: &'static Model) -> Vec<Entry> {
     let m = model;
     let heads = format!("heads={}/{}", m.q_heads, m.kv_heads);
-    let kernels: [(&str, String, Build); 6] = [
+    let kernels: [(&str, String, Build); 7] = [
         ("embedding", format!("H={}", m.hidden), embedding_case),
         ("rmsnorm + residual", format!("H={}", m.hidden), rmsnorm_case),
         ("silu_residual", format!("G={HEADS} H={}", m.hidden), silu_residual_case),
         ("rope + K/V write", heads.clone(), rope_case),
         ("q/k norm + rope + K/V write", heads, rope_norm_case),
         ("gather_rows", format!("H={}", 3 * m.hidden), gather_case),
+        ("copy_rows", format!("H={}", 3 * m.hidden), copy_case),
     ];
     let mut entries = Vec::new();
     for (kernel, sizes, build) in kernels {
@@ -166,7 +168,27 @@ fn rope_case_of(setting: &Setting, rows: usize, normed: bool) -> Result<Case> {
     })
 }
 
-/// Features of accepted nodes: three hidden sizes a row.
+/// Features of accepted nodes to their places in the backlog: three hidden sizes a row.
+fn copy_case(setting: &Setting, rows: usize) -> Result<Case> {
+    let width = 3 * setting.model.hidden;
+    let (src, out) = (setting.random(0, &[256, width]), setting.uninit(DType::Bf16, &[512, width])?);
+    let from = |row: usize| (row * 37 + 5) % 256;
+    let moves: Vec<i32> = (0..rows).flat_map(|row| [from(row) as i32, 511 - row as i32]).collect();
+    let moves = setting.ints(&moves)?.reshape(&[rows, 2]);
+    let (device, read) = (setting.device.clone(), out.clone());
+    let want = setting.values(from(rows - 1) * width, width);
+    Ok(Case {
+        bytes: (4 * rows * width) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| copy_rows(&device, CopyRowsArgs { src: &src, moves: &moves, out: &out })),
+        check: Box::new(move || {
+            assert_eq!(row(&read, 512 - rows)?, want);
+            Ok(())
+        }),
+    })
+}
+
+/// Rows picked by index, as wide as features.
 fn gather_case(setting: &Setting, rows: usize) -> Result<Case> {
     let width = 3 * setting.model.hidden;
     let (src, out) = (setting.random(0, &[256, width]), setting.uninit(DType::Bf16, &[rows, width])?);

@@ -5,10 +5,10 @@ use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Drafter;
 use crate::engine::sequence::Sequence;
 use crate::error::Result;
+use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::draft::{
     DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
 };
-use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words, text_rotary};
 use crate::pages::PagePool;
@@ -33,7 +33,8 @@ pub(super) struct Drafting {
     pass: Pass,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
     backlog: Tensor,
-    index: Tensor,
+    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`.
+    moves: Tensor,
     /// Log-probability of the path to each row's node, f32 `[rows]`.
     parent_logp: Tensor,
     /// Candidates of the round, row by row as the drafter brought them: i32, f32, f32.
@@ -48,7 +49,7 @@ pub(super) struct Drafting {
     run_ancestors: Tensor,
     run_feature_row: Tensor,
     row_run: Tensor,
-    host_index: PinnedBuffer<i32>,
+    host_moves: PinnedBuffer<i32>,
     host_root_logp: PinnedBuffer<f32>,
     host_frontier: PinnedBuffer<i32>,
     host_root_rows: PinnedBuffer<i32>,
@@ -73,7 +74,7 @@ impl Drafting {
             taps: floats(dtype, &[max_rows, width])?,
             pass: Pass::new(device, max_rows, max_sequences)?,
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
-            index: floats(DType::I32, &[max_rows])?,
+            moves: floats(DType::I32, &[max_rows, 2])?,
             parent_logp: floats(DType::F32, &[max_rows])?,
             // Zeroed: the start-up sweep runs candidates that no pass has brought.
             pool_tokens: Tensor::zeros(device, DType::I32, &[max_candidates])?,
@@ -85,7 +86,7 @@ impl Drafting {
             run_ancestors: floats(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
             run_feature_row: floats(DType::I32, &[max_sequences, MAX_RUNS])?,
             row_run: floats(DType::I32, &[max_rows])?,
-            host_index: PinnedBuffer::new(device, max_rows)?,
+            host_moves: PinnedBuffer::new(device, 2 * max_rows)?,
             host_root_logp: PinnedBuffer::new(device, max_sequences)?,
             host_frontier: PinnedBuffer::new(device, 4 * max_rows)?,
             host_root_rows: PinnedBuffer::new(device, max_sequences)?,
@@ -96,25 +97,15 @@ impl Drafting {
         })
     }
 
-    /// Stores the features of freshly committed positions. `rows` lists (sequence slot, position, row of the last target
-    /// pass); rows of a slot come in position order.
+    /// Stores the features of freshly committed positions. `rows` lists (sequence slot, position, row of the last target pass).
     pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
-        for (staged, &(_, _, row)) in self.host_index.as_mut_slice().iter_mut().zip(rows) {
-            *staged = row as i32;
+        let staged = self.host_moves.as_mut_slice().chunks_exact_mut(2);
+        for (staged, &(slot, position, row)) in staged.zip(rows) {
+            staged.copy_from_slice(&[row as i32, backlog_row(slot, position) as i32]);
         }
-        self.host_index.write_to(&self.index, rows.len())?;
-        let place = |&(slot, position, _): &(usize, usize, usize)| backlog_row(slot, position);
-        let mut start = 0;
-        while start < rows.len() {
-            // A run ends with its sequence or where the ring wraps.
-            let at = place(&rows[start]);
-            let run = (start..rows.len()).take_while(|&i| place(&rows[i]) == at + i - start).count();
-            let index = self.index.rows(start..start + run);
-            let out = self.backlog.rows(at..at + run);
-            gather_rows(self.pass.device(), GatherRowsArgs { src: &self.taps, index: &index, out: &out })?;
-            start += run;
-        }
-        Ok(())
+        let moves = self.moves.rows(0..rows.len());
+        self.host_moves.write_to(&moves, 2 * rows.len())?;
+        copy_rows(self.pass.device(), CopyRowsArgs { src: &self.taps, moves: &moves, out: &self.backlog })
     }
 
     /// Runs waiting pairs of the given sequences through the drafter, at most [`MAX_ROWS_PER_SEQUENCE`] each, and starts

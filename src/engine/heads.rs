@@ -6,6 +6,7 @@ use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Medusa;
 use crate::engine::drafting::MAX_TOP_K;
 use crate::error::Result;
+use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::draft::{DraftTopkArgs, draft_topk};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 
@@ -19,7 +20,7 @@ pub(super) struct HeadsProposer {
     states: Tensor,
     /// The states of a round's sequences, `[sequences, hidden]`.
     gathered: Tensor,
-    /// Rows of `taps` to remember, and slots of a pass; a commit and the next round's pass are issued without a wait between them, so
+    /// Rows of `taps` to remember and their slots, `[sequences, 2]`, and slots of a pass; a commit and the next round's pass are issued without a wait between them, so
     /// each has a staging buffer of its own.
     taken: Tensor,
     slots: Tensor,
@@ -50,13 +51,13 @@ impl HeadsProposer {
             // Zeroed: the start-up sweep reads states that no pass has brought.
             states: Tensor::zeros(device, dtype, &[max_sequences, width])?,
             gathered: uninit(dtype, &[max_sequences, width])?,
-            taken: uninit(DType::I32, &[max_sequences])?,
+            taken: uninit(DType::I32, &[max_sequences, 2])?,
             slots: uninit(DType::I32, &[max_sequences])?,
             root_logp: Tensor::zeros(device, DType::F32, &[most])?,
             tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
             logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
             path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
-            host_taken: PinnedBuffer::new(device, max_sequences)?,
+            host_taken: PinnedBuffer::new(device, 2 * max_sequences)?,
             host_slots: PinnedBuffer::new(device, max_sequences)?,
             host_tokens: PinnedBuffer::new(device, most * MAX_TOP_K)?,
             host_logp: PinnedBuffer::new(device, most * MAX_TOP_K)?,
@@ -72,20 +73,15 @@ impl HeadsProposer {
     /// of a slot come in position order.
     pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
         let is_newest = |&i: &usize| rows.get(i + 1).is_none_or(|next| next.0 != rows[i].0);
-        let newest: Vec<_> = (0..rows.len()).filter(is_newest).map(|i| rows[i]).collect();
-        for (staged, &(_, _, row)) in self.host_taken.as_mut_slice().iter_mut().zip(&newest) {
-            *staged = row as i32;
+        let newest = (0..rows.len()).filter(is_newest).map(|i| rows[i]);
+        let mut count = 0;
+        for (staged, (slot, _, row)) in self.host_taken.as_mut_slice().chunks_exact_mut(2).zip(newest) {
+            staged.copy_from_slice(&[row as i32, slot as i32]);
+            count += 1;
         }
-        self.host_taken.write_to(&self.taken, newest.len())?;
-        let mut start = 0;
-        while start < newest.len() {
-            let slot = newest[start].0;
-            let run = (start..newest.len()).take_while(|&i| newest[i].0 == slot + i - start).count();
-            let (index, out) = (self.taken.rows(start..start + run), self.states.rows(slot..slot + run));
-            gather_rows(&self.device, GatherRowsArgs { src: &self.taps, index: &index, out: &out })?;
-            start += run;
-        }
-        Ok(())
+        let moves = self.taken.rows(0..count);
+        self.host_taken.write_to(&moves, 2 * count)?;
+        copy_rows(&self.device, CopyRowsArgs { src: &self.taps, moves: &moves, out: &self.states })
     }
 
     /// Runs a level. That of the roots runs the first `levels` heads, `slot_of` giving each sequence's slot; later ones run nothing.

@@ -3,6 +3,7 @@
 #[doc(hidden)]
 pub mod ceilings;
 pub mod control;
+pub mod copy_rows;
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ceilings;
+pub mod copy_rows;
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;

@@ -6,6 +6,7 @@ pub(crate) mod common;
 
 mod ceilings;
 mod control;
+mod copy_rows;
 mod draft;
 mod embedding;
 mod gather_rows;
