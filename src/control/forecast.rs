@@ -28,9 +28,9 @@ const LAST_PROBE: u64 = 1024;
 /// What is left of expected tokens where only a share of the nodes that they came with fits: the share to this power. The likeliest nodes
 /// come first.
 const SQUEEZE: f64 = 0.2;
-/// Weight of the newest round, and rounds that the typical ones are worth to a new sequence.
+/// Weight of the newest round, and rounds that what is typical is worth to a new sequence.
 const RATE: f64 = 0.25;
-const PRIOR_ROUNDS: f64 = 1.0;
+const TYPICAL_ROUNDS: u64 = 1;
 /// Weight of one sequence's newest round in what is typical of all.
 const TYPICAL_RATE: f64 = 0.1;
 /// Rounds after which half of what is known of a sequence that does not draft has faded.
@@ -51,7 +51,7 @@ struct Record {
     mass: f64,
     /// Verified draft tokens.
     nodes: f64,
-    /// Drafted rounds so far.
+    /// Rounds that these are worth: drafted ones so far, and those that were typical before.
     rounds: u64,
     last_drafted: u64,
     last_seen: u64,
@@ -179,8 +179,7 @@ impl Forecast {
             let now = self.round;
             let record = self.record(*id);
             let stale = now.saturating_sub(record.last_drafted) as f64;
-            let rate =
-                (1.0 / (record.rounds as f64 + PRIOR_ROUNDS + 1.0)).max(RATE).max((stale / 32.0).min(0.8));
+            let rate = (1.0 / (record.rounds as f64 + 1.0)).max(RATE).max((stale / 32.0).min(0.8));
             record.mass += rate * (mass - record.mass);
             record.nodes += rate * (nodes - record.nodes);
             record.rounds += 1;
@@ -262,6 +261,7 @@ impl Forecast {
 
     fn record(&mut self, id: u64) -> &mut Record {
         let (mass, nodes) = self.typical.unwrap_or((PRIOR_MASS, PRIOR_NODES));
+        let rounds = if self.typical.is_some() { TYPICAL_ROUNDS } else { 0 };
         let round = self.round;
         if self.sequences.len() > MAX_SEQUENCES {
             let horizon = round.saturating_sub(LAST_PROBE);
@@ -270,7 +270,7 @@ impl Forecast {
         let record = self.sequences.entry(id).or_insert(Record {
             mass,
             nodes,
-            rounds: 0,
+            rounds,
             last_drafted: round,
             last_seen: round,
             interval: FIRST_PROBE,
