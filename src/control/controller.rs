@@ -214,8 +214,8 @@ impl Controller {
             root_token: view.root_token,
             drafts: widest.max_levels > 0 && view.max_depth > 0,
             max_depth: view.max_depth.min(widest.max_levels),
-            calibration: self.acceptance.calibration(view.sampled).clone(),
-            odds: self.acceptance.odds(view.id),
+            sampled: view.sampled,
+            odds: 1.0,
             catch_up_rows: view.backlog + 1,
             weight: (sound_weight(view) * weight_scale) as f32,
             stopped: false,
@@ -239,7 +239,6 @@ impl Controller {
             _ => (most_drafted, most_level_rows),
         };
         freeze(&mut round.tables, drafted.min(most_drafted), level_rows.min(most_level_rows));
-        round.gains.clone_from(self.gains.table());
         self.drafting.clear();
         let drafting = round.sequences.iter().enumerate().filter(|(_, sequence)| sequence.drafts);
         self.drafting.extend(drafting.map(|(sequence, _)| sequence));
@@ -261,6 +260,16 @@ impl Controller {
             let probing = if self.planner.is_probing() { drafting } else { 0 };
             Decision { drafting, probing, speedup: 1.0 }
         };
+        // What only drafting reads; a round without it has other things in the caches.
+        if self.decision.drafting > 0 {
+            round.gains.clone_from(self.gains.table());
+            for (sampled, calibration) in round.calibrations.iter_mut().enumerate() {
+                calibration.clone_from(self.acceptance.calibration(sampled > 0));
+            }
+            for (sequence, view) in round.sequences.iter_mut().zip(sequences) {
+                sequence.odds = self.acceptance.odds(view.id);
+            }
+        }
         let top_k = plan.top_k;
         round.begin(plan, self.config.max_level_rows);
         RoundPlan {

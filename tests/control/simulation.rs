@@ -239,7 +239,7 @@ fn on_a_slow_machine_smart_is_at_least_the_best_fixed_policy() {
 fn a_batch_that_grows_goes_on_drafting() {
     let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), H200.cost_model(1280));
     let mut drafted = |ids: std::ops::Range<u64>| {
-        let views: Vec<SequenceView> = ids.map(|id| crate::common::view(id)).collect();
+        let views: Vec<SequenceView> = ids.map(crate::common::view).collect();
         let plan = controller.begin_round(&views);
         let round = controller.round_mut();
         while let Some(rows) = round.next_level() {

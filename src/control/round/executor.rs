@@ -12,6 +12,13 @@ impl DraftRound {
         &self.gains
     }
 
+    pub(crate) fn calibration(
+        &self,
+        sequence: &super::RoundSequence,
+    ) -> &crate::control::acceptance::Calibration {
+        &self.calibrations[usize::from(sequence.sampled)]
+    }
+
     pub(crate) fn sequences(&self) -> &[super::RoundSequence] {
         &self.sequences
     }

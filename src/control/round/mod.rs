@@ -67,7 +67,8 @@ pub(crate) struct RoundSequence {
     pub drafts: bool,
     /// Depth beyond which a node could not be emitted, or is not to be drafted.
     pub max_depth: usize,
-    pub calibration: Calibration,
+    /// Which of the round's calibrations is its own: greedy, sampled.
+    pub sampled: bool,
     pub odds: f32,
     /// Rows of the drafter's catch-up pass, the root's own included.
     pub catch_up_rows: usize,
@@ -103,6 +104,8 @@ pub struct DraftRound {
     plan: Plan,
     pub(super) tables: CostTables,
     pub(super) gains: GainTable,
+    /// Of greedy and of sampled sequences.
+    pub(super) calibrations: [Calibration; 2],
     pub(super) sequences: Vec<RoundSequence>,
     pools: Vec<CandidatePool>,
     rows: Vec<FrontierRow>,
@@ -144,6 +147,7 @@ impl DraftRound {
             plan,
             tables: CostTables::default(),
             gains: GainTable::default(),
+            calibrations: [Calibration::prior(), Calibration::prior()],
             sequences: Vec::new(),
             pools: Vec::new(),
             rows: Vec::new(),
@@ -177,7 +181,7 @@ impl DraftRound {
             root_token: view.root_token,
             drafts: plan.max_levels > 0 && view.max_depth > 0,
             max_depth: view.max_depth.min(plan.max_levels),
-            calibration: Calibration::prior(),
+            sampled: view.sampled,
             odds: 1.0,
             catch_up_rows: view.backlog + 1,
             weight: 1.0,
@@ -252,6 +256,7 @@ impl DraftRound {
         }
         for (i, row) in self.rows.iter().enumerate() {
             let sequence = &self.sequences[row.sequence as usize];
+            let calibration = &self.calibrations[usize::from(sequence.sampled)];
             let pool = &mut self.pools[row.sequence as usize];
             let children = i * top_k..(i + 1) * top_k;
             for (rank, (&token, &logp)) in tokens[children.clone()].iter().zip(&logps[children]).enumerate() {
@@ -264,7 +269,7 @@ impl DraftRound {
                 let candidate = (self.candidates_drafted + i * top_k + rank) as u32;
                 pool.push_child(row.node as usize, candidate, token, logp, |depth, logp| match probs {
                     Some(probs) => probs[i * top_k + rank].clamp(0.0, 1.0),
-                    None => sequence.calibration.q(depth, logp, sequence.odds),
+                    None => calibration.q(depth, logp, sequence.odds),
                 });
             }
         }

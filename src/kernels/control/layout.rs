@@ -206,7 +206,7 @@ impl PlanWriter {
         let sequences_at = at(bytes);
         let mut curves: Vec<&Calibration> = Vec::new();
         for (i, sequence) in sequences.iter().enumerate() {
-            let calibration = &sequence.calibration;
+            let calibration = round.calibration(sequence);
             let curve = curves.iter().position(|&known| known == calibration).unwrap_or_else(|| {
                 curves.push(calibration);
                 curves.len() - 1
