@@ -20,8 +20,8 @@ pub(super) struct HeadsProposer {
     states: Tensor,
     /// The states of a round's sequences, `[sequences, hidden]`.
     gathered: Tensor,
-    /// Rows of `taps` to remember and their slots, `[sequences, 2]`, and slots of a pass; a commit and the next round's pass are issued without a wait between them, so
-    /// each has a staging buffer of its own.
+    /// Rows of `taps` to remember and their slots, `[sequences, 2]`, and slots of a pass; a commit and the next round's pass are issued
+    /// without a wait between them, so each has a staging buffer of its own.
     taken: Tensor,
     slots: Tensor,
     /// A root has probability 1: zeros, f32 `[heads * sequences]`.

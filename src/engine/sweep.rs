@@ -30,6 +30,7 @@ const MAX_WARM_UPS: f64 = 4.0;
 /// Widths of one sequence in the order of their use: what every decision needs first.
 const VERIFY_ROWS: [usize; 16] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40, 192, 256, 160, 96];
 const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
+/// Widest of them where every row costs: there is no end of free rows to be found.
 const WIDEST_ON_HOST: usize = 64;
 /// Nodes and drafter rows of each sequence in passes over a batch.
 const NODES_PER_SEQUENCE: usize = 64;
@@ -94,7 +95,7 @@ pub(super) fn measure(
     // Heads read one state a sequence, whatever the tree and the context.
     let heads = matches!(proposer, Some(Proposer::Heads(_)));
     let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE });
-    // The host driver's native twins have no tiles: every row costs, and there is no knee to be found in wide passes.
+    // The host driver's native twins have no tiles: every row costs.
     let tiled = !device.is_host() || device.has_modelled_time();
     plan.retain(|pass| match pass.kind {
         SweepKind::Verify => tiled || pass.sequences > 1 || pass.tokens <= WIDEST_ON_HOST,
@@ -115,27 +116,27 @@ pub(super) fn measure(
                     continue;
                 }
             }
-            let warm_ups =
-                if turn == 0 { 0.0 } else { WARM_UP.div_duration_f64(expected).min(MAX_WARM_UPS).round() };
+            let warm_ups = if turn == 0 { 0.0 } else { WARM_UP.div_duration_f64(expected).round() };
+            let warm_ups = warm_ups.min(MAX_WARM_UPS) as usize;
             let us = match (pass.kind, proposer.as_deref_mut()) {
                 (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
                     drafting.catch_up_for_sweep(pool, pass.sequences, pass.context)?;
-                    time(device, warm_ups as usize, || draft_pass(drafting, pool, pass))?
+                    time(device, warm_ups, || draft_pass(drafting, pool, pass))?
                 }
                 (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
                     let levels = heads.heads.num_heads();
-                    time(device, warm_ups as usize, || heads.pass(0..pass.sequences, TOP_K, levels))?
+                    time(device, warm_ups, || heads.pass(0..pass.sequences, TOP_K, levels))?
                 }
                 (SweepKind::Draft, Some(Proposer::Ngram(ngrams))) => {
                     let mut draft = ngrams.for_sweep(pass.context);
-                    time(device, warm_ups as usize, || {
+                    time(device, warm_ups, || {
                         draft(pass.tokens, TOP_K);
                         Ok(())
                     })?
                 }
                 (_, proposer) => {
                     let proposer = proposer.as_deref();
-                    time(device, warm_ups as usize, || verify_pass((verifier, pool), proposer, pass))?
+                    time(device, warm_ups, || verify_pass((verifier, pool), proposer, pass))?
                 }
             };
             // What disturbs a pass only lengthens it: the least of its times counts. The first turn, in which kernels may be loaded, counts
@@ -225,7 +226,11 @@ fn expected(points: &[SweepPoint], pass: PassSize) -> Duration {
 /// Time of a pass that has been run so often before, µs.
 fn time(device: &Device, warm_ups: usize, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
     let (begin, end) = (Event::new(device)?, Event::new(device)?);
-    (0..warm_ups).try_for_each(|_| pass())?;
+    for _ in 0..warm_ups {
+        pass()?;
+        // Passes share staging memory.
+        device.synchronize()?;
+    }
     device.synchronize()?;
     begin.record()?;
     pass()?;

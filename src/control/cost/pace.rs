@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Largest error that one pass is believed, as a factor; log error that is believed at first sight.
+/// Largest error of a pass that is heeded, as a factor; log error that is believed at first sight.
 const MAX_STEP: f64 = 3.0;
-pub(super) const ACCIDENT: f64 = 0.1;
+const ACCIDENT: f64 = 0.1;
 /// Share of an error by which the pace moves, and what a large trend adds to it.
 const RATE: f64 = 0.02;
 const LARGE_RATE: f64 = 0.6;
