@@ -59,6 +59,15 @@ struct Record {
     interval: u64,
 }
 
+/// What is known of a level of the tree.
+#[derive(Clone, Copy, Debug, Default)]
+struct Level {
+    /// Share of the drafted rounds that ran it, fading.
+    share: f64,
+    /// Its rows per drafting sequence where it was run, fading.
+    rows: f64,
+}
+
 /// Who drafts, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Decision {
@@ -76,8 +85,8 @@ pub struct Forecast {
     sequences: HashMap<u64, Record>,
     /// Draft tokens verified in a drafted round, over the batch, fading; 0 before the first.
     verified: f64,
-    /// Rows of each level after the first per drafting sequence, fading; 0 where the level was not run.
-    level_rows: Vec<f64>,
+    /// The levels of drafted rounds after the first.
+    levels: Vec<Level>,
     /// Mean expectations of all sequences, for new ones.
     typical: Option<(f64, f64)>,
     round: u64,
@@ -93,7 +102,7 @@ impl Forecast {
     /// The widest that [`Forecast::decide`] looks for these sequences: draft tokens of a target pass, rows of a drafter pass.
     pub(super) fn reach(&mut self, ids: &[u64]) -> (usize, usize) {
         let nodes: f64 = ids.iter().map(|&id| self.record(id).nodes).sum();
-        let widest = self.level_rows.iter().fold(0.0, |widest: f64, &rows| widest.max(rows));
+        let widest = self.levels.iter().fold(0.0, |widest: f64, level| widest.max(level.rows));
         // A probe adds its rows to those of all who draft.
         (nodes.ceil() as usize, ids.len() + (widest * ids.len() as f64).ceil() as usize)
     }
@@ -125,7 +134,7 @@ impl Forecast {
             rows += charged_rows(round.sequences[sequence].catch_up_rows, record.mass);
             attention_ns += round.tables.draft_attention_ns[sequence]
                 + round.tables.attention_beyond_root_ns(sequence, record.nodes.round() as usize);
-            let drafter_ns = drafter_ns(&round.tables, &self.level_rows, i + 1, rows.round() as usize);
+            let drafter_ns = drafter_ns(&round.tables, &self.levels, i + 1, rows.round() as usize);
             let rate = |share: f64| {
                 let verify_ns = round.tables.verify_linear_ns((batch + share * nodes).round() as usize);
                 let ns = drafter_ns + verify_ns + round.tables.attention_ns + attention_ns;
@@ -195,13 +204,16 @@ impl Forecast {
                 (old.0 + rate * (mean.0 - old.0), old.1 + rate * (mean.1 - old.1))
             }
         });
-        let levels = round.levels();
-        let num_levels = levels.len().saturating_sub(1).max(self.level_rows.len());
-        self.level_rows.resize(num_levels, 0.0);
+        let run = round.levels();
+        self.levels.resize(run.len().saturating_sub(1).max(self.levels.len()), Level::default());
         let rate = if first { 1.0 } else { RATE };
-        for (i, rows) in self.level_rows.iter_mut().enumerate() {
-            let run = levels.get(i + 1).map_or(0.0, |level| level.rows as f64 / drafting as f64);
-            *rows += rate * (run - *rows);
+        for (i, level) in self.levels.iter_mut().enumerate() {
+            let run = run.get(i + 1);
+            level.share += rate * (f64::from(u8::from(run.is_some())) - level.share);
+            if let Some(run) = run {
+                let rows = run.rows as f64 / drafting as f64;
+                level.rows += if level.rows == 0.0 { rows } else { RATE * (rows - level.rows) };
+            }
         }
     }
 
@@ -290,15 +302,10 @@ fn charged_rows(catch_up_rows: usize, mass: f64) -> f64 {
 }
 
 /// Predicted time of a round in which `drafting` sequences draft, but for the target pass and attention.
-fn drafter_ns(tables: &CostTables, level_rows: &[f64], drafting: usize, rows: usize) -> u64 {
-    let levels: u64 = level_rows
-        .iter()
-        .map(|&rows| {
-            // A level run in only some rounds costs its narrowest pass that often.
-            let width = rows * drafting as f64;
-            let share = width.min(1.0);
-            (share * tables.draft_linear_ns(width.ceil() as usize) as f64) as u64
-        })
-        .sum();
-    tables.overhead_ns + tables.draft_linear_ns(rows) + levels
+fn drafter_ns(tables: &CostTables, levels: &[Level], drafting: usize, rows: usize) -> u64 {
+    let level_ns = |level: &Level| {
+        let width = (level.rows * drafting as f64).ceil() as usize;
+        (level.share * tables.draft_linear_ns(width) as f64) as u64
+    };
+    tables.overhead_ns + tables.draft_linear_ns(rows) + levels.iter().map(level_ns).sum::<u64>()
 }
