@@ -233,8 +233,8 @@ __device__ __forceinline__ int choose_width(const ControlParams& p, const u64* s
     if (fits) taken[place] = ranked_node(key, rank);
     if (fits && is_scanned && place < plan.max_rows) {
       const int rows = place + 1;
-      best.offer(expected + before[1] + value,
-                 ns + before[2] + attention_ns + draft_linear_ns(p, rows), rows);
+      best.offer(expected + before[1] + value, ns + before[2] + attention_ns + draft_linear_ns(p, rows),
+                 rows);
     }
     num_taken += static_cast<int>(totals[0]);
     expected += totals[1];

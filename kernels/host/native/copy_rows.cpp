@@ -4,8 +4,8 @@
 namespace {
 
 template <class Word>
-void copy_rows(const simt::NativeLaunch& launch, const Word* src, const int* moves, Word* out, int S, int R, int H,
-               int src_stride, int out_stride) {
+void copy_rows(const simt::NativeLaunch& launch, const Word* src, const int* moves, Word* out, int S, int R,
+               int H, int src_stride, int out_stride) {
   for_rows(launch.grid.x, H, [&](int64_t row) {
     const int64_t from = moves[2 * row], to = moves[2 * row + 1];
     if (from < 0 || from >= S || to < 0 || to >= R) return;
