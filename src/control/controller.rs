@@ -215,6 +215,7 @@ impl Controller {
             drafts: widest.max_levels > 0 && view.max_depth > 0,
             max_depth: view.max_depth.min(widest.max_levels),
             sampled: view.sampled,
+            // Looked up if it drafts.
             odds: 1.0,
             catch_up_rows: view.backlog + 1,
             weight: (sound_weight(view) * weight_scale) as f32,
@@ -393,32 +394,7 @@ impl Controller {
             let us = believed(us, self.cost.verify_us(tokens, trees.clone()), is_cold);
             self.cost.observe_verify(tokens, trees, us);
         }
-        let drafting_context: usize = self
-            .views
-            .iter()
-            .zip(&self.round.sequences)
-            .filter(|(_, sequence)| sequence.drafts)
-            .map(|(view, _)| view.context_len)
-            .sum();
-        // The first pass reads features, finds no weights in any cache, and begins with whatever the round begins with: what it takes beyond a
-        // level of its size is overhead. Of a drafter with heads it is the only one, and what later levels take is the host's time.
-        let has_heads = self.config.heads.is_some();
-        let levels = self.round.levels().iter().zip(times.draft_levels);
-        let passes = if has_heads { 0..1 } else { 1..usize::MAX };
-        let mut draft_us = 0.0;
-        for (i, (level, &us)) in levels.enumerate() {
-            let level_us = self.cost.draft_us(level.rows, drafting_context);
-            if passes.contains(&i) {
-                draft_us += f64::from(us);
-                self.cost.observe_draft(
-                    level.rows,
-                    drafting_context,
-                    believed(f64::from(us), level_us, is_cold),
-                );
-            } else if !has_heads {
-                draft_us += level_us;
-            }
-        }
+        let draft_us = self.learn_drafter(times.draft_levels, is_cold);
         let drafted_fully = times.draft_levels.len() == self.round.levels().len();
         if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
             let us = f64::from(total) - draft_us - verify;
@@ -426,6 +402,27 @@ impl Controller {
                 self.cost.observe_overhead(false, us, f64::from(predicted.total));
             }
         }
+    }
+
+    /// Learns from the drafter's passes of a round; returns what they took as passes, in microseconds: what is left of the round is overhead.
+    ///
+    /// The first pass reads features, finds no weights in any cache, and begins with whatever the round begins with. It counts as a level of its
+    /// size, and teaches nothing. Of a drafter with heads it is the only pass: what later levels take is the host's time.
+    fn learn_drafter(&mut self, level_times: &[f32], is_cold: bool) -> f64 {
+        let drafting = self.views.iter().zip(&self.round.sequences).filter(|(_, sequence)| sequence.drafts);
+        let context = drafting.map(|(view, _)| view.context_len).sum();
+        let has_heads = self.config.heads.is_some();
+        let mut passes_us = 0.0;
+        for (i, (level, &us)) in self.round.levels().iter().zip(level_times).enumerate() {
+            let (us, level_us) = (f64::from(us), self.cost.draft_us(level.rows, context));
+            if (i == 0) == has_heads {
+                passes_us += us;
+                self.cost.observe_draft(level.rows, context, believed(us, level_us, is_cold));
+            } else if !has_heads {
+                passes_us += level_us;
+            }
+        }
+        passes_us
     }
 
     /// Learns from a target pass in which prompts were read. What else such a round takes is not that of a round alone.

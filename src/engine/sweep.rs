@@ -95,15 +95,15 @@ pub(super) fn measure(
     // Heads read one state a sequence, whatever the tree and the context.
     let heads = matches!(proposer, Some(Proposer::Heads(_)));
     let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE });
+    let modelled = device.has_modelled_time();
     // The host driver's native twins have no tiles: every row costs.
-    let tiled = !device.is_host() || device.has_modelled_time();
+    let tiled = !device.is_host() || modelled;
     plan.retain(|pass| match pass.kind {
         SweepKind::Verify => tiled || pass.sequences > 1 || pass.tokens <= WIDEST_ON_HOST,
         SweepKind::Draft if heads => pass.tokens == pass.sequences && pass.context == near,
         SweepKind::Draft => proposer.is_some(),
         SweepKind::Plain => plain_passes,
     });
-    let modelled = device.has_modelled_time();
     let last_turn = if modelled { 0 } else { TURNS };
     let mut points: Vec<SweepPoint> = Vec::new();
     for turn in 0..=last_turn {
@@ -226,12 +226,12 @@ fn expected(points: &[SweepPoint], pass: PassSize) -> Duration {
 /// Time of a pass that has been run so often before, µs.
 fn time(device: &Device, warm_ups: usize, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
     let (begin, end) = (Event::new(device)?, Event::new(device)?);
+    // Passes share staging memory, also with what was run before.
+    device.synchronize()?;
     for _ in 0..warm_ups {
         pass()?;
-        // Passes share staging memory.
         device.synchronize()?;
     }
-    device.synchronize()?;
     begin.record()?;
     pass()?;
     end.record()?;

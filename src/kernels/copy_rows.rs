@@ -2,7 +2,7 @@
 
 use super::shape::Dims;
 use crate::device::{DType, Device, LaunchArgs, Tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Operands of [`copy_rows`].
 pub struct CopyRowsArgs<'a> {
@@ -18,24 +18,14 @@ pub struct CopyRowsArgs<'a> {
 /// Copies `out[to] = src[from]` for every move.
 ///
 /// # Errors
-/// [`Error::Shape`] if sizes or dtypes do not fit.
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn copy_rows(device: &Device, args: CopyRowsArgs) -> Result<()> {
     let dtype = args.src.dtype();
     let mut dims = Dims::new("copy_rows").fix("2", 2);
     dims.rows("src", args.src, dtype, &["S", "H"])?;
     dims.dense("moves", args.moves, DType::I32, &["n", "2"])?;
     dims.rows("out", args.out, dtype, &["R", "H"])?;
-    let kernel = match dtype.size_in_bytes() {
-        2 => "copy_rows_b16",
-        4 => "copy_rows_b32",
-        bytes => {
-            return Err(Error::Shape {
-                what: "copy_rows: src".into(),
-                expected: "elements of 2 or 4 bytes".into(),
-                got: format!("{} with {bytes}", dtype.name()),
-            });
-        }
-    };
+    let kernel = dims.by_width("src", dtype, ["copy_rows_b16", "copy_rows_b32"])?;
     let moves = dims.get("n");
     if moves == 0 {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use super::shape::Dims;
 use crate::device::{DType, Device, LaunchArgs, Tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Operands of [`gather_rows`].
 pub struct GatherRowsArgs<'a> {
@@ -17,24 +17,14 @@ pub struct GatherRowsArgs<'a> {
 /// Copies `out[r] = src[index[r]]`.
 ///
 /// # Errors
-/// [`Error::Shape`] if sizes or dtypes do not fit.
+/// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn gather_rows(device: &Device, args: GatherRowsArgs) -> Result<()> {
     let dtype = args.src.dtype();
     let mut dims = Dims::new("gather_rows");
     dims.rows("src", args.src, dtype, &["S", "H"])?;
     dims.dense("index", args.index, DType::I32, &["n"])?;
     dims.rows("out", args.out, dtype, &["n", "H"])?;
-    let kernel = match dtype.size_in_bytes() {
-        2 => "gather_rows_b16",
-        4 => "gather_rows_b32",
-        bytes => {
-            return Err(Error::Shape {
-                what: "gather_rows: src".into(),
-                expected: "elements of 2 or 4 bytes".into(),
-                got: format!("{} with {bytes}", dtype.name()),
-            });
-        }
-    };
+    let kernel = dims.by_width("src", dtype, ["gather_rows_b16", "gather_rows_b32"])?;
     let rows = dims.get("n");
     if rows == 0 {
         return Ok(());

@@ -103,6 +103,24 @@ impl Dims {
         }
     }
 
+    /// The one of a kernel's two variants that copies elements of 2 or of 4 bytes, whatever they mean.
+    pub(super) fn by_width(
+        &self,
+        tensor: &str,
+        dtype: DType,
+        [b16, b32]: [&'static str; 2],
+    ) -> Result<&'static str> {
+        match dtype.size_in_bytes() {
+            2 => Ok(b16),
+            4 => Ok(b32),
+            bytes => Err(Error::Shape {
+                what: format!("{}: {tensor}", self.kernel),
+                expected: "elements of 2 or 4 bytes".into(),
+                got: format!("{} with {bytes}", dtype.name()),
+            }),
+        }
+    }
+
     fn bind(&mut self, name: &'static str, size: usize) {
         assert!(self.len < MAX_DIMS, "{}: more than {MAX_DIMS} dimension names", self.kernel);
         self.bound[self.len] = (name, size);

@@ -5,9 +5,12 @@ use std::fs;
 use proptest::prelude::*;
 use smart_run::control::cost::Staircase;
 use smart_run::control::roofline::Roofline;
-use smart_run::control::{CostModel, SweepKind, SweepPoint, Treads};
+use smart_run::control::{
+    Controller, ControllerConfig, CostModel, PhaseTimes, Policy, RoundReport, SequenceOutcome, SequenceView,
+    SweepKind, SweepPoint, Treads,
+};
 
-use crate::common::Random;
+use crate::common::{Random, draft, view};
 
 fn verify(tokens: usize, context: usize, us: f64) -> SweepPoint {
     SweepPoint { kind: SweepKind::Verify, tokens, sequences: 1, context, us }
@@ -154,6 +157,56 @@ fn a_stalled_drafter_pass_does_not_make_drafting_dear() {
         cost.observe_draft(1, 0, us * slowdown);
     }
     assert!(cost.draft_us(1, 0) < 1.35 * us, "{} us, at first {us}", cost.draft_us(1, 0));
+}
+
+/// A round of `chain:3` on a small machine, or a plain one, whose passes took so long.
+fn play(controller: &mut Controller, drafts: bool, levels: [f32; 3], verify: f32) {
+    let max_depth = if drafts { usize::MAX } else { 0 };
+    let plan = controller.begin_round(&[SequenceView { max_depth, context_len: 0, ..view(0) }]);
+    assert_eq!(plan.drafts(), drafts);
+    let trees = if drafts { draft(controller, 3) } else { Vec::new() };
+    let drawn = vec![-1; trees.first().map_or(1, |it| it.tree.num_nodes())];
+    let levels: &[f32] = if drafts { &levels } else { &[] };
+    let total = Some(levels.iter().sum::<f32>() + verify);
+    let times = PhaseTimes { draft_levels: levels, verify: Some(verify), total };
+    let outcome = SequenceOutcome { accepted: &[], drawn: &drawn };
+    controller.observe(&RoundReport { sequences: &[outcome], times });
+}
+
+fn chain_on_a_small_machine() -> Controller {
+    Controller::new(Policy::Chain(3), ControllerConfig::default(), small_machine())
+}
+
+#[test]
+fn what_a_first_pass_takes_beyond_a_level_is_overhead() {
+    let mut controller = chain_on_a_small_machine();
+    let (level, tree) = (controller.cost().draft_us(1, 0), controller.cost().verify_us(TREE, [(TREE, 0)]));
+    for _ in 0..200 {
+        play(&mut controller, true, [level as f32 + 200.0, level as f32, level as f32], tree as f32);
+    }
+    let cost = controller.cost();
+    assert!((cost.draft_us(1, 0) / level - 1.0).abs() < 0.02, "{} us, not {level}", cost.draft_us(1, 0));
+    assert!((cost.overhead_us() - 200.0).abs() < 10.0, "{} us of overhead", cost.overhead_us());
+}
+
+/// Drafted rounds among plain ones are cold: a few of them must not become what drafting seems to cost. Where drafting is the rule, the same times
+/// soon are its price.
+#[test]
+fn cold_rounds_are_little_believed() {
+    let dear = |between: usize| {
+        let mut controller = chain_on_a_small_machine();
+        let level = controller.cost().draft_us(1, 0);
+        let (plain, tree) =
+            (controller.cost().plain_us(1, 0), controller.cost().verify_us(TREE, [(TREE, 0)]));
+        for _ in 0..5 {
+            play(&mut controller, true, [2.0 * level as f32; 3], 1.5 * tree as f32);
+            (0..between).for_each(|_| play(&mut controller, false, [0.0; 3], plain as f32));
+        }
+        (controller.cost().draft_us(1, 0) / level, controller.cost().plain_us(1, 0) / plain)
+    };
+    let (cold, warm) = (dear(4), dear(0));
+    assert!(cold.0 < 1.4 && warm.0 > 1.8, "drafter passes of {cold:?} cold, {warm:?} warm");
+    assert!((cold.1 - 1.0).abs() < 0.1, "plain passes are as they are: {cold:?}");
 }
 
 /// Passes of one width that are off while others are not say nothing of the machine.
