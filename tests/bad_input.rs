@@ -1,6 +1,5 @@
 //! Bad input: each fault of a file or a flag is one clear sentence, at once; never a panic.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,10 +8,13 @@ use smart_run::text::Tokenizer;
 use smart_run::weights::Checkpoint;
 use smart_run::{Error, Result};
 
+#[path = "common/program.rs"]
+mod program;
 #[allow(dead_code)]
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
+use program::program;
 use tiny_model::Folder;
 
 /// A fault must be reported within a second; the rest is slack for a busy machine.
@@ -389,7 +391,7 @@ fn a_wrong_command_line_exits_with_2_and_one_sentence() {
     for (arguments, expected) in COMMAND_LINES {
         let case = arguments.join(" ");
         let start = Instant::now();
-        let output = Command::new(env!("CARGO_BIN_EXE_smart-run")).args(*arguments).output().unwrap();
+        let output = program().args(*arguments).output().unwrap();
         assert!(start.elapsed() < AT_ONCE, "{case} took {:?}", start.elapsed());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{case}: {stderr}");
@@ -459,7 +461,7 @@ fn a_fault_is_one_sentence_of_the_program() {
     for (case, spoil, arguments, code, expected) in RUN_CASES {
         let folder = Folder::target();
         spoil(&folder);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
+        let mut command = program();
         command.args(["generate", "--model"]).arg(folder.path());
         if *case != "no_gpu" {
             command.args(["--device", "host"]);

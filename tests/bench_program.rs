@@ -1,12 +1,17 @@
 //! `smart-run bench` as a program: what it measures under modelled time, what it draws, and what it refuses.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::program;
+
 fn bench(arguments: &[&str], clock: Option<&str>) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
-    command.arg("bench").args(arguments).env_remove("SMART_HOST_DRIVER").env_remove("SIMT_CLOCK");
+    let mut command = program();
+    command.arg("bench").args(arguments);
     if let Some(table) = clock {
         command.env("SIMT_CLOCK", table);
     }

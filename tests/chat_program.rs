@@ -3,12 +3,17 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use smart_run::config::ModelSource;
 use smart_run::text::{ChatTemplate, Message, Tokenizer};
+
+#[path = "common/program.rs"]
+mod program;
+
+use program::program;
 
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}\"\"\"{{ m.content }}\"\"\"\n\
                         {% else %}# {{ m.role }}\n{{ m.content }}\n{% endif %}{% endfor %}\
@@ -38,7 +43,7 @@ fn chat_model(template: &str, context: usize) -> tempfile::TempDir {
 
 /// Runs `arguments` with `input` on standard input.
 fn smart_run(arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_smart-run"))
+    let mut child = program()
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -3,9 +3,12 @@
 //! The table prices every launch of the demo pair as a piece of Llama-3.1-8B with its EAGLE-3 head at the roofline of one
 //! H200 (4.3 TB/s, 790 TFLOP/s, treads of 8 rows): each of the demo's 8 layers stands for 4 of 32.
 
-use std::process::Command;
-
 use serde_json::{Value, json};
+
+#[path = "common/program.rs"]
+mod program;
+
+use program::program;
 
 const BANDWIDTH: f64 = 4.3e12;
 const MATMUL: f64 = 790e12;
@@ -50,7 +53,7 @@ fn h200_table() -> Value {
 
 /// Tokens per second and token ids of one generation under modelled time.
 fn generate(table: &std::path::Path, policy: &str, new_tokens: usize) -> (f64, Value) {
-    let output = Command::new(env!("CARGO_BIN_EXE_smart-run"))
+    let output = program()
         .args([
             "generate",
             "--device",
@@ -66,7 +69,6 @@ fn generate(table: &std::path::Path, policy: &str, new_tokens: usize) -> (f64, V
         .args(["--format", "json", "--max-new-tokens", &new_tokens.to_string()])
         .args(["--prompt", "class Parser:\n    def __init__(self, text):\n"])
         .env("SIMT_CLOCK", table)
-        .env_remove("SMART_HOST_DRIVER")
         .output()
         .unwrap();
     assert!(output.status.success(), "{policy}: {}", String::from_utf8_lossy(&output.stderr));
@@ -126,14 +128,14 @@ fn smart_serves_batches_on_an_h200_at_least_as_fast_as_the_best_static_tree() {
     let mut product = 1.0;
     let mut count = 0;
     for &batch in batches {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
+        let mut command = program();
         command.args(["bench", "--device", "host", "--ignore-eos", "--format", "json", "--repetitions", "1"]);
         command.args(["--batch", &batch.to_string(), "--requests", requests]);
         command.args(["--max-new-tokens", new_tokens, "--policy", "smart"]);
         for tree in &trees_for(batch)[..rivals] {
             command.args(["--policy", tree]);
         }
-        let output = command.env("SIMT_CLOCK", &table).env_remove("SMART_HOST_DRIVER").output().unwrap();
+        let output = command.env("SIMT_CLOCK", &table).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let cells = || report["cells"].as_array().unwrap().iter();
@@ -163,10 +165,9 @@ fn a_profile_under_modelled_time_shows_the_staircase_of_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("h200.json");
     std::fs::write(&table, h200_table().to_string()).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_smart-run"))
+    let output = program()
         .args(["profile", "--device", "host", "--max-sequences", "4", "--format", "json"])
         .env("SIMT_CLOCK", &table)
-        .env_remove("SMART_HOST_DRIVER")
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -7,16 +7,19 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use serde_json::{Value, json};
 
+#[path = "common/program.rs"]
+mod program;
 #[allow(dead_code)]
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
+use program::program;
 use tiny_model::Folder;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -181,7 +184,7 @@ const NEEDED: [&str; 6] = [
 
 /// `generate` with this model; the environment holds nothing but `variables`.
 fn generate(model: &str, cache: &Path, variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
+    let mut command = program();
     command.args([
         "generate",
         "--device",

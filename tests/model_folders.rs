@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use smart_run::config::{FloatType, ModelSource};
 use smart_run::weights::{Checkpoint, StoredType};
 
+#[path = "common/program.rs"]
+mod program;
 #[allow(dead_code)]
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
@@ -15,10 +17,11 @@ mod tiny_model;
 #[path = "common/torch_zip.rs"]
 mod torch_zip;
 
+use program::program;
 use tiny_model::Folder;
 
 fn smart_run(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_smart-run")).args(arguments).output().unwrap()
+    program().args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

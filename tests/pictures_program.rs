@@ -1,16 +1,21 @@
 //! `--image` in `generate`, as a program: the tokens are transformers', and what cannot be shown is one sentence.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
+
+#[path = "common/program.rs"]
+mod program;
+
+use program::program;
 
 fn in_repository(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path).to_str().unwrap().to_owned()
 }
 
 fn smart_run(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_smart-run")).args(arguments).output().unwrap()
+    program().args(arguments).output().unwrap()
 }
 
 fn joined(ids: &Value) -> String {

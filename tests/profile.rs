@@ -1,14 +1,18 @@
 //! `smart-run profile` as a program: pictures, tables and sentences.
 
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use smart_run::control::{CostSource, CostTable, SweepPoint, Treads};
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::program;
+
 fn profile(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
-    command.arg("profile").args(arguments).env_remove("SMART_HOST_DRIVER").output().unwrap()
+    program().arg("profile").args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

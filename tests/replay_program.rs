@@ -1,13 +1,17 @@
 //! `smart-run generate --record` and `smart-run replay` as programs: what they print and what they refuse.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::program;
+
 fn smart_run(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
-    command.args(arguments).env_remove("SMART_HOST_DRIVER").output().unwrap()
+    program().args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

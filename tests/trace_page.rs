@@ -1,20 +1,22 @@
 //! `smart-run trace` as a process: the page holds what the trace holds, and each fault of a trace is one sentence.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use smart_run::control::trace::{TraceReader, TraceRecord};
 
+#[path = "common/program.rs"]
+mod program;
 #[allow(dead_code)]
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
+use program::program;
 use tiny_model::Folder;
 
 fn smart_run(arguments: &[&str], folder: &Path) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
-    command.args(arguments).current_dir(folder).env("XDG_CACHE_HOME", folder).output().unwrap()
+    program().args(arguments).current_dir(folder).env("XDG_CACHE_HOME", folder).output().unwrap()
 }
 
 /// Runs `trace` in `folder`, which must succeed; returns what it printed.

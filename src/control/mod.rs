@@ -69,7 +69,7 @@ pub use controller::{
     Controller, ControllerConfig, Passenger, PhaseTimes, PredictedTimes, RoundPlan, RoundReport,
     SequenceOutcome, SequenceView,
 };
-pub use cost::{CostModel, CostSource, CostTable, SweepKind, SweepPoint, Treads};
+pub use cost::{CostModel, CostSource, CostTable, KeptSweep, SweepKind, SweepPoint, Treads};
 pub use plan::Plan;
 pub use policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 pub use pool::{CandidatePool, NONE, PoolNode};

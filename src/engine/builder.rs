@@ -150,7 +150,7 @@ impl<'a> EngineBuilder<'a> {
         self
     }
 
-    /// A file that keeps measured costs from run to run; without one they are measured at every start.
+    /// A file that keeps measured costs from run to run: with one, the first three starts measure them; without, all do.
     pub fn cost_cache(mut self, path: impl Into<PathBuf>) -> Self {
         self.cost_cache = Some(path.into());
         self

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::control::{Controller, ControllerConfig, CostModel, Policy};
+use crate::control::{Controller, ControllerConfig, CostModel, KeptSweep, Policy};
 use crate::device::Device;
 use crate::engine::proposer::Proposer;
 use crate::engine::verifier::Verifier;
@@ -65,13 +65,13 @@ impl Engine {
 
 /// Costs to start from: measured at most once, and only for who reads them.
 pub(super) struct StartCosts {
-    /// A file that keeps them from run to run, and what they hold for.
+    /// A file that keeps sweeps from run to run, and what they hold for.
     cache: Option<(PathBuf, String)>,
     known: Option<CostModel>,
 }
 
 impl StartCosts {
-    /// Those that are `given`, or else in the `cache`, or else measured.
+    /// Those that are `given`, or else in the `cache` if enough sweeps are, or else measured.
     pub fn new(given: Option<CostModel>, cache: Option<(PathBuf, String)>) -> Self {
         Self { cache, known: given }
     }
@@ -87,18 +87,18 @@ impl StartCosts {
         if let Some(cost) = &self.known {
             return Ok(cost.clone());
         }
-        let cached = self.cache.as_ref().and_then(|(path, fingerprint)| CostModel::load(path, fingerprint));
-        let cost = match cached {
-            Some(cost) => cost,
-            None => {
-                let sweep = sweep::measure(device, (verifier, pool), Some(proposer), scope)?;
-                let cost = CostModel::from_sweep(&sweep.points, sweep.treads)?;
-                if let Some((path, fingerprint)) = &self.cache {
-                    cost.save(path, fingerprint);
-                }
-                cost
-            }
+        let mut kept = match &self.cache {
+            Some((path, fingerprint)) => KeptSweep::load(path, fingerprint),
+            None => KeptSweep::new(""),
         };
+        if !kept.is_settled() {
+            let sweep = sweep::measure(device, (verifier, pool), Some(proposer), scope)?;
+            kept.add(&sweep.points, sweep.treads);
+            if let Some((path, _)) = &self.cache {
+                kept.save(path);
+            }
+        }
+        let cost = kept.cost_model()?;
         Ok(self.known.insert(cost).clone())
     }
 }

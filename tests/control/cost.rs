@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use smart_run::control::cost::Staircase;
 use smart_run::control::roofline::Roofline;
 use smart_run::control::{
-    Controller, ControllerConfig, CostModel, PhaseTimes, Policy, RoundReport, SequenceOutcome, SequenceView,
-    SweepKind, SweepPoint, Treads,
+    Controller, ControllerConfig, CostModel, KeptSweep, PhaseTimes, Policy, RoundReport, SequenceOutcome,
+    SequenceView, SweepKind, SweepPoint, Treads,
 };
 
 use crate::common::{Random, draft, view};
@@ -249,20 +249,73 @@ fn widths_never_swept_are_learned() {
     }
 }
 
+/// A sweep of passes of 1, 2 and 8 rows.
+fn sweep(us: [f64; 3]) -> Vec<SweepPoint> {
+    [1, 2, 8].into_iter().zip(us).map(|(rows, us)| verify(rows, 0, us)).collect()
+}
+
+const ROWS: Treads = Treads { tokens: 1, nodes: 1 };
+
 #[test]
-fn the_file_is_read_back_only_if_it_is_ours_and_whole() {
+fn no_pass_costs_more_than_a_larger_one() {
+    let mut points = sweep([250.0, 600.0, 460.0]);
+    points.push(verify(8, 1000, 440.0));
+    points.push(SweepPoint { kind: SweepKind::Draft, ..verify(8, 0, 30.0) });
+    let cost = CostModel::from_sweep(&points, ROWS).unwrap();
+    assert_eq!([1, 2, 8].map(|rows| cost.verify_us(rows, [])), [250.0, 440.0, 440.0]);
+    assert_eq!(cost.draft_us(8, 0), 30.0, "passes of other kinds say nothing");
+}
+
+#[test]
+fn a_sweep_in_a_bad_moment_is_not_kept_for_good() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("deep/cost.json");
-    let cost = Roofline::H200_LLAMA_8B.cost_model(256);
-    assert!(CostModel::load(&path, "gpu").is_none(), "no file yet");
-    assert!(cost.save(&path, "gpu"));
-    let read = CostModel::load(&path, "gpu").expect("just written");
-    for nodes in [1, 60, 200] {
-        let (a, b) = (cost.verify_us(nodes, [(nodes, 900)]), read.verify_us(nodes, [(nodes, 900)]));
-        assert!((a - b).abs() < 1e-6 * a);
+    let path = folder.path().join("deep/costs.json");
+    let sweeps = [sweep([250.0, 440.0, 460.0]), sweep([800.0, 260.0, 900.0]), sweep([280.0, 270.0, 470.0])];
+    for (taken, points) in sweeps.iter().enumerate() {
+        let mut kept = KeptSweep::load(&path, "gpu");
+        assert!(!kept.is_settled(), "after {taken} sweeps");
+        kept.add(points, ROWS);
+        assert!(kept.save(&path));
     }
-    assert!(CostModel::load(&path, "another gpu").is_none(), "another machine's numbers");
+    let kept = KeptSweep::load(&path, "gpu");
+    assert!(kept.is_settled());
+    let cost = kept.cost_model().unwrap();
+    assert_eq!([1, 2, 8].map(|rows| cost.verify_us(rows, [])), [250.0, 260.0, 460.0]);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no partial file is left");
+}
+
+#[test]
+fn a_file_keeps_the_sweeps_used_last_each_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("costs.json");
+    let us = |model: usize| sweep([100.0 + model as f64; 3]);
+    let start = |model: usize| {
+        let mut kept = KeptSweep::load(&path, &format!("model {model}"));
+        kept.add(&us(model), ROWS);
+        kept.save(&path);
+        kept
+    };
+    (0..17).for_each(|model| drop(start(model)));
+    for model in 0..17 {
+        let kept = KeptSweep::load(&path, &format!("model {model}"));
+        assert_eq!(kept.cost_model().is_ok(), model > 0, "model {model}: 16 fit, the oldest went");
+    }
+    start(1);
+    start(17);
+    assert!(KeptSweep::load(&path, "model 1").cost_model().is_ok(), "used since");
+    assert!(KeptSweep::load(&path, "model 2").cost_model().is_err(), "not used since");
+}
+
+#[test]
+fn a_damaged_file_is_as_good_as_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("costs.json");
+    let mut kept = KeptSweep::load(&path, "gpu");
+    assert_eq!(kept, KeptSweep::new("gpu"), "no file yet");
+    kept.add(&sweep([250.0, 260.0, 460.0]), ROWS);
+    assert!(kept.save(&path));
+    assert_eq!(KeptSweep::load(&path, "gpu"), kept);
+    assert_eq!(KeptSweep::load(&path, "another gpu"), KeptSweep::new("another gpu"));
 
     let text = fs::read_to_string(&path).unwrap();
     for (what, damaged) in [
@@ -270,16 +323,20 @@ fn the_file_is_read_back_only_if_it_is_ours_and_whole() {
         ("empty", String::new()),
         ("not ours", "{\"hello\": 1}".to_string()),
         ("negative", text.replacen("\"us\":", "\"us\":-", 1)),
-        ("null", text.replacen("\"overhead_us\":", "\"overhead_us\":null,\"was\":", 1)),
-        ("no knots", {
-            let (head, tail) = text.split_once("\"knots\":[").unwrap();
-            format!("{head}\"knots\":[{}", &tail[tail.find(']').unwrap()..])
+        ("null", text.replacen("\"context\":", "\"context\":null,\"was\":", 1)),
+        ("huge", text.replacen("\"context\":", "\"context\":99999999999", 1)),
+        ("no rows", text.replacen("\"tokens\":2,", "\"tokens\":0,", 1)),
+        ("no passes", {
+            let (head, tail) = text.split_once("\"points\":[").unwrap();
+            format!("{head}\"points\":[{}", &tail[tail.find(']').unwrap()..])
         }),
         ("another version", text.replacen("\"version\":", "\"version\":99", 1)),
     ] {
         assert_ne!(damaged, text, "{what}: the damage missed");
         fs::write(&path, damaged).unwrap();
-        assert!(CostModel::load(&path, "gpu").is_none(), "{what}");
+        assert_eq!(KeptSweep::load(&path, "gpu"), KeptSweep::new("gpu"), "{what}");
+        assert!(kept.save(&path), "{what}: whatever was there is replaced");
+        assert_eq!(KeptSweep::load(&path, "gpu"), kept, "{what}");
     }
 }
 
@@ -288,8 +345,8 @@ fn a_file_that_cannot_be_written_is_no_failure() {
     let folder = tempfile::tempdir().unwrap();
     let blocker = folder.path().join("file");
     fs::write(&blocker, "x").unwrap();
-    assert!(!CostModel::unmeasured().save(&blocker.join("cost.json"), "gpu"));
-    assert!(!CostModel::unmeasured().save(folder.path(), "gpu"), "a folder is in the way");
+    assert!(!KeptSweep::new("gpu").save(&blocker.join("costs.json")));
+    assert!(!KeptSweep::new("gpu").save(folder.path()), "a folder is in the way");
 }
 
 proptest! {

@@ -10,13 +10,16 @@ use serde_json::{Value, json};
 use super::client::{get, post, send};
 use super::running::in_repository;
 
+#[path = "../common/program.rs"]
+mod common;
+
 struct Program {
     child: Child,
     address: SocketAddr,
 }
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smart-run"));
+    let mut command = common::program();
     command.args(["serve", "--port", "0", "--device", "host"]).args(arguments);
     // Without a measurement at the start.
     if !arguments.contains(&"--model") {

@@ -15,6 +15,7 @@ mod tables;
 
 use serde::{Deserialize, Serialize};
 
+pub use cache::KeptSweep;
 use pace::{Pace, log_error};
 pub use staircase::Staircase;
 pub use sweep::{SweepKind, SweepPoint, attention_rates};
@@ -40,7 +41,7 @@ impl Default for Treads {
 const ATTENTION_RATE: f64 = 0.1;
 
 /// Measured costs of the passes of a round.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CostModel {
     treads: Treads,
     pace: Pace,
@@ -59,7 +60,7 @@ pub struct CostModel {
 }
 
 /// Relative errors of the latest predictions of whole rounds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct PredictionErrors {
     latest: Vec<f64>,
     next: usize,

@@ -2,8 +2,6 @@
 //! runs at the moment, too. What is common to recent passes is kept here; the tables keep how passes compare.
 #![forbid(unsafe_code)]
 
-use serde::{Deserialize, Serialize};
-
 /// Largest error of a pass that is heeded, as a factor; log error that is believed at first sight.
 const MAX_STEP: f64 = 3.0;
 const ACCIDENT: f64 = 0.1;
@@ -16,7 +14,7 @@ const TREND_RATE: f64 = 0.6;
 const MAX_FACTOR: f64 = 1e9;
 
 /// Present times of passes over those of the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Pace {
     factor: f64,
     doubt: Doubt,
@@ -55,7 +53,7 @@ impl Pace {
 }
 
 /// Log errors of the latest two measurements of a kind: what they did not show is taken for an accident, all but a little.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Doubt([f64; 2]);
 
 impl Doubt {

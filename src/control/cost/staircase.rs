@@ -4,8 +4,6 @@
 //! the upper edge of its tread. Between measured counts time is interpolated; it never decreases.
 #![forbid(unsafe_code)]
 
-use serde::{Deserialize, Serialize};
-
 use super::pace::{Doubt, log_error};
 use super::tables::MAX_NS;
 
@@ -19,7 +17,7 @@ const KNOT_SPACING: f64 = 1.2;
 const MAX_KNOTS: usize = 96;
 
 /// A measured count of rows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Knot {
     /// Rows, a multiple of the tread.
     rows: usize,
@@ -40,7 +38,7 @@ impl Knot {
 }
 
 /// Monotone time per pass, in microseconds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Staircase {
     /// Rows that cost the same.
     tread: usize,

@@ -37,7 +37,8 @@ pub struct SweepPoint {
 impl CostModel {
     /// A model from the passes of a start-up sweep. Needs at least one `Verify` point; `Plain` points are as good, as the kernels are the
     /// same. Without `Draft` points a drafter pass is taken to cost a tenth of a target pass of its size.
-    /// Passes that differ in context alone tell attention from the rest. Times that are not positive and finite are refused.
+    /// Passes that differ in context alone tell attention from the rest. What disturbs a pass only lengthens it: none is taken to cost more
+    /// than one that is larger in every way. Times that are not positive and finite are refused.
     pub fn from_sweep(points: &[SweepPoint], treads: Treads) -> Result<Self> {
         for point in points {
             if !(point.us.is_finite() && point.us > 0.0) || point.tokens == 0 || point.sequences == 0 {
@@ -46,15 +47,16 @@ impl CostModel {
             }
         }
         let treads = Treads { tokens: treads.tokens.max(1), nodes: treads.nodes.max(1) };
-        let verify = of_kind(points, SweepKind::Verify);
+        let points = undisturbed(points);
+        let verify = of_kind(&points, SweepKind::Verify);
         if verify.is_empty() {
             return Err(Error::Input("cost sweep: no verification pass was measured".into()));
         }
-        let plain: Vec<SweepPoint> = of_kind(points, SweepKind::Plain)
+        let plain: Vec<SweepPoint> = of_kind(&points, SweepKind::Plain)
             .into_iter()
             .map(|point| SweepPoint { sequences: point.tokens, ..point })
             .collect();
-        let draft = of_kind(points, SweepKind::Draft);
+        let draft = of_kind(&points, SweepKind::Draft);
 
         let rates: Vec<(usize, f64)> =
             attention_rates(&verify).into_iter().chain(attention_rates(&plain)).collect();
@@ -81,6 +83,17 @@ impl CostModel {
             errors: PredictionErrors::default(),
         })
     }
+}
+
+/// `points`, each with the least time of those of its kind that are no smaller in rows, sequences and context.
+fn undisturbed(points: &[SweepPoint]) -> Vec<SweepPoint> {
+    let is_no_smaller = |a: &SweepPoint, b: &SweepPoint| {
+        a.kind == b.kind && a.tokens >= b.tokens && a.sequences >= b.sequences && a.context >= b.context
+    };
+    let least = |point: &SweepPoint| {
+        points.iter().filter(|other| is_no_smaller(other, point)).fold(point.us, |us, other| us.min(other.us))
+    };
+    points.iter().map(|point| SweepPoint { us: least(point), ..*point }).collect()
 }
 
 fn of_kind(points: &[SweepPoint], kind: SweepKind) -> Vec<SweepPoint> {

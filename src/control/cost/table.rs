@@ -174,48 +174,58 @@ impl CostTable {
 
     /// Whether every number can be computed with.
     fn check(&self) -> std::result::Result<(), String> {
-        for (field, tread, most) in
-            [("treads.tokens", self.treads.tokens, MAX_TREAD), ("treads.nodes", self.treads.nodes, MAX_NODES)]
-        {
-            if !(1..=most).contains(&tread) {
-                return Err(format!("`{field}` is {tread}; it should be from 1 to {most}"));
-            }
-        }
         for (field, us) in [("overhead_us", self.overhead_us), ("plain_overhead_us", self.plain_overhead_us)]
         {
             if !(0.0..=MAX_US).contains(&us) {
                 return Err(format!("`{field}` is {us}; it should be from 0 to {MAX_US}"));
             }
         }
-        if self.points.len() > MAX_POINTS {
-            return Err(format!("{} points; a table has at most {MAX_POINTS}", self.points.len()));
-        }
-        for (index, point) in self.points.iter().enumerate() {
-            let wrong = |field, expected| Err(format!("`points[{index}].{field}` should be {expected}"));
-            if !(1..=MAX_ROWS).contains(&point.tokens) {
-                return wrong("tokens", format!("from 1 to {MAX_ROWS}"));
-            }
-            if !(1..=point.tokens).contains(&point.sequences) {
-                return wrong("sequences", format!("from 1 to its {} tokens", point.tokens));
-            }
-            if point.context > MAX_CONTEXT {
-                return wrong("context", format!("at most {MAX_CONTEXT}"));
-            }
-            if !(MIN_US..=MAX_US).contains(&point.us) {
-                return wrong("us", format!("a time from {MIN_US} to {MAX_US} microseconds"));
-            }
-        }
-        if !self.points.iter().any(|point| point.kind == SweepKind::Verify) {
-            return Err("`points` has no verification pass (kind verify)".into());
-        }
-        Ok(())
+        check(&self.points, self.treads)
     }
 
     fn fit(&self) -> std::result::Result<CostModel, String> {
         self.check()?;
-        let mut model =
-            CostModel::from_sweep(&self.points, self.treads).map_err(|error| error.to_string())?;
+        let mut model = fit(&self.points, self.treads)?;
         model.set_overheads(self.overhead_us, self.plain_overhead_us);
-        if model.is_sound() { Ok(model) } else { Err("its passes give no finite costs".into()) }
+        Ok(model)
     }
+}
+
+/// The model of passes that come from a file; what is wrong with them, if it cannot be computed with.
+pub(super) fn fit(points: &[SweepPoint], treads: Treads) -> std::result::Result<CostModel, String> {
+    check(points, treads)?;
+    let model = CostModel::from_sweep(points, treads).map_err(|error| error.to_string())?;
+    if model.is_sound() { Ok(model) } else { Err("its passes give no finite costs".into()) }
+}
+
+fn check(points: &[SweepPoint], treads: Treads) -> std::result::Result<(), String> {
+    for (field, tread, most) in
+        [("treads.tokens", treads.tokens, MAX_TREAD), ("treads.nodes", treads.nodes, MAX_NODES)]
+    {
+        if !(1..=most).contains(&tread) {
+            return Err(format!("`{field}` is {tread}; it should be from 1 to {most}"));
+        }
+    }
+    if points.len() > MAX_POINTS {
+        return Err(format!("{} points; a table has at most {MAX_POINTS}", points.len()));
+    }
+    for (index, point) in points.iter().enumerate() {
+        let wrong = |field, expected| Err(format!("`points[{index}].{field}` should be {expected}"));
+        if !(1..=MAX_ROWS).contains(&point.tokens) {
+            return wrong("tokens", format!("from 1 to {MAX_ROWS}"));
+        }
+        if !(1..=point.tokens).contains(&point.sequences) {
+            return wrong("sequences", format!("from 1 to its {} tokens", point.tokens));
+        }
+        if point.context > MAX_CONTEXT {
+            return wrong("context", format!("at most {MAX_CONTEXT}"));
+        }
+        if !(MIN_US..=MAX_US).contains(&point.us) {
+            return wrong("us", format!("a time from {MIN_US} to {MAX_US} microseconds"));
+        }
+    }
+    if !points.iter().any(|point| point.kind == SweepKind::Verify) {
+        return Err("`points` has no verification pass (kind verify)".into());
+    }
+    Ok(())
 }
