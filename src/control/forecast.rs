@@ -2,7 +2,7 @@
 //!
 //! For each sequence it keeps what its recent drafted rounds were expected to bring (kept path probability, verified nodes), and
 //! for the batch how wide its levels were. From these it predicts the speed of drafting for the best `w` sequences and
-//! compares it with the plain round. Sequences left out are probed with exponential back-off, out of a budget that is a fixed
+//! compares it with the plain round. Sequences left out are probed, at first soon and then every so often, out of a budget that is a fixed
 //! share of all time served. Predictions may be wrong, so an account of what drafted rounds really brought is kept too: once it
 //! is overdrawn, only probes draft. Together they bound what a hopeless text can cost.
 #![forbid(unsafe_code)]
@@ -15,16 +15,19 @@ use super::scan::{self, Candidate, sort_candidates};
 
 /// Share of all time that probes may cost, and so much of a plain round, divided by the batch, on top to begin with: bad luck
 /// at the start must not cost a single short text its speculation.
-const PROBE_SHARE: f64 = 0.005;
+const PROBE_SHARE: f64 = 0.003;
 const PROBE_CREDIT_ROUNDS: f64 = 0.4;
-/// What drafted rounds may have lost to plain ones: a share of all time, and so many plain rounds to begin with.
+/// What drafted rounds may have lost to plain ones: a share of all time, and so many plain rounds to begin with. More of them where there is one
+/// sequence: bad luck of several evens out.
 const LOSS_SHARE: f64 = 0.003;
-const CREDIT_ROUNDS: f64 = 1.0;
+const CREDIT_ROUNDS: f64 = 0.4;
+const LUCK_ROUNDS: f64 = 0.6;
 /// Plain rounds of gain that the account keeps; beyond it past luck is forgotten.
 const MAX_BALANCE_ROUNDS: f64 = 10.0;
-/// Rounds between probes of a sequence: at first, and at most.
+/// Rounds between probes of a sequence: at first, and at most, so that what was bad for long is noticed soon once it is good. The budget bounds
+/// what that costs.
 const FIRST_PROBE: u64 = 4;
-const LAST_PROBE: u64 = 1024;
+const LAST_PROBE: u64 = 32;
 /// What is left of expected tokens where only a share of the nodes that they came with fits: the share to this power. The likeliest nodes
 /// come first.
 const SQUEEZE: f64 = 0.2;
@@ -38,11 +41,13 @@ const HALF_LIFE: f64 = 64.0;
 /// What an unknown sequence is expected to bring when nothing is known at all: hopeful, so that it gets a chance.
 const PRIOR_MASS: f64 = 2.0;
 const PRIOR_NODES: f64 = 2.0;
-/// Drafted rounds that share the cost of what a sequence has to catch up on: it is paid once, and what follows rests on it.
+/// Drafted rounds, at least, that share the cost of what a sequence has to catch up on: it is paid once, and what follows rests on it.
 const CATCH_UP_ROUNDS: f64 = 32.0;
 /// Gain that drafting must promise over the plain round.
 const MARGIN: f64 = 1.003;
+/// Beyond so many sequences, those not seen for so many rounds are forgotten.
 const MAX_SEQUENCES: usize = 4096;
+const REMEMBERED_ROUNDS: u64 = 1024;
 
 /// Expectations of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -124,32 +129,22 @@ impl Forecast {
 
         let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
         let mut best = (plain_rate * MARGIN, 0);
-        let batch = ids.len() as f64;
-        let (mut mass, mut nodes, mut rows, mut attention_ns) = (0.0, 0.0, 0.0, 0);
+        let mut company = Company::new(&round.tables, &self.levels, self.verified);
         for (i, candidate) in order.iter().enumerate() {
             let sequence = candidate.sequence();
             let record = self.sequences[&ids[sequence]];
-            mass += f64::from(candidate.value());
-            nodes += record.nodes;
-            rows += charged_rows(round.sequences[sequence].catch_up_rows, record.mass);
-            attention_ns += round.tables.draft_attention_ns[sequence]
-                + round.tables.attention_beyond_root_ns(sequence, record.nodes.round() as usize);
-            let drafter_ns = drafter_ns(&round.tables, &self.levels, i + 1, rows.round() as usize);
-            let rate = |share: f64| {
-                let verify_ns = round.tables.verify_linear_ns((batch + share * nodes).round() as usize);
-                let ns = drafter_ns + verify_ns + round.tables.attention_ns + attention_ns;
-                (batch + mass * share.powf(SQUEEZE)) * scan::ONE as f64 / ns as f64
-            };
-            // Each had its nodes in other company, perhaps alone. The scan will not take more than pays now.
-            let fitting = self.verified / nodes;
-            let rate = if fitting < 1.0 { rate(fitting).max(rate(1.0)) } else { rate(1.0) };
+            let rows = charged_rows(round.sequences[sequence].catch_up_rows, record.mass);
+            company.join(sequence, f64::from(candidate.value()), record.nodes, rows);
+            let (tokens, ns) = company.round();
+            let rate = tokens * scan::ONE as f64 / ns as f64;
             if rate > best.0 {
                 best = (rate, i + 1);
             }
         }
-        let overdraft = CREDIT_ROUNDS * round.tables.plain_ns as f64 + LOSS_SHARE * self.served_ns;
+        let luck = (CREDIT_ROUNDS + LUCK_ROUNDS / ids.len() as f64) * round.tables.plain_ns as f64;
+        let overdraft = luck + LOSS_SHARE * self.served_ns;
         if self.balance_ns < -overdraft {
-            best = (plain_rate, 0);
+            best.1 = 0;
         }
         for candidate in &order[..best.1] {
             round.sequences[candidate.sequence()].drafts = true;
@@ -157,7 +152,7 @@ impl Forecast {
                 record.interval = FIRST_PROBE;
             }
         }
-        let probing = self.probe(ids, &order[best.1..], best.1, round);
+        let probing = self.probe(ids, &order, best.1, round);
         self.order = order;
         let speedup = if best.1 == 0 { 1.0 } else { (best.0 / plain_rate) as f32 };
         Decision { drafting: best.1 + probing, probing, speedup }
@@ -222,45 +217,45 @@ impl Forecast {
         if self.served_ns > 0.0 { self.probed_ns / self.served_ns } else { 0.0 }
     }
 
-    /// Lets sequences that were left out draft once in a while, as far as the budget goes.
-    fn probe(
-        &mut self,
-        ids: &[u64],
-        left_out: &[Candidate],
-        drafting: usize,
-        round: &mut DraftRound,
-    ) -> usize {
+    /// Lets sequences that were left out draft once in a while: those of them whose time has come, the most hopeful first, as many as the
+    /// budget allows. It is charged what is spent before anything is known; what is spent after that is spent where it pays.
+    fn probe(&mut self, ids: &[u64], order: &[Candidate], drafting: usize, round: &mut DraftRound) -> usize {
         let tables = &round.tables;
-        let mut rows = 0;
-        let mut cost_ns = 0;
-        let mut due = 0;
-        for candidate in left_out {
-            let record = self.sequences[&ids[candidate.sequence()]];
+        let mut company = Company::new(tables, &self.levels, self.verified);
+        let join = |company: &mut Company<'_>, candidate: &Candidate, record: &Record| {
+            let sequence = candidate.sequence();
+            let rows = round.sequences[sequence].catch_up_rows.max(1) as f64;
+            company.join(sequence, f64::from(candidate.value()), record.nodes, rows);
+        };
+        for candidate in &order[..drafting] {
+            join(&mut company, candidate, &self.sequences[&ids[candidate.sequence()]]);
+        }
+        let before_ns = if drafting == 0 { 0 } else { company.sunk_ns() };
+        let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
+        let budget_ns = credit_ns + PROBE_SHARE * self.served_ns - self.probed_ns;
+        let mut due: Vec<usize> = Vec::new();
+        let (mut probing, mut cost_ns) = (0, 0.0);
+        for candidate in &order[drafting..] {
+            let record = &self.sequences[&ids[candidate.sequence()]];
             if self.round.saturating_sub(record.last_drafted) < record.interval {
                 continue;
             }
-            rows += round.sequences[candidate.sequence()].catch_up_rows.max(1);
-            let overhead_ns = if drafting == 0 { tables.overhead_ns } else { 0 };
-            let pass_ns = tables.draft_linear_ns(drafting + rows)
-                - if drafting == 0 { 0 } else { tables.draft_linear_ns(drafting) };
-            cost_ns = overhead_ns + pass_ns + tables.draft_attention_ns[candidate.sequence()];
-            due += 1;
+            due.push(candidate.sequence());
+            join(&mut company, candidate, record);
+            let cost = (company.sunk_ns() - before_ns) as f64;
+            if cost > budget_ns {
+                break;
+            }
+            (probing, cost_ns) = (due.len(), cost);
         }
-        let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
-        let budget_ns = credit_ns + PROBE_SHARE * self.served_ns;
-        if due == 0 || self.probed_ns + cost_ns as f64 > budget_ns {
-            return 0;
-        }
-        self.probed_ns += cost_ns as f64;
-        for candidate in left_out {
-            let now = self.round;
-            let Some(record) = self.sequences.get_mut(&ids[candidate.sequence()]) else { continue };
-            if now.saturating_sub(record.last_drafted) >= record.interval {
+        self.probed_ns += cost_ns;
+        for &sequence in &due[..probing] {
+            if let Some(record) = self.sequences.get_mut(&ids[sequence]) {
                 record.interval = (2 * record.interval).min(LAST_PROBE);
-                round.sequences[candidate.sequence()].drafts = true;
+                round.sequences[sequence].drafts = true;
             }
         }
-        due
+        probing
     }
 
     /// Expected accepted tokens if the sequence drafted now: what is known of it fades towards the typical once it is left out.
@@ -276,7 +271,7 @@ impl Forecast {
         let rounds = if self.typical.is_some() { TYPICAL_ROUNDS } else { 0 };
         let round = self.round;
         if self.sequences.len() > MAX_SEQUENCES {
-            let horizon = round.saturating_sub(LAST_PROBE);
+            let horizon = round.saturating_sub(REMEMBERED_ROUNDS);
             self.sequences.retain(|_, record| record.last_seen >= horizon);
         }
         let record = self.sequences.entry(id).or_insert(Record {
@@ -294,18 +289,81 @@ impl Forecast {
 
 /// Rows of a catch-up pass that the decision to draft is charged with: those of a sequence that keeps drafting, which accepts `mass` tokens a
 /// round, and a share of what is waiting beyond them. To charge all of it to one round would make a sequence that was left out
-/// look dearer with every round that it waits, until nothing could bring it back.
+/// look dearer with every round that it waits, until nothing could bring it back. A text that has gone on for so long may be
+/// expected to go on for as long again, and all of that rests on it.
 fn charged_rows(catch_up_rows: usize, mass: f64) -> f64 {
     let rows = catch_up_rows.max(1) as f64;
     let usual = rows.min(1.0 + mass);
-    usual + (rows - usual) / CATCH_UP_ROUNDS
+    usual + (rows - usual) / (rows / (1.0 + mass)).max(CATCH_UP_ROUNDS)
 }
 
-/// Predicted time of a round in which `drafting` sequences draft, but for the target pass and attention.
-fn drafter_ns(tables: &CostTables, levels: &[Level], drafting: usize, rows: usize) -> u64 {
-    let level_ns = |level: &Level| {
-        let width = (level.rows * drafting as f64).ceil() as usize;
-        (level.share * tables.draft_linear_ns(width) as f64) as u64
-    };
-    tables.overhead_ns + tables.draft_linear_ns(rows) + levels.iter().map(level_ns).sum::<u64>()
+/// Sequences that draft in one round, and what is expected of it.
+struct Company<'a> {
+    tables: &'a CostTables,
+    levels: &'a [Level],
+    /// [`Forecast::verified`].
+    verified: f64,
+    size: usize,
+    mass: f64,
+    nodes: f64,
+    /// Of the catch-up pass.
+    rows: f64,
+    draft_attention_ns: u64,
+    verify_attention_ns: u64,
+}
+
+impl<'a> Company<'a> {
+    fn new(tables: &'a CostTables, levels: &'a [Level], verified: f64) -> Self {
+        Self {
+            tables,
+            levels,
+            verified,
+            size: 0,
+            mass: 0.0,
+            nodes: 0.0,
+            rows: 0.0,
+            draft_attention_ns: 0,
+            verify_attention_ns: 0,
+        }
+    }
+
+    /// One more, with what is expected of it.
+    fn join(&mut self, sequence: usize, mass: f64, nodes: f64, catch_up_rows: f64) {
+        self.size += 1;
+        self.mass += mass;
+        self.nodes += nodes;
+        self.rows += catch_up_rows;
+        self.draft_attention_ns += self.tables.draft_attention_ns[sequence];
+        self.verify_attention_ns += self.tables.attention_beyond_root_ns(sequence, nodes.round() as usize);
+    }
+
+    /// What is spent before anything is known: all but later levels and nodes.
+    fn sunk_ns(&self) -> u64 {
+        let catch_up_ns = self.tables.draft_linear_ns(self.rows.round() as usize);
+        self.tables.overhead_ns + catch_up_ns + self.draft_attention_ns
+    }
+
+    /// Tokens of the round, of those who do not draft, too, and its time.
+    fn round(&self) -> (f64, u64) {
+        let level_ns = |level: &Level| {
+            let width = (level.rows * self.size as f64).ceil() as usize;
+            (level.share * self.tables.draft_linear_ns(width) as f64) as u64
+        };
+        let drafter_ns = self.sunk_ns() + self.levels.iter().map(level_ns).sum::<u64>();
+        let batch = self.tables.batch() as f64;
+        let with = |share: f64| {
+            let verify_ns = self.tables.verify_linear_ns((batch + share * self.nodes).round() as usize);
+            let ns = drafter_ns + verify_ns + self.tables.attention_ns + self.verify_attention_ns;
+            (batch + self.mass * share.powf(SQUEEZE), ns)
+        };
+        // Each had its nodes in other company, perhaps alone. The scan will not take more than pays now.
+        let fitting = self.verified / self.nodes;
+        let all = with(1.0);
+        if fitting < 1.0 {
+            let some = with(fitting);
+            if some.0 * all.1 as f64 > all.0 * some.1 as f64 { some } else { all }
+        } else {
+            all
+        }
+    }
 }

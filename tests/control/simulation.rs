@@ -99,35 +99,41 @@ fn a_hopeless_drafter_costs_under_one_percent() {
         let process =
             Process { quality: Quality::Constant(quality), ..Process::calibrated(1, Ease::Uniform(0.6)) };
         let record = record(process, 64, 100);
-        for (batch, rounds) in [(1, 400), (8, 300), (64, 100)] {
+        for (batch, rounds) in [(1, 600), (8, 300), (64, 150)] {
             let outcome = run("smart", &record, batch, rounds);
-            assert!(speed(&outcome) >= 0.99, "quality {quality}, batch {batch}: {:.4}", speed(&outcome));
-            assert!(outcome.probe_share <= 0.005 + 0.4 / rounds as f64, "{}", outcome.probe_share);
+            eprintln!(
+                "H {quality} {batch} {:.4} {:.4} {}",
+                speed(&outcome),
+                outcome.probe_share,
+                outcome.rounds - outcome.plain_rounds
+            );
+            assert!(speed(&outcome) >= 0.98, "quality {quality}, batch {batch}: {:.4}", speed(&outcome));
+            assert!(outcome.probe_share <= 0.003 + 0.4 / rounds as f64, "{}", outcome.probe_share);
         }
     }
 }
 
-/// Against the same text without a collapse.
+/// Against the same text without a collapse: what was useless for 200 tokens is used again soon after it is good again.
 #[test]
 fn a_collapse_heals_and_so_does_its_end() {
-    for batch in [1, 8] {
+    for batch in [1, 4, 16, 64] {
         let calm = Process::calibrated(1, Ease::Uniform(0.95));
-        let collapsing = Process { quality: Quality::Drops(600, 800, 0.02), ..calm };
-        let (calm, collapsing) = (record(calm, batch, 2000), record(collapsing, batch, 2000));
+        let collapsing = Process { quality: Quality::Drops(300, 500, 0.02), ..calm };
+        let (calm, collapsing) = (record(calm, batch, 800), record(collapsing, batch, 800));
         let costs = H200.cost_model(batch * 61 + 256);
         let settings = settings(batch);
         let start = |record| Player::new(record, &costs, Policy::Smart, &settings).expect("sound");
         let (mut undisturbed, mut player) = (start(&calm), start(&collapsing));
-        let before = until(&mut player, batch, 550);
-        assert!(before.1 > 4.5, "{before:?}");
-        until(&mut player, batch, 680);
-        let collapsed = until(&mut player, batch, 750);
+        let before = until(&mut player, batch, 250);
+        assert!(before.1 > 2.5, "batch {batch}: {before:?}");
+        until(&mut player, batch, 380);
+        let collapsed = until(&mut player, batch, 480);
         assert!(collapsed.1 < 1.05 && collapsed.0 > 0.97, "batch {batch}: {collapsed:?}");
-        until(&mut player, batch, 1400);
-        let healed = until(&mut player, batch, 1900);
-        until(&mut undisturbed, batch, 1400);
-        let wanted = until(&mut undisturbed, batch, 1900);
-        assert!(healed.0 > 0.97 * wanted.0, "batch {batch}: {healed:?}, undisturbed {wanted:?}");
+        until(&mut player, batch, 620);
+        let healed = until(&mut player, batch, 750);
+        until(&mut undisturbed, batch, 620);
+        let wanted = until(&mut undisturbed, batch, 750);
+        assert!(healed.0 > 0.95 * wanted.0, "batch {batch}: {healed:?}, undisturbed {wanted:?}");
     }
 }
 
