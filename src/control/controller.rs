@@ -214,6 +214,7 @@ impl Controller {
             root_token: view.root_token,
             drafts: widest.max_levels > 0 && view.max_depth > 0,
             max_depth: view.max_depth.min(widest.max_levels),
+            left: view.max_depth,
             sampled: view.sampled,
             // Looked up if it drafts.
             odds: 1.0,

@@ -7,19 +7,21 @@
 //! is overdrawn, only probes draft. Together they bound what a hopeless text can cost.
 #![forbid(unsafe_code)]
 
+mod company;
+
 use std::collections::HashMap;
 
-use super::cost::CostTables;
-use super::round::DraftRound;
+use super::round::{DraftRound, RoundSequence};
 use super::scan::{self, Candidate, sort_candidates};
+use company::{Company, Habits, Member, charged_rows, row_ns};
 
 /// Share of all time that probes may cost, and so much of a plain round, divided by the batch, on top to begin with: bad luck
 /// at the start must not cost a single short text its speculation.
-const PROBE_SHARE: f64 = 0.003;
+const PROBE_SHARE: f64 = 0.002;
 const PROBE_CREDIT_ROUNDS: f64 = 0.4;
 /// What drafted rounds may have lost to plain ones: a share of all time, and so many plain rounds to begin with. More of them where there is one
 /// sequence: bad luck of several evens out.
-const LOSS_SHARE: f64 = 0.003;
+const LOSS_SHARE: f64 = 0.002;
 const CREDIT_ROUNDS: f64 = 0.4;
 const LUCK_ROUNDS: f64 = 0.6;
 /// Plain rounds of gain that the account keeps; beyond it past luck is forgotten.
@@ -28,9 +30,6 @@ const MAX_BALANCE_ROUNDS: f64 = 10.0;
 /// what that costs.
 const FIRST_PROBE: u64 = 4;
 const LAST_PROBE: u64 = 32;
-/// What is left of expected tokens where only a share of the nodes that they came with fits: the share to this power. The likeliest nodes
-/// come first.
-const SQUEEZE: f64 = 0.2;
 /// Weight of the newest round, and rounds that what is typical is worth to a new sequence.
 const RATE: f64 = 0.25;
 const TYPICAL_ROUNDS: u64 = 1;
@@ -41,8 +40,8 @@ const HALF_LIFE: f64 = 64.0;
 /// What an unknown sequence is expected to bring when nothing is known at all: hopeful, so that it gets a chance.
 const PRIOR_MASS: f64 = 2.0;
 const PRIOR_NODES: f64 = 2.0;
-/// Drafted rounds, at least, that share the cost of what a sequence has to catch up on: it is paid once, and what follows rests on it.
-const CATCH_UP_ROUNDS: f64 = 32.0;
+/// Rounds whose expected gain may be spent beforehand on catching up.
+const PAYBACK_ROUNDS: f64 = 8.0;
 /// Gain that drafting must promise over the plain round.
 const MARGIN: f64 = 1.003;
 /// Beyond so many sequences, those not seen for so many rounds are forgotten.
@@ -64,15 +63,6 @@ struct Record {
     interval: u64,
 }
 
-/// What is known of a level of the tree.
-#[derive(Clone, Copy, Debug, Default)]
-struct Level {
-    /// Share of the drafted rounds that ran it, fading.
-    share: f64,
-    /// Its rows per drafting sequence where it was run, fading.
-    rows: f64,
-}
-
 /// Who drafts, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Decision {
@@ -88,17 +78,17 @@ pub struct Decision {
 #[derive(Clone, Debug, Default)]
 pub struct Forecast {
     sequences: HashMap<u64, Record>,
-    /// Draft tokens verified in a drafted round, over the batch, fading; 0 before the first.
-    verified: f64,
-    /// The levels of drafted rounds after the first.
-    levels: Vec<Level>,
+    habits: Habits,
     /// Mean expectations of all sequences, for new ones.
     typical: Option<(f64, f64)>,
     round: u64,
     served_ns: f64,
+    /// What probes cost so far, and in the present round.
     probed_ns: f64,
-    /// What drafted rounds gained on plain ones, in time; bounded above.
+    probe_ns: f64,
+    /// What drafted rounds gained on plain ones, in time, but for what probes cost; bounded above.
     balance_ns: f64,
+    members: Vec<Member>,
     order: Vec<Candidate>,
     scratch: Vec<Candidate>,
 }
@@ -107,7 +97,7 @@ impl Forecast {
     /// The widest that [`Forecast::decide`] looks for these sequences: draft tokens of a target pass, rows of a drafter pass.
     pub(super) fn reach(&mut self, ids: &[u64]) -> (usize, usize) {
         let nodes: f64 = ids.iter().map(|&id| self.record(id).nodes).sum();
-        let widest = self.levels.iter().fold(0.0, |widest: f64, level| widest.max(level.rows));
+        let widest = self.habits.expected(ids.len()).widest();
         // A probe adds its rows to those of all who draft.
         (nodes.ceil() as usize, ids.len() + (widest * ids.len() as f64).ceil() as usize)
     }
@@ -115,36 +105,37 @@ impl Forecast {
     /// Decides who drafts: sets `drafts` of the round's sequences. `ids` names them.
     pub(super) fn decide(&mut self, ids: &[u64], round: &mut DraftRound) -> Decision {
         self.round += 1;
-        let mut order = std::mem::take(&mut self.order);
-        order.clear();
+        let plain_ns = round.tables.plain_ns as f64;
+        let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
+        let (mut members, mut order) = (std::mem::take(&mut self.members), std::mem::take(&mut self.order));
+        members.clear();
         for (sequence, id) in ids.iter().enumerate() {
             let state = &mut round.sequences[sequence];
             state.drafts = false;
-            let hoped = self.hoped_mass(*id);
-            if state.max_depth > 0 {
-                order.push(Candidate::new(state.weight * hoped as f32, sequence, 0));
-            }
+            members.push(self.member(*id, sequence, state));
         }
+        // Those first that bring most beyond what it costs to catch up, in tokens.
+        let row_tokens = row_ns(&round.tables, &members) * ids.len() as f64 / plain_ns;
+        order.clear();
+        let may_draft = members.iter().filter(|member| round.sequences[member.sequence].max_depth > 0);
+        order.extend(may_draft.map(|member| {
+            let value = (1.0 + member.mass - member.charged_rows * row_tokens).max(0.0);
+            Candidate::new(value as f32, member.sequence, 0)
+        }));
         sort_candidates(&mut order, &mut self.scratch);
 
-        let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
+        let luck_ns = (CREDIT_ROUNDS + LUCK_ROUNDS / ids.len() as f64) * plain_ns;
+        let left_ns = self.balance_ns + luck_ns + LOSS_SHARE * self.served_ns;
         let mut best = (plain_rate * MARGIN, 0);
-        let mut company = Company::new(&round.tables, &self.levels, self.verified);
+        let mut company = Company::new(&round.tables, self.habits.expected(ids.len()));
         for (i, candidate) in order.iter().enumerate() {
-            let sequence = candidate.sequence();
-            let record = self.sequences[&ids[sequence]];
-            let rows = charged_rows(round.sequences[sequence].catch_up_rows, record.mass);
-            company.join(sequence, f64::from(candidate.value()), record.nodes, rows);
-            let (tokens, ns) = company.round();
-            let rate = tokens * scan::ONE as f64 / ns as f64;
-            if rate > best.0 {
+            company.join(&members[candidate.sequence()]);
+            let rate = company.rate() * scan::ONE as f64;
+            // What is spent on catching up comes back later, if it does: soon, or the account has to cover it.
+            let soon_ns = PAYBACK_ROUNDS * (rate / plain_rate - 1.0) * plain_ns;
+            if rate > best.0 && company.deferred_ns() <= left_ns + soon_ns {
                 best = (rate, i + 1);
             }
-        }
-        let luck = (CREDIT_ROUNDS + LUCK_ROUNDS / ids.len() as f64) * round.tables.plain_ns as f64;
-        let overdraft = luck + LOSS_SHARE * self.served_ns;
-        if self.balance_ns < -overdraft {
-            best.1 = 0;
         }
         for candidate in &order[..best.1] {
             round.sequences[candidate.sequence()].drafts = true;
@@ -152,8 +143,8 @@ impl Forecast {
                 record.interval = FIRST_PROBE;
             }
         }
-        let probing = self.probe(ids, &order, best.1, round);
-        self.order = order;
+        let probing = self.probe(ids, (&members, &order), best.1, round);
+        (self.members, self.order) = (members, order);
         let speedup = if best.1 == 0 { 1.0 } else { (best.0 / plain_rate) as f32 };
         Decision { drafting: best.1 + probing, probing, speedup }
     }
@@ -169,7 +160,7 @@ impl Forecast {
         }
         if let Some(emitted) = emitted {
             let plain_ns = round.tables.plain_ns as f64;
-            let gain = emitted as f64 / ids.len() as f64 * plain_ns - total_ns;
+            let gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.probe_ns);
             self.balance_ns = (self.balance_ns + gain).min(MAX_BALANCE_ROUNDS * plain_ns);
         }
         let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);
@@ -190,8 +181,6 @@ impl Forecast {
             record.last_drafted = now;
         }
         let mean = (mass_sum / drafting as f64, nodes_sum / drafting as f64);
-        let first = self.typical.is_none();
-        self.verified += if first { nodes_sum } else { RATE * (nodes_sum - self.verified) };
         self.typical = Some(match self.typical {
             None => mean,
             Some(old) => {
@@ -199,17 +188,7 @@ impl Forecast {
                 (old.0 + rate * (mean.0 - old.0), old.1 + rate * (mean.1 - old.1))
             }
         });
-        let run = round.levels();
-        self.levels.resize(run.len().saturating_sub(1).max(self.levels.len()), Level::default());
-        let rate = if first { 1.0 } else { RATE };
-        for (i, level) in self.levels.iter_mut().enumerate() {
-            let run = run.get(i + 1);
-            level.share += rate * (f64::from(u8::from(run.is_some())) - level.share);
-            if let Some(run) = run {
-                let rows = run.rows as f64 / drafting as f64;
-                level.rows += if level.rows == 0.0 { rows } else { RATE * (rows - level.rows) };
-            }
-        }
+        self.habits.observe(ids.len(), drafting, nodes_sum, round.levels());
     }
 
     /// Time spent on probes as a share of all time served.
@@ -219,16 +198,17 @@ impl Forecast {
 
     /// Lets sequences that were left out draft once in a while: those of them whose time has come, the most hopeful first, as many as the
     /// budget allows. It is charged what is spent before anything is known; what is spent after that is spent where it pays.
-    fn probe(&mut self, ids: &[u64], order: &[Candidate], drafting: usize, round: &mut DraftRound) -> usize {
+    fn probe(
+        &mut self,
+        ids: &[u64],
+        (members, order): (&[Member], &[Candidate]),
+        drafting: usize,
+        round: &mut DraftRound,
+    ) -> usize {
         let tables = &round.tables;
-        let mut company = Company::new(tables, &self.levels, self.verified);
-        let join = |company: &mut Company<'_>, candidate: &Candidate, record: &Record| {
-            let sequence = candidate.sequence();
-            let rows = round.sequences[sequence].catch_up_rows.max(1) as f64;
-            company.join(sequence, f64::from(candidate.value()), record.nodes, rows);
-        };
+        let mut company = Company::new(tables, self.habits.expected(ids.len()));
         for candidate in &order[..drafting] {
-            join(&mut company, candidate, &self.sequences[&ids[candidate.sequence()]]);
+            company.join(&members[candidate.sequence()]);
         }
         let before_ns = if drafting == 0 { 0 } else { company.sunk_ns() };
         let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
@@ -241,7 +221,7 @@ impl Forecast {
                 continue;
             }
             due.push(candidate.sequence());
-            join(&mut company, candidate, record);
+            company.join(&members[candidate.sequence()]);
             let cost = (company.sunk_ns() - before_ns) as f64;
             if cost > budget_ns {
                 break;
@@ -249,6 +229,7 @@ impl Forecast {
             (probing, cost_ns) = (due.len(), cost);
         }
         self.probed_ns += cost_ns;
+        self.probe_ns = cost_ns;
         for &sequence in &due[..probing] {
             if let Some(record) = self.sequences.get_mut(&ids[sequence]) {
                 record.interval = (2 * record.interval).min(LAST_PROBE);
@@ -258,12 +239,19 @@ impl Forecast {
         probing
     }
 
-    /// Expected accepted tokens if the sequence drafted now: what is known of it fades towards the typical once it is left out.
-    fn hoped_mass(&mut self, id: u64) -> f64 {
+    /// What is expected of a sequence if it drafted now: what is known of it fades towards the typical once it is left out.
+    fn member(&mut self, id: u64, sequence: usize, state: &RoundSequence) -> Member {
         let record = *self.record(id);
         let known = 0.5f64.powf(self.round.saturating_sub(record.last_drafted) as f64 / HALF_LIFE);
         let typical = self.typical.map_or(record.mass, |typical| typical.0);
-        typical + known * (record.mass - typical)
+        let hoped = typical + known * (record.mass - typical);
+        Member {
+            sequence,
+            mass: f64::from(state.weight) * hoped,
+            nodes: record.nodes,
+            rows: state.catch_up_rows.max(1),
+            charged_rows: charged_rows(state.catch_up_rows, record.mass, state.left),
+        }
     }
 
     fn record(&mut self, id: u64) -> &mut Record {
@@ -284,86 +272,5 @@ impl Forecast {
         });
         record.last_seen = round;
         record
-    }
-}
-
-/// Rows of a catch-up pass that the decision to draft is charged with: those of a sequence that keeps drafting, which accepts `mass` tokens a
-/// round, and a share of what is waiting beyond them. To charge all of it to one round would make a sequence that was left out
-/// look dearer with every round that it waits, until nothing could bring it back. A text that has gone on for so long may be
-/// expected to go on for as long again, and all of that rests on it.
-fn charged_rows(catch_up_rows: usize, mass: f64) -> f64 {
-    let rows = catch_up_rows.max(1) as f64;
-    let usual = rows.min(1.0 + mass);
-    usual + (rows - usual) / (rows / (1.0 + mass)).max(CATCH_UP_ROUNDS)
-}
-
-/// Sequences that draft in one round, and what is expected of it.
-struct Company<'a> {
-    tables: &'a CostTables,
-    levels: &'a [Level],
-    /// [`Forecast::verified`].
-    verified: f64,
-    size: usize,
-    mass: f64,
-    nodes: f64,
-    /// Of the catch-up pass.
-    rows: f64,
-    draft_attention_ns: u64,
-    verify_attention_ns: u64,
-}
-
-impl<'a> Company<'a> {
-    fn new(tables: &'a CostTables, levels: &'a [Level], verified: f64) -> Self {
-        Self {
-            tables,
-            levels,
-            verified,
-            size: 0,
-            mass: 0.0,
-            nodes: 0.0,
-            rows: 0.0,
-            draft_attention_ns: 0,
-            verify_attention_ns: 0,
-        }
-    }
-
-    /// One more, with what is expected of it.
-    fn join(&mut self, sequence: usize, mass: f64, nodes: f64, catch_up_rows: f64) {
-        self.size += 1;
-        self.mass += mass;
-        self.nodes += nodes;
-        self.rows += catch_up_rows;
-        self.draft_attention_ns += self.tables.draft_attention_ns[sequence];
-        self.verify_attention_ns += self.tables.attention_beyond_root_ns(sequence, nodes.round() as usize);
-    }
-
-    /// What is spent before anything is known: all but later levels and nodes.
-    fn sunk_ns(&self) -> u64 {
-        let catch_up_ns = self.tables.draft_linear_ns(self.rows.round() as usize);
-        self.tables.overhead_ns + catch_up_ns + self.draft_attention_ns
-    }
-
-    /// Tokens of the round, of those who do not draft, too, and its time.
-    fn round(&self) -> (f64, u64) {
-        let level_ns = |level: &Level| {
-            let width = (level.rows * self.size as f64).ceil() as usize;
-            (level.share * self.tables.draft_linear_ns(width) as f64) as u64
-        };
-        let drafter_ns = self.sunk_ns() + self.levels.iter().map(level_ns).sum::<u64>();
-        let batch = self.tables.batch() as f64;
-        let with = |share: f64| {
-            let verify_ns = self.tables.verify_linear_ns((batch + share * self.nodes).round() as usize);
-            let ns = drafter_ns + verify_ns + self.tables.attention_ns + self.verify_attention_ns;
-            (batch + self.mass * share.powf(SQUEEZE), ns)
-        };
-        // Each had its nodes in other company, perhaps alone. The scan will not take more than pays now.
-        let fitting = self.verified / self.nodes;
-        let all = with(1.0);
-        if fitting < 1.0 {
-            let some = with(fitting);
-            if some.0 * all.1 as f64 > all.0 * some.1 as f64 { some } else { all }
-        } else {
-            all
-        }
     }
 }

@@ -108,7 +108,7 @@ fn a_hopeless_drafter_costs_under_one_percent() {
                 outcome.rounds - outcome.plain_rounds
             );
             assert!(speed(&outcome) >= 0.98, "quality {quality}, batch {batch}: {:.4}", speed(&outcome));
-            assert!(outcome.probe_share <= 0.003 + 0.4 / rounds as f64, "{}", outcome.probe_share);
+            assert!(outcome.probe_share <= 0.002 + 0.4 / rounds as f64, "{}", outcome.probe_share);
         }
     }
 }

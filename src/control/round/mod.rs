@@ -67,6 +67,8 @@ pub(crate) struct RoundSequence {
     pub drafts: bool,
     /// Depth beyond which a node could not be emitted, or is not to be drafted.
     pub max_depth: usize,
+    /// Tokens that may still be emitted; no more than the last of them are counted.
+    pub left: usize,
     /// Which of the round's calibrations is its own: greedy, sampled.
     pub sampled: bool,
     pub odds: f32,
@@ -181,6 +183,7 @@ impl DraftRound {
             root_token: view.root_token,
             drafts: plan.max_levels > 0 && view.max_depth > 0,
             max_depth: view.max_depth.min(plan.max_levels),
+            left: view.max_depth,
             sampled: view.sampled,
             odds: 1.0,
             catch_up_rows: view.backlog + 1,
