@@ -2,8 +2,8 @@
 
 use smart_run::control::roofline::{Card, Roofline, Shape};
 use smart_run::control::{
-    Controller, ControllerConfig, CostModel, Policy, RoundReport, SequenceOutcome, SequenceView, SweepKind,
-    SweepPoint, Treads,
+    Controller, ControllerConfig, CostModel, Policy, RoundPlan, RoundReport, SequenceOutcome, SequenceView,
+    SweepKind, SweepPoint, Treads,
 };
 use smart_run::replay::process::{Ease, Process, Quality};
 use smart_run::replay::{Outcome, Player, Record, RecordShape, Settings};
@@ -239,41 +239,59 @@ fn on_a_slow_machine_smart_is_at_least_the_best_fixed_policy() {
     }
 }
 
+/// A round in which of each likeliest path the first `accepted` nodes are right, on an H200. Returns how many drafted other than to probe, and nodes.
+fn drafted(controller: &mut Controller, ids: std::ops::Range<u64>, accepted: usize) -> (usize, usize) {
+    let views: Vec<SequenceView> = ids.map(crate::common::view).collect();
+    let plan = controller.begin_round(&views);
+    let round = controller.round_mut();
+    while let Some(rows) = round.next_level() {
+        let children =
+            (0..rows.len()).flat_map(|_| (0..plan.top_k as i32).map(|rank| (rank, -1.0 - rank as f32)));
+        let (tokens, logps): (Vec<i32>, Vec<f32>) = children.unzip();
+        round.add_level(&tokens, &logps);
+    }
+    let selected = if plan.drafts() { round.select().to_vec() } else { Vec::new() };
+    let drawn: Vec<Vec<i32>> = selected.iter().map(|it| vec![0; it.tree.num_nodes()]).collect();
+    let paths: Vec<Vec<u32>> = selected
+        .iter()
+        .zip(&drawn)
+        .map(|(it, drawn)| it.tree.walk(drawn).0.iter().map(|&node| node as u32).take(accepted).collect())
+        .collect();
+    let outcomes: Vec<SequenceOutcome> =
+        paths.iter().zip(&drawn).map(|(accepted, drawn)| SequenceOutcome { accepted, drawn }).collect();
+    controller.observe(&RoundReport { sequences: &outcomes, ..RoundReport::default() });
+    (plan.drafting - plan.probing, selected.iter().map(|it| it.tree.num_draft_tokens()).sum::<usize>())
+}
+
 /// What a sequence had verified alone is not what it takes among others: trees that were large as long as nobody else wanted the rows must not
 /// make a full batch look too dear to draft for.
 #[test]
 fn a_batch_that_grows_goes_on_drafting() {
     let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), H200.cost_model(1280));
-    let mut drafted = |ids: std::ops::Range<u64>| {
-        let views: Vec<SequenceView> = ids.map(crate::common::view).collect();
-        let plan = controller.begin_round(&views);
-        let round = controller.round_mut();
-        while let Some(rows) = round.next_level() {
-            let children =
-                (0..rows.len()).flat_map(|_| (0..plan.top_k as i32).map(|rank| (rank, -1.0 - rank as f32)));
-            let (tokens, logps): (Vec<i32>, Vec<f32>) = children.unzip();
-            round.add_level(&tokens, &logps);
-        }
-        let selected = if plan.drafts() { round.select().to_vec() } else { Vec::new() };
-        let drawn: Vec<Vec<i32>> = selected.iter().map(|it| vec![0; it.tree.num_nodes()]).collect();
-        let accepted: Vec<Vec<u32>> = selected
-            .iter()
-            .zip(&drawn)
-            .map(|(it, drawn)| it.tree.walk(drawn).0.iter().map(|&node| node as u32).take(1).collect())
-            .collect();
-        let outcomes: Vec<SequenceOutcome> = accepted
-            .iter()
-            .zip(&drawn)
-            .map(|(accepted, drawn)| SequenceOutcome { accepted, drawn })
-            .collect();
-        controller.observe(&RoundReport { sequences: &outcomes, ..RoundReport::default() });
-        (plan.drafting - plan.probing, selected.iter().map(|it| it.tree.num_draft_tokens()).sum::<usize>())
-    };
+    let mut drafted = |ids| drafted(&mut controller, ids, 1);
     let alone = (0..40).map(|_| drafted(0..1)).last().unwrap();
     assert!(alone.1 > 40, "alone it takes the rows that are free: {alone:?}");
     let first = drafted(1..17);
     assert!(first.0 == 16 && first.1 < 400, "{first:?}");
     assert!((0..20).all(|_| drafted(1..17).0 == 16), "nobody is left out while rows are free");
+}
+
+/// The last of a batch have the free rows for themselves. That says nothing of the next full batch, of which the last one does.
+#[test]
+fn the_end_of_a_batch_is_not_taken_for_the_next() {
+    let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), H200.cost_model(5120));
+    let speed = |controller: &mut Controller, ids| {
+        drafted(controller, ids, 2);
+        controller.round().speedup()
+    };
+    let full = (0..30).map(|_| speed(&mut controller, 0..64)).last().unwrap();
+    for alone in [8..10, 8..9] {
+        for _ in 0..40 {
+            drafted(&mut controller, alone.clone(), 2);
+        }
+    }
+    let again: Vec<f32> = (0..5).map(|_| speed(&mut controller, 100..164)).collect();
+    assert!(again.iter().all(|&speed| speed > 0.97 * full), "{full} before, then {again:?}");
 }
 
 /// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain, nor must a few
@@ -316,22 +334,50 @@ fn drafts_deep_after(unlucky: usize) {
     assert!(depths[30..].iter().all(|&depth| depth >= 4), "{unlucky} unlucky rounds: {depths:?}");
 }
 
-/// Where rows cost, a drafter that has been left out for long has much to catch up on. That is paid once: it must not look like the price of every
-/// round, or a sequence that was left out could never come back.
-#[test]
-fn what_a_drafter_has_to_catch_up_on_does_not_keep_it_out() {
+/// A machine on which every drafter row costs.
+fn slow_rows() -> CostModel {
     let point = |kind, tokens: usize, us| SweepPoint { kind, tokens, sequences: 1, context: 0, us };
     let rows = [1, 2, 4, 8, 16, 32, 128];
     let verify = rows.map(|rows| point(SweepKind::Verify, rows, 300.0 + 40.0 * rows as f64));
     let draft = rows.map(|rows| point(SweepKind::Draft, rows, 80.0 + 5.0 * rows as f64));
-    let cost = CostModel::from_sweep(&[verify, draft].concat(), Treads::default()).expect("a sound sweep");
-    let plan = |backlog: usize| {
-        let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), cost.clone());
-        controller.begin_round(&[SequenceView { backlog, ..crate::common::view(1) }])
-    };
-    let (fresh, late) = (plan(0), plan(120));
+    CostModel::from_sweep(&[verify, draft].concat(), Treads::default()).expect("a sound sweep")
+}
+
+/// The first plan for these backlogs, where so many tokens may still come.
+fn first_plan<const N: usize>(backlogs: [usize; N], left: usize) -> (RoundPlan, [bool; N]) {
+    let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), slow_rows());
+    let views: [SequenceView; N] = std::array::from_fn(|i| SequenceView {
+        backlog: backlogs[i],
+        max_depth: left,
+        ..crate::common::view(i as u64)
+    });
+    let plan = controller.begin_round(&views);
+    let mut drafts = [false; N];
+    for row in controller.round_mut().next_level().unwrap_or_default() {
+        drafts[row.sequence as usize] = true;
+    }
+    (plan, drafts)
+}
+
+/// Where rows cost, a drafter that has been left out for long has much to catch up on. That is paid once: it must not look like the price of every
+/// round, or a sequence that was left out could never come back.
+#[test]
+fn what_a_drafter_has_to_catch_up_on_does_not_keep_it_out() {
+    let ((fresh, _), (late, _)) = (first_plan([0], usize::MAX), first_plan([120], usize::MAX));
     assert!(fresh.drafts() && late.drafts() && late.probing == 0, "{fresh:?}, then {late:?}");
     assert!(late.predicted_speedup > 0.9 * fresh.predicted_speedup, "{fresh:?}, then {late:?}");
     // It is not for nothing either.
     assert!(late.predicted_speedup < fresh.predicted_speedup);
+}
+
+#[test]
+fn nobody_catches_up_on_much_for_little() {
+    let drafting = |backlog, left| first_plan([backlog], left).0.drafting;
+    assert_eq!(drafting(300, 200), 1);
+    assert_eq!(drafting(300, 3), 0, "three tokens before its end");
+    assert_eq!(drafting(0, 3), 1);
+    assert_eq!(drafting(2000, usize::MAX), 0, "not back within a few rounds, and no gains to spend");
+    // The one with nothing to catch up on does not wait for the other, whatever the order.
+    assert_eq!(first_plan([2000, 0], usize::MAX).1, [false, true]);
+    assert_eq!(first_plan([0, 2000], usize::MAX).1, [true, false]);
 }
