@@ -3,8 +3,8 @@
 //! For each sequence it keeps what its recent drafted rounds were expected to bring (kept path probability, verified nodes), and
 //! for the batch how wide its levels were. From these it predicts the speed of drafting for the best `w` sequences and
 //! compares it with the plain round. Sequences left out are probed, at first soon and then every so often, out of a budget that is a fixed
-//! share of all time served. Predictions may be wrong, so an account of what drafted rounds really brought is kept too: once it
-//! is overdrawn, only probes draft. Together they bound what a hopeless text can cost.
+//! share of all time served. Predictions may be wrong, so an account of what drafted rounds really brought is kept too: once it is overdrawn by
+//! more than a few rounds of the promised gain, only probes draft. Together they bound what a hopeless text can cost.
 #![forbid(unsafe_code)]
 
 mod company;
@@ -88,7 +88,9 @@ pub struct Forecast {
     probe_ns: f64,
     /// What drafted rounds gained on plain ones, in time, but for what probes cost; bounded above.
     balance_ns: f64,
+    // Scratch.
     members: Vec<Member>,
+    due: Vec<usize>,
     order: Vec<Candidate>,
     scratch: Vec<Candidate>,
 }
@@ -131,7 +133,7 @@ impl Forecast {
         for (i, candidate) in order.iter().enumerate() {
             company.join(&members[candidate.sequence()]);
             let rate = company.rate() * scan::ONE as f64;
-            // What is spent on catching up comes back later, if it does: soon, or the account has to cover it.
+            // What is spent on catching up, and what was lost so far, comes back later, if it does: soon, or the account has to cover it.
             let soon_ns = PAYBACK_ROUNDS * (rate / plain_rate - 1.0) * plain_ns;
             if rate > best.0 && company.deferred_ns() <= left_ns + soon_ns {
                 best = (rate, i + 1);
@@ -213,24 +215,24 @@ impl Forecast {
         let before_ns = if drafting == 0 { 0 } else { company.sunk_ns() };
         let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
         let budget_ns = credit_ns + PROBE_SHARE * self.served_ns - self.probed_ns;
-        let mut due: Vec<usize> = Vec::new();
+        self.due.clear();
         let (mut probing, mut cost_ns) = (0, 0.0);
         for candidate in &order[drafting..] {
             let record = &self.sequences[&ids[candidate.sequence()]];
             if self.round.saturating_sub(record.last_drafted) < record.interval {
                 continue;
             }
-            due.push(candidate.sequence());
+            self.due.push(candidate.sequence());
             company.join(&members[candidate.sequence()]);
             let cost = (company.sunk_ns() - before_ns) as f64;
             if cost > budget_ns {
                 break;
             }
-            (probing, cost_ns) = (due.len(), cost);
+            (probing, cost_ns) = (self.due.len(), cost);
         }
         self.probed_ns += cost_ns;
         self.probe_ns = cost_ns;
-        for &sequence in &due[..probing] {
+        for &sequence in &self.due[..probing] {
             if let Some(record) = self.sequences.get_mut(&ids[sequence]) {
                 record.interval = (2 * record.interval).min(LAST_PROBE);
                 round.sequences[sequence].drafts = true;
