@@ -83,10 +83,11 @@ pub struct Forecast {
     typical: Option<(f64, f64)>,
     round: u64,
     served_ns: f64,
-    /// What probes cost so far, and in the present round.
+    /// What probes cost so far, and what of it their budget has paid, so far and in the present round.
     probed_ns: f64,
-    probe_ns: f64,
-    /// What drafted rounds gained on plain ones, in time, but for what probes cost; bounded above.
+    paid_ns: f64,
+    paying_ns: f64,
+    /// What drafted rounds gained on plain ones, in time, but for what the budget of probes has paid; bounded above.
     balance_ns: f64,
     // Scratch.
     members: Vec<Member>,
@@ -162,7 +163,7 @@ impl Forecast {
         }
         if let Some(emitted) = emitted {
             let plain_ns = round.tables.plain_ns as f64;
-            let gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.probe_ns);
+            let gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.paying_ns);
             self.balance_ns = (self.balance_ns + gain).min(MAX_BALANCE_ROUNDS * plain_ns);
         }
         let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);
@@ -199,7 +200,7 @@ impl Forecast {
     }
 
     /// Lets sequences that were left out draft once in a while: those of them whose time has come, the most hopeful first, as many as the
-    /// budget allows. It is charged what is spent before anything is known; what is spent after that is spent where it pays.
+    /// budget allows, or past gains do. Charged is what is spent before anything is known; what is spent after that is spent where it pays.
     fn probe(
         &mut self,
         ids: &[u64],
@@ -214,7 +215,7 @@ impl Forecast {
         }
         let before_ns = if drafting == 0 { 0 } else { company.sunk_ns() };
         let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
-        let budget_ns = credit_ns + PROBE_SHARE * self.served_ns - self.probed_ns;
+        let budget_ns = credit_ns + PROBE_SHARE * self.served_ns - self.paid_ns;
         self.due.clear();
         let (mut probing, mut cost_ns) = (0, 0.0);
         for candidate in &order[drafting..] {
@@ -225,13 +226,14 @@ impl Forecast {
             self.due.push(candidate.sequence());
             company.join(&members[candidate.sequence()]);
             let cost = (company.sunk_ns() - before_ns) as f64;
-            if cost > budget_ns {
+            if cost > budget_ns.max(self.balance_ns) {
                 break;
             }
             (probing, cost_ns) = (self.due.len(), cost);
         }
         self.probed_ns += cost_ns;
-        self.probe_ns = cost_ns;
+        self.paying_ns = if cost_ns <= budget_ns { cost_ns } else { 0.0 };
+        self.paid_ns += self.paying_ns;
         for &sequence in &self.due[..probing] {
             if let Some(record) = self.sequences.get_mut(&ids[sequence]) {
                 record.interval = (2 * record.interval).min(LAST_PROBE);
