@@ -29,7 +29,7 @@ struct Habit {
     rounds: u64,
     /// Sequences of the latest.
     batch: usize,
-    /// Draft tokens verified per drafting sequence, fading.
+    /// Draft tokens verified, fading: few sequences take the places that others leave.
     verified: f64,
     /// The levels after the first.
     levels: Vec<Level>,
@@ -44,7 +44,7 @@ pub(super) struct Habits([Habit; NUM_CLASSES]);
 pub(super) struct Expected<'a> {
     /// The closest that was seen.
     habit: &'a Habit,
-    /// What is left of its trees: a batch larger than any that was seen has to make do with as many places, until it is seen.
+    /// What is left of its levels: a batch larger than any that was seen has to make do with as many places, until it is seen.
     scale: f64,
 }
 
@@ -66,7 +66,9 @@ impl Habits {
         let rate = (1.0 / (habit.rounds as f64 + 1.0)).max(RATE);
         habit.rounds += 1;
         habit.batch = batch;
-        habit.verified += rate * (each(verified) - habit.verified);
+        // A round in which one looks again does not tell how many places there are.
+        let share = if habit.rounds > 1 { drafting as f64 / batch as f64 } else { 1.0 };
+        habit.verified += rate * share * (verified - habit.verified);
         let num_levels = levels.len().saturating_sub(1).max(habit.levels.len());
         habit.levels.resize(num_levels, Level::default());
         for (i, level) in habit.levels.iter_mut().enumerate() {
@@ -173,7 +175,7 @@ impl<'a> Company<'a> {
             (batch + self.mass * share.powf(SQUEEZE)) / ns as f64
         };
         // Each had its nodes in other company, perhaps alone. The scan will not take more than pays now.
-        let fitting = scale * habit.verified * size / self.nodes;
+        let fitting = habit.verified / self.nodes;
         if fitting < 1.0 { rate(fitting).max(rate(1.0)) } else { rate(1.0) }
     }
 }
