@@ -187,3 +187,32 @@ fn every_fault_is_one_sentence() {
         assert!(output.stdout.is_empty());
     }
 }
+
+/// An empty variable is one that is not set, and no path at all is meant from where the program happens to be started.
+#[test]
+fn costs_are_kept_where_the_shell_says() {
+    for (cache, kept_in) in [("", ".cache"), ("beside", ".cache"), ("/whole", "whole")] {
+        let home = tempfile::tempdir().unwrap();
+        let cache = cache.replace('/', &format!("{}/", home.path().display()));
+        let output = program()
+            .args([
+                "generate",
+                "--device",
+                "host",
+                "--policy",
+                "smart",
+                "--prompt",
+                "def",
+                "--max-new-tokens",
+                "2",
+            ])
+            .current_dir(home.path())
+            .env("HOME", home.path())
+            .env("XDG_CACHE_HOME", &cache)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(home.path().join(kept_in).join("smart-run/costs.json").is_file(), "{cache}");
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1, "{cache}");
+    }
+}

@@ -89,12 +89,10 @@ pub fn bytes_bar(what: &str) -> indicatif::ProgressBar {
     output::bar(&format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}}"), 0)
 }
 
-/// Where measured costs are kept: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary folder.
+/// Where measured costs are kept: `$XDG_CACHE_HOME`, if that is a whole path, or `~/.cache`, else the temporary folder.
 fn cost_cache() -> PathBuf {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let folder = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home)
-        .unwrap_or_else(std::env::temp_dir);
-    folder.join("smart-run").join("costs.json")
+    let folder = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|it| it.is_absolute());
+    let home = || folder("HOME").map(|home| home.join(".cache"));
+    let cache = folder("XDG_CACHE_HOME").or_else(home).unwrap_or_else(std::env::temp_dir);
+    cache.join("smart-run").join("costs.json")
 }
