@@ -195,17 +195,7 @@ fn costs_are_kept_where_the_shell_says() {
         let home = tempfile::tempdir().unwrap();
         let cache = cache.replace('/', &format!("{}/", home.path().display()));
         let output = program()
-            .args([
-                "generate",
-                "--device",
-                "host",
-                "--policy",
-                "smart",
-                "--prompt",
-                "def",
-                "--max-new-tokens",
-                "2",
-            ])
+            .args("generate --device host --policy smart --prompt def --max-new-tokens 2".split(' '))
             .current_dir(home.path())
             .env("HOME", home.path())
             .env("XDG_CACHE_HOME", &cache)

@@ -1,10 +1,10 @@
 //! [`Forecast`]: whether to draft at all, decided before anything is spent, and when to look again.
 //!
 //! For each sequence it keeps what its recent drafted rounds were expected to bring (kept path probability, verified nodes), and
-//! for the batch how wide its levels were. From these it predicts the speed of drafting for the best `w` sequences and
+//! for batches of each size what such rounds were like (`company`). From these it predicts the speed of drafting for the best `w` sequences and
 //! compares it with the plain round. Sequences left out are probed, at first soon and then every so often, out of a budget that is a fixed
-//! share of all time served. Predictions may be wrong, so an account of what drafted rounds really brought is kept too: once it is overdrawn by
-//! more than a few rounds of the promised gain, only probes draft. Together they bound what a hopeless text can cost.
+//! share of all time served. Predictions may be wrong, so an account of what drafted rounds really brought is kept too: once it is overdrawn, only
+//! probes draft. Together they bound what a hopeless text can cost.
 #![forbid(unsafe_code)]
 
 mod company;
@@ -122,7 +122,7 @@ impl Forecast {
         order.clear();
         let may_draft = members.iter().filter(|member| round.sequences[member.sequence].max_depth > 0);
         order.extend(may_draft.map(|member| {
-            let value = (1.0 + member.mass - member.charged_rows * row_tokens).max(0.0);
+            let value = 1.0 + member.mass - member.charged_rows * row_tokens;
             Candidate::new(value as f32, member.sequence, 0)
         }));
         sort_candidates(&mut order, &mut self.scratch);
@@ -134,9 +134,10 @@ impl Forecast {
         for (i, candidate) in order.iter().enumerate() {
             company.join(&members[candidate.sequence()]);
             let rate = company.rate() * scan::ONE as f64;
-            // What is spent on catching up, and what was lost so far, comes back later, if it does: soon, or the account has to cover it.
+            // What is spent on catching up comes back later, if it does: soon, or the account has to cover it.
             let soon_ns = PAYBACK_ROUNDS * (rate / plain_rate - 1.0) * plain_ns;
-            if rate > best.0 && company.deferred_ns() <= left_ns + soon_ns {
+            let is_covered = left_ns >= 0.0 && company.deferred_ns() <= left_ns + soon_ns;
+            if rate > best.0 && is_covered {
                 best = (rate, i + 1);
             }
         }

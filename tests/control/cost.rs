@@ -285,7 +285,7 @@ fn a_sweep_in_a_bad_moment_is_not_kept_for_good() {
 }
 
 #[test]
-fn a_file_keeps_the_sweeps_used_last_each_for_itself() {
+fn a_file_keeps_the_sweeps_taken_last_each_for_itself() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("costs.json");
     let us = |model: usize| sweep([100.0 + model as f64; 3]);
@@ -302,8 +302,8 @@ fn a_file_keeps_the_sweeps_used_last_each_for_itself() {
     }
     start(1);
     start(17);
-    assert!(KeptSweep::load(&path, "model 1").cost_model().is_ok(), "used since");
-    assert!(KeptSweep::load(&path, "model 2").cost_model().is_err(), "not used since");
+    assert!(KeptSweep::load(&path, "model 1").cost_model().is_ok(), "measured since");
+    assert!(KeptSweep::load(&path, "model 2").cost_model().is_err(), "not measured since");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::{CostModel, SweepPoint, Treads};
 const VERSION: u32 = 4;
 /// Sweeps after which no more are taken.
 const SETTLED: u32 = 3;
-/// Sweeps of so many targets, drafters and limits share a file; those used last stay.
+/// Sweeps of so many targets, drafters and limits share a file; those measured last stay.
 const MAX_KEPT: usize = 16;
 
 /// The least times of the passes of all sweeps of one target and drafter on one machine.
@@ -34,7 +34,7 @@ pub struct KeptSweep {
 #[derive(Serialize, Deserialize)]
 struct CacheFile {
     version: u32,
-    /// The one used last comes last.
+    /// The one measured last comes last.
     kept: Vec<KeptSweep>,
 }
 
