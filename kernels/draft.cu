@@ -44,7 +44,8 @@
 //           positions[r]   = first_position[b] + |above|
 //           slots[r]       = page_table[b][p / page_size] * page_size + p % page_size
 //           feature_row[r] = parent < 0 ? root_feature_row[b] : run_feature_row[b][parent]
-//           run_feature_row[b][run] = output_row + r;  row_run[r] = run
+//           run_feature_row[b][run] = moves[r, 1];  row_run[r] = run
+//           b = -1: a row that fills the pass up: token, position and feature_row 0, slot -1, no ancestors, run -1
 // SHAPES    as in DraftFrontierParams
 // LAUNCH    grid ceil(R / block), block any: a thread a row
 // REQUIRES  the parents' runs belong to earlier passes; runs of a sequence ascend

@@ -9,7 +9,7 @@ constexpr int kAncestorWords = kMaxRuns / 64;
 
 // One candidate to be run in the next drafter pass.
 struct FrontierRow {
-  int sequence;
+  int sequence;    // -1: nothing is run, the row fills the pass up
   int candidate;   // flat index into the pool
   int parent_run;  // run of its parent; -1: the root
   int run;         // its own run
@@ -24,6 +24,7 @@ struct DraftFrontierParams {
   const int* prefix_len;        // [B] drafter K/V before the runs of this round
   const int* page_table;        // [B, max_pages]
   const int* root_feature_row;  // [B] row of the feature buffer with the root pair's hidden output
+  const int* moves;             // [R, 2] row of the pass, row of the feature buffer for its hidden output
   u64* run_ancestors;           // [B, 256, 4] inout
   int* run_feature_row;         // [B, 256] inout
   int* tokens;                  // [R] out
@@ -36,13 +37,13 @@ struct DraftFrontierParams {
   int num_rows;                 // R
   int max_pages;
   int page_size;
-  int output_row;  // row of the feature buffer that the pass writes for row 0 of the frontier
 };
-static_assert(sizeof(DraftFrontierParams) == 144, "layout shared with Rust");
+static_assert(sizeof(DraftFrontierParams) == 152, "layout shared with Rust");
 POINTER_FIELDS(DraftFrontierParams, &DraftFrontierParams::frontier, &DraftFrontierParams::pool_tokens,
                &DraftFrontierParams::pool_path_logp, &DraftFrontierParams::first_position,
                &DraftFrontierParams::prefix_len, &DraftFrontierParams::page_table,
-               &DraftFrontierParams::root_feature_row, &DraftFrontierParams::run_ancestors,
+               &DraftFrontierParams::root_feature_row, &DraftFrontierParams::moves,
+               &DraftFrontierParams::run_ancestors,
                &DraftFrontierParams::run_feature_row, &DraftFrontierParams::tokens,
                &DraftFrontierParams::positions, &DraftFrontierParams::slots, &DraftFrontierParams::ancestors,
                &DraftFrontierParams::parent_logp, &DraftFrontierParams::feature_row,
@@ -60,6 +61,17 @@ __device__ __forceinline__ float log_softmax(float logit, float max_logit, u64 m
 // The inputs of one row of the next drafter pass: see draft_frontier in draft.cu.
 __device__ __forceinline__ void pack_frontier_row(const DraftFrontierParams& p, int row_idx) {
   const FrontierRow row = p.frontier[row_idx];
+  if (row.sequence < 0) {
+    // Whatever is safe to read, and no place to write to.
+    for (int word = 0; word < kAncestorWords; ++word) p.ancestors[row_idx * kAncestorWords + word] = 0;
+    p.tokens[row_idx] = 0;
+    p.positions[row_idx] = 0;
+    p.slots[row_idx] = -1;
+    p.parent_logp[row_idx] = 0.0f;
+    p.feature_row[row_idx] = 0;
+    p.row_run[row_idx] = -1;
+    return;
+  }
   const int own = row.sequence * kMaxRuns + row.run;
   const int parent = row.sequence * kMaxRuns + row.parent_run;
   const bool below_root = row.parent_run < 0;
@@ -78,6 +90,6 @@ __device__ __forceinline__ void pack_frontier_row(const DraftFrontierParams& p, 
   p.slots[row_idx] = page * p.page_size + kv_position % p.page_size;
   p.parent_logp[row_idx] = p.pool_path_logp[row.candidate];
   p.feature_row[row_idx] = below_root ? p.root_feature_row[row.sequence] : p.run_feature_row[parent];
-  p.run_feature_row[own] = p.output_row + row_idx;
+  p.run_feature_row[own] = p.moves[2 * row_idx + 1];
   p.row_run[row_idx] = row.run;
 }

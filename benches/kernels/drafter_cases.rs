@@ -120,6 +120,7 @@ fn frontier_case(setting: &Setting, sequences: usize) -> Result<Case> {
     let (first_position, prefix_len, root_row) =
         (setting.ints(&first_position)?, setting.ints(&prefix_len)?, setting.ints(&root_row)?);
     let page_table = ints(|i| i as i32, sequences * 32)?.reshape(&[sequences, 32]);
+    let moves = ints(|i| (i / 2 + i % 2 * 10) as i32, 2 * rows)?.reshape(&[rows, 2]);
     let run_ancestors = setting.uninit(DType::U64, &[sequences, 256, 4])?;
     let run_rows = setting.uninit(DType::I32, &[sequences, 256])?;
     let [tokens, positions, slots, feature_row, row_run] =
@@ -130,7 +131,7 @@ fn frontier_case(setting: &Setting, sequences: usize) -> Result<Case> {
     let parent_logp = setting.uninit(DType::F32, &[rows])?;
     let (device, read_slots, read_ancestors) = (setting.device.clone(), slots.clone(), ancestors.clone());
     Ok(Case {
-        bytes: (rows * (16 + 8 + 5 * 4 + 32 + 4 + 36)) as f64,
+        bytes: (rows * (16 + 8 + 8 + 5 * 4 + 32 + 4 + 36)) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
             let args = DraftFrontierArgs {
@@ -143,7 +144,7 @@ fn frontier_case(setting: &Setting, sequences: usize) -> Result<Case> {
                 page_size: PAGE,
                 root_feature_row: &root_row,
                 runs: RunTables { ancestors: &run_ancestors, feature_row: &run_rows },
-                output_row: 10,
+                moves: &moves,
                 tokens: &tokens,
                 positions: &positions,
                 slots: &slots,

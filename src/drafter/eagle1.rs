@@ -12,7 +12,7 @@
 use crate::config::{Eagle1Config, FloatType};
 use crate::device::{Device, Tensor};
 use crate::drafter::Drafter;
-use crate::drafter::layer::{DraftLayer, Ends, LayerBiases};
+use crate::drafter::layer::{Buffers, DraftLayer, Ends, LayerBiases};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
@@ -81,9 +81,10 @@ impl Eagle1 {
     }
 
     /// A pass: the feature of row i is row `pass.links()[i]` of `features`.
-    fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor, out: &Tensor) -> Result<Tensor> {
+    fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor) -> Result<Tensor> {
         let (layer, hidden) = (&self.layer, self.layer.geometry.hidden_size);
-        let pair = layer.buffers().pair.rows(0..pass.num_rows());
+        let Buffers { pair, stream, normed, .. } = layer.buffers();
+        let [pair, out, normed] = &[pair, stream, normed].map(|buffer| buffer.rows(0..pass.width()));
         let embeddings = pair.columns(0..hidden);
         layer.embed(pass, &embeddings)?;
         if !self.is_msd {
@@ -91,14 +92,13 @@ impl Eagle1 {
         }
         let gathered = pair.columns(hidden..2 * hidden);
         gather_rows(&layer.device, GatherRowsArgs { src: features, index: &pass.links(), out: &gathered })?;
-        layer.linear(&pair, &self.fc, self.fc_bias.as_ref(), out)?;
+        layer.linear(pair, &self.fc, self.fc_bias.as_ref(), out)?;
         if self.is_msd {
             pass.overlay_pictures(out)?;
         }
-        let Some(weight) = &self.input_norm else { return layer.run(pass, kv, out, out) };
-        let normed = layer.buffers().normed.rows(0..pass.num_rows());
-        layer.norm(out, None, weight, &normed)?;
-        layer.run(pass, kv, out, &normed)
+        let Some(weight) = &self.input_norm else { return layer.run(pass, kv, out) };
+        layer.norm(out, None, weight, normed)?;
+        layer.run(pass, kv, normed)
     }
 }
 
@@ -111,14 +111,12 @@ impl Drafter for Eagle1 {
         self.layer.prepare(max_rows, max_round_rows, max_positions, Some(&self.fc))
     }
 
-    fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
-        let out = self.layer.take_features(pass.num_rows(), true);
-        self.forward(pass, kv, taps, &out)
+    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
+        self.forward(pass, kv, taps)
     }
 
-    fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
-        let out = self.layer.take_features(pass.num_rows(), false);
-        self.forward(pass, kv, self.layer.buffers().features.all(), &out)
+    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+        self.forward(pass, kv, &self.layer.buffers().features)
     }
 
     fn tap_layers(&self) -> &[usize] {

@@ -116,7 +116,7 @@ impl Eagle3 {
 
     /// Writes what the target's streams at row `pass.links()[i]` of `taps` make of row i to `features`.
     fn first_features(&self, pass: &Pass, taps: &Tensor, features: &Tensor) -> Result<()> {
-        let (layer, buffers, rows) = (&self.layer, self.buffers(), 0..pass.num_rows());
+        let (layer, buffers, rows) = (&self.layer, self.buffers(), 0..pass.width());
         let gather = |out: &Tensor| {
             gather_rows(&layer.device, GatherRowsArgs { src: taps, index: &pass.links(), out })
         };
@@ -136,21 +136,27 @@ impl Eagle3 {
         layer.linear(&normed, &fc.weight, None, features)
     }
 
-    /// A pass over the `features` of its rows, which become its outputs.
-    fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor) -> Result<Tensor> {
-        let (layer, hidden, rows) = (&self.layer, self.layer.geometry.hidden_size, 0..pass.num_rows());
-        let embedded = self.buffers().embedded.rows(rows.clone());
-        let [pair, normed] =
-            [&layer.buffers().pair, &layer.buffers().normed].map(|buffer| buffer.rows(rows.clone()));
+    /// Where the features of a pass's rows are before [`Eagle3::forward`].
+    fn features(&self, pass: &Pass) -> Tensor {
+        let buffers = self.layer.buffers();
+        let features = if self.norm_before_residual { &buffers.normed } else { &buffers.stream };
+        features.rows(0..pass.width())
+    }
+
+    /// A pass over the features of its rows.
+    fn forward(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+        let (layer, hidden, rows) = (&self.layer, self.layer.geometry.hidden_size, 0..pass.width());
+        let (embedded, features) = (self.buffers().embedded.rows(rows.clone()), &self.features(pass));
+        let [pair, stream] =
+            [&layer.buffers().pair, &layer.buffers().stream].map(|buffer| buffer.rows(rows.clone()));
         layer.embed(pass, &embedded)?;
         pass.overlay_pictures(&embedded)?;
         layer.norm(&embedded, None, &self.input_norm, &pair.columns(0..hidden))?;
         layer.norm(features, None, &self.hidden_norm, &pair.columns(hidden..2 * hidden))?;
         if self.norm_before_residual {
-            layer.norm(features, None, &self.hidden_norm, &normed)?;
-            features.copy_from(&normed)?;
+            layer.norm(features, None, &self.hidden_norm, &stream)?;
         }
-        layer.run(pass, kv, features, &pair)
+        layer.run(pass, kv, &pair)
     }
 
     fn buffers(&self) -> &Buffers {
@@ -177,17 +183,15 @@ impl Drafter for Eagle3 {
         Ok(())
     }
 
-    fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
-        let features = self.layer.take_features(pass.num_rows(), true);
-        self.first_features(pass, taps, &features)?;
-        self.forward(pass, kv, &features)
+    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
+        self.first_features(pass, taps, &self.features(pass))?;
+        self.forward(pass, kv)
     }
 
-    fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
-        let features = self.layer.take_features(pass.num_rows(), false);
-        let src = self.layer.buffers().features.all();
-        gather_rows(&self.layer.device, GatherRowsArgs { src, index: &pass.links(), out: &features })?;
-        self.forward(pass, kv, &features)
+    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+        let (src, out) = (&self.layer.buffers().features, &self.features(pass));
+        gather_rows(&self.layer.device, GatherRowsArgs { src, index: &pass.links(), out })?;
+        self.forward(pass, kv)
     }
 
     fn tap_layers(&self) -> &[usize] {

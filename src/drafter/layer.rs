@@ -3,8 +3,8 @@
 
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
-use crate::drafter::features::FeatureStore;
 use crate::error::Result;
+use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::linear::{LinearArgs, linear};
@@ -71,8 +71,11 @@ struct LaterLayer {
 
 /// Activations of a pass, and of a round.
 pub struct Buffers {
-    /// Outputs of the last layer, on either side of the final norm: the features of later passes of the round.
-    pub features: FeatureStore,
+    /// `[round rows, hidden]`: outputs of the last layer, on either side of the final norm, where [`Pass::outputs`] had them kept: the
+    /// features of later passes of the round.
+    pub features: Tensor,
+    /// `[rows, hidden]`: the residual stream of a pass.
+    pub stream: Tensor,
     /// `[rows, 2 hidden]`: what stands for the embedding beside what stands for the feature.
     pub pair: Tensor,
     pub normed: Tensor,
@@ -140,7 +143,8 @@ impl DraftLayer {
             dtype: self.dtype,
         };
         self.buffers = Some(Buffers {
-            features: FeatureStore::new(&self.device, self.dtype, max_round_rows, hidden)?,
+            features: Tensor::uninit(&self.device, self.dtype, &[max_round_rows, hidden])?,
+            stream: buffer(hidden)?,
             pair: buffer(2 * hidden)?,
             normed: buffer(hidden)?,
             delta: buffer(hidden)?,
@@ -154,12 +158,6 @@ impl DraftLayer {
     /// The activations.
     pub fn buffers(&self) -> &Buffers {
         self.buffers.as_ref().expect("prepare comes before passes")
-    }
-
-    /// Rows of the feature store for the outputs of a pass of `num_rows` rows, which `begins` a round or goes on with it.
-    pub fn take_features(&mut self, num_rows: usize, begins: bool) -> Tensor {
-        let features = &mut self.buffers.as_mut().expect("prepare comes before passes").features;
-        if begins { features.begin(num_rows) } else { features.push(num_rows) }
     }
 
     /// Writes the embeddings of the pass's tokens to `out`, `[rows, hidden]`, a column view perhaps.
@@ -186,31 +184,31 @@ impl DraftLayer {
         rmsnorm(&self.device, RmsNormArgs { residual, delta, weight, out, tap: None, eps })
     }
 
-    /// The layers over the residual stream `stream[rows, hidden]`, which becomes the last one's output, with `attended` as what the
-    /// first one's attention reads; the f32 logits of the rows that want them.
-    pub fn run(&self, pass: &Pass, kv: &KvCache, stream: &Tensor, attended: &Tensor) -> Result<Tensor> {
+    /// The layers over the residual stream, with `attended` as what the first one's attention reads. Keeps the outputs and gives the f32
+    /// logits `[logit width, draft vocab]` of the rows that want them.
+    pub fn run(&self, pass: &Pass, kv: &KvCache, attended: &Tensor) -> Result<Tensor> {
         let buffers = self.buffers();
-        let rows = 0..pass.num_rows();
-        let [normed, delta] = [&buffers.normed, &buffers.delta].map(|buffer| buffer.rows(rows.clone()));
+        let rows = 0..pass.width();
+        let [stream, normed, delta] =
+            &[&buffers.stream, &buffers.normed, &buffers.delta].map(|buffer| buffer.rows(rows.clone()));
         self.run_halves(&self.first, pass, (kv, 0), stream, attended)?;
         for (i, layer) in self.later.iter().enumerate() {
-            self.norm(stream, Some(&delta), &layer.input_norm, &normed)?;
-            self.run_halves(&layer.halves, pass, (kv, i + 1), stream, &normed)?;
+            self.norm(stream, Some(delta), &layer.input_norm, normed)?;
+            self.run_halves(&layer.halves, pass, (kv, i + 1), stream, normed)?;
         }
         // Without a final norm for the sum alone: nothing reads what is behind it.
         let final_norm = self.ends.final_norm.as_ref();
         let weight = final_norm.map_or(&self.first.post_norm, |norm| &norm.weight);
-        self.norm(stream, Some(&delta), weight, &normed)?;
-        let wanted = pass.num_logit_rows();
+        self.norm(stream, Some(delta), weight, normed)?;
+        let wanted = pass.logit_width();
         let (head_in, logits) = (buffers.head_in.rows(0..wanted), buffers.logits.rows(0..wanted));
         if wanted > 0 {
-            let src = if final_norm.is_some() { &normed } else { stream };
+            let src = if final_norm.is_some() { normed } else { stream };
             gather_rows(&self.device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &head_in })?;
             self.linear(&head_in, &self.ends.head, None, &logits)?;
         }
-        if final_norm.is_some_and(|norm| norm.makes_features) {
-            stream.copy_from(&normed)?;
-        }
+        let src = if final_norm.is_some_and(|norm| norm.makes_features) { normed } else { stream };
+        copy_rows(&self.device, CopyRowsArgs { src, moves: &pass.outputs(), out: &buffers.features })?;
         Ok(logits)
     }
 
@@ -224,7 +222,7 @@ impl DraftLayer {
         attended: &Tensor,
     ) -> Result<()> {
         let buffers = self.buffers();
-        let rows = 0..pass.num_rows();
+        let rows = 0..pass.width();
         let [normed, delta] = [&buffers.normed, &buffers.delta].map(|buffer| buffer.rows(rows.clone()));
         attend(pass, attended, &halves.attention, kv_layer, &buffers.scratch, &delta)?;
         self.norm(stream, Some(&delta), &halves.post_norm, &normed)?;

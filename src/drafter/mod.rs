@@ -7,7 +7,6 @@
 
 mod eagle1;
 mod eagle3;
-mod features;
 mod layer;
 mod medusa;
 pub mod ngram;
@@ -35,13 +34,13 @@ pub trait Drafter: Send {
     /// of at most `max_positions`.
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()>;
 
-    /// Runs committed pairs and begins a round: what the target's streams were at row i is row `pass.links()[i]` of
-    /// `taps[.., tap_width]`, and the outputs are the first rows of the feature store. Returns the f32 logits of the rows that want them.
-    fn extend(&mut self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor>;
+    /// Runs committed pairs: what the target's streams were at row i is row `pass.links()[i]` of `taps[.., tap_width]`. The outputs
+    /// go to the feature store as [`Pass::outputs`] says. Returns the f32 logits `[logit width, draft vocab]` of the rows that want them.
+    /// Launches depend on the pass's shape alone, as do those of [`Drafter::step`].
+    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor>;
 
-    /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. The outputs are appended
-    /// to the store; returns the f32 logits of the rows that want them.
-    fn step(&mut self, pass: &Pass, kv: &KvCache) -> Result<Tensor>;
+    /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. All else is as in [`Drafter::extend`].
+    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor>;
 
     /// The target's streams that it reads, as [`Taps`](crate::model::Taps) names them.
     fn tap_layers(&self) -> &[usize];
@@ -49,14 +48,9 @@ pub trait Drafter: Send {
     /// Columns of a row of taps.
     fn tap_width(&self) -> usize;
 
-    /// Rows that the round's feature store can still take; 0 before [`Drafter::extend`] has begun a round.
-    fn free_feature_rows(&self) -> usize {
-        self.layer().buffers().features.free_rows()
-    }
-
-    /// Row of the feature store that the next pass writes first.
-    fn next_feature_row(&self) -> usize {
-        self.layer().buffers().features.next_row()
+    /// Rows of the feature store.
+    fn num_feature_rows(&self) -> usize {
+        self.layer().buffers().features.dim(0)
     }
 
     /// Offsets from draft ids to target ids, i32 `[draft vocab]`; `None` when both vocabularies are one.

@@ -228,7 +228,7 @@ impl<'a> EngineBuilder<'a> {
             Some(LoadedDrafter::Network(mut network)) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;
                 let kv = cache(network.kv_shape())?;
-                let drafting = Drafting::new(&device, network, kv, max_rows, max_sequences)?;
+                let drafting = Drafting::new(&device, network, kv, (max_rows, tread), max_sequences)?;
                 Some(Proposer::Network(Box::new(drafting)))
             }
             Some(LoadedDrafter::Heads(mut heads)) => {

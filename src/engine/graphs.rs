@@ -1,4 +1,4 @@
-//! [`PassGraphs`]: target passes of one shape become one graph, which costs the host a single launch and the GPU shorter gaps between
+//! [`PassGraphs`]: passes of one shape become one graph, which costs the host a single launch and the GPU shorter gaps between
 //! kernels. Everything that differs between passes of one shape is read from device memory.
 
 use std::collections::HashMap;
@@ -10,7 +10,8 @@ use crate::model::PassShape;
 /// Shapes that are remembered, each a graph once it has come twice. The least recently used make room.
 const MAX_SHAPES: usize = 96;
 
-/// Graphs by shape of pass, and by whether a drafter's features are tapped.
+/// Graphs by shape of pass and by what else its launches depend on: of a target whether a drafter's features are tapped, of a drafter whether
+/// tokens are committed.
 pub(super) struct PassGraphs {
     device: Device,
     shapes: HashMap<(PassShape, bool), Known>,

@@ -1,10 +1,9 @@
 //! [`HeadsProposer`]: Medusa heads in a round. One pass over the states of all drafting sequences brings every level's children; the
 //! levels after the first are answered from what the host has read.
 
-use crate::control::FrontierRow;
+use crate::control::{FrontierRow, MAX_TOP_K};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Medusa;
-use crate::engine::drafting::MAX_TOP_K;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::draft::{DraftTopkArgs, draft_topk};

@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod candidates;
 mod commit;
 mod drafting;
 mod generation;
@@ -228,9 +229,10 @@ impl Engine {
         self.preemptions
     }
 
-    /// Shapes of target passes that run as one graph.
-    pub fn pass_graphs(&self) -> usize {
-        self.verifier.graphs.num_graphs()
+    /// Shapes of passes that run as one graph: of the target, and of the drafter.
+    pub fn pass_graphs(&self) -> (usize, usize) {
+        let network = self.proposer.as_ref().and_then(Proposer::network);
+        (self.verifier.graphs.num_graphs(), network.map_or(0, |drafting| drafting.num_graphs()))
     }
 
     /// Sequences that are running, those whose prompts are being read included, in slot order.

@@ -77,7 +77,8 @@ impl Proposer {
     }
 
     /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `top_k` children a row. The round has
-    /// at most `levels`. A network gives its logits, a row each, of which [`Proposer::rank`] makes the children.
+    /// at most `levels`. A network gives its logits, a row each, of which [`Proposer::rank`] makes the children, and whether the device waited
+    /// for a graph.
     pub fn run(
         &mut self,
         rows: &[FrontierRow],
@@ -85,7 +86,7 @@ impl Proposer {
         slots: &[usize],
         top_k: usize,
         levels: usize,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<(Tensor, bool)>> {
         let of = |sequence: u32| {
             let slot = slots[sequence as usize];
             (slot, sequences[slot].as_ref())

@@ -183,8 +183,7 @@ impl Engine {
         let control = Instant::now();
         let accepted = accepted_nodes(verified);
         let outcomes = outcomes(&accepted, verified);
-        let levels: Vec<f32> = self.times.last.draft_us.iter().map(|&us| us as f32).collect();
-        let (verify, total) = self.times.lessons();
+        let (levels, verify, total) = self.times.lessons();
         let times = PhaseTimes { draft_levels: &levels, verify, total };
         self.controller.observe(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
@@ -217,7 +216,10 @@ pub(super) fn run_levels(
         times.control(control);
         let Some(rows) = rows else { return Ok(()) };
         let logits = proposer.run(&rows, (sequences, pool), slots, top_k, levels)?;
-        if let Some(logits) = &logits {
+        if let Some((logits, waited)) = &logits {
+            if *waited {
+                times.spoil_draft();
+            }
             // Made while the device is busy with the logits that they are for.
             masks.collect_level(&rows, sequences, slots);
             masks.send(logits, proposer.d2t())?;

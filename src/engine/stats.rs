@@ -84,8 +84,9 @@ pub(super) struct RoundClock {
     /// How long that took, µs. Zero where time is modelled: a host's real time has no place in it.
     tail_us: f64,
     modelled: bool,
-    /// Whether the host kept the device waiting within the target pass.
-    spoilt: bool,
+    /// Whether the host kept the device waiting within a drafter pass, and within the target pass.
+    spoilt_draft: bool,
+    spoilt_verify: bool,
     control: ControlTime,
     pub stats: Stats,
     pub last: RoundTimes,
@@ -99,7 +100,8 @@ impl RoundClock {
             tail_start: Instant::now(),
             tail_us: 0.0,
             modelled: device.has_modelled_time(),
-            spoilt: false,
+            spoilt_draft: false,
+            spoilt_verify: false,
             control: ControlTime::default(),
             stats: Stats::default(),
             last: RoundTimes::default(),
@@ -110,7 +112,7 @@ impl RoundClock {
     pub fn begin(&mut self) -> Result<()> {
         self.timeline.restart();
         self.levels = 0;
-        self.spoilt = false;
+        (self.spoilt_draft, self.spoilt_verify) = (false, false);
         self.control = ControlTime::default();
         self.timeline.mark()
     }
@@ -128,15 +130,23 @@ impl RoundClock {
         self.timeline.mark()
     }
 
-    /// Marks the time of the target pass as one that says nothing of passes to come.
-    pub fn spoil_verify(&mut self) {
-        self.spoilt = true;
+    /// Marks the times of the drafter's passes as ones that say nothing of passes to come.
+    pub fn spoil_draft(&mut self) {
+        self.spoilt_draft = true;
     }
 
-    /// Times of the latest round's target pass and of all of it, µs, where they say what such a round costs.
-    pub fn lessons(&self) -> (Option<f32>, Option<f32>) {
-        let fit = |us: f64| (!self.spoilt).then_some(us as f32);
-        (fit(self.last.verify_us), fit(self.last.total_us))
+    /// Marks the time of the target pass so.
+    pub fn spoil_verify(&mut self) {
+        self.spoilt_verify = true;
+    }
+
+    /// Times of the latest round's drafter passes, of its target pass and of all of it, µs, where they say what such a round costs.
+    pub fn lessons(&self) -> (Vec<f32>, Option<f32>, Option<f32>) {
+        let RoundTimes { draft_us, verify_us, total_us, .. } = &self.last;
+        let levels = draft_us.iter().filter(|_| !self.spoilt_draft).map(|&us| us as f32).collect();
+        let verify = (!self.spoilt_verify).then_some(*verify_us as f32);
+        let total = (!self.spoilt_draft && !self.spoilt_verify).then_some(*total_us as f32);
+        (levels, verify, total)
     }
 
     /// Adds host time of the controller since `start`.

@@ -293,7 +293,7 @@ fn draft_pass(drafting: &mut Drafting, pool: &PagePool, size: PassSize) -> Resul
             path_logp: 0.0,
         })
         .collect();
-    let logits = drafting.level(&level, |sequence| sequence, |_| size.context + 1)?;
+    let (logits, _) = drafting.level(&level, |sequence| sequence, |_| size.context + 1)?;
     drafting.children(&logits, TOP_K)
 }
 
@@ -309,6 +309,6 @@ impl Drafting {
         sequence.draft_len = context;
         let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();
         let logits = self.catch_up(pool, &batch, |_| 1, true)?;
-        logits.map_or(Ok(()), |logits| self.children(&logits, TOP_K))
+        logits.map_or(Ok(()), |(logits, _)| self.children(&logits, TOP_K))
     }
 }

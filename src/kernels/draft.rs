@@ -83,7 +83,7 @@ fn topk_block_size(vocab_size: usize) -> u32 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FrontierRow {
-    /// Sequence of the batch.
+    /// Sequence of the batch; -1 for a row that only fills the pass up.
     pub sequence: i32,
     /// Flat index into the pool of candidates.
     pub candidate: i32,
@@ -175,8 +175,9 @@ pub struct DraftFrontierArgs<'a> {
     pub root_feature_row: &'a Tensor,
     /// In and out.
     pub runs: RunTables<'a>,
-    /// Row of the feature buffer to which the pass writes the hidden output of its first row.
-    pub output_row: usize,
+    /// I32 `[R, 2]`: the row, and the row of the feature buffer to which its hidden output goes; that of a row that fills the pass
+    /// up is not looked at.
+    pub moves: &'a Tensor,
     /// Out, I32 `[R]`.
     pub tokens: &'a Tensor,
     /// Out, I32 `[R]`: RoPE positions.
@@ -197,11 +198,11 @@ pub struct DraftFrontierArgs<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DraftFrontierParams {
-    pointers: [u64; 16],
+    pointers: [u64; 17],
     num_rows: i32,
     max_pages: i32,
     page_size: i32,
-    output_row: i32,
+    padding: i32,
 }
 
 /// Packs the inputs of the next drafter pass from a list of chosen candidates.
@@ -209,7 +210,7 @@ struct DraftFrontierParams {
 /// # Errors
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
-    let mut dims = Dims::new("draft_frontier").fix("4", FRONTIER_FIELDS).fix("256", MAX_RUNS);
+    let mut dims = Dims::new("draft_frontier").fix("4", FRONTIER_FIELDS).fix("2", 2).fix("256", MAX_RUNS);
     dims.dense("frontier", args.frontier, DType::I32, &["R", "4"])?;
     dims.dense("pool_tokens", args.pool_tokens, DType::I32, &["P"])?;
     dims.dense("pool_path_logp", args.pool_path_logp, DType::F32, &["P"])?;
@@ -217,6 +218,7 @@ pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
     dims.dense("prefix_len", args.prefix_len, DType::I32, &["B"])?;
     dims.dense("page_table", args.page_table, DType::I32, &["B", "max_pages"])?;
     dims.dense("root_feature_row", args.root_feature_row, DType::I32, &["B"])?;
+    dims.dense("moves", args.moves, DType::I32, &["R", "2"])?;
     dims.dense("runs.ancestors", args.runs.ancestors, DType::U64, &["B", "256", "4"])?;
     dims.dense("runs.feature_row", args.runs.feature_row, DType::I32, &["B", "256"])?;
     dims.dense("tokens", args.tokens, DType::I32, &["R"])?;
@@ -240,6 +242,7 @@ pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
             args.prefix_len,
             args.page_table,
             args.root_feature_row,
+            args.moves,
             args.runs.ancestors,
             args.runs.feature_row,
             args.tokens,
@@ -254,7 +257,7 @@ pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
         num_rows: num_rows as i32,
         max_pages: dims.get("max_pages") as i32,
         page_size: args.page_size as i32,
-        output_row: args.output_row as i32,
+        padding: 0,
     };
     let block = 64;
     let grid = num_rows.div_ceil(block) as u32;
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn structs_have_the_kernels_layout() {
-        assert_eq!(size_of::<DraftFrontierParams>(), 144);
+        assert_eq!(size_of::<DraftFrontierParams>(), 152);
         let row = FrontierRow { sequence: 1, candidate: 2, parent_run: 3, run: 4 };
         assert_eq!(bytemuck::cast::<_, [i32; 4]>(row), [1, 2, 3, 4]);
     }

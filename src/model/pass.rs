@@ -13,6 +13,8 @@ use crate::model::row::Row;
 
 /// Outside any cache: what is written there is not written.
 const NO_SLOT: i32 = -1;
+/// No row of a store, and no known row: of rows that fill a pass up.
+const NO_ROW: i32 = -1;
 
 /// The trees of a pass, on the device.
 pub struct TreeArrays {
@@ -41,8 +43,11 @@ pub struct Pass {
     rows: Vec<Row>,
     /// Rows whose embedding is not their token's: the first of them, and what they have instead.
     pictures: Vec<(usize, Tensor)>,
-    /// Rows of the pass; `rows` describes all of them or, where a kernel fills the row arrays, none.
+    /// What is known of rows that a kernel will describe: of all rows or of none.
+    open_rows: Vec<[i32; 4]>,
     num_rows: usize,
+    /// See [`Pass::keep_outputs`].
+    first_output: Option<usize>,
     seq_start: Vec<i32>,
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
@@ -64,7 +69,7 @@ pub struct Pass {
 /// Keys by which the bound on what a row sees grows, where shapes are few.
 const KEYS_STEP: usize = 256;
 
-const NUM_ARRAYS: usize = 12;
+const NUM_ARRAYS: usize = 14;
 const TOKENS: usize = 0;
 const POSITIONS: usize = 1;
 const SLOTS: usize = 2;
@@ -77,19 +82,23 @@ const DRAW_SEQUENCES: usize = 8;
 const TREE_START: usize = 9;
 const TREE_TOKENS: usize = 10;
 const TREE_PARENTS: usize = 11;
+const OPEN_ROWS: usize = 12;
+const OUTPUTS: usize = 13;
 
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Nine arrays of rows, one of them with three axes, and three of sequences, each rounded up to 4 elements so that it
+        // Eight arrays of rows, others with two columns, three and four, and three of sequences, each rounded up to 4 elements so that it
         // starts on 16 bytes.
-        let capacity = 11 * (max_rows + 4) + 3 * (max_sequences + 5);
+        let capacity = 17 * (max_rows + 4) + 3 * (max_sequences + 5);
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         Ok(Self {
             device: device.clone(),
             rows: Vec::with_capacity(max_rows),
             pictures: Vec::new(),
+            open_rows: Vec::new(),
             num_rows: 0,
+            first_output: None,
             seq_start: Vec::with_capacity(max_sequences + 1),
             prefix_len: Vec::with_capacity(max_sequences),
             logit_rows: Vec::with_capacity(max_rows),
@@ -122,7 +131,9 @@ impl Pass {
     pub fn clear(&mut self) {
         self.rows.clear();
         self.pictures.clear();
+        self.open_rows.clear();
         self.num_rows = 0;
+        self.first_output = None;
         self.seq_start.clear();
         self.prefix_len.clear();
         self.logit_rows.clear();
@@ -144,10 +155,16 @@ impl Pass {
         self.rows.push(row);
     }
 
-    /// Appends a row that wants logits and that a kernel will describe, in the row arrays; it sees `visible` positions from
-    /// the prefix on, at most. A pass has only such rows or none.
-    pub fn push_open(&mut self, visible: usize) {
+    /// Appends a row that wants logits and that a kernel will describe, in the row arrays, by what is `known` of it; it sees `visible`
+    /// positions from the prefix on, at most. A pass has only such rows or none.
+    pub fn push_open(&mut self, known: [i32; 4], visible: usize) {
         self.count_row(visible, true);
+        self.open_rows.push(known);
+    }
+
+    /// Lets the outputs of the rows be kept, that of row i in row `first + i` of a store; see [`Pass::outputs`].
+    pub fn keep_outputs(&mut self, first: usize) {
+        self.first_output = Some(first);
     }
 
     /// Lets the rows from `first_row` on see a picture: row `first_row + i` has row i of `features`, `[n, hidden]` with at most
@@ -178,7 +195,8 @@ impl Pass {
     /// Sends the description to the device, in two copies; open rows are left to the kernel that fills them. The previous
     /// pass must have been waited for.
     pub fn upload(&mut self) -> Result<()> {
-        assert!(self.rows.is_empty() || self.rows.len() == self.num_rows, "open rows and others do not mix");
+        assert!(self.rows.is_empty() || self.open_rows.is_empty(), "open rows and others do not mix");
+        let is_open = !self.open_rows.is_empty();
         let sequence_of = |row: i32| self.seq_start.partition_point(|&start| start <= row) as i32 - 1;
         let position_of = |row: i32| self.rows.get(row as usize).map_or(0, |row| row.position as i32 + 1);
         let (width, logit_width) = (self.width(), self.logit_width());
@@ -199,7 +217,15 @@ impl Pass {
         let filled = |values: usize, width: usize, filler: i32| std::iter::repeat_n(filler, width - values);
         // What a network reads comes first: its place depends on the shape alone.
         let logit_rows = self.logit_rows.iter().copied().chain(filled(num_logits, logit_width, 0));
-        let outline = stage(LOGIT_ROWS, logit_width, &mut logit_rows.into_iter());
+        stage(LOGIT_ROWS, logit_width, &mut logit_rows.into_iter());
+        let moves = self.first_output.iter().flat_map(|&first| {
+            let kept = (0..self.num_rows).flat_map(move |row| [row as i32, (first + row) as i32]);
+            kept.chain(filled(2 * self.num_rows, 2 * width, NO_ROW))
+        });
+        stage(OUTPUTS, if self.first_output.is_some() { 2 * width } else { 0 }, &mut moves.into_iter());
+        let known =
+            self.open_rows.iter().flatten().copied().chain(filled(4 * self.num_rows, 4 * width, NO_ROW));
+        let outline = stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
         let filler = |value| filled(self.rows.len(), width, value);
         stage(TOKENS, width, &mut self.rows.iter().map(|r| r.token).chain(filler(0)));
         let axes = if self.sections.is_some() { 3 } else { 1 };
@@ -207,25 +233,27 @@ impl Pass {
             (0..axes).flat_map(|axis| self.rows.iter().map(move |row| row.rotary[axis]).chain(filler(0)));
         stage(POSITIONS, axes * width, &mut rotary.into_iter());
         stage(SLOTS, width, &mut self.rows.iter().map(|r| r.slot).chain(filler(NO_SLOT)));
-        stage(DRAW_POSITIONS, num_logits, &mut self.logit_rows.iter().map(|&row| position_of(row)));
-        stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
-        let mut all = stage(LINKS, self.num_rows, &mut self.rows.iter().map(|r| r.link));
-        if num_logits < self.num_rows && !self.rows.is_empty() {
+        let mut all = stage(LINKS, width, &mut self.rows.iter().map(|r| r.link).chain(filler(0)));
+        if !is_open {
+            stage(DRAW_POSITIONS, num_logits, &mut self.logit_rows.iter().map(|&row| position_of(row)));
+            all = stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
+        }
+        if num_logits < self.num_rows && !is_open {
             // Some rows are only read: the trees are among the others.
             let of_row = |&row: &i32| self.rows[row as usize];
             let starts = (0..=num_sequences).map(|i| {
                 let start = self.seq_start.get(i).copied().unwrap_or(self.num_rows as i32);
-                self.logit_rows.partition_point(|&row| row < start) as i32
+                self.logit_rows.partition_point(|&logit_row| logit_row < start) as i32
             });
             stage(TREE_START, num_sequences + 1, &mut starts.into_iter());
             stage(TREE_TOKENS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).token));
             all = stage(TREE_PARENTS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).link));
         }
+        if is_open {
+            return self.staged_ints.write_to(&self.ints, outline);
+        }
         for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
             words.copy_from_slice(&row.ancestors);
-        }
-        if self.rows.is_empty() {
-            return self.staged_ints.write_to(&self.ints, outline);
         }
         self.staged_ints.write_to(&self.ints, all)?;
         self.staged_words.write_to(&self.words, self.rows.len() * 4)
@@ -329,9 +357,19 @@ impl Pass {
         self.array(SLOTS)
     }
 
-    /// [`Row::link`] of each row, i32 `[rows]`.
+    /// [`Row::link`] of each row, i32 `[width]`.
     pub fn links(&self) -> Tensor {
         self.array(LINKS)
+    }
+
+    /// What is known of each row that a kernel will describe, i32 `[width, 4]`; of a row that fills the pass up -1.
+    pub fn open_rows(&self) -> Tensor {
+        self.array(OPEN_ROWS).reshape(&[self.width(), 4])
+    }
+
+    /// Where outputs are kept: pairs of a row of the pass and one of the store, i32 `[width, 2]`; -1 for rows that fill the pass up.
+    pub fn outputs(&self) -> Tensor {
+        self.array(OUTPUTS).reshape(&[self.width(), 2])
     }
 
     /// The rows whose logits are wanted, as trees: [`Row::link`] is the parent among the sequence's rows of that kind.
@@ -341,7 +379,7 @@ impl Pass {
             false => [SEQ_START, TOKENS, LINKS],
         }
         .map(|array| self.array(array));
-        let tokens = tokens.rows(0..self.num_logit_rows());
+        let [tokens, parents] = [tokens, parents].map(|array| array.rows(0..self.num_logit_rows()));
         TreeArrays { seq_start, tokens, parents }
     }
 

@@ -185,7 +185,13 @@ fn frontier_packs_level_after_level() {
                     frontier.push(FrontierRow { sequence: sequence as i32, candidate, parent_run, run });
                 }
             }
+            // The pass is filled up to a multiple of 8.
+            let filler = FrontierRow { sequence: -1, candidate: 0, parent_run: 0, run: 0 };
+            let num_runs = frontier.len();
+            frontier.resize(num_runs.next_multiple_of(8), filler);
             let num_rows = frontier.len();
+            let moves: Vec<i32> =
+                (0..num_rows).flat_map(|row| [row as i32, (output_row + row) as i32]).collect();
             let out_ints: [Tensor; 5] =
                 std::array::from_fn(|_| Tensor::uninit(device, DType::I32, &[num_rows]).unwrap());
             let [tokens, positions, slots, feature_row, row_run] = &out_ints;
@@ -202,7 +208,7 @@ fn frontier_packs_level_after_level() {
                 page_size,
                 root_feature_row: &ints(&root_feature_row),
                 runs: RunTables { ancestors: &ancestors_table, feature_row: &feature_table },
-                output_row,
+                moves: &Tensor::from_slice(device, &moves, &[num_rows, 2]).unwrap(),
                 tokens,
                 positions,
                 slots,
@@ -216,6 +222,12 @@ fn frontier_packs_level_after_level() {
                 out_ints.map(|tensor| tensor.to_vec::<i32>().unwrap());
             let ancestors = ancestors.to_vec::<u64>().unwrap();
             let parent_logp = parent_logp.to_vec::<f32>().unwrap();
+            for row in num_runs..num_rows {
+                let got = [tokens[row], positions[row], slots[row], feature_row[row], row_run[row]];
+                assert_eq!(got, [0, 0, -1, 0, -1], "{mode:?}, row {row} fills up");
+                assert_eq!((&ancestors[4 * row..4 * row + 4], parent_logp[row]), (&[0; 4][..], 0.0));
+            }
+            frontier.truncate(num_runs);
             for (row, chosen) in frontier.iter().enumerate() {
                 let b = chosen.sequence as usize;
                 let parent = usize::try_from(chosen.parent_run).ok();
@@ -244,7 +256,7 @@ fn frontier_packs_level_after_level() {
                 sees[b].push(ancestors[4 * row..4 * row + 4].try_into().unwrap());
                 output_rows[b].push((output_row + row) as i32);
             }
-            output_row += num_rows;
+            output_row += num_runs;
         }
     }
 }

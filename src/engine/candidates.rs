@@ -1,0 +1,142 @@
+//! [`Candidates`]: what a round knows on the device of the children that its drafter has brought, and of those it went on to run.
+
+use crate::control::MAX_TOP_K;
+use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::error::Result;
+use crate::kernels::draft::{
+    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
+};
+use crate::kv_cache::{KvCache, PAGE_SIZE};
+use crate::model::Pass;
+
+/// Candidates and runs of a round; `kernels/draft.cu` explains both.
+pub(super) struct Candidates {
+    device: Device,
+    /// Row by row as the drafter brought them: i32, f32, f32.
+    tokens: Tensor,
+    logp: Tensor,
+    path_logp: Tensor,
+    used: usize,
+    /// Log-probability of the path to the node of each row of the latest pass, f32 `[rows]`, and to roots, f32 `[slots]`: these are certain.
+    parent_logp: Tensor,
+    root_logp: Tensor,
+    /// Each slot's feature row of the root, i32 `[slots]`.
+    root_rows: Tensor,
+    /// Runs by (slot, run): ancestors u64 `[slots, MAX_RUNS, 4]`, feature rows i32 `[slots, MAX_RUNS]`.
+    run_ancestors: Tensor,
+    run_feature_row: Tensor,
+    row_run: Tensor,
+    host_root_rows: PinnedBuffer<i32>,
+    host_tokens: PinnedBuffer<i32>,
+    host_logp: PinnedBuffer<f32>,
+}
+
+impl Candidates {
+    /// Room for rounds of so many sequences and, beside their roots, so many rows.
+    pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
+        let max_candidates = (max_sequences + max_rows) * MAX_TOP_K;
+        let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
+        // Zeroed: the start-up sweep runs candidates that no pass has brought.
+        let zeros = |dtype, len: usize| Tensor::zeros(device, dtype, &[len]);
+        Ok(Self {
+            tokens: zeros(DType::I32, max_candidates)?,
+            logp: zeros(DType::F32, max_candidates)?,
+            path_logp: zeros(DType::F32, max_candidates)?,
+            used: 0,
+            parent_logp: uninit(DType::F32, &[max_rows])?,
+            root_logp: zeros(DType::F32, max_sequences)?,
+            root_rows: uninit(DType::I32, &[max_sequences])?,
+            run_ancestors: uninit(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
+            run_feature_row: uninit(DType::I32, &[max_sequences, MAX_RUNS])?,
+            row_run: uninit(DType::I32, &[max_rows])?,
+            host_root_rows: PinnedBuffer::new(device, max_sequences)?,
+            host_tokens: PinnedBuffer::new(device, max_rows * MAX_TOP_K)?,
+            host_logp: PinnedBuffer::new(device, max_rows * MAX_TOP_K)?,
+            device: device.clone(),
+        })
+    }
+
+    /// Begins a round.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Notes which row of the feature store will be that of a slot's root.
+    pub fn set_root_row(&mut self, slot: usize, row: i32) {
+        self.host_root_rows.as_mut_slice()[slot] = row;
+    }
+
+    /// Sends what [`Candidates::set_root_row`] has noted.
+    pub fn send_root_rows(&self) -> Result<()> {
+        self.host_root_rows.write_to(&self.root_rows, self.root_rows.dim(0))
+    }
+
+    /// Fills the row arrays of a pass of open rows, on the device. Its launch depends on the pass's shape alone.
+    pub fn describe_rows(&self, pass: &Pass, kv: &KvCache) -> Result<()> {
+        let (rows, slots) = (0..pass.width(), 0..pass.num_sequences());
+        // The pair of a node at depth d sits one position before the node's own: the root's children at its position.
+        let prefix_len = pass.prefix_len();
+        draft_frontier(
+            &self.device,
+            DraftFrontierArgs {
+                frontier: &pass.open_rows(),
+                pool_tokens: &self.tokens,
+                pool_path_logp: &self.path_logp,
+                first_position: &prefix_len,
+                prefix_len: &prefix_len,
+                page_table: &kv.page_table(slots.end),
+                page_size: PAGE_SIZE,
+                root_feature_row: &self.root_rows.rows(slots.clone()),
+                moves: &pass.outputs(),
+                runs: RunTables {
+                    ancestors: &self.run_ancestors.rows(slots.clone()),
+                    feature_row: &self.run_feature_row.rows(slots),
+                },
+                tokens: &pass.tokens(),
+                positions: &pass.positions(),
+                slots: &pass.slots(),
+                ancestors: &pass.ancestors(),
+                parent_logp: &self.parent_logp.rows(rows.clone()),
+                feature_row: &pass.links(),
+                row_run: &self.row_run.rows(rows),
+            },
+        )
+    }
+
+    /// Scores the `top_k` likeliest children of every row of `logits`, of roots or of the open rows described last, appends them to the
+    /// candidates and starts reading them back.
+    pub fn append(
+        &mut self,
+        logits: &Tensor,
+        at_roots: bool,
+        d2t: Option<&Tensor>,
+        top_k: usize,
+    ) -> Result<()> {
+        let rows = logits.dim(0);
+        let new = self.used..self.used + rows * top_k;
+        let [tokens, logp, path_logp] = [&self.tokens, &self.logp, &self.path_logp]
+            .map(|all| all.rows(new.clone()).reshape(&[rows, top_k]));
+        self.used = new.end;
+        let parent_logp = if at_roots { &self.root_logp } else { &self.parent_logp };
+        draft_topk(
+            &self.device,
+            DraftTopkArgs {
+                logits,
+                d2t,
+                parent_logp: &parent_logp.rows(0..rows),
+                k: top_k,
+                tokens: &tokens,
+                logp: &logp,
+                path_logp: &path_logp,
+            },
+        )?;
+        self.host_tokens.read_from(&tokens, rows * top_k)?;
+        self.host_logp.read_from(&logp, rows * top_k)
+    }
+
+    /// Waits for the children appended last: tokens and log-probabilities, `top_k` a row.
+    pub fn read(&self) -> Result<(&[i32], &[f32])> {
+        self.device.synchronize()?;
+        Ok((self.host_tokens.as_slice(), self.host_logp.as_slice()))
+    }
+}
