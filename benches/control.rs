@@ -62,14 +62,18 @@ fn union_scan(criterion: &mut Criterion) {
 /// All host work of a round at an H200's costs: the decision to draft, all levels, selection, packing and learning. The outcome is
 /// withheld, so that the controller goes on hoping.
 fn whole_round(criterion: &mut Criterion) {
-    for sequences in [1, SEQUENCES] {
+    for sequences in [1, 4, 16, SEQUENCES] {
         let config = ControllerConfig { max_level_rows: 4 * SEQUENCES, ..ControllerConfig::default() };
         let cost = Roofline::H200_LLAMA_8B.cost_model(SEQUENCES * (NODES + 1));
         let mut controller = Controller::new(Policy::Smart, config, cost);
         let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..VIEW }).collect();
         let mut state = 2;
         let tokens: Vec<i32> = (0..(4 * SEQUENCES * TOP_K) as i32).collect();
-        let logps: Vec<f32> = tokens.iter().map(|_| 0.5 * unit(&mut state).max(1e-6).ln() - 1.5).collect();
+        // Children as drafters bring them, likeliest first: each takes the same share of what its elder sisters have left.
+        let logps: Vec<f32> = (0..4 * SEQUENCES)
+            .map(|_| unit(&mut state).clamp(0.05, 0.95))
+            .flat_map(|share| (0..TOP_K as i32).map(move |rank| (share * (1.0 - share).powi(rank)).ln()))
+            .collect();
         let mut drafted: usize = 0;
         criterion.bench_function(&format!("whole round of {sequences} sequences"), |bencher| {
             bencher.iter(|| {

@@ -266,10 +266,8 @@ fn depth_bin(depth: usize) -> usize {
 
 /// Knot at or below `logp` and the share of the next one. NaN counts as no confidence.
 fn position(logp: f32) -> (usize, f32) {
-    let mut low = 0;
-    while low < NUM_KNOTS - 2 && KNOTS[low + 1] <= logp {
-        low += 1;
-    }
+    // All compared, none branched on: every candidate of a round comes here.
+    let low = KNOTS[1..NUM_KNOTS - 1].iter().map(|&knot| usize::from(knot <= logp)).sum::<usize>();
     let share = (logp - KNOTS[low]) / (KNOTS[low + 1] - KNOTS[low]);
     // Written so that NaN becomes 0.
     (low, if share > 0.0 { share.min(1.0) } else { 0.0 })

@@ -45,6 +45,24 @@ pub struct PoolNode {
     pub verified: bool,
 }
 
+/// A child that the drafter has brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Child {
+    /// As [`PoolNode::candidate`], [`PoolNode::token`] and so on.
+    pub candidate: u32,
+    pub token: i32,
+    /// Made sound: see [`Child::sound_logp`].
+    pub logp: f32,
+    pub q: f32,
+}
+
+impl Child {
+    /// A log-probability is at most 0; rounding may say otherwise, and NaN means a broken drafter: no confidence.
+    pub fn sound_logp(logp: f32) -> f32 {
+        if logp.is_nan() { f32::NEG_INFINITY } else { logp.min(0.0) }
+    }
+}
+
 impl PoolNode {
     /// Whether the node was run through the drafter.
     pub fn is_expanded(&self) -> bool {
@@ -139,35 +157,19 @@ impl CandidatePool {
         }
     }
 
-    /// Adds a child of `parent` whose estimate is `q(depth, logp)`. Siblings must be added in one go.
-    pub(super) fn push_child(
-        &mut self,
-        parent: usize,
-        candidate: u32,
-        token: i32,
-        logp: f32,
-        q: impl FnOnce(usize, f32) -> f32,
-    ) {
-        // A log-probability is at most 0; rounding may say otherwise and NaN means a broken drafter: no confidence.
-        let logp = if logp.is_nan() { f32::NEG_INFINITY } else { logp.min(0.0) };
-        let child = self.nodes.len();
-        let above = self.nodes[parent];
-        let depth = above.depth + 1;
-        let q = q(usize::from(depth), logp);
-        if above.num_children == 0 {
-            self.nodes[parent].first_child = child as u32;
-        }
-        self.nodes[parent].num_children += 1;
-        self.nodes.push(PoolNode {
+    /// Adds the children of `parent`, which has none yet.
+    pub(super) fn push_children(&mut self, parent: usize, children: impl Iterator<Item = Child>) {
+        let (above, first) = (self.nodes[parent], self.nodes.len());
+        self.nodes.extend(children.map(|child| PoolNode {
             parent: parent as u32,
-            depth,
-            token,
-            logp,
-            path_logp: above.path_logp + logp,
-            q,
-            path_prob: above.path_prob * q,
+            depth: above.depth + 1,
+            token: child.token,
+            logp: child.logp,
+            path_logp: above.path_logp + child.logp,
+            q: child.q,
+            path_prob: above.path_prob * child.q,
             ratio: 0.0,
-            candidate,
+            candidate: child.candidate,
             row: NONE,
             slot: NONE,
             first_child: 0,
@@ -175,7 +177,12 @@ impl CandidatePool {
             sealed: false,
             admitted: false,
             verified: false,
-        });
+        }));
+        let count = self.nodes.len() - first;
+        if count > 0 {
+            let above = &mut self.nodes[parent];
+            (above.first_child, above.num_children) = (first as u32, count as u16);
+        }
     }
 
     /// Children of `node`, in drafted order.

@@ -21,7 +21,7 @@ use super::controller::SequenceView;
 use super::cost::{CostModel, CostTables};
 use super::gain::GainTable;
 use super::plan::{Plan, WidthRule};
-use super::pool::{CandidatePool, PoolNode};
+use super::pool::{CandidatePool, Child, PoolNode};
 use super::scan::{self, Bounds, Candidate, Selection, scan_verification};
 use crate::tree::{AncestorWords, DraftTree, MAX_NODES};
 
@@ -132,7 +132,10 @@ pub struct DraftRound {
     admitted: Selection,
     /// The drafted nodes that could be verified, sorted by path probability (selection rule `Scan`).
     candidates: Vec<Candidate>,
+    /// What a sequence's last candidate is worth, and whether it has as many as could be verified: then nothing that is worth less comes in.
+    entry_worths: Vec<(f32, bool)>,
     // Scratch.
+    children: Vec<Child>,
     newest: Vec<Candidate>,
     frontier: Vec<Candidate>,
     sort_scratch: Vec<Candidate>,
@@ -165,6 +168,8 @@ impl DraftRound {
             selection: Selection::default(),
             admitted: Selection::default(),
             candidates: Vec::new(),
+            entry_worths: Vec::new(),
+            children: Vec::new(),
             newest: Vec::new(),
             frontier: Vec::new(),
             sort_scratch: Vec::new(),
@@ -215,6 +220,8 @@ impl DraftRound {
         self.best_sums.resize(batch, 0);
         self.host_syncs = 0;
         self.candidates.clear();
+        self.entry_worths.clear();
+        self.entry_worths.resize(batch, (0.0, false));
         self.is_selected = false;
         self.sunk_ns = self.tables.overhead_ns;
         self.selection =
@@ -257,24 +264,41 @@ impl DraftRound {
         for pool in &mut self.pools[..self.sequences.len()] {
             pool.begin_level();
         }
+        // Estimates first, which do not wait for each other; most of the time of a round goes here.
+        self.children.clear();
         for (i, row) in self.rows.iter().enumerate() {
             let sequence = &self.sequences[row.sequence as usize];
             let calibration = &self.calibrations[usize::from(sequence.sampled)];
-            let pool = &mut self.pools[row.sequence as usize];
-            let children = i * top_k..(i + 1) * top_k;
-            for (rank, (&token, &logp)) in tokens[children.clone()].iter().zip(&logps[children]).enumerate() {
-                if let WidthRule::Static(table) = &self.plan.width {
-                    let entry = table.get(pool.nodes().len() - 1);
-                    if entry.is_none_or(|entry| entry.parent != row.node || entry.rank as usize != rank) {
-                        continue;
-                    }
-                }
-                let candidate = (self.candidates_drafted + i * top_k + rank) as u32;
-                pool.push_child(row.node as usize, candidate, token, logp, |depth, logp| match probs {
-                    Some(probs) => probs[i * top_k + rank].clamp(0.0, 1.0),
+            let depth = usize::from(row.depth) + 1;
+            let range = i * top_k..(i + 1) * top_k;
+            let known = probs.map(|probs| &probs[range.clone()]);
+            let brought = tokens[range.clone()].iter().zip(&logps[range.clone()]).enumerate();
+            self.children.extend(brought.map(|(rank, (&token, &logp))| {
+                let logp = Child::sound_logp(logp);
+                let q = match known {
+                    Some(probs) => probs[rank].clamp(0.0, 1.0),
                     None => calibration.q(depth, logp, sequence.odds),
-                });
-            }
+                };
+                Child { candidate: (self.candidates_drafted + range.start + rank) as u32, token, logp, q }
+            }));
+        }
+        for (row, children) in self.rows.iter().zip(self.children.chunks_exact(top_k.max(1))) {
+            let pool = &mut self.pools[row.sequence as usize];
+            let (parent, first) = (row.node as usize, pool.nodes().len());
+            let WidthRule::Static(table) = &self.plan.width else {
+                pool.push_children(parent, children.iter().copied());
+                continue;
+            };
+            // Ranks ascend in the table as they do here: a node of the tree is the next of the pool or is not in it.
+            let mut next = first - 1;
+            let kept = children.iter().enumerate().filter(|(rank, _)| {
+                let entry = table.get(next);
+                let is_kept =
+                    entry.is_some_and(|entry| entry.parent == row.node && entry.rank as usize == *rank);
+                next += usize::from(is_kept);
+                is_kept
+            });
+            pool.push_children(parent, kept.map(|(_, &child)| child));
         }
         self.candidates_drafted += tokens.len();
         if let WidthRule::Static(_) = self.plan.width {

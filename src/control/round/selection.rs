@@ -47,7 +47,15 @@ impl DraftRound {
 
     /// Merges the newest nodes into `candidates`, which stay sorted; a sequence keeps as many as could be verified.
     fn merge_newest(&mut self) {
-        self.sort_newest();
+        self.newest.clear();
+        for (sequence, pool) in self.pools[..self.sequences.len()].iter().enumerate() {
+            // Where worths are equal older nodes come first: what is worth as much as the last of a full list would come behind it.
+            let (worth_of_last, is_full) = self.entry_worths[sequence];
+            let newest = pool.newest().map(|node| (pool.worth(node), node));
+            let newest = newest.filter(|&(worth, _)| !is_full || worth > worth_of_last);
+            self.newest.extend(newest.map(|(worth, node)| Candidate::new(worth, sequence, node)));
+        }
+        sort_candidates(&mut self.newest, &mut self.sort_scratch);
         self.counts.clear();
         self.counts.resize(self.sequences.len(), 0);
         let merged = &mut self.sort_scratch;
@@ -65,6 +73,9 @@ impl DraftRound {
             if (*held as usize) < self.plan.max_draft_tokens {
                 *held += 1;
                 merged.push(candidate);
+                if *held as usize == self.plan.max_draft_tokens {
+                    self.entry_worths[candidate.sequence()] = (candidate.value(), true);
+                }
             }
         }
         std::mem::swap(&mut self.candidates, merged);
