@@ -1,3 +1,22 @@
+// WHAT      linear and linear_swiglu on Hopper's warpgroup tensor cores: a family beside that of linear.cu, for all widths, of which a process
+//           uses one (SMART_LINEAR). Defined in images for sm_90a alone.
+// MATH, SHAPES, REQUIRES  those of linear.cu, and its arguments
+// LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), 128 threads for each 64 weights of a tile, dynamic
+//           shared memory kStages * (tokens + weights) * 128 bytes. May overlap its predecessors: weights are on their way before it waits.
+// NUMERICS  those of linear.cu: one accumulator an output, ascending K in steps of 16, splits by (N, K) alone. Within a step tensor cores add
+//           as they please, so that bits of the two families may differ on a GPU; on the host driver they are the same.
+// TWINS     src/kernels/linear.rs, src/reference/linear.rs, kernels/host/native/linear.cpp, tests/kernels/linear.rs
+//
+// Roofline: mma reaches 60 to 65 % of Hopper's tensor cores, wgmma all of them; above about 100 tokens that decides whether the weights of an
+// H200 can be multiplied as fast as they are read. Nothing here has run on a GPU yet.
+//
+// Schedule: weights are the 64-side of wgmma, tokens the other. cp.async fills a ring of stages. In step t all threads wait for their copies of
+// tile t and meet; the products of t are issued; then the slot of tile t - 2 is filled anew, which every warp had finished with when it came to
+// the barrier; then the products of t - 1 are waited for. So there is always a group of products under way, and tensor cores never drain between
+// tiles. kStages - 2 tiles are in flight, of narrow ones three, in so little memory that CTAs share an SM; wide ones have an SM for themselves.
+//
+// Tiles of up to 64 tokens are multiplied whole, also where rows are missing: a step of 64 tokens takes 32 cycles, so a tile of 8 KB of weights
+// 128, and memory takes over 400 to bring them to an SM. Copies of missing rows read nothing.
 #include "prims.cuh"
 #include "linear_tile.cuh"
 

@@ -114,6 +114,30 @@ fn short_async_copy_wait_reads_poison() {
 }
 
 #[test]
+fn wgmma_reads_a_slot_that_is_filled_too_early() {
+    expect("wgmma_early_refill", &["in order: wrong"]);
+}
+
+#[test]
+fn sums_that_are_read_before_their_wait_are_poison() {
+    expect("wgmma_early_read", &["sums: wrong"]);
+}
+
+#[test]
+fn misuse_of_wgmma_is_named() {
+    expect(
+        "wgmma_misuse",
+        &[
+            "launch: 719 ... has not called fence_async_proxy ... kernel bug_wgmma_no_proxy_fence",
+            "launch: 719 ... without a wgmma_fence ... kernel bug_wgmma_no_register_fence",
+            "launch: 719 ... without wgmma_wait for all of its wgmma ... kernel bug_wgmma_no_wait",
+            "launch: 719 ... does not start on 1024 bytes ... kernel bug_wgmma_crooked_tile",
+            "launch: 719 ... warps of one warpgroup give different descriptors ... kernel bug_wgmma_split_warpgroup",
+        ],
+    );
+}
+
+#[test]
 fn unwritten_shared_memory_is_nan() {
     expect("uninitialised_shared", &["values: 1 nan"]);
 }
