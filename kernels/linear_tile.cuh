@@ -1,4 +1,5 @@
-// What the tensor-core kernels of linear layers share: how tiles get into shared memory, and what becomes of finished sums.
+// What the tensor-core kernels of linear layers share: how tiles get into shared memory, and what becomes of
+// finished sums.
 #pragma once
 #include "prims.cuh"
 
@@ -95,9 +96,9 @@ __device__ __forceinline__ bool is_last_split(unsigned* tickets, int& is_last) {
   return is_last;
 }
 
-// What follows the sum over K. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of this thread that exists, where i is
-// its register in the fragment of m16n8 and `other` the sum of weight row n + 8 if i < 2, of n - 8 else: gate and up. `scratch` is shared
-// memory that nobody needs any more.
+// What follows the sum over K. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of
+// this thread that exists, where i is its register in the fragment of m16n8 and `other` the sum of weight row
+// n + 8 if i < 2, of n - 8 else: gate and up. `scratch` is shared memory that nobody needs any more.
 template <bool kGated,  // linear_swiglu
           typename Shape, typename T, typename ForEachSum>
 __device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, const LinearPlace& place,
@@ -141,12 +142,13 @@ __device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, cons
   }
 }
 
-// The entry point of a tile: `body<T, gated, Shape>` of the operands. `bounds` are those of __launch_bounds__.
-#define LINEAR_KERNEL(name, T, body)                                                                         \
-  name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                    \
-       void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride,     \
-       int tiles_per_split, int out_is_f32, unsigned* tickets) {                                             \
-    const LinearOperands<T> layer{x,        weight,     bias,            out,        partial, num_rows, N, K, \
-                                  x_stride, out_stride, tiles_per_split, out_is_f32, tickets};               \
-    body(layer);                                                                                             \
+// Name, parameters and body of an entry point: `body` gets the operands.
+#define LINEAR_KERNEL(name, T, body)                                                                     \
+  name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
+       void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
+       int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
+    const LinearOperands<T> layer{x,      weight, bias,     out,        partial,         num_rows,       \
+                                  N,      K,      x_stride, out_stride, tiles_per_split, out_is_f32,     \
+                                  tickets};                                                              \
+    body(layer);                                                                                         \
   }

@@ -1,22 +1,29 @@
-// WHAT      linear and linear_swiglu on Hopper's warpgroup tensor cores: a family beside that of linear.cu, for all widths, of which a process
-//           uses one (SMART_LINEAR). Defined in images for sm_90a alone.
+// WHAT      linear and linear_swiglu on Hopper's warpgroup tensor cores: a family beside that of linear.cu,
+//           for all widths, of which a process uses one (SMART_LINEAR). Defined in images for sm_90a alone.
 // MATH, SHAPES, REQUIRES  those of linear.cu, and its arguments
-// LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), 128 threads for each 64 weights of a tile, dynamic
-//           shared memory kStages * (tokens + weights) * 128 bytes. May overlap its predecessors: weights are on their way before it waits.
-// NUMERICS  those of linear.cu: one accumulator an output, ascending K in steps of 16, splits by (N, K) alone. Within a step tensor cores add
-//           as they please, so that bits of the two families may differ on a GPU; on the host driver they are the same.
-// TWINS     src/kernels/linear.rs, src/reference/linear.rs, kernels/host/native/linear.cpp, tests/kernels/linear.rs
+// LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), 128 threads for
+//           each 64 weights of a tile, dynamic shared memory kStages * (tokens + weights) * 128 bytes. May
+//           overlap its predecessors: weights are on their way before it waits.
+// NUMERICS  those of linear.cu: one accumulator an output, ascending K in steps of 16, splits by (N, K)
+//           alone. Within a step tensor cores add as they please, so that bits of the two families may differ
+//           on a GPU; on the host driver they are the same.
+// TWINS     src/kernels/linear.rs, src/reference/linear.rs, kernels/host/native/linear.cpp,
+//           tests/kernels/linear.rs
 //
-// Roofline: mma reaches 60 to 65 % of Hopper's tensor cores, wgmma all of them; above about 100 tokens that decides whether the weights of an
-// H200 can be multiplied as fast as they are read. Nothing here has run on a GPU yet.
+// Roofline: mma reaches 60 to 65 % of Hopper's tensor cores, wgmma all of them; above about 100 tokens that
+// decides whether the weights of an H200 can be multiplied as fast as they are read. Nothing here has run on
+// a GPU yet.
 //
-// Schedule: weights are the 64-side of wgmma, tokens the other. cp.async fills a ring of stages. In step t all threads wait for their copies of
-// tile t and meet; the products of t are issued; then the slot of tile t - 2 is filled anew, which every warp had finished with when it came to
-// the barrier; then the products of t - 1 are waited for. So there is always a group of products under way, and tensor cores never drain between
-// tiles. kStages - 2 tiles are in flight, of narrow ones three, in so little memory that CTAs share an SM; wide ones have an SM for themselves.
+// Schedule: weights are the 64-side of wgmma, tokens the other. cp.async fills a ring of stages. In step t
+// all threads wait for their copies of tile t and meet; the products of t are issued; then the slot of tile
+// t - 2 is filled anew, with which every warp had finished when it came to the barrier; then the products of
+// t - 1 are waited for. So there is always a group of products under way, and tensor cores never drain
+// between tiles. kStages - 2 tiles are in flight, of narrow ones three, in so little memory that CTAs share
+// an SM; wide ones have an SM for themselves.
 //
-// Tiles of up to 64 tokens are multiplied whole, also where rows are missing: a step of 64 tokens takes 32 cycles, so a tile of 8 KB of weights
-// 128, and memory takes over 400 to bring them to an SM. Copies of missing rows read nothing.
+// Tiles of up to 64 tokens are multiplied whole, also where rows are missing: a step of 64 tokens takes 32
+// cycles, so a tile of 8 KB of weights 128, and memory takes over 400 to bring them to an SM. Copies of
+// missing rows read nothing.
 #include "prims.cuh"
 #include "linear_tile.cuh"
 
@@ -59,8 +66,8 @@ __device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
   auto fetch_tokens = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
     if (tile < place.tile_end) {
-      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, layer.x, place.token0, layer.num_rows, layer.x_stride,
-                                                  tile * kTileK, layer.K);
+      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, layer.x, place.token0, layer.num_rows,
+                                                  layer.x_stride, tile * kTileK, layer.K);
     }
     cp_async_commit();
   };
@@ -104,7 +111,8 @@ __device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
   wgmma_wait<0>();
   wgmma_arrived(sums);
 
-  // sums[4 * group + i]: weight row lane / 4 (+ 8 for i >= 2) of the warp's 16, token 8 * group + 2 * (lane % 4) + i % 2.
+  // sums[4 * group + i]: weight row lane / 4 (+ 8 for i >= 2) of the warp's 16,
+  // token 8 * group + 2 * (lane % 4) + i % 2.
   const int first_n = place.weight0 + warp_idx * 16 + lane_idx / 4;
   const int first_token = place.token0 + lane_idx % 4 * 2;
   auto for_each_sum = [&](auto&& use) {
@@ -123,16 +131,15 @@ __device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
   finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
 }
 
-#define LINEAR(name, T, gated, tokens, weights, stages)                                 \
-  extern "C" __global__ void __launch_bounds__(Tile<tokens, weights, stages>::kThreads) \
-      LINEAR_KERNEL(name, T, (linear_wgmma<T, Tile<tokens, weights, stages>, gated>))   \
-  EXPORT_HOPPER_KERNEL(name)
+#define LINEAR(name, T, gated, tokens, weights, stages)                                                \
+  extern "C" __global__ void __launch_bounds__(Tile<tokens, weights, stages>::kThreads) LINEAR_KERNEL( \
+      name, T, (linear_wgmma<T, Tile<tokens, weights, stages>, gated>)) EXPORT_HOPPER_KERNEL(name)
 
-#define LINEAR_FAMILY(name, T, gated)       \
-  LINEAR(name##_t8, T, gated, 8, 64, 5)     \
-  LINEAR(name##_t16, T, gated, 16, 64, 5)   \
-  LINEAR(name##_t32, T, gated, 32, 64, 5)   \
-  LINEAR(name##_t64, T, gated, 64, 64, 5)   \
+#define LINEAR_FAMILY(name, T, gated)        \
+  LINEAR(name##_t8, T, gated, 8, 64, 5)      \
+  LINEAR(name##_t16, T, gated, 16, 64, 5)    \
+  LINEAR(name##_t32, T, gated, 32, 64, 5)    \
+  LINEAR(name##_t64, T, gated, 64, 64, 5)    \
   LINEAR(name##_t128, T, gated, 128, 128, 7) \
   LINEAR(name##_t256, T, gated, 256, 128, 4)
 

@@ -113,8 +113,9 @@ extern "C" __global__ void prims_cp_async(const uint32_t* __restrict__ in, uint3
 }
 EXPORT_KERNEL(prims_cp_async)
 
-// ---- wgmma: in = A[64][64] and B[N][64] (a column of B a row) as 16-bit pairs, then C[64][N] in f32; out = C + A * B. Two groups of two steps of
-// K each, of which the second is issued before the first has ended; the tiles come by cp.async
+// ---- wgmma: in = A[64][64] and B[N][64] (a column of B a row) as 16-bit pairs, then C[64][N] in f32;
+// out = C + A * B. Two groups of two steps of K each, of which the second is issued before the first has
+// ended; the tiles come by cp.async
 
 #if HAS_WGMMA
 
@@ -154,18 +155,18 @@ __device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
   }
 }
 
-#define CHECK_WGMMA(name, T, n)                                                                         \
+#define CHECK_WGMMA(name, T, n)                                                                  \
   extern "C" __global__ void name(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) { \
-    check_wgmma<T, n>(in, out);                                                                         \
-  }                                                                                                     \
+    check_wgmma<T, n>(in, out);                                                                  \
+  }                                                                                              \
   EXPORT_HOPPER_KERNEL(name)
 
-#define CHECK_WGMMA_WIDTHS(name, T)  \
-  CHECK_WGMMA(name##_n8, T, 8)       \
-  CHECK_WGMMA(name##_n16, T, 16)     \
-  CHECK_WGMMA(name##_n32, T, 32)     \
-  CHECK_WGMMA(name##_n64, T, 64)     \
-  CHECK_WGMMA(name##_n128, T, 128)   \
+#define CHECK_WGMMA_WIDTHS(name, T) \
+  CHECK_WGMMA(name##_n8, T, 8)      \
+  CHECK_WGMMA(name##_n16, T, 16)    \
+  CHECK_WGMMA(name##_n32, T, 32)    \
+  CHECK_WGMMA(name##_n64, T, 64)    \
+  CHECK_WGMMA(name##_n128, T, 128)  \
   CHECK_WGMMA(name##_n256, T, 256)
 
 CHECK_WGMMA_WIDTHS(prims_wgmma_bf16, bf16)

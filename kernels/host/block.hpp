@@ -125,8 +125,8 @@ class Block : public BlockView {
   void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
 
   const unsigned char* shared_begin() const { return arena_; }
-  uint32_t shared_offset(const void* p) const;           // fails outside of shared memory
-  void check_tile(uint32_t offset, uint32_t bytes);      // fails unless one variable holds it
+  uint32_t shared_offset(const void* p) const;       // fails outside of shared memory
+  void check_tile(uint32_t offset, uint32_t bytes);  // fails unless one variable holds it
   void note_copy(const AsyncCopy& copy, bool has_arrived);
   void check_proxy(uint32_t offset);  // fails where tensor cores might not see what cp.async wrote
   void note_wgmma(const WgmmaCall& call);

@@ -119,12 +119,14 @@ Signature<Args...> signature_of(void (*)(Args...));
 
 #define EXPORT_KERNEL(kernel) SIMT_REGISTER(kernel, false)
 #define EXPORT_HOPPER_KERNEL(kernel) SIMT_REGISTER(kernel, true)
-#define SIMT_REGISTER(kernel, is_for_hopper)                                                                  \
-  static simt::Kernel simt_kernel_##kernel{                                                                 \
-      #kernel,                                                                                              \
-      [](void** parameters) {                                                                               \
-        using S = decltype(simt::signature_of(&kernel));                                                    \
-        S::call(&kernel, parameters, std::make_index_sequence<S::parameters.size()>{});                     \
-      },                                                                                                    \
-      decltype(simt::signature_of(&kernel))::parameters, decltype(simt::signature_of(&kernel))::pointers(), \
-      __FILE__, is_for_hopper};
+#define SIMT_REGISTER(kernel, is_for_hopper)                                                            \
+  static simt::Kernel simt_kernel_##kernel{#kernel,                                                     \
+                                           [](void** parameters) {                                      \
+                                             using S = decltype(simt::signature_of(&kernel));           \
+                                             S::call(&kernel, parameters,                               \
+                                                     std::make_index_sequence<S::parameters.size()>{}); \
+                                           },                                                           \
+                                           decltype(simt::signature_of(&kernel))::parameters,           \
+                                           decltype(simt::signature_of(&kernel))::pointers(),           \
+                                           __FILE__,                                                    \
+                                           is_for_hopper};

@@ -1,4 +1,5 @@
-// Shared memory of a block: poisoned before use, fenced on both sides, filled late by cp.async, read by tensor cores.
+// Shared memory of a block: poisoned before use, fenced on both sides, filled late by cp.async, read by
+// tensor cores.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -10,7 +11,7 @@ namespace simt {
 
 constexpr uint32_t fence_bytes = 256;
 constexpr unsigned char fence_pattern = 0xA5,
-                        poison = 0xFF;       // 0xFF..: NaN in every float type, -1 as an integer
+                        poison = 0xFF;  // 0xFF..: NaN in every float type, -1 as an integer
 // The most a block can have, and room for fences; addresses of shared memory have 18 bits in descriptors.
 constexpr uint32_t arena_bytes = 256 << 10;
 static_assert(max_shared_on_hopper + 48 * fence_bytes < arena_bytes);
@@ -104,7 +105,9 @@ uint32_t Block::shared_offset(const void* p) const {
 }
 
 void Block::check_tile(uint32_t offset, uint32_t bytes) {
-  auto holds = [&](uint32_t begin, uint32_t size) { return offset >= begin && offset + bytes <= begin + size; };
+  auto holds = [&](uint32_t begin, uint32_t size) {
+    return offset >= begin && offset + bytes <= begin + size;
+  };
   bool found = holds(uint32_t(dynamic_shared - arena_), shared_bytes_);
   for (const SharedVariable& v : variables_) found |= holds(v.offset, v.bytes);
   if (!found) fail("wgmma: a tile is not inside of the block's shared memory");

@@ -101,7 +101,8 @@ void complete(Fiber& fiber, uint32_t end) {
 // The lanes of a warp mean the same product.
 void check_lanes(Slot* slots) {
   for (int lane = 1; lane < 32; lane++)
-    if (memcmp(slots[lane], slots[0], sizeof(WgmmaCall))) fail("wgmma: lanes of one warp give different descriptors");
+    if (memcmp(slots[lane], slots[0], sizeof(WgmmaCall)))
+      fail("wgmma: lanes of one warp give different descriptors");
 }
 
 void meet(WarpOp op) {
@@ -192,7 +193,8 @@ void Block::note_wgmma(const WgmmaCall& call) {
   std::vector<WgmmaCall>& calls = warpgroup_calls_[self.warp / 4];
   uint32_t& count = warps[self.warp].num_wgmma;
   if (count == calls.size()) calls.push_back(call);
-  if (memcmp(&calls[count++], &call, sizeof call)) fail("wgmma: warps of one warpgroup give different descriptors");
+  if (memcmp(&calls[count++], &call, sizeof call))
+    fail("wgmma: warps of one warpgroup give different descriptors");
 }
 
 std::string Block::incomplete_wgmma() const {

@@ -1,5 +1,5 @@
-// Lane-accurate host body of wgmma.mma_async: products of four warps that read shared memory some time between their issue and the wait for
-// them. The bodies are in warpgroup.cpp.
+// Lane-accurate host body of wgmma.mma_async: products of four warps that read shared memory some time
+// between their issue and the wait for them. The bodies are in warpgroup.cpp.
 #pragma once
 #include "thread.hpp"
 
@@ -15,8 +15,8 @@ void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups_left);
 
-// This lane's part of an m64nNk16 product, N = `width`: sums[width / 2] += A * B as soon as possible or as late as allowed, by seed. The
-// sums are poison until the wait.
+// This lane's part of an m64nNk16 product, N = `width`: sums[width / 2] += A * B as soon as possible or as
+// late as allowed, by seed. The sums are poison until the wait.
 void wgmma_issue(float* sums, int width, bool is_bf16, uint64_t a, uint64_t b);
 
 template <class T>

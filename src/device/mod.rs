@@ -152,11 +152,7 @@ impl Device {
                 let kernels =
                     self.kernel_image().map_or(String::new(), |image| format!(", kernels for {image}"));
                 let family = self.linear_family.name();
-                format!(
-                    "CUDA {}.{}{kernels}, linear layers by {family}",
-                    version / 1000,
-                    version % 1000 / 10
-                )
+                format!("CUDA {}.{}{kernels}, linear layers by {family}", version / 1000, version % 1000 / 10)
             }
             (false, Err(_)) => "unknown".into(),
         }

@@ -37,7 +37,9 @@ impl Check {
             Check::Exp2 => ("prims_exp2", 128, 128, 128),
             Check::MmaBf16 => ("prims_mma_bf16", 32, 320, 128),
             Check::MmaF16 => ("prims_mma_f16", 32, 320, 128),
-            Check::WgmmaBf16(width) => ("prims_wgmma_bf16_n", 128, (64 + width) * 32 + 64 * width, 64 * width),
+            Check::WgmmaBf16(width) => {
+                ("prims_wgmma_bf16_n", 128, (64 + width) * 32 + 64 * width, 64 * width)
+            }
             Check::WgmmaF16(width) => ("prims_wgmma_f16_n", 128, (64 + width) * 32 + 64 * width, 64 * width),
             Check::Ldmatrix => ("prims_ldmatrix", 32, 128, 256),
             Check::CpAsync => ("prims_cp_async", 64, 768, 768),

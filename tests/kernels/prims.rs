@@ -143,7 +143,9 @@ fn wgmma_multiplies_tiles_in_shared_memory() {
                 let mut numbers = |count: usize| -> Vec<f32> {
                     match integers {
                         true => (0..count).map(|_| random.below(17) as f32 - 8.0).collect(),
-                        false => random.with_outliers(count).into_iter().map(|x| round_to(dtype, x)).collect(),
+                        false => {
+                            random.with_outliers(count).into_iter().map(|x| round_to(dtype, x)).collect()
+                        }
                     }
                 };
                 let (a, b, c) = (numbers(64 * 64), numbers(width * 64), numbers(64 * width));

@@ -96,9 +96,18 @@ extern "C" __global__ void healthy_pipeline(const float* in, float* out, int til
 }
 EXPORT_KERNEL(healthy_pipeline)
 
-// Sums of products of tiles that come by cp.async: in holds for each tile 64 rows of A, then 8 columns of B, of 64 elements;
-// out[64][8] = sum over tiles of A * B. Each way to get it wrong is one of these.
-enum class WgmmaBug { none, early_refill, no_proxy_fence, no_register_fence, no_wait, crooked_tile, split_warpgroup, early_read };
+// Sums of products of tiles that come by cp.async: in holds for each tile 64 rows of A, then 8 columns of B,
+// of 64 elements; out[64][8] = sum over tiles of A * B. Each way to get it wrong is one of these.
+enum class WgmmaBug {
+  none,
+  early_refill,
+  no_proxy_fence,
+  no_register_fence,
+  no_wait,
+  crooked_tile,
+  split_warpgroup,
+  early_read
+};
 
 template <WgmmaBug kBug>
 __device__ __forceinline__ void wgmma_sum(const bf16* in, float* out, int tiles) {
@@ -118,7 +127,8 @@ __device__ __forceinline__ void wgmma_sum(const bf16* in, float* out, int tiles)
     cp_async_wait<0>();
     if (kBug != WgmmaBug::no_proxy_fence) fence_async_proxy();
     __syncthreads();
-    const unsigned char* const slot = ring + tile % kSlots * kTileBytes + (kBug == WgmmaBug::crooked_tile ? 128 : 0);
+    const unsigned char* const slot =
+        ring + tile % kSlots * kTileBytes + (kBug == WgmmaBug::crooked_tile ? 128 : 0);
     const uint64_t a = wgmma_tile(slot), b = wgmma_tile(slot + 64 * 128);
     if (kBug != WgmmaBug::no_register_fence) wgmma_fence();
     for (int step = 0; step < 4; step++) {
@@ -135,10 +145,10 @@ __device__ __forceinline__ void wgmma_sum(const bf16* in, float* out, int tiles)
   if (kBug == WgmmaBug::early_read) wgmma_wait<0>();
 }
 
-#define WGMMA_SUM(name, bug)                                            \
+#define WGMMA_SUM(name, bug)                                               \
   extern "C" __global__ void name(const bf16* in, float* out, int tiles) { \
-    wgmma_sum<WgmmaBug::bug>(in, out, tiles);                           \
-  }                                                                     \
+    wgmma_sum<WgmmaBug::bug>(in, out, tiles);                              \
+  }                                                                        \
   EXPORT_HOPPER_KERNEL(name)
 
 WGMMA_SUM(healthy_wgmma, none)
