@@ -59,6 +59,7 @@ impl FromStr for LinearFamily {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Device, DeviceChoice};
 
     #[test]
     fn families_parse_by_their_names() {
@@ -68,5 +69,18 @@ mod tests {
         for bad in ["", "WGMMA", "mma ", "wmma"] {
             assert!(bad.parse::<LinearFamily>().unwrap_err().to_string().contains("mma or wgmma"), "{bad}");
         }
+    }
+
+    /// On the host driver all are there; a kernel that images lack is not found, and nothing else fails after.
+    #[test]
+    fn a_family_is_there_where_its_kernels_are() {
+        let device = Device::open(DeviceChoice::Host).unwrap();
+        assert!(!device.has_kernel("linear_wgmma_bf16_t7").unwrap());
+        for family in LinearFamily::ALL {
+            assert!(device.has_kernel(family.sample()).unwrap(), "{}", family.sample());
+            assert_eq!(device.with_linear_family(family).unwrap().linear_family(), family);
+        }
+        let wgmma = device.with_linear_family(LinearFamily::Wgmma).unwrap();
+        assert_eq!(wgmma.driver_version(), "host driver, linear layers by wgmma");
     }
 }
