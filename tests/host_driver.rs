@@ -442,6 +442,7 @@ fn launches_are_dumped_once_per_shape() {
         "healthy_pipeline",
         "healthy_sum",
         "healthy_transpose",
+        "healthy_wgmma",
     ];
     assert_eq!(names, expected);
 }
@@ -461,6 +462,7 @@ fn sanitizers_name_the_line() {
     let cases = [
         ("thread", "block_race", "data race", place("out[0] += 1")),
         ("thread", "missing_barrier_once", "data race", place("if (t % 32 == 0) partial")),
+        ("thread", "wgmma_early_refill", "data race", place("WGMMA_SUM(bug_wgmma_early_refill")),
         ("address", "dynamic_overrun", "use-after-poison", place("buffer[threadIdx.x + 1] = 1")),
         ("address", "red_zones", "use-after-poison", place("out[index] = value")),
         ("address", "static_overrun", "index 32 out of bounds", place("staging[threadIdx.x + 1] = 1")),
