@@ -245,10 +245,10 @@ __device__ __forceinline__ void linear_fma(const float* x, const float* weight, 
 LINEAR_FMA(linear_f32, false)
 LINEAR_FMA(linear_swiglu_f32, true)
 
-#define LINEAR(name, T, gated, tokens, weights, warps_along_tokens, stages)                             \
-  extern "C" __global__ void __launch_bounds__(kThreads)                                                \
-      LINEAR_KERNEL(name, T, (linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>, gated>)) \
-          EXPORT_KERNEL(name)
+#define LINEAR(name, T, gated, tokens, weights, warps_along_tokens, stages)                \
+  LINEAR_KERNEL(name, T, kThreads,                                                         \
+                (linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>, gated>)) \
+  EXPORT_KERNEL(name)
 
 #define LINEAR_FAMILY(name, T, gated)        \
   LINEAR(name##_t8, T, gated, 8, 64, 1, 4)   \

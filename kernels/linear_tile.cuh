@@ -26,9 +26,13 @@ struct LinearPlace {
 
 template <typename Shape, typename T>
 __device__ __forceinline__ LinearPlace linear_place(const LinearOperands<T>& layer) {
-  const int tile_begin = blockIdx.z * layer.tiles_per_split;
-  return {static_cast<int>(blockIdx.x) * Shape::kTokens, static_cast<int>(blockIdx.y) * Shape::kWeights,
-          tile_begin, min((layer.K + kTileK - 1) / kTileK, tile_begin + layer.tiles_per_split)};
+  LinearPlace place;
+  // Unsigned: products of ints are taken for non-negative, which costs registers where addresses are made of them.
+  place.token0 = blockIdx.x * Shape::kTokens;
+  place.weight0 = blockIdx.y * Shape::kWeights;
+  place.tile_begin = blockIdx.z * layer.tiles_per_split;
+  place.tile_end = min((layer.K + kTileK - 1) / kTileK, place.tile_begin + layer.tiles_per_split);
+  return place;
 }
 
 // Address of a 16-byte chunk in a tile of kTileK-element rows.
@@ -142,13 +146,14 @@ __device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, cons
   }
 }
 
-// Name, parameters and body of an entry point: `body` gets the operands.
-#define LINEAR_KERNEL(name, T, body)                                                                     \
-  name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
-       void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
-       int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
-    const LinearOperands<T> layer{x,      weight, bias,     out,        partial,         num_rows,       \
-                                  N,      K,      x_stride, out_stride, tiles_per_split, out_is_f32,     \
-                                  tickets};                                                              \
-    body(layer);                                                                                         \
+// An entry point: `body` gets the operands.
+#define LINEAR_KERNEL(name, T, threads, body)                                                                \
+  extern "C" __global__ void __launch_bounds__(threads)                                                      \
+      name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
+           void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
+           int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
+    const LinearOperands<T> layer{x,      weight, bias,     out,        partial,         num_rows,           \
+                                  N,      K,      x_stride, out_stride, tiles_per_split, out_is_f32,         \
+                                  tickets};                                                                  \
+    body(layer);                                                                                             \
   }

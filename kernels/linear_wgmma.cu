@@ -12,7 +12,7 @@
 //
 // Roofline: mma reaches 60 to 65 % of Hopper's tensor cores, wgmma all of them; above about 100 tokens that
 // decides whether the weights of an H200 can be multiplied as fast as they are read. Nothing here has run on
-// a GPU yet.
+// a GPU yet; what fence_async_proxy costs while copies are under way is the first thing to measure.
 //
 // Schedule: weights are the 64-side of wgmma, tokens the other. cp.async fills a ring of stages. In step t
 // all threads wait for their copies of tile t and meet; the products of t are issued; then the slot of tile
@@ -131,9 +131,10 @@ __device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
   finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
 }
 
-#define LINEAR(name, T, gated, tokens, weights, stages)                                                \
-  extern "C" __global__ void __launch_bounds__(Tile<tokens, weights, stages>::kThreads) LINEAR_KERNEL( \
-      name, T, (linear_wgmma<T, Tile<tokens, weights, stages>, gated>)) EXPORT_HOPPER_KERNEL(name)
+#define LINEAR(name, T, gated, tokens, weights, stages)                  \
+  LINEAR_KERNEL(name, T, (Tile<tokens, weights, stages>::kThreads),      \
+                (linear_wgmma<T, Tile<tokens, weights, stages>, gated>)) \
+  EXPORT_HOPPER_KERNEL(name)
 
 #define LINEAR_FAMILY(name, T, gated)        \
   LINEAR(name##_t8, T, gated, 8, 64, 5)      \

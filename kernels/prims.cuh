@@ -232,7 +232,7 @@ PRIMITIVE uint64_t wgmma_tile(const void* tile) {
          uint64_t{1} << 62;
 }
 
-// The same tile from 16 `steps` of K on.
+// The same tile, so many steps of 16 elements further along K.
 PRIMITIVE uint64_t wgmma_step(uint64_t tile, int steps) {
   return tile + steps * (32 >> 4);
 }
