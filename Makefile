@@ -51,7 +51,7 @@ fuzz: $(TOOLCHAIN) $(SCHEMATHESIS)/bin/schemathesis $(CARGO_FUZZ)
 	$(SCHEMATHESIS)/bin/python tools/fuzz_serve.py --seconds $(FUZZ_SECONDS)
 	CARGO_FUZZ=$(CARGO_FUZZ) tools/fuzz_targets.sh $(FUZZ_SECONDS)
 
-## spills: registers and spills of every kernel on every architecture; any spill is an error
+## spills: registers and spills of every kernel on every architecture; any spill is an error, and any wait for wgmma that ptxas adds
 spills: $(TOOLCHAIN)
 	tools/check_spills.sh
 

@@ -37,17 +37,15 @@
 // in the same order. Gate and up rows lie in turns of 8, the two halves of an m16 tile: a thread holds both.
 #include "prims.cuh"
 #include "elements.cuh"
+#include "linear_tile.cuh"
 #include "reduce.cuh"
 
 constexpr int kThreads = 128;  // four warps: enough to fill a stage with four 16-byte copies a thread
-constexpr int kTileK = 64;     // 128 bytes a row: whole DRAM lines, and the swizzle's period
-constexpr int kChunk = 8;      // elements of a 16-byte copy
-constexpr int kRowChunks = kTileK / kChunk;
-constexpr int kRowsPerPass = kThreads / kRowChunks;
 
 // The tile of a CTA. Four warps form a grid of (4 / kWarpsAlongTokens) x kWarpsAlongTokens.
 template <int kTokens_, int kWeights_, int kWarpsAlongTokens_, int kStages_>
 struct Tile {
+  static constexpr int kThreads = ::kThreads;
   static constexpr int kTokens = kTokens_;
   static constexpr int kWeights = kWeights_;
   static constexpr int kWarpsAlongTokens = kWarpsAlongTokens_;
@@ -57,88 +55,18 @@ struct Tile {
   static constexpr int kMmaRows = kWeights / kWarpsAlongWeights / 16;  // m16 tiles a warp
   static constexpr int kGroups = kTokens / kWarpsAlongTokens / 8;      // n8 groups a warp
   static_assert(kMmaRows > 0 && kGroups > 0, "every warp needs at least one mma tile");
-  static_assert(kWeights % kRowsPerPass == 0, "a weight tile is filled in whole passes");
+  static_assert(kWeights % (kThreads / kRowChunks) == 0, "a weight tile is filled in whole passes");
 };
-
-// Address of a 16-byte chunk in a tile of kTileK-element rows.
-template <typename T>
-__device__ __forceinline__ T* swizzled(T* tile, int row, int chunk) {
-  return tile + row * kTileK + (chunk ^ (row % kRowChunks)) * kChunk;
-}
-
-// Copies rows [row0, row0 + kRows) x one k tile of `source` into `tile`; what lies outside the matrix becomes
-// zero.
-template <int kRows, typename T>
-__device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, int num_rows,
-                                           int64_t row_stride, int k0, int K) {
-  const int chunk = threadIdx.x % kRowChunks;
-  const int k = k0 + chunk * kChunk;
-#pragma unroll
-  for (int first = 0; first < kRows; first += kRowsPerPass) {
-    const int row = first + threadIdx.x / kRowChunks;
-    if (kRows % kRowsPerPass == 0 || row < kRows) {
-      const bool inside = row0 + row < num_rows && k < K;
-      cp_async16(swizzled(tile, row, chunk), inside ? source + (row0 + row) * row_stride + k : source,
-                 inside);
-    }
-  }
-}
-
-// A finished sum, with its bias.
-template <typename T>
-__device__ __forceinline__ float with_bias(float sum, const T* bias, int n) {
-  return bias != nullptr ? sum + to_float(bias[n]) : sum;
-}
-
-// The gated activation, of gate and up as they would have been stored.
-template <typename T>
-__device__ __forceinline__ T swiglu(float gate, float up) {
-  const float g = to_float(from_float<T>(gate));
-  return from_float<T>(g / (1.0f + expf(-g)) * to_float(from_float<T>(up)));
-}
-
-// Stores one finished sum as out's element type.
-template <typename T>
-__device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, const T* bias, int n,
-                                          int out_is_f32) {
-  sum = with_bias(sum, bias, n);
-  if (out_is_f32) {
-    static_cast<float*>(out)[offset] = sum;
-  } else {
-    static_cast<T*>(out)[offset] = from_float<T>(sum);
-  }
-}
-
-// Whether this CTA is the last of its tile's splits to come here: then it sees what all of them have written.
-// `is_last` is shared, in memory that nobody needs any more: one variable more would exceed 48 KB.
-__device__ __forceinline__ bool is_last_split(unsigned* tickets, int& is_last) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    // Counts to the last split and back to 0, for the next launch.
-    const unsigned ticket = atomicInc(tickets + blockIdx.x * gridDim.y + blockIdx.y, gridDim.z - 1);
-    is_last = ticket == gridDim.z - 1;
-  }
-  __syncthreads();
-  __threadfence();
-  return is_last;
-}
 
 template <typename T,      // element type: bf16 or f16
           typename Shape,  // a Tile
           bool kGated>     // linear_swiglu
-__device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T* bias, void* out,
-                                           float* partial, int num_rows, int N, int K, int x_stride,
-                                           int out_stride, int tiles_per_split, int out_is_f32,
-                                           unsigned* tickets) {
+__device__ __forceinline__ void linear_mma(const LinearOperands<T>& layer) {
   let_successor_start();
   DYN_SMEM(T, stages);
   const int lane_idx = threadIdx.x % 32;
   const int warp_idx = threadIdx.x / 32;
-  const int token0 = blockIdx.x * Shape::kTokens;
-  const int weight0 = blockIdx.y * Shape::kWeights;
-  const int tile_begin = blockIdx.z * tiles_per_split;
-  const int tile_end = min((K + kTileK - 1) / kTileK, tile_begin + tiles_per_split);
+  const LinearPlace place = linear_place<Shape>(layer);
   // Where this warp's mma tiles start inside the CTA's tile.
   const int warp_weight = warp_idx % Shape::kWarpsAlongWeights * (Shape::kMmaRows * 16);
   const int warp_token = warp_idx / Shape::kWarpsAlongWeights * (Shape::kGroups * 8);
@@ -146,12 +74,18 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
   // A stage holds the weight tile, then the token tile.
   auto fetch_weights = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements;
-    if (tile < tile_end) fetch_tile<Shape::kWeights>(stage, weight, weight0, N, K, tile * kTileK, K);
+    if (tile < place.tile_end) {
+      fetch_tile<Shape::kWeights, kThreads>(stage, layer.weight, place.weight0, layer.N, layer.K,
+                                            tile * kTileK, layer.K);
+    }
   };
   // Groups are committed even when empty: the wait counts them.
   auto fetch_tokens = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
-    if (tile < tile_end) fetch_tile<Shape::kTokens>(stage, x, token0, num_rows, x_stride, tile * kTileK, K);
+    if (tile < place.tile_end) {
+      fetch_tile<Shape::kTokens, kThreads>(stage, layer.x, place.token0, layer.num_rows, layer.x_stride,
+                                           tile * kTileK, layer.K);
+    }
     cp_async_commit();
   };
 
@@ -167,7 +101,7 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
 
   // Groups of 8 tokens with a row in them: the others of a tile are not multiplied, so cost rises in steps of 8. The widest
   // tile, which has no register to spare for the count, always multiplies all.
-  const int live_groups = (num_rows - token0 - warp_token + 7) / 8;
+  const int live_groups = (layer.num_rows - place.token0 - warp_token + 7) / 8;
   auto is_live = [&](int group) { return Shape::kTokens > 64 || group < live_groups; };
 
   auto multiply = [&](int slot) {
@@ -203,13 +137,13 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
   // Fill all stages but one, then: wait for the oldest, refill the slot that every warp has left, multiply.
   // Weights come first, while the tokens may still be in the making; they belong to the group of the first.
 #pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch_weights(tile_begin + stage, stage);
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch_weights(place.tile_begin + stage, stage);
   wait_for_predecessors();
 #pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch_tokens(tile_begin + stage, stage);
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) fetch_tokens(place.tile_begin + stage, stage);
   int slot = 0;
   int free_slot = Shape::kStages - 1;
-  for (int tile = tile_begin; tile < tile_end; ++tile) {
+  for (int tile = place.tile_begin; tile < place.tile_end; ++tile) {
     cp_async_wait<Shape::kStages - 2>();
     __syncthreads();
     fetch_weights(tile + Shape::kStages - 1, free_slot);
@@ -221,8 +155,8 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
   cp_async_wait<0>();
 
   // sums[m][group][i]: weight row lane / 4 (+ 8 for i >= 2), token 2 * (lane % 4) + i % 2.
-  const int first_n = weight0 + warp_weight + lane_idx / 4;
-  const int first_token = token0 + warp_token + lane_idx % 4 * 2;
+  const int first_n = place.weight0 + warp_weight + lane_idx / 4;
+  const int first_token = place.token0 + warp_token + lane_idx % 4 * 2;
   auto for_each_sum = [&](auto&& use) {
 #pragma unroll
     for (int m = 0; m < Shape::kMmaRows; ++m) {
@@ -232,47 +166,14 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, const T*
         for (int i = 0; i < 4; ++i) {
           const int n = first_n + m * 16 + i / 2 * 8;
           const int token = first_token + group * 8 + i % 2;
-          if (n < N && token < num_rows) use(m, group, i, n, token);
+          if (n < layer.N && token < layer.num_rows) {
+            use(i, n, token, sums[m][group][i], sums[m][group][(i + 2) % 4]);
+          }
         }
       }
     }
   };
-
-  auto finish = [&](int token, int n, float sum, float up_sum) {
-    const int64_t row = static_cast<int64_t>(token) * out_stride;
-    if constexpr (kGated) {
-      static_cast<T*>(out)[row + n / 16 * 8 + n % 8] =
-          swiglu<T>(with_bias(sum, bias, n), with_bias(up_sum, bias, n + 8));
-    } else {
-      store_sum(out, row + n, sum, bias, n, out_is_f32);
-    }
-  };
-
-  if (partial == nullptr) {
-    for_each_sum([&](int m, int group, int i, int n, int token) {
-      if (!kGated || i < 2) finish(token, n, sums[m][group][i], sums[m][group][(i + 2) % 4]);
-    });
-    return;
-  }
-  const int64_t split_stride = static_cast<int64_t>(num_rows) * N;
-  for_each_sum([&](int m, int group, int i, int n, int token) {
-    partial[blockIdx.z * split_stride + static_cast<int64_t>(token) * N + n] = sums[m][group][i];
-  });
-  if (!is_last_split(tickets, *reinterpret_cast<int*>(stages))) return;
-  auto total = [&](int token, int n) {
-    const float* term = partial + static_cast<int64_t>(token) * N + n;
-    float sum = 0.0f;
-#pragma unroll 8  // loads in flight
-    for (unsigned split = 0; split < gridDim.z; ++split, term += split_stride) sum += load_fresh(term);
-    return sum;
-  };
-  constexpr int kOutputs = kGated ? Shape::kWeights / 2 : Shape::kWeights;
-  for (int i = threadIdx.x; i < Shape::kTokens * kOutputs; i += kThreads) {
-    const int output = i % kOutputs;
-    const int n = weight0 + (kGated ? output / 8 * 16 + output % 8 : output);
-    const int token = token0 + i / kOutputs;
-    if (n < N && token < num_rows) finish(token, n, total(token, n), kGated ? total(token, n + 8) : 0.0f);
-  }
+  finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
 }
 
 // Plain FMA: lane l of a warp adds elements 4l..4l+3 of every 128, ascending; then the lanes are added.
@@ -344,15 +245,9 @@ __device__ __forceinline__ void linear_fma(const float* x, const float* weight, 
 LINEAR_FMA(linear_f32, false)
 LINEAR_FMA(linear_swiglu_f32, true)
 
-#define LINEAR(name, T, gated, tokens, weights, warps_along_tokens, stages)                                  \
-  extern "C" __global__ void __launch_bounds__(kThreads)                                                     \
-      name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
-           void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
-           int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
-    linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>, gated>(                                 \
-        x, weight, bias, out, partial, num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32,    \
-        tickets);                                                                                            \
-  }                                                                                                          \
+#define LINEAR(name, T, gated, tokens, weights, warps_along_tokens, stages)                \
+  LINEAR_KERNEL(name, T, kThreads,                                                         \
+                (linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>, gated>)) \
   EXPORT_KERNEL(name)
 
 #define LINEAR_FAMILY(name, T, gated)        \

@@ -113,6 +113,67 @@ extern "C" __global__ void prims_cp_async(const uint32_t* __restrict__ in, uint3
 }
 EXPORT_KERNEL(prims_cp_async)
 
+// ---- wgmma: in = A[64][64] and B[N][64] (a column of B a row) as 16-bit pairs, then C[64][N] in f32;
+// out = C + A * B. Two groups of two steps of K each, of which the second is issued before the first has
+// ended; the tiles come by cp.async
+
+#if HAS_WGMMA
+
+template <class T, int N>
+__device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
+  constexpr int kRows = 64 + N, kChunks = 8;
+  DYN_SMEM_TILES(uint4, tiles);
+  for (int i = threadIdx.x; i < kRows * kChunks; i += 128) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    cp_async16(tiles + row * kChunks + (chunk ^ row % 8), reinterpret_cast<const uint4*>(in) + i);
+  }
+  cp_async_commit();
+  float sums[N / 2];
+  const uint32_t* const c = in + kRows * 32;
+  const int top = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, left = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    sums[i] = __uint_as_float(c[(top + i / 2 % 2 * 8) * N + i / 4 * 8 + left + i % 2]);
+  }
+  cp_async_wait<0>();
+  fence_async_proxy();
+  __syncthreads();
+  const uint64_t a = wgmma_tile(tiles), b = wgmma_tile(tiles + 64 * kChunks);
+  wgmma_fence();
+  wgmma<T, N>(sums, wgmma_step(a, 0), wgmma_step(b, 0));
+  wgmma<T, N>(sums, wgmma_step(a, 1), wgmma_step(b, 1));
+  wgmma_commit();
+  wgmma<T, N>(sums, wgmma_step(a, 2), wgmma_step(b, 2));
+  wgmma<T, N>(sums, wgmma_step(a, 3), wgmma_step(b, 3));
+  wgmma_commit();
+  wgmma_wait<1>();
+  wgmma_wait<0>();
+  wgmma_arrived(sums);
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    out[(top + i / 2 % 2 * 8) * N + i / 4 * 8 + left + i % 2] = __float_as_uint(sums[i]);
+  }
+}
+
+#define CHECK_WGMMA(name, T, n)                                                                  \
+  extern "C" __global__ void name(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) { \
+    check_wgmma<T, n>(in, out);                                                                  \
+  }                                                                                              \
+  EXPORT_HOPPER_KERNEL(name)
+
+#define CHECK_WGMMA_WIDTHS(name, T) \
+  CHECK_WGMMA(name##_n8, T, 8)      \
+  CHECK_WGMMA(name##_n16, T, 16)    \
+  CHECK_WGMMA(name##_n32, T, 32)    \
+  CHECK_WGMMA(name##_n64, T, 64)    \
+  CHECK_WGMMA(name##_n128, T, 128)  \
+  CHECK_WGMMA(name##_n256, T, 256)
+
+CHECK_WGMMA_WIDTHS(prims_wgmma_bf16, bf16)
+CHECK_WGMMA_WIDTHS(prims_wgmma_f16, f16)
+
+#endif  // HAS_WGMMA
+
 // ---- barriers between pairs of warps: what the partner warp wrote is there
 
 extern "C" __global__ void prims_named_barrier(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {

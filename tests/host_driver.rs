@@ -114,6 +114,30 @@ fn short_async_copy_wait_reads_poison() {
 }
 
 #[test]
+fn wgmma_reads_a_slot_that_is_filled_too_early() {
+    expect("wgmma_early_refill", &["in order: wrong"]);
+}
+
+#[test]
+fn sums_that_are_read_before_their_wait_are_poison() {
+    expect("wgmma_early_read", &["sums: wrong"]);
+}
+
+#[test]
+fn misuse_of_wgmma_is_named() {
+    expect(
+        "wgmma_misuse",
+        &[
+            "launch: 719 ... has not called fence_async_proxy ... kernel bug_wgmma_no_proxy_fence",
+            "launch: 719 ... without a wgmma_fence ... kernel bug_wgmma_no_register_fence",
+            "launch: 719 ... without wgmma_wait for all of its wgmma ... kernel bug_wgmma_no_wait",
+            "launch: 719 ... does not start on 1024 bytes ... kernel bug_wgmma_crooked_tile",
+            "launch: 719 ... warps of one warpgroup give different descriptors ... kernel bug_wgmma_split_warpgroup",
+        ],
+    );
+}
+
+#[test]
 fn unwritten_shared_memory_is_nan() {
     expect("uninitialised_shared", &["values: 1 nan"]);
 }
@@ -418,6 +442,7 @@ fn launches_are_dumped_once_per_shape() {
         "healthy_pipeline",
         "healthy_sum",
         "healthy_transpose",
+        "healthy_wgmma",
     ];
     assert_eq!(names, expected);
 }
@@ -437,6 +462,7 @@ fn sanitizers_name_the_line() {
     let cases = [
         ("thread", "block_race", "data race", place("out[0] += 1")),
         ("thread", "missing_barrier_once", "data race", place("if (t % 32 == 0) partial")),
+        ("thread", "wgmma_early_refill", "data race", place("WGMMA_SUM(bug_wgmma_early_refill")),
         ("address", "dynamic_overrun", "use-after-poison", place("buffer[threadIdx.x + 1] = 1")),
         ("address", "red_zones", "use-after-poison", place("out[index] = value")),
         ("address", "static_overrun", "index 32 out of bounds", place("staging[threadIdx.x + 1] = 1")),

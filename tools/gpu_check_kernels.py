@@ -10,6 +10,7 @@ counted in the last line. Without PyTorch only ours are measured.
 
 import argparse
 import gc
+import itertools
 import json
 import time
 from pathlib import Path
@@ -65,11 +66,12 @@ class Peers:
             return []
         return self.by_family.get(shape["family"], []) or self.by_family.get(shape.get("kernel", ""), [])
 
-    def measure(self, who: str, build, case: str, shape: dict) -> None:
+    def measure(self, who: str, build, cases: list[str], shape: dict) -> None:
+        """Measured once, written for each of the cases that are this shape."""
         if who == "FlexAttention" and self.flex_left <= 0:
             return
         start = time.monotonic()
-        row: dict = {"case": case, "shape": shape}
+        row: dict = {"shape": shape}
         try:
             peer = build(shape)
             peer.launch(0)
@@ -81,11 +83,18 @@ class Peers:
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
         if who == "FlexAttention":
             self.flex_left -= time.monotonic() - start
-        self.record.add(who, row)
+        for case in cases:
+            self.record.add(who, {"case": case} | row)
         peer = None
         gc.collect()
         if self.timing.on_gpu():
             self.torch.cuda.empty_cache()
+
+
+def by_shape(entries: list[dict]) -> list[list[dict]]:
+    """Rows of one shape that differ in our instructions alone stand together: whoever else has a kernel for it is measured once."""
+    shape = lambda entry: entry["shape"] | {"instructions": None}
+    return [list(group) for _, group in itertools.groupby(entries, key=shape)]
 
 
 def main() -> int:
@@ -108,26 +117,25 @@ def main() -> int:
         for m, n, k in ARITHMETIC:
             shape = {"family": "ceilings", "kind": "matmul", "m": m // scale, "n": n // scale, "k": k // scale}
             case = "matmul {m} x {n} x {k}".format(**shape)
-            peers.measure("torch.matmul", peers.torch_peers.matmul, case, shape)
+            peers.measure("torch.matmul", peers.torch_peers.matmul, [case], shape)
     seen: dict[str, int] = {}
     missed = 0
-    for entry in list(ours.several("list")):
-        name, shape = entry["name"], entry["shape"]
-        if args.only not in name:
-            continue
+    for group in by_shape([entry for entry in ours.several("list") if args.only in entry["name"]]):
+        shape, names = group[0]["shape"], [entry["name"] for entry in group]
         family = shape["family"]
         seen[family] = seen.get(family, 0) + 1
         if args.most and seen[family] > args.most:
             continue
         if time.monotonic() - begun > args.seconds:
-            missed += 1
+            missed += len(group)
             continue
         for turn in (0, 1):
-            row = ours.time(name) | {"turn": turn, "rank": entry["rank"]}
-            failures += "error" in row
-            record.add("ours", row)
+            for entry in group:
+                row = ours.time(entry["name"]) | {"turn": turn, "rank": entry["rank"]}
+                failures += "error" in row
+                record.add("ours", row)
             for who, build in peers.of(shape) if turn == 0 else []:
-                peers.measure(who, build, name, shape)
+                peers.measure(who, build, names, shape)
             if turn == 0 and not peers.of(shape):
                 break  # nobody was measured in between
     record.add("end", {"reason": f"{missed} rows not reached", "missed": missed, "failures": failures})

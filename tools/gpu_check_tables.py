@@ -164,21 +164,31 @@ def kernels(folder: Path) -> None:
             rows.append(row)
         table(f"Kernels: {family}", source, header, rows)
     ratios(families, source)
+    instructions(families["linear"], source)
     if missing:
         print(f"\n### Notes, and what was not measured\n\n{source}\n")
         for line in missing:
             print(f"- {line}")
 
 
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
 def ratios(families: dict[str, dict[str, Shape]], source: str) -> None:
-    rows = []
+    """Of linear layers for each of our families of kernels apart."""
+    groups: dict[str, dict[str, Shape]] = defaultdict(dict)
     for family, members in families.items():
+        for name, shape in members.items():
+            groups[" ".join(filter(None, [family, shape_of(shape).get("instructions")]))][name] = shape
+    rows = []
+    for family, members in groups.items():
         for peer in PEERS:
             found = sorted((r, name) for name, shape in members.items() if (r := shape.ratio(peer)))
             if not found:
                 continue
-            logs = [math.log(ratio) for ratio, _ in found]
-            mean = math.exp(sum(logs) / len(logs))
+            mean = geometric_mean(ratio for ratio, _ in found)
             middle = found[len(found) // 2][0]
             rows.append(
                 [family, peer, str(len(found)), number(mean), number(middle), number(found[0][0]), found[0][1]]
@@ -186,6 +196,27 @@ def ratios(families: dict[str, dict[str, Shape]], source: str) -> None:
     table(
         "Ratios: others' time over ours", source,
         ["family", "who", "shapes", "geometric mean", "median", "least", "at"], rows,
+    )  # fmt: skip
+
+
+def instructions(members: dict[str, Shape], source: str) -> None:
+    """Linear layers by both instructions, at each number of rows: whether, and from where on, wgmma is worth choosing."""
+    times: dict[int, dict[tuple, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for shape in members.values():
+        sizes, us = shape_of(shape), shape.median()
+        if us and "instructions" in sizes:
+            layer = (sizes["model"], sizes["layer"])
+            times[sizes["rows"]][layer][sizes["instructions"]] = us
+    rows = []
+    for count, layers in sorted(times.items()):
+        found = {layer: us["mma"] / us["wgmma"] for layer, us in layers.items() if {"mma", "wgmma"} <= us.keys()}
+        if found:
+            least = min(found, key=found.__getitem__)
+            mean = geometric_mean(found.values())
+            rows.append([str(count), str(len(found)), number(mean), number(found[least]), " ".join(least)])
+    table(
+        "Linear layers: time by mma over time by wgmma", source,
+        ["rows", "layers", "geometric mean", "least", "at"], rows,
     )  # fmt: skip
 
 

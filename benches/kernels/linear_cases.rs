@@ -1,41 +1,49 @@
-//! Linear layers: every weight at every number of rows.
+//! Linear layers: every weight at every number of rows, by each family of kernels that the device has.
 
 use smart_run::Result;
-use smart_run::device::{DType, Tensor};
+use smart_run::device::{DType, Device, LinearFamily, Tensor};
 use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
 use smart_run::reference;
 
 use super::measure::{Case, Entry, near};
 use super::row_cases::row;
-use super::setting::{Model, Setting};
+use super::setting::Setting;
 use super::shapes::LinearShape;
 
-/// The weights of `model`'s list, those that matter most at the usual numbers of rows first.
-pub fn linear(model: &'static Model) -> Vec<Entry> {
-    let mut entries = Vec::new();
+/// The weights of the model's list, those that matter most at the usual numbers of rows first; families of one shape are neighbours.
+pub fn linear(setting: &Setting) -> Vec<Entry> {
+    let has = |family: &LinearFamily| setting.device.with_linear_family(*family).is_ok();
+    let families: Vec<LinearFamily> = LinearFamily::ALL.into_iter().filter(has).collect();
+    let (model, mut entries) = (setting.model, Vec::new());
     for shape in model.linears {
         for &rows in model.steps {
-            let LinearShape { model: of, layer, n, k, rank, .. } = *shape;
-            let usual = model.widths.contains(&rows);
-            let json = serde_json::json!({
-                "family": "linear", "model": of, "layer": layer, "rows": rows, "n": n, "k": k,
-                "out": if shape.f32_out { "f32" } else { "bf16" }, "gated": is_gated(shape),
-            });
-            let name = format!("linear {of} {layer} T={rows} N={n} K={k}");
-            let rank = if usual { rank } else { rank + 2 };
-            entries.push(Entry::new(rank, name, json, move |setting| linear_case(setting, shape, rows)));
+            for &family in &families {
+                let LinearShape { model: of, layer, n, k, rank, .. } = *shape;
+                let usual = model.widths.contains(&rows);
+                let json = serde_json::json!({
+                    "family": "linear", "model": of, "layer": layer, "rows": rows, "n": n, "k": k,
+                    "out": if shape.f32_out { "f32" } else { "bf16" }, "gated": is_gated(shape),
+                    "instructions": family.name(),
+                });
+                let name = format!("linear {of} {layer} T={rows} N={n} K={k} {}", family.name());
+                let rank = if usual { rank } else { rank + 2 };
+                let build = move |setting: &Setting| {
+                    linear_case(setting, setting.device.with_linear_family(family)?, shape, rows)
+                };
+                entries.push(Entry::new(rank, name, json, build));
+            }
         }
     }
     entries
 }
 
-fn linear_case(setting: &Setting, shape: &LinearShape, rows: usize) -> Result<Case> {
+fn linear_case(setting: &Setting, device: Device, shape: &LinearShape, rows: usize) -> Result<Case> {
     let &LinearShape { n, k, f32_out, .. } = shape;
     let (gated, dtype) = (is_gated(shape), if f32_out { DType::F32 } else { DType::Bf16 });
     let out = setting.uninit(dtype, &[rows, if gated { n / 2 } else { n }])?;
     let x = setting.random(0, &[rows, k]);
     let workspace = LinearWorkspace::new(&setting.device, rows, [(n, k)], 0)?;
-    let (device, read) = (setting.device.clone(), out.clone());
+    let read = out.clone();
     let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[n, k])).collect();
     let checked_rows = if gated { 2 * GATE_ROWS } else { 8 };
     let (last_x, first_weights) = (setting.values((rows - 1) * k, k), setting.values(0, checked_rows * k));

@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ceilings::{Ceiling, Rates};
 use measure::{Entry, Timing, time};
 use serde_json::{Value, json};
-use setting::{DEMO, LLAMA_8B, Model, Setting};
+use setting::{DEMO, LLAMA_8B, Setting};
 use smart_run::device::{Device, NVCC_VERSION};
 use smart_run::{Error, Result};
 
@@ -33,7 +33,7 @@ pub fn run(device: &Device, filter: &str) -> Result<()> {
         rank.parse().map_err(|_| Error::Input(format!("SMART_BENCH_RANK={rank}: expected a number")))
     })?;
     table.measure_ceilings()?;
-    for entry in entries(table.setting.model) {
+    for entry in entries(&table.setting) {
         if entry.rank <= rank && entry.name.contains(filter) {
             table.measure(&entry)?;
         }
@@ -48,7 +48,7 @@ pub fn run(device: &Device, filter: &str) -> Result<()> {
 #[allow(dead_code)]
 pub fn serve(device: &Device) -> Result<()> {
     let mut table = Table::open(device, true)?;
-    let entries = entries(table.setting.model);
+    let entries = entries(&table.setting);
     answer(&json!({ "ready": device.name(), "nvcc": NVCC_VERSION, "shapes": table.setting.model.name }));
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::Device(format!("standard input: {e}")))?;
@@ -85,9 +85,8 @@ pub fn serve(device: &Device) -> Result<()> {
 }
 
 /// All rows, by rank; a shape that two lists name is one row.
-fn entries(model: &'static Model) -> Vec<Entry> {
+fn entries(setting: &Setting) -> Vec<Entry> {
     let families = [
-        linear_cases::linear,
         attention_cases::attention,
         drafter_cases::drafter,
         token_cases::tokens,
@@ -95,7 +94,8 @@ fn entries(model: &'static Model) -> Vec<Entry> {
         control_cases::control,
         vision_cases::vision,
     ];
-    let mut entries: Vec<Entry> = families.iter().flat_map(|family| family(model)).collect();
+    let mut entries = linear_cases::linear(setting);
+    entries.extend(families.iter().flat_map(|family| family(setting.model)));
     entries.sort_by_key(|entry| entry.rank);
     let mut seen = HashSet::new();
     entries.retain(|entry| seen.insert(entry.name.clone()));

@@ -55,22 +55,26 @@ bool Block::run(uint64_t number, void** parameters) {
   error.clear();
   failing_thread.clear();
   variables_.clear();
+  warpgroup_calls_.clear();
   if (tsan::enabled) forget_history();
   start_shared();
   for (unsigned w = 0; w < num_warps; w++) {
     Warp& warp = warps[w];
     unsigned lanes = num_threads - w * 32;
     warp.ready = warp.alive = warp.exists = lanes >= 32 ? ~0u : (1u << lanes) - 1;
-    warp.whole.arrived = 0;
+    warp.whole.arrived = warp.num_wgmma = 0;
     for (Rendezvous* r : warp.partial) delete r;
     warp.partial.clear();
   }
   for (Barrier& b : barriers) b.arrived = 0, b.gathering = {0, 1, 0};
   for (unsigned t = 0; t < num_threads; t++) {
-    fibers[t].exited = fibers[t].has_waited = false;
+    fibers[t].exited = fibers[t].has_waited = fibers[t].has_fenced_sums = false;
     fibers[t].waiting_for = nullptr;
     fibers[t].copies.clear();
     fibers[t].group_ends.clear();
+    fibers[t].products.clear();
+    fibers[t].product_ends.clear();
+    fibers[t].in_flight.clear();
     if (tsan::enabled || asan::enabled) fibers[t].stack.rewind(fiber_main);
   }
 
@@ -85,6 +89,7 @@ bool Block::run(uint64_t number, void** parameters) {
     return false;
   }
   error = broken_fences();
+  if (error.empty()) error = incomplete_wgmma();
   return error.empty();
 }
 
@@ -113,6 +118,7 @@ void fiber_main() {
     block->kernel->invoke(block->parameters_);
     if (block->overlaps_ && !self->has_waited)
       fail("a thread ended without wait_for_predecessors in a launch that overlaps those before");
+    if (!self->products.empty()) fail("a thread ended without wgmma_wait for all of its wgmma");
     tsan::release(block->launch_end_);
 
     self->exited = true;

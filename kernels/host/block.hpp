@@ -25,6 +25,27 @@ struct AsyncCopy {
   int bytes, valid_bytes;
 };
 
+// What the warps of a warpgroup have in common of a product.
+struct WgmmaCall {
+  uint64_t a, b, width;
+};
+
+// A lane's part of a wgmma that was issued.
+struct Product {
+  float* home;  // of its sums in the kernel
+  int width;
+  bool is_bf16;
+  uint64_t a, b;  // descriptors
+  bool is_done;
+};
+
+// Sums that the kernel may not touch: they are here until the wait that covers the last of their products.
+struct AccumulatorsInFlight {
+  float* home;
+  uint32_t num_products;
+  float values[128];
+};
+
 struct Fiber : Thread {
   FiberStack stack;
   const char* waiting_for = nullptr;  // null: running or ready
@@ -32,6 +53,11 @@ struct Fiber : Thread {
   bool has_waited = false;           // for the launches before
   std::vector<AsyncCopy> copies;     // issued, oldest first
   std::vector<uint32_t> group_ends;  // committed groups, as ends into `copies`
+  uint32_t proxy_fences = 0;         // fence_async_proxy, so often
+  bool has_fenced_sums = false;      // wgmma_fence
+  std::vector<Product> products;     // issued, oldest first
+  std::vector<uint32_t> product_ends;
+  std::vector<AccumulatorsInFlight> in_flight;
   explicit Fiber(unsigned number);
 };
 
@@ -47,6 +73,7 @@ struct Warp {
   uint32_t ready = 0;   // lanes that can run
   uint32_t alive = 0;   // lanes that have not exited
   uint32_t exists = 0;  // fewer than 32 in the last warp of an odd block
+  uint32_t num_wgmma = 0;
   Rendezvous whole;
   std::vector<Rendezvous*> partial;  // by mask, created on demand
 };
@@ -56,6 +83,13 @@ struct Barrier {
   int arrived = 0, needed = 0;
   uint32_t generation = 0;
   BarrierResult gathering{}, result{};
+};
+
+// 16 bytes of shared memory as cp.async left them: by which thread, and how often it had fenced by then.
+struct ProxyWrite {
+  enum : uint32_t { nobody = ~0u };
+  uint32_t thread = nobody, fences = 0;
+  bool has_arrived = false;
 };
 
 struct SharedVariable {
@@ -90,6 +124,14 @@ class Block : public BlockView {
 
   void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
 
+  const unsigned char* shared_begin() const { return arena_; }
+  uint32_t shared_offset(const void* p) const;       // fails outside of shared memory
+  void check_tile(uint32_t offset, uint32_t bytes);  // fails unless one variable holds it
+  void note_copy(const AsyncCopy& copy, bool has_arrived);
+  void check_proxy(uint32_t offset);  // fails where tensor cores might not see what cp.async wrote
+  void note_wgmma(const WgmmaCall& call);
+  bool toss();  // in a random schedule
+
  private:
   friend void fiber_main();
   Fiber* pick();
@@ -105,6 +147,7 @@ class Block : public BlockView {
   bool fence_broken(uint32_t offset, bool behind, uint32_t* distance) const;
   void start_shared();          // poison and fences of a new block
   std::string broken_fences();  // empty: none
+  std::string incomplete_wgmma() const;
 
   FiberStack::Home home_;
   unsigned running_warp_ = 0;
@@ -116,6 +159,8 @@ class Block : public BlockView {
   uint32_t arena_used_ = 0, shared_bytes_ = 0, static_bytes_ = 0;
   bool overlaps_ = false;
   std::vector<SharedVariable> variables_;
+  std::vector<ProxyWrite> proxy_writes_;  // empty, or one for each 16 bytes of the arena
+  std::vector<std::vector<WgmmaCall>> warpgroup_calls_;
 };
 
 inline Fiber* current_fiber() {

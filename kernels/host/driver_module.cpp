@@ -108,10 +108,10 @@ DRIVER_API cuFuncGetAttribute(int* value, int attribute, const Kernel* kernel) {
 DRIVER_API cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
   ENTER_DRIVER();
   if (attribute != 8) return CUDA_SUCCESS;
-  if (value < 0 || unsigned(value) > max_shared_per_block)
+  if (value < 0 || unsigned(value) > most_shared(*kernel))
     return error(CUDA_ERROR_INVALID_VALUE,
                  std::to_string(value) + " bytes of dynamic shared memory for kernel " + kernel->name +
-                     ", but a block can have at most " + std::to_string(max_shared_per_block));
+                     ", but a block can have at most " + std::to_string(most_shared(*kernel)));
   kernel->max_dynamic_shared = unsigned(value);
   return CUDA_SUCCESS;
 }
@@ -119,12 +119,12 @@ DRIVER_API cuFuncSetCacheConfig(Kernel*, int) {
   return CUDA_SUCCESS;
 }
 
-DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const Kernel*, int threads,
+DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const Kernel* kernel, int threads,
                                                        size_t shared_bytes) {
   if (threads <= 0 || threads > 1024)
     return error(CUDA_ERROR_INVALID_VALUE, "occupancy of an impossible block size");
   int by_threads = 2048 / threads;
-  int by_shared = shared_bytes ? int(max_shared_per_block / shared_bytes) : 16;
+  int by_shared = shared_bytes ? int(most_shared(*kernel) / shared_bytes) : 16;
   *blocks = std::min({16, by_threads, by_shared});
   return CUDA_SUCCESS;
 }

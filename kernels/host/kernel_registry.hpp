@@ -25,11 +25,12 @@ struct Kernel {
   std::span<const Parameter> parameters;
   std::span<const PointerField> pointers;
   const char* source;  // the .cu file, for error texts
+  bool is_for_hopper;  // exists on sm_90a alone
   const struct NativeTwin* twin = nullptr;
   uint32_t max_dynamic_shared = 48 << 10;  // raised by cuFuncSetAttribute
   const Kernel* next = nullptr;
   Kernel(const char* name, void (*invoke)(void**), std::span<const Parameter>, std::span<const PointerField>,
-         const char* source);
+         const char* source, bool is_for_hopper);
 };
 
 Kernel* find_kernel(const char* name);
@@ -116,12 +117,16 @@ Signature<Args...> signature_of(void (*)(Args...));
 
 }  // namespace simt
 
-#define EXPORT_KERNEL(kernel)                                                                               \
-  static simt::Kernel simt_kernel_##kernel{                                                                 \
-      #kernel,                                                                                              \
-      [](void** parameters) {                                                                               \
-        using S = decltype(simt::signature_of(&kernel));                                                    \
-        S::call(&kernel, parameters, std::make_index_sequence<S::parameters.size()>{});                     \
-      },                                                                                                    \
-      decltype(simt::signature_of(&kernel))::parameters, decltype(simt::signature_of(&kernel))::pointers(), \
-      __FILE__};
+#define EXPORT_KERNEL(kernel) SIMT_REGISTER(kernel, false)
+#define EXPORT_HOPPER_KERNEL(kernel) SIMT_REGISTER(kernel, true)
+#define SIMT_REGISTER(kernel, is_for_hopper)                                                            \
+  static simt::Kernel simt_kernel_##kernel{#kernel,                                                     \
+                                           [](void** parameters) {                                      \
+                                             using S = decltype(simt::signature_of(&kernel));           \
+                                             S::call(&kernel, parameters,                               \
+                                                     std::make_index_sequence<S::parameters.size()>{}); \
+                                           },                                                           \
+                                           decltype(simt::signature_of(&kernel))::parameters,           \
+                                           decltype(simt::signature_of(&kernel))::pointers(),           \
+                                           __FILE__,                                                    \
+                                           is_for_hopper};

@@ -17,12 +17,13 @@ static Kernel* first_kernel = nullptr;
 static NativeTwin* first_twin = nullptr;
 
 Kernel::Kernel(const char* name_, void (*invoke_)(void**), std::span<const Parameter> parameters_,
-               std::span<const PointerField> pointers_, const char* source_)
+               std::span<const PointerField> pointers_, const char* source_, bool is_for_hopper_)
     : name(name_),
       invoke(invoke_),
       parameters(parameters_),
       pointers(pointers_),
       source(source_),
+      is_for_hopper(is_for_hopper_),
       next(first_kernel) {
   first_kernel = this;
 }

@@ -11,5 +11,10 @@ Result check_geometry(const Kernel& kernel, const Geometry& geometry);
 Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters);
 
 constexpr uint32_t max_shared_per_block = 99 << 10;  // the least of the supported GPUs (sm_89, sm_120)
+constexpr uint32_t max_shared_on_hopper = 227 << 10;
+
+inline uint32_t most_shared(const Kernel& kernel) {
+  return kernel.is_for_hopper ? max_shared_on_hopper : max_shared_per_block;
+}
 
 }  // namespace simt

@@ -1,4 +1,5 @@
-// Shared memory of a block: poisoned before use, fenced on both sides, filled late by cp.async.
+// Shared memory of a block: poisoned before use, fenced on both sides, filled late by cp.async, read by
+// tensor cores.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -10,8 +11,10 @@ namespace simt {
 
 constexpr uint32_t fence_bytes = 256;
 constexpr unsigned char fence_pattern = 0xA5,
-                        poison = 0xFF;       // 0xFF..: NaN in every float type, -1 as an integer
-constexpr uint32_t arena_bytes = 192 << 10;  // the most a block can have, and room for fences
+                        poison = 0xFF;  // 0xFF..: NaN in every float type, -1 as an integer
+// The most a block can have, and room for fences; addresses of shared memory have 18 bits in descriptors.
+constexpr uint32_t arena_bytes = 256 << 10;
+static_assert(max_shared_on_hopper + 48 * fence_bytes < arena_bytes);
 
 static uint32_t round_up(uint32_t value, uint32_t step) {
   return (value + step - 1) / step * step;
@@ -43,7 +46,7 @@ void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignmen
   if (static_bytes_ > 48 << 10) refuse("static shared memory exceed 48 KB");
   // The attribute speaks of dynamic shared memory alone; static and dynamic together are limited by the GPU.
   bool raised = kernel->max_dynamic_shared > 48u << 10;
-  if (static_bytes_ + shared_bytes_ > (raised ? max_shared_per_block : 48u << 10))
+  if (static_bytes_ + shared_bytes_ > (raised ? most_shared(*kernel) : 48u << 10))
     refuse("static and dynamic shared memory exceed what a block can have");
   if (offset + size + fence_bytes > arena_bytes) refuse("too many shared variables for the host driver");
   variables_.push_back({key, offset, size});
@@ -56,6 +59,7 @@ void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignmen
 
 void Block::start_shared() {
   static_bytes_ = 0;
+  proxy_writes_.clear();
   uint32_t dynamic_offset = uint32_t(dynamic_shared - arena_);
   asan::unpoison(dynamic_shared, shared_bytes_);
   memset(dynamic_shared, poison, shared_bytes_);
@@ -92,6 +96,40 @@ std::string Block::broken_fences() {
   return {};
 }
 
+// ---- tiles that tensor cores read -------------------------------------------------------------------------
+
+uint32_t Block::shared_offset(const void* p) const {
+  const auto* byte = static_cast<const unsigned char*>(p);
+  if (byte < dynamic_shared || byte >= arena_ + arena_used_) fail("an address is not one of shared memory");
+  return uint32_t(byte - arena_);
+}
+
+void Block::check_tile(uint32_t offset, uint32_t bytes) {
+  auto holds = [&](uint32_t begin, uint32_t size) {
+    return offset >= begin && offset + bytes <= begin + size;
+  };
+  bool found = holds(uint32_t(dynamic_shared - arena_), shared_bytes_);
+  for (const SharedVariable& v : variables_) found |= holds(v.offset, v.bytes);
+  if (!found) fail("wgmma: a tile is not inside of the block's shared memory");
+}
+
+void Block::note_copy(const AsyncCopy& copy, bool has_arrived) {
+  const auto* begin = static_cast<const unsigned char*>(copy.shared);
+  if (begin < arena_ || begin >= arena_ + arena_bytes) return;
+  if (proxy_writes_.empty()) proxy_writes_.resize(arena_bytes / 16);
+  const Fiber& self = *current_fiber();
+  proxy_writes_[size_t(begin - arena_) / 16] = {self.warp * 32 + self.lane, self.proxy_fences, has_arrived};
+}
+
+void Block::check_proxy(uint32_t offset) {
+  if (proxy_writes_.empty()) return;
+  const ProxyWrite& write = proxy_writes_[offset / 16];
+  if (write.thread == ProxyWrite::nobody) return;
+  if (!write.has_arrived) fail("wgmma: a tile is still being filled by cp.async");
+  if (fibers[write.thread].proxy_fences == write.fences)
+    fail("wgmma: a tile was filled by cp.async, and the thread that did it has not called fence_async_proxy");
+}
+
 void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
   return current_block()->shared_variable(key, bytes, alignment);
 }
@@ -107,6 +145,7 @@ void async_copy(void* shared, const void* global, int bytes, int valid_bytes) {
   tsan::Ignore ignore;
   memset(shared, poison, size_t(bytes));
   current_fiber()->copies.push_back({shared, global, bytes, valid_bytes});
+  current_block()->note_copy(current_fiber()->copies.back(), false);
 }
 
 void async_copy_commit() {
@@ -127,6 +166,7 @@ void async_copy_wait(int groups_left) {
     if (copy.valid_bytes) memcpy(copy.shared, copy.global, size_t(copy.valid_bytes));
     if (copy.valid_bytes < copy.bytes)
       memset(static_cast<char*>(copy.shared) + copy.valid_bytes, 0, size_t(copy.bytes - copy.valid_bytes));
+    current_block()->note_copy(copy, true);
   }
   tsan::Ignore ignore;
   self->copies.erase(self->copies.begin(), self->copies.begin() + end);

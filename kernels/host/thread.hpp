@@ -34,7 +34,19 @@ extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 
 // ---- warp -------------------------------------------------------------------------------------------------
 
-enum class WarpOp { none, syncwarp, shuffle, vote, match, mma, ldmatrix };
+enum class WarpOp {
+  none,
+  syncwarp,
+  shuffle,
+  vote,
+  match,
+  mma,
+  ldmatrix,
+  wgmma,
+  wgmma_fence,
+  wgmma_commit,
+  wgmma_wait
+};
 
 constexpr int slot_bytes = 48;
 using Slot = unsigned char[slot_bytes];
@@ -87,3 +99,4 @@ using simt_type = T;
       &simt_key_##name, sizeof(simt_type<T>), alignof(simt_type<T>) > 16 ? alignof(simt_type<T>) : 16))
 
 #define DYN_SMEM(T, name) T* name = reinterpret_cast<T*>(simt::current->block->dynamic_shared)
+#define DYN_SMEM_TILES(T, name) DYN_SMEM(T, name)

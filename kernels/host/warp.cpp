@@ -18,6 +18,14 @@ static const char* name_of(WarpOp op) {
       return "mma";
     case WarpOp::ldmatrix:
       return "ldmatrix";
+    case WarpOp::wgmma:
+      return "wgmma";
+    case WarpOp::wgmma_fence:
+      return "wgmma_fence";
+    case WarpOp::wgmma_commit:
+      return "wgmma_commit";
+    case WarpOp::wgmma_wait:
+      return "wgmma_wait";
     case WarpOp::none:
       break;
   }

@@ -182,6 +182,16 @@ impl Device {
         })
     }
 
+    /// Whether the images for this GPU have the kernel.
+    pub(super) fn has_kernel(&self, name: &str) -> Result<bool> {
+        self.bind()?;
+        match self.kernel(name, 0) {
+            Ok(_) => Ok(true),
+            Err(Error::Device(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
         let mut modules = self.inner.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !modules.kernels.contains_key(name) {

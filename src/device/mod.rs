@@ -9,6 +9,7 @@ pub mod driver;
 mod event;
 mod graph;
 mod launch;
+mod linear_family;
 mod pinned;
 mod tensor;
 
@@ -25,6 +26,7 @@ pub use driver::DeviceChoice;
 pub use event::{Event, Timeline};
 pub use graph::Graph;
 pub use launch::LaunchArgs;
+pub use linear_family::LinearFamily;
 pub use pinned::PinnedBuffer;
 pub use tensor::{DType, Element, Tensor};
 
@@ -40,6 +42,7 @@ pub const NVCC_VERSION: &str = env!("SMART_NVCC_VERSION");
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    linear_family: LinearFamily,
 }
 
 struct Inner {
@@ -101,7 +104,29 @@ impl Device {
         }
         let overlaps_launches = std::env::var_os("SMART_OVERLAP").is_none_or(|value| value != "0");
         let modules = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules }) })
+        let inner = Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules });
+        Self { inner, linear_family: LinearFamily::default() }.with_linear_family(LinearFamily::wanted()?)
+    }
+
+    /// The same device with linear layers of `family`, whatever `SMART_LINEAR` says: for tests and measurements.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the kernels for this GPU have no such family.
+    pub fn with_linear_family(&self, family: LinearFamily) -> Result<Self> {
+        if family != LinearFamily::default() && !self.has_kernel(family.sample())? {
+            let image = self.kernel_image()?;
+            return Err(Error::Device(format!(
+                "SMART_LINEAR={}: {} runs kernels for {image}, and only those for sm_90a have it; unset SMART_LINEAR",
+                family.name(),
+                self.name()
+            )));
+        }
+        Ok(Self { inner: self.inner.clone(), linear_family: family })
+    }
+
+    /// The family of kernels that linear layers launch.
+    pub fn linear_family(&self) -> LinearFamily {
+        self.linear_family
     }
 
     /// `cuda:0 (NVIDIA H200)` or `host (...)`.
@@ -114,17 +139,20 @@ impl Device {
         self.inner.kind == driver::DriverKind::Host
     }
 
-    /// Version of the API that the driver offers and the kernels that run, as in `CUDA 13.0, kernels for sm_90`, or `host driver`.
+    /// Version of the API that the driver offers and the kernels that run, as in `CUDA 13.0, kernels for sm_90, linear layers by mma`, or
+    /// `host driver`, which tells a family that was asked for.
     pub fn driver_version(&self) -> String {
         let mut version = 0;
         // SAFETY: the pointer is valid during the call.
         let status = unsafe { sys::cuDriverGetVersion(&mut version) };
         match (self.is_host(), status.result()) {
-            (true, _) => "host driver".into(),
+            (true, _) if self.linear_family == LinearFamily::default() => "host driver".into(),
+            (true, _) => format!("host driver, linear layers by {}", self.linear_family.name()),
             (false, Ok(())) => {
                 let kernels =
                     self.kernel_image().map_or(String::new(), |image| format!(", kernels for {image}"));
-                format!("CUDA {}.{}{kernels}", version / 1000, version % 1000 / 10)
+                let family = self.linear_family.name();
+                format!("CUDA {}.{}{kernels}, linear layers by {family}", version / 1000, version % 1000 / 10)
             }
             (false, Err(_)) => "unknown".into(),
         }

@@ -255,7 +255,7 @@ impl<'a> EngineBuilder<'a> {
             self.model.name(),
             self.drafter.as_ref().map(DraftSource::name).unwrap_or_default(),
             float_type.name(),
-            kernels_fingerprint(),
+            kernels_fingerprint(&device),
         );
         // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
         let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
@@ -330,10 +330,11 @@ fn plan_pages(
 }
 
 /// Tells apart kernels that cost differently under the same name.
-fn kernels_fingerprint() -> String {
+fn kernels_fingerprint(device: &Device) -> String {
     format!(
-        "nvcc {}, native twins {}",
+        "nvcc {}, native twins {}, linear layers by {}",
         crate::device::NVCC_VERSION,
-        std::env::var("SIMT_NATIVE").unwrap_or_default()
+        std::env::var("SIMT_NATIVE").unwrap_or_default(),
+        device.linear_family().name()
     )
 }

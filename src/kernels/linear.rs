@@ -1,7 +1,8 @@
-//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows, and with a SwiGLU behind them. See `kernels/linear.cu`.
+//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows, and with a SwiGLU behind them. See `kernels/linear.cu`, and
+//! `kernels/linear_wgmma.cu` for the family of [`LinearFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor};
+use crate::device::{DType, Device, LaunchArgs, LinearFamily, Tensor};
 use crate::error::Result;
 
 /// Operands of [`linear`] and [`linear_swiglu`].
@@ -50,10 +51,12 @@ impl LinearWorkspace {
     }
 }
 
-const THREADS: usize = 128;
 const TILE_K: usize = 64;
-/// Rows of an f32 launch's tile: tokens and weights of a CTA.
+/// Rows of an f32 launch's tile, tokens and weights of a CTA, and its threads.
 const F32_TILE: (usize, usize) = (8, 16);
+const F32_THREADS: u32 = 128;
+/// Weight rows of the narrow tiles of every family: what splits are reckoned by.
+const NARROW_WEIGHTS: usize = 64;
 /// CTAs that keep every SM of a large GPU busy with four. A constant: splits decide the order of additions,
 /// so they may not depend on the machine.
 const WANTED_CTAS: usize = 512;
@@ -66,6 +69,7 @@ const MAX_SPLIT_ROWS: usize = 256;
 struct Tile {
     tokens: usize,
     weights: usize,
+    threads: u32,
     stages: usize,
     /// Of bf16 and f16, each plain and gated.
     kernels: [[&'static str; 2]; 2],
@@ -73,22 +77,51 @@ struct Tile {
 
 /// A [`Tile`] with the names of its kernels.
 macro_rules! tile {
-    ($tokens:literal, $weights:literal, $stages:literal) => {
+    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal) => {
         Tile {
             tokens: $tokens,
             weights: $weights,
+            threads: $threads,
             stages: $stages,
             kernels: [
-                [concat!("linear_bf16_t", $tokens), concat!("linear_swiglu_bf16_t", $tokens)],
-                [concat!("linear_f16_t", $tokens), concat!("linear_swiglu_f16_t", $tokens)],
+                [
+                    concat!("linear", $family, "_bf16_t", $tokens),
+                    concat!("linear_swiglu", $family, "_bf16_t", $tokens),
+                ],
+                [
+                    concat!("linear", $family, "_f16_t", $tokens),
+                    concat!("linear_swiglu", $family, "_f16_t", $tokens),
+                ],
             ],
         }
     };
 }
 
 /// In ascending order of tokens; must match the instantiations in `kernels/linear.cu`.
-const TILES: [Tile; 5] =
-    [tile!(8, 64, 4), tile!(16, 64, 4), tile!(32, 64, 4), tile!(64, 64, 3), tile!(128, 128, 3)];
+const MMA_TILES: &[Tile] = &[
+    tile!("", 8, 64, 128, 4),
+    tile!("", 16, 64, 128, 4),
+    tile!("", 32, 64, 128, 4),
+    tile!("", 64, 64, 128, 3),
+    tile!("", 128, 128, 128, 3),
+];
+
+/// The same for `kernels/linear_wgmma.cu`.
+const WGMMA_TILES: &[Tile] = &[
+    tile!("_wgmma", 8, 64, 128, 5),
+    tile!("_wgmma", 16, 64, 128, 5),
+    tile!("_wgmma", 32, 64, 128, 5),
+    tile!("_wgmma", 64, 64, 128, 5),
+    tile!("_wgmma", 128, 128, 256, 7),
+    tile!("_wgmma", 256, 128, 256, 4),
+];
+
+fn tiles(family: LinearFamily) -> &'static [Tile] {
+    match family {
+        LinearFamily::Mma => MMA_TILES,
+        LinearFamily::Wgmma => WGMMA_TILES,
+    }
+}
 
 /// How K is cut: a function of the weight's shape alone, because it decides the order of additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,20 +132,22 @@ struct Splits {
 
 fn splits(n: usize, k: usize) -> Splits {
     let k_tiles = k.div_ceil(TILE_K).max(1);
-    let wanted = (WANTED_CTAS / n.div_ceil(TILES[0].weights).max(1)).min(k_tiles / MIN_SPLIT_TILES).max(1);
+    let wanted = (WANTED_CTAS / n.div_ceil(NARROW_WEIGHTS).max(1)).min(k_tiles / MIN_SPLIT_TILES).max(1);
     let tiles_each = k_tiles.div_ceil(wanted);
     Splits { count: k_tiles.div_ceil(tiles_each), tiles_each }
 }
 
-/// Tickets that an `[n, k]` weight needs: tiles of the launch that has the most.
+/// Tickets that an `[n, k]` weight needs: tiles of the launch that has the most, of any family.
 fn tickets_len(n: usize, k: usize) -> usize {
     let splits = splits(n, k);
     if splits.count == 1 {
         return 0;
     }
-    let widest = TILES.iter().map(|tile| tile.tokens).chain([MAX_SPLIT_ROWS]);
-    let tiles = widest.map(|rows| geometry(rows, n, splits).1).map(|[x, y, _]| (x * y) as usize);
-    tiles.max().unwrap_or(0)
+    let launches = LinearFamily::ALL.into_iter().flat_map(|family| {
+        let rows = tiles(family).iter().map(|tile| tile.tokens).chain([MAX_SPLIT_ROWS]);
+        rows.map(move |rows| geometry(family, rows, n, splits).1)
+    });
+    launches.map(|[x, y, _]| (x * y) as usize).max().unwrap_or(0)
 }
 
 /// Elements of partial sums that passes of up to `max_rows` rows make with an `[n, k]` weight.
@@ -124,8 +159,9 @@ fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
 }
 
 /// The launch for `rows` rows: which tile, over which grid. The tile decides speed only.
-fn geometry(rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], u32) {
-    let tile = TILES.iter().find(|tile| rows <= tile.tokens).unwrap_or(&TILES[TILES.len() - 1]);
+fn geometry(family: LinearFamily, rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], u32) {
+    let tiles = tiles(family);
+    let tile = tiles.iter().find(|tile| rows <= tile.tokens).unwrap_or(&tiles[tiles.len() - 1]);
     let grid = [rows.div_ceil(tile.tokens) as u32, n.div_ceil(tile.weights) as u32, splits.count as u32];
     let row_bytes = TILE_K * DType::Bf16.size_in_bytes();
     (tile, grid, (tile.stages * (tile.tokens + tile.weights) * row_bytes) as u32)
@@ -220,7 +256,7 @@ fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()
 /// One launch of the 16-bit kernel. Operands are checked.
 fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
-    let (tile, grid, shared_bytes) = geometry(rows, n, splits);
+    let (tile, grid, shared_bytes) = geometry(device.linear_family(), rows, n, splits);
     let kernel = tile.kernels[usize::from(args.x.dtype() != DType::Bf16)][usize::from(gated)];
     let workspace = Some(args.workspace).filter(|_| splits.count > 1);
     let launch_args = LaunchArgs::new()
@@ -238,11 +274,11 @@ fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Re
         .i32(splits.tiles_each)
         .i32(usize::from(args.out.dtype() == DType::F32))
         .ptr_or_null(workspace.map(|workspace| &workspace.tickets));
-    // SAFETY: arguments in the order of linear.cu; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
+    // SAFETY: arguments in the order of linear.cu, which is that of both families; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
     // with the strides given, rows 16-byte aligned, all checked by the caller; reads and writes outside are
     // predicated by rows, n and k. Written: out, and with splits the first splits * rows * n partial sums and a ticket for
     // each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.
-    unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], shared_bytes, &launch_args) }
+    unsafe { device.launch(kernel, grid, [tile.threads, 1, 1], shared_bytes, &launch_args) }
 }
 
 /// The f32 kernel, which has no splits and no alignment rule. Operands are checked.
@@ -263,7 +299,7 @@ fn launch_f32(device: &Device, args: &LinearArgs, gated: bool) -> Result<()> {
     let grid = [rows.div_ceil(F32_TILE.0) as u32, n.div_ceil(F32_TILE.1) as u32, 1];
     // SAFETY: arguments in the order of linear.cu; shapes and strides are checked by the caller; rows past the
     // end are clamped for reads and skipped for writes. Written: out.
-    unsafe { device.launch(kernel, grid, [THREADS as u32, 1, 1], 0, &launch_args) }
+    unsafe { device.launch(kernel, grid, [F32_THREADS, 1, 1], 0, &launch_args) }
 }
 
 #[cfg(test)]
@@ -290,12 +326,41 @@ mod tests {
     #[test]
     fn tiles_grow_with_the_rows() {
         let one = splits(4096, 4096);
-        let tokens = |rows| geometry(rows, 4096, one).0.tokens;
-        assert_eq!([1, 8, 9, 16, 17, 33, 64, 65, 500].map(tokens), [8, 8, 16, 16, 32, 64, 64, 128, 128]);
-        let (_, grid, shared) = geometry(300, 200, Splits { count: 3, tiles_each: 9 });
+        let tokens = |family| {
+            [1, 8, 9, 16, 17, 33, 64, 65, 129, 500].map(|rows| geometry(family, rows, 4096, one).0.tokens)
+        };
+        assert_eq!(tokens(LinearFamily::Mma), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
+        assert_eq!(tokens(LinearFamily::Wgmma), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
+        let (_, grid, shared) = geometry(LinearFamily::Mma, 300, 200, Splits { count: 3, tiles_each: 9 });
         assert_eq!(grid, [3, 2, 3]);
         assert_eq!(shared, 3 * 256 * 128);
-        assert_eq!(geometry(1, 64, one).2, 36 * 1024);
+        assert_eq!(geometry(LinearFamily::Mma, 1, 64, one).2, 36 * 1024);
+        assert_eq!(geometry(LinearFamily::Wgmma, 300, 200, one).1, [2, 2, 8]);
+    }
+
+    /// Narrow tiles share a multiprocessor, which has 228 KB, of which each CTA costs one more; no CTA has more than 227.
+    #[test]
+    fn stages_fit_and_narrow_tiles_share() {
+        for family in LinearFamily::ALL {
+            for tile in tiles(family) {
+                let shared = geometry(family, tile.tokens, 64, splits(64, 64)).2;
+                let most = if tile.tokens > 64 { 227 } else { 113 };
+                assert!(shared <= most * 1024, "{}", tile.kernels[0][0]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_family_has_tickets_for_its_tiles() {
+        for n in [8, 64, 200, 4096] {
+            for family in LinearFamily::ALL {
+                let splits = splits(n, 4096);
+                for rows in [1, 64, 65, 128, 129, 256] {
+                    let [x, y, _] = geometry(family, rows, n, splits).1;
+                    assert!((x * y) as usize <= tickets_len(n, 4096), "{family:?}: {rows} rows of {n}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub enum Check {
     MmaBf16,
     /// `mma` of f16.
     MmaF16,
+    /// `wgmma` of bf16, so wide: 8, 16, 32, 64, 128 or 256. On Hopper, and on the host driver.
+    WgmmaBf16(usize),
+    /// `wgmma` of f16.
+    WgmmaF16(usize),
     /// `ldmatrix`, plain and transposed.
     Ldmatrix,
     /// Groups of asynchronous copies, some of them invalid.
@@ -27,16 +31,29 @@ pub enum Check {
 
 impl Check {
     /// Kernel, threads of its one block, words it reads, words it writes.
-    fn launch(self) -> (&'static str, u32, usize, usize) {
-        match self {
+    fn launch(self) -> (String, u32, usize, usize) {
+        let (name, threads, num_inputs, num_outputs) = match self {
             Check::Conversions => ("prims_conversions", 128, 128, 1280),
             Check::Exp2 => ("prims_exp2", 128, 128, 128),
             Check::MmaBf16 => ("prims_mma_bf16", 32, 320, 128),
             Check::MmaF16 => ("prims_mma_f16", 32, 320, 128),
+            Check::WgmmaBf16(width) => {
+                ("prims_wgmma_bf16_n", 128, (64 + width) * 32 + 64 * width, 64 * width)
+            }
+            Check::WgmmaF16(width) => ("prims_wgmma_f16_n", 128, (64 + width) * 32 + 64 * width, 64 * width),
             Check::Ldmatrix => ("prims_ldmatrix", 32, 128, 256),
             Check::CpAsync => ("prims_cp_async", 64, 768, 768),
             Check::NamedBarrier => ("prims_named_barrier", 128, 128, 128),
             Check::Warp => ("prims_warp", 32, 32, 512),
+        };
+        let width = self.wgmma_width().map_or(String::new(), |width| width.to_string());
+        (format!("{name}{width}"), threads, num_inputs, num_outputs)
+    }
+
+    fn wgmma_width(self) -> Option<usize> {
+        match self {
+            Check::WgmmaBf16(width) | Check::WgmmaF16(width) => Some(width),
+            _ => None,
         }
     }
 
@@ -54,10 +71,12 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
     let (kernel, threads, num_inputs, num_outputs) = check.launch();
     let input = Tensor::from_slice::<i32>(device, bytemuck::cast_slice(input), &[input.len()])?;
     let out = Tensor::uninit(device, DType::I32, &[num_outputs])?;
-    Dims::new(kernel).fix("words", num_inputs).dense("input", &input, DType::I32, &["words"])?;
+    Dims::new("prims_check").fix("words", num_inputs).dense("input", &input, DType::I32, &["words"])?;
     let args = LaunchArgs::new().ptr(&input).ptr(&out);
+    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes.
+    let shared_bytes = check.wgmma_width().map_or(0, |width| (64 + width) * 128);
     // SAFETY: arguments in the order of prims_check.cu; the kernel reads `num_inputs` and writes `num_outputs` words with
-    // these threads, and both tensors have as many.
-    unsafe { device.launch(kernel, [1, 1, 1], [threads, 1, 1], 0, &args)? };
+    // these threads, and both tensors have as many; tiles of `wgmma` fit the shared memory.
+    unsafe { device.launch(&kernel, [1, 1, 1], [threads, 1, 1], shared_bytes as u32, &args)? };
     Ok(out.to_vec::<i32>()?.into_iter().map(|word| word as u32).collect())
 }

@@ -18,12 +18,22 @@ pub fn conversions(x: f32, format: Format) -> [u32; 5] {
 
 /// `c[16][8] + a[16][16] b`, where a row of `b[8][16]` is a column of the right factor.
 pub fn mma(a: &[f32], b: &[f32], c: &[f32]) -> Vec<f32> {
+    product(a, b, c, 16)
+}
+
+/// `c[64][N] + a[64][64] b`, where a row of `b[N][64]` is a column of the right factor.
+pub fn wgmma(a: &[f32], b: &[f32], c: &[f32]) -> Vec<f32> {
+    product(a, b, c, 64)
+}
+
+fn product(a: &[f32], b: &[f32], c: &[f32], depth: usize) -> Vec<f32> {
+    let width = b.len() / depth;
     let element = |i: usize| {
-        let (row, column) = (i / 8, i % 8);
-        let products = (0..16).map(|k| f64::from(a[row * 16 + k]) * f64::from(b[column * 16 + k]));
+        let (row, column) = (i / width, i % width);
+        let products = (0..depth).map(|k| f64::from(a[row * depth + k]) * f64::from(b[column * depth + k]));
         (products.sum::<f64>() + f64::from(c[i])) as f32
     };
-    (0..128).map(element).collect()
+    (0..c.len()).map(element).collect()
 }
 
 /// Registers of all lanes after `ldmatrix.x4` of four 8x8 matrices: lane l holds, of each, elements (l / 4, 2 (l % 4)) and

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use smart_run::device::{Device, DeviceChoice};
+use smart_run::device::{Device, DeviceChoice, LinearFamily};
 
 /// How kernels run. Every mode must satisfy the same tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,21 @@ impl TestDevice {
     /// Eight random schedules for a tiny case; on a GPU eight plain repetitions.
     pub fn schedules(&self) -> Vec<Mode> {
         (1..=8).map(|seed| if self.is_host() { Mode::Shuffled(seed) } else { Mode::Gpu }).collect()
+    }
+
+    /// The device once for each family of linear layers that it has: all on the host driver, `mma` alone on a GPU that is no Hopper.
+    #[allow(dead_code)] // of the tests that include this module, those of linear layers
+    pub fn linear_families(&self) -> Vec<Device> {
+        let families = LinearFamily::ALL.map(|family| (family, self.with_linear_family(family)));
+        let there = families.into_iter().filter_map(|(family, device)| match device {
+            Ok(device) => Some(device),
+            Err(error) => {
+                assert!(!self.is_host(), "{error}");
+                eprintln!("skipped: linear layers by {}: {error}", family.name());
+                None
+            }
+        });
+        there.collect()
     }
 
     /// Makes the following launches run in `mode`.

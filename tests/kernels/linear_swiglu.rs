@@ -8,13 +8,14 @@ use crate::common::device::device;
 use crate::common::inputs::{Guarded, MODEL_DTYPES, Rng, rounded, upload};
 
 /// name, rows, intermediate size, inputs, whether there is a bias
-const CASES: [(&str, usize, usize, usize, bool); 8] = [
+const CASES: [(&str, usize, usize, usize, bool); 9] = [
     ("one_row", 1, 32, 64, false),
     ("one_turn", 3, 8, 72, true),
     ("ragged_tile_16", 9, 40, 72, false),
     ("ragged_tile_32", 29, 72, 40, true),
     ("ragged_tile_64", 33, 40, 136, false),
     ("ragged_tile_128", 70, 136, 72, true),
+    ("ragged_tile_256", 130, 72, 72, false),
     ("splits_of_k", 7, 24, 1032, true),
     ("splits_beyond_one_workspace", 260, 8, 1024, false),
 ];
@@ -88,11 +89,19 @@ fn every_case_matches_the_oracle() {
         for (seed, (name, rows, size, k, bias)) in CASES.into_iter().enumerate() {
             let [x, weight, biases] = inputs(dtype, seed as u64, rows, 2 * size, k);
             let layer = Layer::new(&device, dtype, &weight, bias.then_some(&biases[..]), k);
-            for mode in device.modes() {
-                device.enter(mode);
-                let want = layer.wanted(&device, &x);
-                let got = layer.run(&device, &x, true);
-                close(&format!("{name} {} {mode:?}", dtype.name()), &got, &want, tolerance(dtype));
+            for linear_device in device.linear_families() {
+                let family = linear_device.linear_family().name();
+                for mode in device.modes() {
+                    device.enter(mode);
+                    let want = layer.wanted(&linear_device, &x);
+                    let got = layer.run(&linear_device, &x, true);
+                    close(
+                        &format!("{name} {} {family} {mode:?}", dtype.name()),
+                        &got,
+                        &want,
+                        tolerance(dtype),
+                    );
+                }
             }
         }
     }
@@ -126,10 +135,13 @@ fn gates_where_the_exponential_overflows_or_vanishes() {
         let bias = rounded(dtype, bias.clone());
         let layer = Layer::new(&device, dtype, &[0.0; 32 * 16], Some(&bias), 16);
         let want = reference::swiglu::swiglu(&rounded(dtype, [&gates[..], &[2.0; 16]].concat()), 16);
-        for mode in device.modes() {
-            device.enter(mode);
-            let got = layer.run(&device, &[1.0; 16], true);
-            close(&format!("{} {mode:?}", dtype.name()), &got, &want, tolerance(dtype));
+        for linear_device in device.linear_families() {
+            let family = linear_device.linear_family().name();
+            for mode in device.modes() {
+                device.enter(mode);
+                let got = layer.run(&linear_device, &[1.0; 16], true);
+                close(&format!("{} {family} {mode:?}", dtype.name()), &got, &want, tolerance(dtype));
+            }
         }
     }
 }
@@ -141,11 +153,16 @@ fn a_row_has_the_same_bits_in_any_pass() {
         for (size, k) in [(40, 72), (16, 1032)] {
             let [x, weight, bias] = inputs(dtype, 30, 200, 2 * size, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
-            for mode in device.modes() {
-                device.enter(mode);
-                rows_are_independent(&format!("{size}x{k} {} {mode:?}", dtype.name()), size, |rows| {
-                    layer.run(&device, &x[rows.start * k..rows.end * k], true)
-                });
+            for linear_device in device.linear_families() {
+                let family = linear_device.linear_family().name();
+                for mode in device.modes() {
+                    device.enter(mode);
+                    rows_are_independent(
+                        &format!("{size}x{k} {} {family} {mode:?}", dtype.name()),
+                        size,
+                        |rows| layer.run(&linear_device, &x[rows.start * k..rows.end * k], true),
+                    );
+                }
             }
         }
     }
@@ -158,12 +175,15 @@ fn schedules_do_not_change_a_bit() {
         for (rows, size, k) in [(9, 16, 328), (3, 8, 1032)] {
             let [x, weight, bias] = inputs(dtype, 31, rows, 2 * size, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
-            device.enter(device.modes()[0]);
-            let want = layer.run(&device, &x, true);
-            for mode in device.schedules() {
-                device.enter(mode);
-                let got = layer.run(&device, &x, true);
-                same_bits(&format!("{size}x{k} {} {mode:?}", dtype.name()), &got, &want);
+            for linear_device in device.linear_families() {
+                let family = linear_device.linear_family().name();
+                device.enter(device.modes()[0]);
+                let want = layer.run(&linear_device, &x, true);
+                for mode in device.schedules() {
+                    device.enter(mode);
+                    let got = layer.run(&linear_device, &x, true);
+                    same_bits(&format!("{size}x{k} {} {family} {mode:?}", dtype.name()), &got, &want);
+                }
             }
         }
     }

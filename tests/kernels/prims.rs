@@ -1,7 +1,7 @@
 //! Every primitive of `kernels/prims.cuh` against its oracle. On a GPU this judges the PTX, on the host driver its stand-in.
 
 use half::{bf16, f16};
-use smart_run::device::DType;
+use smart_run::device::{DType, LinearFamily};
 use smart_run::kernels::prims_check::{Check, prims_check};
 use smart_run::reference::prims_check as oracle;
 
@@ -92,12 +92,7 @@ fn mma_multiplies_with_f32_accumulation() {
             };
             let (a, b) = (factor(256), factor(128));
             let c = random.normals(128);
-            let pairs = |values: &[f32]| -> Vec<u32> {
-                let pair =
-                    |p: &[f32]| u32::from((format.to_bits)(p[0])) | u32::from((format.to_bits)(p[1])) << 16;
-                values.chunks(2).map(pair).collect()
-            };
-            let input = [pairs(&a), pairs(&b), bits(&c)].concat();
+            let input = [pairs(&a, format), pairs(&b, format), bits(&c)].concat();
             let magnitudes = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
             let sums = oracle::mma(&magnitudes(&a), &magnitudes(&b), &magnitudes(&c));
             // Tensor cores align 17 terms to the largest and cut each below 2^-23 of it, or lower.
@@ -119,14 +114,55 @@ fn mma_of_small_integers_is_exact() {
         let mut integers =
             |count: usize| -> Vec<f32> { (0..count).map(|_| random.below(17) as f32 - 8.0).collect() };
         let (a, b, c) = (integers(256), integers(128), integers(128));
-        let pair = |p: &[f32]| u32::from((format.to_bits)(p[0])) | u32::from((format.to_bits)(p[1])) << 16;
-        let input: Vec<u32> =
-            a.chunks(2).map(pair).chain(b.chunks(2).map(pair)).chain(c.iter().map(|x| x.to_bits())).collect();
+        let input = [pairs(&a, format), pairs(&b, format), bits(&c)].concat();
         let device = device();
         for mode in device.modes() {
             device.enter(mode);
             let got = floats(&prims_check(&device, check, &input).unwrap());
             assert_eq!(got, oracle::mma(&a, &b, &c), "{check:?} {mode:?}");
+        }
+    }
+}
+
+/// Both factors, at every width that kernels use: small integers, which have one exact answer, so that every element is where the layouts of
+/// tiles and sums say; then real numbers.
+#[test]
+fn wgmma_multiplies_tiles_in_shared_memory() {
+    type OfWidth = fn(usize) -> Check;
+    let device = device();
+    if device.with_linear_family(LinearFamily::Wgmma).is_err() {
+        eprintln!("skipped: {} has no wgmma", device.name());
+        return;
+    }
+    let dtypes: [(OfWidth, DType, oracle::Format); 2] =
+        [(Check::WgmmaBf16, DType::Bf16, BF16), (Check::WgmmaF16, DType::F16, F16)];
+    for (check, dtype, format) in dtypes {
+        for width in [8, 16, 32, 64, 128, 256] {
+            for integers in [true, false] {
+                let mut random = Rng::new(width as u64);
+                let mut numbers = |count: usize| -> Vec<f32> {
+                    match integers {
+                        true => (0..count).map(|_| random.below(17) as f32 - 8.0).collect(),
+                        false => {
+                            random.with_outliers(count).into_iter().map(|x| round_to(dtype, x)).collect()
+                        }
+                    }
+                };
+                let (a, b, c) = (numbers(64 * 64), numbers(width * 64), numbers(64 * width));
+                let input = [pairs(&a, format), pairs(&b, format), bits(&c)].concat();
+                let want = oracle::wgmma(&a, &b, &c);
+                let magnitudes = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
+                let sums = oracle::wgmma(&magnitudes(&a), &magnitudes(&b), &magnitudes(&c));
+                let share = if integers { 0.0 } else { 1.0 / (1 << 19) as f32 };
+                let tol = Tol { abs: sums.into_iter().fold(0.0, f32::max) * share, rel: 0.0 };
+                let schedules = device.schedules().into_iter().take(if width == 8 { 8 } else { 2 });
+                for mode in device.modes().into_iter().chain(schedules) {
+                    device.enter(mode);
+                    let got = floats(&prims_check(&device, check(width), &input).unwrap());
+                    let name = format!("{:?} integers: {integers} {mode:?}", check(width));
+                    close(&name, &got, &want, tol);
+                }
+            }
         }
     }
 }
@@ -167,6 +203,12 @@ fn a_wrong_number_of_words_is_refused() {
     let device = device();
     assert!(prims_check(&device, Check::Warp, &[0; 31]).unwrap_err().to_string().contains("words=32"));
     assert_eq!(Check::Warp.num_inputs(), 32);
+}
+
+/// Neighbours in one word, the first in the low half.
+fn pairs(values: &[f32], format: oracle::Format) -> Vec<u32> {
+    let pair = |p: &[f32]| u32::from((format.to_bits)(p[0])) | u32::from((format.to_bits)(p[1])) << 16;
+    values.chunks(2).map(pair).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

@@ -1,4 +1,4 @@
-// Native twins of kernels/linear.cu: the hot path of runs on the CPU.
+// Native twins of kernels/linear.cu and kernels/linear_wgmma.cu: the hot path of runs on the CPU.
 //
 // Weights stay in their dtype and are widened in registers. Blocks of 64 weight rows go to the threads of the
 // pool; the inner loops are in dot_products.inc, once per instruction
@@ -248,3 +248,12 @@ LINEAR_TWINS(linear_bf16, bf16, false)
 LINEAR_TWINS(linear_f16, f16, false)
 LINEAR_TWINS(linear_swiglu_bf16, bf16, true)
 LINEAR_TWINS(linear_swiglu_f16, f16, true)
+
+#define LINEAR_WGMMA_TWINS(name, T, gated) \
+  LINEAR_TWINS(name, T, gated)             \
+  NATIVE_TWIN(name##_t256, (linear_native<T, gated>))
+
+LINEAR_WGMMA_TWINS(linear_wgmma_bf16, bf16, false)
+LINEAR_WGMMA_TWINS(linear_wgmma_f16, f16, false)
+LINEAR_WGMMA_TWINS(linear_swiglu_wgmma_bf16, bf16, true)
+LINEAR_WGMMA_TWINS(linear_swiglu_wgmma_f16, f16, true)

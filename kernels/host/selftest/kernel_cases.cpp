@@ -91,6 +91,26 @@ static f16 to_f16(float v) {
   return __float2half(v);
 }
 
+// Small integers, exact in any order. An empty text: right; else what is not.
+static std::string wgmma_sum(const char* name) {
+  constexpr int tiles = 4;
+  std::vector<bf16> values(tiles * 72 * 64);
+  auto value = [](int i) { return float(i * 7 % 11 - 5); };
+  for (size_t i = 0; i < values.size(); i++) values[i] = __float2bfloat16(value(int(i)));
+  Pointer in = device(values), out = device(64 * 8 * 4);
+  if (int status = launch(name, 1, 128, 3 * 72 * 128, nullptr, in, out, tiles)) return std::to_string(status);
+  std::vector<float> got = host<float>(out, 64 * 8);
+  for (int row = 0; row < 64; row++)
+    for (int column = 0; column < 8; column++) {
+      float expected = 0;
+      for (int tile = 0; tile < tiles; tile++)
+        for (int k = 0; k < 64; k++)
+          expected += value((tile * 72 + row) * 64 + k) * value((tile * 72 + 64 + column) * 64 + k);
+      if (!(got[size_t(row * 8 + column)] == expected)) return "wrong";
+    }
+  return {};
+}
+
 static bool transpose_is_right() {
   std::vector<uint16_t> tile(256);
   for (size_t i = 0; i < 256; i++) tile[i] = uint16_t(i);
@@ -121,7 +141,7 @@ CASE(healthy) {
     bool right = sum_is_right("healthy_sum") && pipeline_is_right("healthy_pipeline") &&
                  mma_is_right<bf16>("healthy_mma_bf16", to_bf16) &&
                  mma_is_right<f16>("healthy_mma_f16", to_f16) && transpose_is_right() && counts_are_right() &&
-                 last_block_is_right();
+                 last_block_is_right() && wgmma_sum("healthy_wgmma").empty();
     printf("seed %u: %s\n", seed, right ? "right" : "WRONG");
   }
 }
@@ -165,6 +185,21 @@ CASE(missing_barrier) {
 
 CASE(short_wait) {
   printf("pipeline: %s\n", pipeline_is_right("bug_short_wait") ? "right" : "wrong");
+}
+
+CASE(wgmma_early_refill) {
+  printf("in order: %s\n", wgmma_sum("bug_wgmma_early_refill").c_str());
+}
+CASE(wgmma_early_read) {
+  printf("sums: %s\n", wgmma_sum("bug_wgmma_early_read").c_str());
+}
+CASE(wgmma_misuse) {
+  for (const char* name : {"bug_wgmma_no_proxy_fence", "bug_wgmma_no_register_fence", "bug_wgmma_no_wait",
+                           "bug_wgmma_crooked_tile", "bug_wgmma_split_warpgroup"}) {
+    observe("launch",
+            launch(name, 1, 128, 3 * 72 * 128, nullptr, device(4 * 72 * 64 * 2), device(64 * 8 * 4), 4));
+    simt_reset();
+  }
 }
 
 CASE(uninitialised_shared) {
@@ -260,7 +295,7 @@ CASE(native_twin) {
 CASE(everything) {
   printf("%d\n", sum_is_right("healthy_sum") && pipeline_is_right("healthy_pipeline") &&
                      mma_is_right<bf16>("healthy_mma_bf16", to_bf16) && transpose_is_right() &&
-                     counts_are_right() && last_block_is_right());
+                     counts_are_right() && last_block_is_right() && wgmma_sum("healthy_wgmma").empty());
   struct {
     Pointer in, out;
     int n;

@@ -96,6 +96,70 @@ extern "C" __global__ void healthy_pipeline(const float* in, float* out, int til
 }
 EXPORT_KERNEL(healthy_pipeline)
 
+// Sums of products of tiles that come by cp.async: in holds for each tile 64 rows of A, then 8 columns of B,
+// of 64 elements; out[64][8] = sum over tiles of A * B. Each way to get it wrong is one of these.
+enum class WgmmaBug {
+  none,
+  early_refill,
+  no_proxy_fence,
+  no_register_fence,
+  no_wait,
+  crooked_tile,
+  split_warpgroup,
+  early_read
+};
+
+template <WgmmaBug kBug>
+__device__ __forceinline__ void wgmma_sum(const bf16* in, float* out, int tiles) {
+  constexpr int kSlots = kBug == WgmmaBug::early_refill ? 2 : 3, kTileBytes = 72 * 128;
+  DYN_SMEM_TILES(unsigned char, ring);
+  auto fetch = [&](int tile) {
+    for (int i = threadIdx.x; tile < tiles && i < 72 * 8; i += 128) {
+      const int row = i / 8, chunk = i % 8;
+      cp_async16(ring + tile % kSlots * kTileBytes + row * 128 + (chunk ^ row % 8) * 16,
+                 in + (size_t(tile) * 72 * 8 + i) * 8);
+    }
+    cp_async_commit();
+  };
+  float sums[4] = {0, 0, 0, 0};
+  fetch(0);
+  for (int tile = 0; tile < tiles; tile++) {
+    cp_async_wait<0>();
+    if (kBug != WgmmaBug::no_proxy_fence) fence_async_proxy();
+    __syncthreads();
+    const unsigned char* const slot =
+        ring + tile % kSlots * kTileBytes + (kBug == WgmmaBug::crooked_tile ? 128 : 0);
+    const uint64_t a = wgmma_tile(slot), b = wgmma_tile(slot + 64 * 128);
+    if (kBug != WgmmaBug::no_register_fence) wgmma_fence();
+    for (int step = 0; step < 4; step++) {
+      const int own = kBug == WgmmaBug::split_warpgroup && threadIdx.x >= 96 ? 3 - step : step;
+      wgmma<bf16, 8>(sums, wgmma_step(a, own), wgmma_step(b, own));
+    }
+    wgmma_commit();
+    fetch(tile + 1);
+    wgmma_wait<1>();
+  }
+  if (kBug != WgmmaBug::no_wait && kBug != WgmmaBug::early_read) wgmma_wait<0>();
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+  for (int i = 0; i < 4; i++) out[(row + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
+  if (kBug == WgmmaBug::early_read) wgmma_wait<0>();
+}
+
+#define WGMMA_SUM(name, bug)                                               \
+  extern "C" __global__ void name(const bf16* in, float* out, int tiles) { \
+    wgmma_sum<WgmmaBug::bug>(in, out, tiles);                              \
+  }                                                                        \
+  EXPORT_HOPPER_KERNEL(name)
+
+WGMMA_SUM(healthy_wgmma, none)
+WGMMA_SUM(bug_wgmma_early_refill, early_refill)
+WGMMA_SUM(bug_wgmma_no_proxy_fence, no_proxy_fence)
+WGMMA_SUM(bug_wgmma_no_register_fence, no_register_fence)
+WGMMA_SUM(bug_wgmma_no_wait, no_wait)
+WGMMA_SUM(bug_wgmma_crooked_tile, crooked_tile)
+WGMMA_SUM(bug_wgmma_split_warpgroup, split_warpgroup)
+WGMMA_SUM(bug_wgmma_early_read, early_read)
+
 // Atomics, votes, named barriers: out[0] counts threads, out[1] odd lanes, out[2] blocks that saw their four
 // warps.
 extern "C" __global__ void healthy_counts(int* out) {
