@@ -41,15 +41,31 @@ pub(super) struct Verifier {
     pub graphs: PassGraphs,
     /// One `SamplerParams` a sequence slot.
     params: Tensor,
-    drawn: Tensor,
-    accepted: Tensor,
-    accepted_len: Tensor,
-    bonus: Tensor,
-    /// Read-back: draws, then accepted lengths, bonus tokens and accepted nodes.
-    host_drawn: PinnedBuffer<i32>,
-    host_accepted: PinnedBuffer<i32>,
-    host_accepted_len: PinnedBuffer<i32>,
-    host_bonus: PinnedBuffer<i32>,
+    /// What a pass comes to, i32, one array behind the other, so that one copy reads them back: see [`Places`].
+    results: Tensor,
+    host_results: PinnedBuffer<i32>,
+    /// Bound on the accepted length in the latest walk.
+    max_accepted: usize,
+}
+
+/// Where the results of a pass are: draws `[logit rows]`, then of its sequences accepted lengths, bonus tokens and accepted nodes
+/// `[sequences, MAX_ROWS_PER_SEQUENCE]`.
+struct Places {
+    drawn: Range<usize>,
+    accepted_len: Range<usize>,
+    bonus: Range<usize>,
+    accepted: Range<usize>,
+}
+
+impl Places {
+    fn of(pass: &Pass) -> Self {
+        let batch = pass.num_sequences();
+        let drawn = 0..pass.num_logit_rows();
+        let accepted_len = drawn.end..drawn.end + batch;
+        let bonus = accepted_len.end..accepted_len.end + batch;
+        let accepted = bonus.end..bonus.end + batch * MAX_ROWS_PER_SEQUENCE;
+        Self { drawn, accepted_len, bonus, accepted }
+    }
 }
 
 impl Verifier {
@@ -61,7 +77,7 @@ impl Verifier {
         max_sequences: usize,
     ) -> Result<Self> {
         let Geometry { vocab_size, rope: RopeConfig { sections, .. }, .. } = target.config().geometry;
-        let ints = |shape: &[usize]| Tensor::zeros(device, DType::I32, shape);
+        let results = max_rows + max_sequences * (2 + MAX_ROWS_PER_SEQUENCE);
         Ok(Self {
             penalties: PenaltyState::new(device, vocab_size, max_sequences)?,
             target,
@@ -69,14 +85,9 @@ impl Verifier {
             pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections).with_tread(tread),
             graphs: PassGraphs::new(device),
             params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
-            drawn: ints(&[max_rows])?,
-            accepted: ints(&[max_sequences, MAX_ROWS_PER_SEQUENCE])?,
-            accepted_len: ints(&[max_sequences])?,
-            bonus: ints(&[max_sequences])?,
-            host_drawn: PinnedBuffer::new(device, max_rows)?,
-            host_accepted: PinnedBuffer::new(device, max_sequences * MAX_ROWS_PER_SEQUENCE)?,
-            host_accepted_len: PinnedBuffer::new(device, max_sequences)?,
-            host_bonus: PinnedBuffer::new(device, max_sequences)?,
+            results: Tensor::zeros(device, DType::I32, &[results])?,
+            host_results: PinnedBuffer::new(device, results)?,
+            max_accepted: 0,
         })
     }
 
@@ -139,7 +150,7 @@ impl Verifier {
                 row_sequence: &self.pass.draw_sequences(),
                 params: &self.params,
                 positions: &self.pass.draw_positions(),
-                out: &self.drawn.rows(0..wanted),
+                out: &self.results.rows(Places::of(&self.pass).drawn),
             },
         )
     }
@@ -153,15 +164,18 @@ impl Verifier {
             return Ok(());
         }
         let trees = self.pass.trees();
-        let [accepted_len, bonus] = [&self.accepted_len, &self.bonus].map(|t| t.rows(0..batch));
-        let accepted = self.accepted.rows(0..batch);
+        self.max_accepted = max_accepted;
+        let places = Places::of(&self.pass);
+        let [drawn, accepted_len, bonus] =
+            [places.drawn, places.accepted_len, places.bonus].map(|place| self.results.rows(place));
+        let accepted = self.results.rows(places.accepted).reshape(&[batch, MAX_ROWS_PER_SEQUENCE]);
         verify_walk(
             device,
             VerifyWalkArgs {
                 seq_start: &trees.seq_start,
                 tokens: &trees.tokens,
                 parents: &trees.parents,
-                drawn: &self.drawn.rows(0..wanted),
+                drawn: &drawn,
                 accepted: &accepted,
                 accepted_len: &accepted_len,
                 bonus: &bonus,
@@ -186,24 +200,25 @@ impl Verifier {
     /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
     pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
         let (wanted, batch) = (self.pass.num_logit_rows(), self.pass.num_sequences());
+        let places = Places::of(&self.pass);
         if wanted > 0 {
-            self.host_drawn.read_from(&self.drawn, wanted)?;
-            self.host_accepted.read_from(&self.accepted, batch * MAX_ROWS_PER_SEQUENCE)?;
-            self.host_accepted_len.read_from(&self.accepted_len, batch)?;
-            self.host_bonus.read_from(&self.bonus, batch)?;
+            // Where nothing can be accepted no nodes are named.
+            let count = if self.max_accepted > 0 { places.accepted.end } else { places.bonus.end };
+            self.host_results.read_from(&self.results, count)?;
         }
         self.pass.device().synchronize()?;
+        let results = self.host_results.as_slice();
         let read_one = |sequence: usize| {
             let rows = self.pass.logit_rows_of(sequence);
             if rows.is_empty() {
                 return Verified::default();
             }
-            let len = self.host_accepted_len.as_slice()[sequence] as usize;
-            let nodes = &self.host_accepted.as_slice()[sequence * MAX_ROWS_PER_SEQUENCE..][..len];
+            let len = results[places.accepted_len.clone()][sequence] as usize;
+            let nodes = &results[places.accepted.clone()][sequence * MAX_ROWS_PER_SEQUENCE..][..len];
             Verified {
                 accepted: nodes.iter().map(|&node| node as usize).collect(),
-                bonus: self.host_bonus.as_slice()[sequence],
-                drawn: self.host_drawn.as_slice()[rows].to_vec(),
+                bonus: results[places.bonus.clone()][sequence],
+                drawn: results[places.drawn.clone()][rows].to_vec(),
                 logprobs: Vec::new(),
             }
         };
@@ -213,9 +228,9 @@ impl Verifier {
     /// Waits for the pass and reads the draw at every row that wanted logits.
     pub fn read_draws(&mut self) -> Result<Vec<i32>> {
         let wanted = self.pass.num_logit_rows();
-        self.host_drawn.read_from(&self.drawn, wanted)?;
+        self.host_results.read_from(&self.results, wanted)?;
         self.pass.device().synchronize()?;
-        let drawn = self.host_drawn.as_slice()[..wanted].to_vec();
+        let drawn = self.host_results.as_slice()[..wanted].to_vec();
         if drawn.contains(&-1) {
             return Err(Error::Device(NO_TOKEN.into()));
         }
