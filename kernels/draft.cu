@@ -67,17 +67,14 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
   const int row_idx = blockIdx.x;
   const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
 
-  // Every warp keeps its best k. Bounds are the same for all lanes: the offers are warp operations.
+  // Every warp keeps its best k.
   WarpTop top;
-  for (int first = warp_index() * kWarp; 4 * first < vocab_size; first += blockDim.x) {
-    const int quad = first + lane_index();
-    Quad four = {{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
-    if (4 * quad < vocab_size) four = load_quad(row, quad, vocab_size);
+  for_each_quad(row, vocab_size, [&](int quad, const Quad& four) {
     for (int i = 0; i < 4; ++i) {
       const int id = 4 * quad + i;
       top.offer(id < vocab_size ? rank_of(four.logit[i], id) : 0, k);
     }
-  }
+  });
   const int num_finalists = num_warps() * k;
   if (lane_index() < k) finalists[warp_index() * k + lane_index()] = top.held;
   const u64 best = block_combine<Maximum>(top.held, reduction);  // its barriers publish the finalists
@@ -85,11 +82,9 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
   const float max_logit =
       key_of(best) != 0 ? row[index_of(best)] : NAN;  // NaN: no possible token, all masses are 0
   u64 mass = 0;
-#pragma unroll 4  // loads in flight
-  for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
-    const Quad four = load_quad(row, quad, vocab_size);
+  for_each_quad(row, vocab_size, [&](int, const Quad& four) {
     for (float logit : four.logit) mass += mass_of(portable_exp(relative_logit(logit, max_logit, 1.0f)));
-  }
+  });
   mass = block_combine<Sum>(mass, reduction);
 
   for (int i = threadIdx.x; i < num_finalists; i += blockDim.x) {

@@ -43,6 +43,29 @@ __device__ __forceinline__ Quad load_quad(const float* __restrict__ row, int qua
   return result;
 }
 
+// use(quad, logits) for the quads of a row, which the threads of a block share. Loads of several are in flight
+// before the first is looked at: one block has a row to itself, and all that it waits for is memory. The lanes
+// of a warp stay together, as warp operations want it: beyond the end of the row all four are impossible.
+template <typename Use>
+__device__ __forceinline__ void for_each_quad(const float* __restrict__ row, int row_len, Use&& use) {
+  constexpr int kInFlight = 4;
+  const int num_quads = (row_len + 3) / 4;
+  const int stride = blockDim.x;
+  for (int first = warp_index() * kWarp; first < num_quads; first += kInFlight * stride) {
+    Quad quads[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int quad = first + i * stride + lane_index();
+      quads[i] = quad < num_quads ? load_quad(row, quad, row_len)
+                                  : Quad{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (first + i * stride < num_quads) use(first + i * stride + lane_index(), quads[i]);
+    }
+  }
+}
+
 // Combines a number of every thread; all threads get the result. `scratch` may be reused after the next
 // barrier.
 template <typename Operation>

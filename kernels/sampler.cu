@@ -13,7 +13,8 @@
 //           positions     i32 [T]            in   absolute position of the token being drawn
 //           out           i32 [T]            out  the token; -1 if no logit is a number above -inf
 // LAUNCH    grid T, block any multiple of 32 up to 1024: one CTA a row. It reads the row once for the
-//           maximum, three times for each of top-k and top-p (digits of a radix search), once for the draw.
+//           maximum, three times for top-k and four times for top-p (digits of a radix search, over the few
+//           tokens that can matter; before it a sum), once for the draw.
 // REQUIRES  1 <= V < 2^18
 // NUMERICS  f32; masses are integers (units of 2^-40 of the greatest weight), so that no total depends on
 //           order, block size or neighbours: the token is a function of the row, its params, seed and
@@ -39,8 +40,7 @@ struct SearchState {
 
 // One digit of the search: the greatest bin at which the total from the top reaches `wanted`; the lowest if
 // none does. One warp; lane 0 owns the 32 greatest digits.
-template <typename Filter>
-__device__ void find_digit(SearchState& state, const Filter& filter, bool is_first) {
+__device__ void find_digit(SearchState& state) {
   constexpr int kBinsPerLane = kDigits / kWarp;
   const int greatest = kDigits - 1 - kBinsPerLane * lane_index();
   const int lowest = greatest - kBinsPerLane + 1;
@@ -51,10 +51,9 @@ __device__ void find_digit(SearchState& state, const Filter& filter, bool is_fir
     const u64 left = __shfl_up_sync(kWholeWarp, through, distance);
     if (lane_index() >= distance) through += left;
   }
-  const u64 total = __shfl_sync(kWholeWarp, through, kWarp - 1);
-  const u64 above = is_first ? 0 : state.above;
-  const u64 wanted = is_first ? filter.wanted(total) : state.wanted;
-  const uint32_t prefix = is_first ? 0 : state.prefix;
+  const u64 above = state.above;
+  const u64 wanted = state.wanted;
+  const uint32_t prefix = state.prefix;
   __syncwarp();  // the state has been read by all before one lane writes it
   const unsigned reached = __ballot_sync(kWholeWarp, above + through >= wanted);
   const int finder = reached ? __ffs(static_cast<int>(reached)) - 1 : kWarp - 1;
@@ -63,38 +62,82 @@ __device__ void find_digit(SearchState& state, const Filter& filter, bool is_fir
     int digit = greatest;
     while (digit > lowest && running + state.bins[digit] < wanted) running += state.bins[digit--];
     state.above = running;
-    state.wanted = wanted;
     state.prefix = prefix << kDigitBits | static_cast<uint32_t>(digit);
   }
 }
 
-// The lowest weight (as bits) that `filter` keeps, among the tokens with weights of at least `bound`.
-template <typename Filter>
-__device__ uint32_t search_bound(const float* __restrict__ row, int vocab_size, float max_logit,
-                                 float temperature, uint32_t bound, const Filter& filter,
-                                 SearchState& state) {
+// The lowest weight (as bits) at which the total from the top reaches `wanted`; 0 if it never does.
+// `for_each_weight(use)` calls use(weight, measure) for what this thread brings: what lies below the answer may
+// be left out.
+template <typename ForEachWeight>
+__device__ uint32_t search_bound(u64 wanted, SearchState& state, ForEachWeight&& for_each_weight) {
+  if (threadIdx.x == 0) {
+    state.above = 0;
+    state.wanted = wanted;
+    state.prefix = 0;
+  }
   uint32_t prefix = 0;
   for (int shift = kKeyBits - kDigitBits; shift >= 0; shift -= kDigitBits) {
     const bool is_first = shift == kKeyBits - kDigitBits;
     for (int digit = threadIdx.x; digit < kDigits; digit += blockDim.x) state.bins[digit] = 0;
     __syncthreads();
-    for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
-      const Quad four = load_quad(row, quad, vocab_size);
-      for (float logit : four.logit) {
-        const float weight = weight_of(logit, max_logit, temperature);
-        const uint32_t key = __float_as_uint(weight);
-        if (key == 0 || key < bound || (!is_first && key >> (shift + kDigitBits) != prefix)) continue;
-        // Integer additions: the bins do not depend on the order of the atomics.
-        atomicAdd(&state.bins[key >> shift & (kDigits - 1)], filter.measure(weight));
-      }
-    }
+    for_each_weight([&](float weight, u64 measure) {
+      const uint32_t key = __float_as_uint(weight);
+      if (key == 0 || (!is_first && key >> (shift + kDigitBits) != prefix)) return;
+      // Integer additions: the bins do not depend on the order of the atomics.
+      atomicAdd(&state.bins[key >> shift & (kDigits - 1)], measure);
+    });
     __syncthreads();
-    if (warp_index() == 0) find_digit(state, filter, is_first);
+    if (warp_index() == 0) find_digit(state);
     __syncthreads();
     prefix = state.prefix;
   }
   __syncthreads();  // everyone has read the prefix: the state may be used again
-  return prefix > bound ? prefix : bound;
+  return prefix;
+}
+
+// The k-th greatest weight. `own_best` is the greatest that this thread holds: the k-th greatest of these, each
+// another token's, is a bound below which nothing has to be counted. Atomics on 8 bytes are loops, and a row
+// has many more tokens than anyone keeps.
+__device__ uint32_t top_k_bound(const float* __restrict__ row, int vocab_size, float max_logit,
+                                float temperature, int k, float own_best, SearchState& state) {
+  uint32_t least = 0;
+  if (k < static_cast<int>(blockDim.x)) {
+    least = search_bound(k, state, [&](auto&& use) { use(weight_of(own_best, max_logit, temperature), 1); });
+  }
+  return search_bound(k, state, [&](auto&& use) {
+    for_each_quad(row, vocab_size, [&](int, const Quad& four) {
+      for (float logit : four.logit) {
+        const float weight = weight_of(logit, max_logit, temperature);
+        if (__float_as_uint(weight) >= least) use(weight, 1);
+      }
+    });
+  });
+}
+
+// The greatest weight c whose tokens {w >= c} have p of the mass of the tokens with weights of at least
+// `bound`. Tokens of less than their share of what may be left out have no more than that together.
+__device__ uint32_t top_p_bound(const float* __restrict__ row, int vocab_size, float max_logit,
+                                float temperature, uint32_t bound, float top_p, SearchState& state,
+                                u64 (&reduction)[kMaxWarps]) {
+  auto for_each_mass = [&](auto&& use) {
+    for_each_quad(row, vocab_size, [&](int, const Quad& four) {
+      for (float logit : four.logit) {
+        const float weight = weight_of(logit, max_logit, temperature);
+        if (__float_as_uint(weight) >= bound) use(weight, mass_of(weight));
+      }
+    });
+  };
+  u64 total = 0;
+  for_each_mass([&](float, u64 mass) { total += mass; });
+  total = block_combine<Sum>(total, reduction);
+  const u64 wanted = wanted_mass(total, top_p);
+  const u64 negligible = wanted < total ? (total - wanted) / vocab_size : 0;
+  return search_bound(wanted, state, [&](auto&& use) {
+    for_each_mass([&](float weight, u64 mass) {
+      if (mass > negligible) use(weight, mass);
+    });
+  });
 }
 
 // The rank of the best score among the tokens with weights of at least `bound`.
@@ -102,15 +145,14 @@ __device__ u64 draw(const float* __restrict__ row, int vocab_size, float max_log
                     uint32_t bound, uint64_t seed, int position) {
   u64 best = 0;
   float best_score = -INFINITY;
-  for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
-    const Quad four = load_quad(row, quad, vocab_size);
+  for_each_quad(row, vocab_size, [&](int quad, const Quad& four) {
     float relative[4];
     bool can_win = false;
     for (int i = 0; i < 4; ++i) {
       relative[i] = relative_logit(four.logit[i], max_logit, temperature);
       can_win |= relative[i] + kGumbelBound >= best_score;
     }
-    if (!can_win) continue;
+    if (!can_win) return;
     const PhiloxWords noise = noise_words(seed, position, quad);
     for (int i = 0; i < 4; ++i) {
       // Written so that NaN is left out. Without a bound, a weight of 0 is still no candidate.
@@ -123,7 +165,7 @@ __device__ u64 draw(const float* __restrict__ row, int vocab_size, float max_log
         best_score = score;
       }
     }
-  }
+  });
   return best;
 }
 
@@ -139,11 +181,10 @@ extern "C" __global__ void __launch_bounds__(1024)
   const SamplerParams p = params[row_sequence[row_idx]];
 
   u64 best = 0;
-#pragma unroll 4  // loads in flight
-  for (int quad = threadIdx.x; 4 * quad < vocab_size; quad += blockDim.x) {
-    const Quad four = load_quad(row, quad, vocab_size);
+  for_each_quad(row, vocab_size, [&](int quad, const Quad& four) {
     for (int i = 0; i < 4; ++i) best = Maximum::combine(best, rank_of(four.logit[i], 4 * quad + i));
-  }
+  });
+  const float own_best = key_of(best) != 0 ? row[index_of(best)] : -INFINITY;
   best = block_combine<Maximum>(best, reduction);
   const bool is_possible = key_of(best) != 0;
 
@@ -152,10 +193,12 @@ extern "C" __global__ void __launch_bounds__(1024)
     uint32_t bound = p.min_p > 0.0f ? __float_as_uint(p.min_p) : 0u;
     uint32_t search_floor = 0;
     if (p.top_k > 0 && p.top_k < vocab_size)
-      search_floor = search_bound(row, vocab_size, max_logit, p.temperature, 0u, TopK{p.top_k}, search);
-    if (p.top_p < 1.0f)
-      search_floor =
-          search_bound(row, vocab_size, max_logit, p.temperature, search_floor, TopP{p.top_p}, search);
+      search_floor = top_k_bound(row, vocab_size, max_logit, p.temperature, p.top_k, own_best, search);
+    if (p.top_p < 1.0f) {
+      const uint32_t kept =
+          top_p_bound(row, vocab_size, max_logit, p.temperature, search_floor, p.top_p, search, reduction);
+      if (kept > search_floor) search_floor = kept;
+    }
     if (search_floor > bound) bound = search_floor;
     best = draw(row, vocab_size, max_logit, p.temperature, bound, p.seed, positions[row_idx]);
     best = block_combine<Maximum>(best, reduction);

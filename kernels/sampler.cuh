@@ -1,4 +1,4 @@
-// WHAT  How one sequence samples, and the filters of a draw: shared by the kernel, its native twin and
+// WHAT  How one sequence samples, and what its filters go by: shared by the kernel, its native twin and
 //       src/kernels/sampler.rs (SamplerParams there).
 #pragma once
 
@@ -20,19 +20,8 @@ constexpr int kDigitBits = 10;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kKeyBits = 30;  // 1.0f, the greatest weight, has no more
 
-// What a filter adds up over tokens, and how much of it the kept tokens must reach together.
-struct TopK {
-  int k;
-  __device__ u64 measure(float) const { return 1; }
-  __device__ u64 wanted(u64) const { return static_cast<u64>(k); }
-};
-
-struct TopP {
-  float p;
-  __device__ u64 measure(float weight) const { return mass_of(weight); }
-  // p * total, rounded up, at least one unit. One rounding, in double.
-  __device__ u64 wanted(u64 total) const {
-    const double mass = ceil(static_cast<double>(total) * static_cast<double>(p));
-    return mass > 1.0 ? static_cast<u64>(mass) : 1;
-  }
-};
+// What top-p keeps of the mass `total`: p of it, rounded up, at least one unit. One rounding, in double.
+__device__ __forceinline__ u64 wanted_mass(u64 total, float p) {
+  const double mass = ceil(static_cast<double>(total) * static_cast<double>(p));
+  return mass > 1.0 ? static_cast<u64>(mass) : 1;
+}

@@ -59,8 +59,10 @@ pub fn rate(expected: u64, ns: u64) -> f64 {
 
 /// Sorts by descending value, ties to the smaller sequence, then the smaller node. `scratch` is reused.
 pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candidate>) {
-    const RADIX_FROM: usize = 512;
-    const BITS: usize = 11;
+    const RADIX_FROM: usize = 128;
+    const BITS: usize = 8;
+    // The digits are the upper 24 bits of the value's 32: small tables, and few ties left to sort.
+    const LOWEST: usize = 40;
     if candidates.len() < RADIX_FROM {
         candidates.sort_unstable();
         return;
@@ -85,12 +87,12 @@ pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candid
         }
         std::mem::swap(candidates, scratch);
     }
-    for ties in candidates.chunk_by_mut(|a, b| a.0 >> 32 == b.0 >> 32).filter(|ties| ties.len() > 1) {
+    for ties in candidates.chunk_by_mut(|a, b| a.0 >> LOWEST == b.0 >> LOWEST).filter(|ties| ties.len() > 1) {
         ties.sort_unstable();
     }
 
     fn digit(candidate: Candidate, shift: usize) -> usize {
-        (candidate.0 >> (32 + shift)) as usize & ((1 << BITS) - 1)
+        (candidate.0 >> (LOWEST + shift)) as usize & ((1 << BITS) - 1)
     }
 }
 

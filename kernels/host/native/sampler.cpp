@@ -6,7 +6,6 @@
 // chord of 2^x between integers, which costs one fused multiply-add and a conversion. What passes is computed
 // exactly, by the kernel's own functions.
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "exact.hpp"
@@ -118,22 +117,22 @@ VECTORISED_EXACT void weigh(const Row& row, uint32_t* keys) {
     keys[i] = __float_as_uint(portable_exp(relative_logit(row.logits[i], row.max_logit, row.temperature)));
 }
 
-// The kernel's radix search. `keys`, the weights as bits, shrinks to those that share the digits found.
-template <typename Filter>
-uint32_t search_bound(std::vector<uint32_t> keys, uint32_t bound, const Filter& filter) {
-  u64 above = 0, wanted = 0;
+// The kernel's radix search: the lowest weight at which measures, added up from the top, reach `wanted`. `keys`,
+// the weights as bits, shrinks to those that share the digits found.
+template <typename Measure>
+uint32_t search_bound(std::vector<uint32_t> keys, u64 wanted, const Measure& measure) {
+  u64 above = 0;
   uint32_t prefix = 0;
   for (int shift = kKeyBits - kDigitBits; shift >= 0; shift -= kDigitBits) {
     u64 bins[kDigits] = {};
     const auto digit_of = [&](uint32_t key) { return static_cast<int>(key >> shift & (kDigits - 1)); };
-    for (uint32_t key : keys) bins[digit_of(key)] += filter.measure(__uint_as_float(key));
-    if (wanted == 0) wanted = filter.wanted(std::accumulate(bins, bins + kDigits, u64{0}));
+    for (uint32_t key : keys) bins[digit_of(key)] += measure(key);
     int digit = kDigits - 1;
     while (digit > 0 && above + bins[digit] < wanted) above += bins[digit--];
     std::erase_if(keys, [&](uint32_t key) { return digit_of(key) != digit; });
     prefix = prefix << kDigitBits | static_cast<uint32_t>(digit);
   }
-  return std::max(prefix, bound);
+  return prefix;
 }
 
 // The lowest weight, as bits, that all filters keep.
@@ -144,10 +143,13 @@ uint32_t kept_bound(const Row& row, const SamplerParams& p) {
     std::vector<uint32_t> keys(row.vocab_size);
     weigh(row, keys.data());
     std::erase(keys, 0u);
-    if (has_top_k) bound = search_bound(keys, bound, TopK{p.top_k});
+    if (has_top_k) bound = search_bound(keys, p.top_k, [](uint32_t) -> u64 { return 1; });
     if (has_top_p) {
       std::erase_if(keys, [&](uint32_t key) { return key < bound; });
-      bound = search_bound(std::move(keys), bound, TopP{p.top_p});
+      const auto mass = [](uint32_t key) { return mass_of(__uint_as_float(key)); };
+      u64 total = 0;
+      for (uint32_t key : keys) total += mass(key);
+      bound = std::max(bound, search_bound(std::move(keys), wanted_mass(total, p.top_p), mass));
     }
   }
   return p.min_p > 0.0f ? std::max(bound, __float_as_uint(p.min_p)) : bound;
