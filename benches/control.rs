@@ -10,7 +10,6 @@ use smart_run::control::{Controller, ControllerConfig, Policy, RoundReport, Sequ
 
 const SEQUENCES: usize = 64;
 const NODES: usize = 255;
-const TOP_K: usize = 10;
 
 const VIEW: SequenceView = SequenceView {
     id: 0,
@@ -62,25 +61,29 @@ fn union_scan(criterion: &mut Criterion) {
 /// All host work of a round at an H200's costs: the decision to draft, all levels, selection, packing and learning. The outcome is
 /// withheld, so that the controller goes on hoping.
 fn whole_round(criterion: &mut Criterion) {
-    for sequences in [1, 4, 16, SEQUENCES] {
+    for (sequences, sampled) in
+        [1, 4, 16, SEQUENCES].into_iter().flat_map(|batch| [(batch, false), (batch, true)])
+    {
         let config = ControllerConfig { max_level_rows: 4 * SEQUENCES, ..ControllerConfig::default() };
         let cost = Roofline::H200_LLAMA_8B.cost_model(SEQUENCES * (NODES + 1));
         let mut controller = Controller::new(Policy::Smart, config, cost);
-        let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, ..VIEW }).collect();
+        let views: Vec<_> = (0..sequences as u64).map(|id| SequenceView { id, sampled, ..VIEW }).collect();
         let mut state = 2;
-        let tokens: Vec<i32> = (0..(4 * SEQUENCES * TOP_K) as i32).collect();
+        let top_k = controller.begin_round(&views).top_k;
+        let tokens: Vec<i32> = (0..(4 * SEQUENCES * top_k) as i32).collect();
         // Children as drafters bring them, likeliest first: each takes the same share of what its elder sisters have left.
         let logps: Vec<f32> = (0..4 * SEQUENCES)
             .map(|_| unit(&mut state).clamp(0.05, 0.95))
-            .flat_map(|share| (0..TOP_K as i32).map(move |rank| (share * (1.0 - share).powi(rank)).ln()))
+            .flat_map(|share| (0..top_k as i32).map(move |rank| (share * (1.0 - share).powi(rank)).ln()))
             .collect();
         let mut drafted: usize = 0;
-        criterion.bench_function(&format!("whole round of {sequences} sequences"), |bencher| {
+        let kind = if sampled { "sampled" } else { "greedy" };
+        criterion.bench_function(&format!("whole round of {sequences} {kind} sequences"), |bencher| {
             bencher.iter(|| {
                 controller.begin_round(&views);
                 let round = controller.round_mut();
                 while let Some(rows) = round.next_level() {
-                    let children = rows.len() * TOP_K;
+                    let children = rows.len() * top_k;
                     round.add_level(&tokens[..children], &logps[..children]);
                 }
                 black_box(round.select());

@@ -59,7 +59,7 @@ pub fn rate(expected: u64, ns: u64) -> f64 {
 
 /// Sorts by descending value, ties to the smaller sequence, then the smaller node. `scratch` is reused.
 pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candidate>) {
-    const RADIX_FROM: usize = 128;
+    const RADIX_FROM: usize = 256;
     const BITS: usize = 8;
     // The digits are the upper 24 bits of the value's 32: small tables, and few ties left to sort.
     const LOWEST: usize = 40;
