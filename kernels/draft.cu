@@ -70,10 +70,13 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
   // Every warp keeps its best k.
   WarpTop top;
   for_each_quad(row, vocab_size, [&](int quad, const Quad& four) {
+    u64 candidates[4];
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int id = 4 * quad + i;
-      top.offer(id < vocab_size ? rank_of(four.logit[i], id) : 0, k);
+      candidates[i] = id < vocab_size ? rank_of(four.logit[i], id) : 0;
     }
+    top.offer(candidates, k);
   });
   const int num_finalists = num_warps() * k;
   if (lane_index() < k) finalists[warp_index() * k + lane_index()] = top.held;
@@ -113,7 +116,9 @@ extern "C" __global__ void __launch_bounds__(kWarp)
   WarpTop top;
   for (int first = 0; first < num_candidates; first += kWarp) {
     const int i = first + lane_index();
-    top.offer(i < num_candidates ? rank_of(path_logp[first_candidate + i], first_candidate + i) : 0, width);
+    u64 candidate[1] = {i < num_candidates ? rank_of(path_logp[first_candidate + i], first_candidate + i)
+                                           : 0};
+    top.offer(candidate, width);
   }
   const int first_run = runs_used[sequence];
   if (lane_index() < width) {

@@ -85,19 +85,35 @@ struct WarpTop {
   u64 held = 0;
   u64 worst = 0;  // of the k held: the rank to beat, the same in all lanes
 
-  // Offers one candidate a lane (0: none).
-  __device__ __forceinline__ void offer(u64 candidate, int k) {
-    unsigned better = __ballot_sync(kWholeWarp, candidate > worst);
+  // Offers some candidates a lane (0: none), all different. One vote, where none is good enough.
+  template <int kCount>
+  __device__ __forceinline__ void offer(u64 (&candidates)[kCount], int k) {
+    u64 own = greatest(candidates);
+    unsigned better = __ballot_sync(kWholeWarp, own > worst);
     while (better != 0) {
-      const u64 best = __shfl_sync(kWholeWarp, candidate, __ffs(static_cast<int>(better)) - 1);
+      const int giver = __ffs(static_cast<int>(better)) - 1;
+      const u64 best = __shfl_sync(kWholeWarp, own, giver);
       const int place = __popc(__ballot_sync(kWholeWarp, held > best));
       const u64 left = __shfl_up_sync(kWholeWarp, held, 1);
       if (lane_index() == place) held = best;
       if (lane_index() > place) held = left;
       worst = __shfl_sync(kWholeWarp, held, k - 1);
-      // The offer just placed is done with; others may have fallen behind the new worst.
-      better &= better - 1;
-      better &= __ballot_sync(kWholeWarp, candidate > worst);
+      if (lane_index() == giver) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          if (candidates[i] == best) candidates[i] = 0;
+        }
+        own = greatest(candidates);
+      }
+      better = __ballot_sync(kWholeWarp, own > worst);
     }
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ static u64 greatest(const u64 (&candidates)[kCount]) {
+    u64 best = candidates[0];
+#pragma unroll
+    for (int i = 1; i < kCount; ++i) best = Maximum::combine(best, candidates[i]);
+    return best;
   }
 };

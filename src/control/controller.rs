@@ -15,9 +15,9 @@ use super::round::{DraftRound, RoundSequence};
 /// and must not be what it seems to cost.
 const COLD_BELIEF: f64 = 0.25;
 
-/// Children of a node under `smart` while every sequence is greedy, of a drafter that runs once a level: the target's choice is seldom further down, and to look at all of them
-/// is what the controller's time goes into. With as many as for sampled sequences rounds were as fast without that time, to 0.6 %, at batch
-/// 1, and slower at batch 4 and 16.
+/// Children of a node under `smart` while every sequence is greedy, of a drafter that runs once a level: the target's choice is seldom further
+/// down, and to look at them all is what the controller's time goes into. With ten rounds were faster by 0.6 % at batch 1, before that time is
+/// counted, and no faster at batch 4 to 64 (docs/2026-11-29-host-time.md).
 const GREEDY_TOP_K: usize = 6;
 
 /// Bounds on what the controller may ask of the engine.

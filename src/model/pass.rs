@@ -45,6 +45,7 @@ pub struct Pass {
     pictures: Vec<(usize, Tensor)>,
     /// What is known of rows that a kernel will describe: of all rows or of none.
     open_rows: Vec<[i32; 4]>,
+    /// Rows of the pass.
     num_rows: usize,
     /// See [`Pass::keep_outputs`].
     first_output: Option<usize>,
