@@ -43,11 +43,10 @@ POINTER_FIELDS(DraftFrontierParams, &DraftFrontierParams::frontier, &DraftFronti
                &DraftFrontierParams::pool_path_logp, &DraftFrontierParams::first_position,
                &DraftFrontierParams::prefix_len, &DraftFrontierParams::page_table,
                &DraftFrontierParams::root_feature_row, &DraftFrontierParams::moves,
-               &DraftFrontierParams::run_ancestors,
-               &DraftFrontierParams::run_feature_row, &DraftFrontierParams::tokens,
-               &DraftFrontierParams::positions, &DraftFrontierParams::slots, &DraftFrontierParams::ancestors,
-               &DraftFrontierParams::parent_logp, &DraftFrontierParams::feature_row,
-               &DraftFrontierParams::row_run)
+               &DraftFrontierParams::run_ancestors, &DraftFrontierParams::run_feature_row,
+               &DraftFrontierParams::tokens, &DraftFrontierParams::positions, &DraftFrontierParams::slots,
+               &DraftFrontierParams::ancestors, &DraftFrontierParams::parent_logp,
+               &DraftFrontierParams::feature_row, &DraftFrontierParams::row_run)
 
 // logp of a logit, given the greatest logit and the row's mass. -inf for NaN, -inf, and any token of an
 // impossible row.
