@@ -1,6 +1,8 @@
-// WHAT      Searches of a block or warp over candidates ranked by rank_of(): the best, the best k; and
-// totals. MATH      Every combination is a maximum or an integer sum: no result depends on block size or
-// order. REQUIRES  every thread of the block (or warp) calls; block size a multiple of 32, at most 1024
+// WHAT      Searches of a block or warp over candidates ranked by rank_of(): the best, the best k; and totals.
+//
+// MATH      Every combination is a maximum or an integer sum: no result depends on block size or order.
+//
+// REQUIRES  every thread of the block (or warp) calls; block size a multiple of 32, at most 1024
 #pragma once
 
 #include "portable_math.cuh"

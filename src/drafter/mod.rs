@@ -48,11 +48,6 @@ pub trait Drafter: Send {
     /// Columns of a row of taps.
     fn tap_width(&self) -> usize;
 
-    /// Rows of the feature store.
-    fn num_feature_rows(&self) -> usize {
-        self.layer().buffers().features.dim(0)
-    }
-
     /// Offsets from draft ids to target ids, i32 `[draft vocab]`; `None` when both vocabularies are one.
     fn d2t(&self) -> Option<&Tensor>;
 

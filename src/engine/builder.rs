@@ -163,7 +163,7 @@ impl<'a> EngineBuilder<'a> {
         self
     }
 
-    /// Fills target passes up to a multiple of so many rows, and runs those of one shape as one graph, whatever the device: for tests.
+    /// Fills passes of target and drafter up to a multiple of so many rows, and runs those of one shape as one graph, whatever the device: for tests.
     #[doc(hidden)]
     pub fn pass_tread(mut self, rows: usize) -> Self {
         self.pass_tread = Some(rows);

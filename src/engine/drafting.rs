@@ -29,7 +29,7 @@ pub(super) struct Drafting {
     pass: Pass,
     /// Its passes, by shape and whether they run committed tokens.
     graphs: PassGraphs,
-    /// Rows of the round's feature store that are taken; 0 before a round has begun.
+    /// Rows of the round's feature store that are taken.
     feature_rows: usize,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
     backlog: Tensor,
@@ -171,11 +171,6 @@ impl Drafting {
     /// Graphs that are kept.
     pub fn num_graphs(&self) -> usize {
         self.graphs.num_graphs()
-    }
-
-    /// Whether the round's feature store has no room for `rows` more, or has not been begun.
-    pub fn round_is_full(&self, rows: usize) -> bool {
-        self.feature_rows == 0 || self.feature_rows + rows > self.network.num_feature_rows()
     }
 
     /// Waits for the last pass and gives its children: tokens and log-probabilities, `top_k` a row.

@@ -78,7 +78,7 @@ impl PassGraphs {
     }
 }
 
-/// Rows to which target passes are filled up, so that few shapes come again and again, as graphs: what a GPU's kernels compute in one go. The
+/// Rows to which passes are filled up, so that few shapes come again and again, as graphs: what a GPU's kernels compute in one go. The
 /// CPU pays for every row. `SMART_GRAPHS=0` goes without, for comparison.
 pub(super) fn pass_tread(device: &Device) -> usize {
     let unwanted = std::env::var_os("SMART_GRAPHS").is_some_and(|value| value == "0");

@@ -121,7 +121,7 @@ pub(super) fn measure(
             let us = match (pass.kind, proposer.as_deref_mut()) {
                 (SweepKind::Draft, Some(Proposer::Network(drafting))) => {
                     drafting.catch_up_for_sweep(pool, pass.sequences, pass.context)?;
-                    time(device, warm_ups, || draft_pass(drafting, pool, pass))?
+                    time(device, warm_ups, || draft_pass(drafting, pass))?
                 }
                 (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
                     let levels = heads.heads.num_heads();
@@ -272,11 +272,7 @@ fn verify_pass(
 }
 
 /// A drafter level of siblings with their children, the same number in each sequence.
-fn draft_pass(drafting: &mut Drafting, pool: &PagePool, size: PassSize) -> Result<()> {
-    // A round's feature store begins with its catch-up pass.
-    if drafting.round_is_full(size.tokens) {
-        drafting.catch_up_for_sweep(pool, size.sequences, size.context)?;
-    }
+fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
     let each = size.tokens / size.sequences;
     let level: Vec<FrontierRow> = (0..size.tokens)
         .map(|row| (row / each, row % each))

@@ -13,15 +13,16 @@ fn builder(policy: &str) -> EngineBuilder<'static> {
         .prefill_tokens(90)
 }
 
-/// Texts of five requests that share three places, and the draft tokens verified for each.
-fn serve(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<i32>, u64)> {
+/// Texts of five requests that share three places, and the draft tokens verified and accepted for each: a drafter that reads anything
+/// wrong has fewer accepted.
+fn serve(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<i32>, [u64; 2])> {
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
-    let mut texts = vec![(Vec::new(), 0); ids.len()];
+    let mut texts = vec![(Vec::new(), [0; 2]); ids.len()];
     while !engine.is_idle() {
         for emission in engine.step().unwrap() {
             let place = ids.iter().position(|id| *id == emission.sequence).unwrap();
             texts[place].0.extend(emission.tokens);
-            texts[place].1 = emission.stats.drafted_tokens;
+            texts[place].1 = [emission.stats.drafted_tokens, emission.stats.accepted_tokens];
         }
     }
     texts
