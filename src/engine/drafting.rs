@@ -192,3 +192,81 @@ fn skip_to(pass: &mut Pass, next: &mut usize, slot: usize) {
     }
     *next = slot + 1;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::control::{FrontierRow, NONE};
+    use crate::device::DeviceChoice;
+    use crate::engine::{Engine, Request};
+
+    const TOP_K: usize = 3;
+
+    /// Candidate, place among the rows of the round, and that of the parent: what a level goes by.
+    fn row((candidate, slot, parent_slot): (u32, u32, u32)) -> FrontierRow {
+        FrontierRow {
+            sequence: 0,
+            node: 1,
+            token: 0,
+            depth: 1,
+            parent_row: 0,
+            candidate,
+            parent_slot,
+            slot,
+            ancestors: [0; 4],
+            path_logp: 0.0,
+        }
+    }
+
+    /// Children, by level and row, of a round that runs `levels` behind its root, its passes filled up to `tread`.
+    fn children(tread: usize, levels: &[&[(u32, u32, u32)]]) -> Vec<Vec<(i32, f32)>> {
+        let demo = |part: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(part);
+        let mut engine = Engine::builder(demo("target"))
+            .drafter(demo("drafter"))
+            .device(DeviceChoice::Host)
+            .policy("eagle2:3,2,6".parse().unwrap())
+            .max_context(300)
+            .pass_tread(tread)
+            .build()
+            .unwrap();
+        engine.submit(Request::new((0..40).map(|i| 7 * i + 3).collect(), 20)).unwrap();
+        // Reads the prompt, then a round.
+        engine.step().unwrap();
+        engine.step().unwrap();
+        let Engine { proposer, sequences, pool, .. } = &mut engine;
+        let drafting = proposer.as_mut().and_then(|it| it.network_mut()).unwrap();
+        let sequence = sequences[0].as_ref().unwrap();
+        // One waiting pair is enough for a root, whose feature then is the first of the store.
+        let root = sequence.draft_len + 1;
+        pool.reserve(0, root + 32).unwrap();
+        pool.upload().unwrap();
+        let (logits, _) = drafting.catch_up(pool, &[(0, sequence)], |_| 1, true).unwrap().unwrap();
+        drafting.children(&logits, TOP_K).unwrap();
+        drafting.read_children().unwrap();
+        let mut answers = Vec::new();
+        for level in levels {
+            let rows: Vec<FrontierRow> = level.iter().copied().map(row).collect();
+            let (logits, _) = drafting.level(&rows, |_| 0, |_| root).unwrap();
+            drafting.children(&logits, TOP_K).unwrap();
+            let (tokens, logps) = drafting.read_children().unwrap();
+            let pairs: Vec<_> = tokens.iter().copied().zip(logps.iter().copied()).collect();
+            answers.extend(pairs.chunks(TOP_K).take(rows.len()).map(<[_]>::to_vec));
+        }
+        answers
+    }
+
+    /// A node's children do not depend on when it is run, nor on what fills passes up: features stay where they are for the whole round.
+    #[test]
+    fn a_node_may_be_run_long_after_its_parent() {
+        // The root's first child, then two children of that and the root's second child, together or one by one.
+        let first: &[_] = &[(0, 0, NONE)];
+        let [a, b, c] = [(3, 1, 0), (4, 2, 0), (1, 3, NONE)];
+        let together = children(1, &[first, &[a, b, c]]);
+        assert!(together.iter().flatten().all(|(_, logp)| logp.is_finite()));
+        assert!(together[2] != together[1] && together[3] != together[2]);
+        for tread in [1, 8] {
+            assert_eq!(children(tread, &[first, &[a], &[b], &[c]]), together, "tread {tread}");
+        }
+    }
+}
