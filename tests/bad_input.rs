@@ -445,6 +445,13 @@ const RUN_CASES: &[RunCase] = &[
     ("prompt_longer_than_the_context", short_context, &["--prompt-ids", "1,1,1,1,1"], 2, "context of 4"),
     ("prompt_file_missing", |_| (), &["--prompt-file", "/nowhere/prompt"], 2, "/nowhere/prompt"),
     ("drafter_missing", |_| (), &["--prompt-ids", "1", "--draft", "/nowhere/draft"], 2, "/nowhere/draft"),
+    (
+        "draft_vocabulary_alone",
+        |_| (),
+        &["--prompt-ids", "1", "--draft-vocab", "20"],
+        2,
+        "for a drafter with weights",
+    ),
     ("trace_not_writable", |_| (), &["--prompt-ids", "1", "--trace", "/nowhere/trace"], 2, "/nowhere/trace"),
     // Only where there is no GPU.
     ("no_gpu", |_| (), &["--prompt-ids", "1", "--device", "cuda:0"], 1, "cuda:0"),

@@ -129,6 +129,24 @@ def make_refused(folder: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "script.bin")
 
 
+def make_integers(folder: Path) -> None:
+    """The same whole numbers in every form in which a draft vocabulary is saved, and what is none."""
+    folder.mkdir()
+    numbers = [i * i % 4099 for i in range(1200)] + [255, 256, 65535, 65536]
+    tensor = torch.tensor(numbers)
+    legacy = dict(_use_new_zipfile_serialization=False)
+    torch.save(numbers, folder / "list.pt")
+    torch.save(numbers, folder / "list_legacy.pt", **legacy)
+    torch.save(tensor, folder / "tensor_i64.pt")
+    torch.save(tensor.int(), folder / "tensor_i32.pt")
+    torch.save(tensor, folder / "tensor_legacy.pt", **legacy)
+    torch.save(torch.stack([tensor, tensor + 1], dim=1)[:, 0], folder / "tensor_strided.pt")
+    torch.save(torch.arange(4.0), folder / "floats.pt")
+    torch.save(torch.arange(4).view(2, 2), folder / "matrix.pt")
+    torch.save([1, 2.5, 3], folder / "mixed_list.pt")
+    torch.save({"ids": tensor}, folder / "state_dict.pt")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tests/golden/torch"))
@@ -149,6 +167,7 @@ def main() -> None:
     make_sharded(out / "sharded")
     make_medusa(out / "medusa")
     make_refused(out / "refused")
+    make_integers(out / "integers")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@
 //! token's.
 //!
 //! The feature is the target's hidden state behind its final norm. `fc` joins a token's embedding with it; the layer has no norm
-//! before its attention (but for MSD's with Qwen's layer), and none follows it.
+//! before its attention (but for MSD's with Qwen's layer), and none follows it. Of a large head it may read the rows of frequent tokens only
+//! ([`DraftVocabulary`](super::DraftVocabulary)).
 
-use crate::config::{Eagle1Config, FloatType};
-use crate::device::{Device, Tensor};
-use crate::drafter::Drafter;
+use crate::config::Eagle1Config;
+use crate::device::Tensor;
 use crate::drafter::layer::{Buffers, DraftLayer, Ends, LayerBiases};
+use crate::drafter::{Drafter, HotTokens};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
-use crate::model::{Decoder, Pass, Progress, WeightLoader};
-use crate::weights::Checkpoint;
+use crate::model::{Decoder, Pass, WeightLoader};
 
 /// An EAGLE-1 drafter on a device.
 pub struct Eagle1 {
@@ -30,21 +30,21 @@ pub struct Eagle1 {
     input_norm: Option<Tensor>,
     is_msd: bool,
     layer: DraftLayer,
+    /// Offset from draft id to target id, i32 `[draft vocab]`; `None` when both vocabularies are one.
+    d2t: Option<Tensor>,
 }
 
 impl Eagle1 {
     /// Loads a drafter in the published layout (`layers.0.` names, with or without a `model.` prefix).
     pub fn load(
-        device: &Device,
+        loader: &mut WeightLoader,
         config: Eagle1Config,
-        checkpoint: &Checkpoint,
-        float_type: FloatType,
         target: &Decoder,
-        progress: Progress,
+        hot: Option<&HotTokens>,
     ) -> Result<Self> {
         let Eagle1Config { geometry, fc_bias, qkv_bias, o_bias, mlp_bias, is_msd } = config;
         let hidden = geometry.hidden_size;
-        let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
+        let (device, checkpoint) = (loader.device, loader.checkpoint);
         let root = if checkpoint.contains("model.fc.weight") { "model." } else { "" };
         let bias_name = format!("{root}fc.bias");
         let has_bias = checkpoint.contains(&bias_name);
@@ -61,23 +61,26 @@ impl Eagle1 {
         };
         let norm_name = format!("{root}layers.0.input_layernorm.weight");
         let has_norm = is_msd && checkpoint.contains(&norm_name);
-        let drafter = Self {
+        let head = match hot {
+            Some(tokens) => tokens.cut(device, target.head(), checkpoint)?,
+            None => target.head().clone(),
+        };
+        Ok(Self {
             is_msd,
+            d2t: hot.map(|tokens| tokens.d2t(device)).transpose()?,
             input_norm: if has_norm { Some(loader.vector(&[&norm_name], &[hidden])?) } else { None },
             tap_layers: [target.config().geometry.num_layers],
             fc: loader.matrix(&format!("{root}fc.weight"), hidden, 2 * hidden)?,
             fc_bias: if has_bias { Some(loader.vector(&[&bias_name], &[hidden])?) } else { None },
             layer: DraftLayer::load(
-                &mut loader,
+                loader,
                 (&format!("{root}layers.0"), &[]),
                 geometry,
                 hidden,
                 LayerBiases { qkv: qkv_bias, o: o_bias, mlp: mlp_bias },
-                Ends { embedding, final_norm: None, head: target.head().clone() },
+                Ends { embedding, final_norm: None, head },
             )?,
-        };
-        checkpoint.finish()?;
-        Ok(drafter)
+        })
     }
 
     /// A pass: the feature of row i is row `pass.links()[i]` of `features`.
@@ -128,6 +131,6 @@ impl Drafter for Eagle1 {
     }
 
     fn d2t(&self) -> Option<&Tensor> {
-        None
+        self.d2t.as_ref()
     }
 }

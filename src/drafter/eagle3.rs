@@ -5,14 +5,14 @@
 //! and feed back outputs behind the final norm (EAGLE-3.1), read the target's last hidden state without an `fc`, or have plain
 //! layers behind the first.
 
-use crate::config::{Eagle3Config, FeatureKind, FloatType};
+use crate::config::{Eagle3Config, FeatureKind};
 use crate::device::{Device, Tensor};
-use crate::drafter::Drafter;
 use crate::drafter::layer::{DraftLayer, Ends, FinalNorm, LayerBiases};
+use crate::drafter::{Drafter, HotTokens};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
-use crate::model::{Decoder, Pass, Progress, WeightLoader};
+use crate::model::{Decoder, Pass, WeightLoader};
 use crate::weights::Checkpoint;
 
 /// An EAGLE-3 drafter on a device.
@@ -51,15 +51,16 @@ impl Eagle3 {
     /// Loads a drafter in the published layout (`midlayer.` or `layers.0.` names, `layers.1.` and so on for those behind it, with or
     /// without a `model.` prefix).
     pub fn load(
-        device: &Device,
+        loader: &mut WeightLoader,
         mut config: Eagle3Config,
-        checkpoint: &Checkpoint,
-        float_type: FloatType,
         target: &Decoder,
-        progress: Progress,
+        hot: Option<&HotTokens>,
     ) -> Result<Self> {
         let hidden = config.geometry.hidden_size;
-        let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
+        let (device, checkpoint) = (loader.device, loader.checkpoint);
+        if let Some(tokens) = hot {
+            tokens.check(config.draft_vocab_size)?;
+        }
         let LayerNames { root, first, mut later } = LayerNames::of(checkpoint, config.geometry.num_layers);
         // A drafter's config may repeat its target's number of layers (EAGLE3-Vicuna1.3-13B's): the authors' code builds one.
         let repeats_target = config.geometry.num_layers == target.config().geometry.num_layers;
@@ -67,7 +68,7 @@ impl Eagle3 {
             config.geometry.num_layers = 1;
             later.clear();
         }
-        let fc = load_fc(&mut loader, root, &config)?;
+        let fc = load_fc(loader, root, &config)?;
         let embedding = match checkpoint.find(&format!("{root}embed_tokens.weight")) {
             Some(_) => {
                 loader.matrix(&format!("{root}embed_tokens.weight"), config.geometry.vocab_size, hidden)?
@@ -87,19 +88,27 @@ impl Eagle3 {
             Some(name) => loader.matrix(name, config.draft_vocab_size, hidden)?,
             None => shared_head(&config, target)?,
         };
+        let (head, d2t) = match hot {
+            Some(tokens) => {
+                checkpoint.ignore("d2t");
+                checkpoint.ignore("t2d");
+                (tokens.cut(device, &head, checkpoint)?, Some(tokens.d2t(device)?))
+            }
+            None => (head, load_d2t(device, &config, checkpoint)?),
+        };
         let mut norm = |name: String| loader.vector(&[&name], &[hidden]);
         let input_norm = norm(format!("{first}.input_layernorm.weight"))?;
         let hidden_norm = norm(format!("{first}.hidden_norm.weight"))?;
         let final_norm =
             FinalNorm { weight: norm(format!("{root}norm.weight"))?, makes_features: config.norm_output };
         let bias = config.attention_bias;
-        let drafter = Self {
-            d2t: load_d2t(device, &config, checkpoint)?,
+        Ok(Self {
+            d2t,
             fc,
             input_norm,
             hidden_norm,
             layer: DraftLayer::load(
-                &mut loader,
+                loader,
                 (&first, &later),
                 config.geometry,
                 2 * hidden,
@@ -109,9 +118,7 @@ impl Eagle3 {
             tap_layers: config.tap_layers,
             norm_before_residual: config.norm_before_residual,
             buffers: None,
-        };
-        checkpoint.finish()?;
-        Ok(drafter)
+        })
     }
 
     /// Writes what the target's streams at row `pass.links()[i]` of `taps` make of row i to `features`.

@@ -9,13 +9,13 @@
 //! The authors' *typical acceptance* keeps tokens that the target did not draw. It changes the text's distribution, so it is not here: heads
 //! are verified as every drafter is.
 
-use crate::config::{FloatType, MedusaConfig, ModelConfig};
+use crate::config::{MedusaConfig, ModelConfig};
 use crate::device::{DType, Device, Tensor};
+use crate::drafter::HotTokens;
 use crate::error::Result;
 use crate::kernels::linear::{LinearArgs, LinearWorkspace, linear};
 use crate::kernels::silu_residual::{SiluResidualArgs, silu_residual};
-use crate::model::{Progress, WeightLoader};
-use crate::weights::Checkpoint;
+use crate::model::WeightLoader;
 
 /// Medusa heads on a device.
 pub struct Medusa {
@@ -28,8 +28,10 @@ pub struct Medusa {
     first: (Tensor, Tensor),
     /// Later blocks, by block and head.
     later: Vec<Vec<(Tensor, Tensor)>>,
-    /// `[vocab, hidden]` each.
+    /// `[draft vocab, hidden]` each.
     last: Vec<Tensor>,
+    /// Offset from draft id to target id, i32 `[draft vocab]`; `None` when both vocabularies are one.
+    d2t: Option<Tensor>,
     buffers: Option<Buffers>,
 }
 
@@ -38,7 +40,7 @@ struct Buffers {
     /// `[rows, heads * hidden]`, head by head in columns.
     states: Tensor,
     linears: Tensor,
-    /// f32 `[heads * rows, vocab]`, head by head in rows.
+    /// f32 `[heads * rows, draft vocab]`, head by head in rows.
     logits: Tensor,
     workspace: LinearWorkspace,
 }
@@ -46,15 +48,13 @@ struct Buffers {
 impl Medusa {
     /// Loads heads for `target`.
     pub fn load(
-        device: &Device,
+        loader: &mut WeightLoader,
         config: MedusaConfig,
-        checkpoint: &Checkpoint,
-        float_type: FloatType,
         target: &ModelConfig,
-        progress: Progress,
+        hot: Option<&HotTokens>,
     ) -> Result<Self> {
         let MedusaConfig { prefix, num_heads, num_blocks, hidden_size, vocab_size } = config;
-        let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
+        let (device, checkpoint) = (loader.device, loader.checkpoint);
         let name = |head: usize, block: usize, part: &str| format!("{prefix}{head}.{block}.{part}");
         let mut blocks = |heads: std::ops::Range<usize>, block: usize| -> Result<(Tensor, Tensor)> {
             let sizes = vec![hidden_size; heads.len()];
@@ -69,12 +69,15 @@ impl Medusa {
             .map(|block| (0..num_heads).map(|head| blocks(head..head + 1, block)).collect())
             .collect::<Result<_>>()?;
         let last = (0..num_heads)
-            .map(|head| loader.matrix(&name(head, num_blocks, "weight"), vocab_size, hidden_size))
+            .map(|head| {
+                let all = loader.matrix(&name(head, num_blocks, "weight"), vocab_size, hidden_size)?;
+                hot.map_or(Ok(all.clone()), |tokens| tokens.cut(device, &all, checkpoint))
+            })
             .collect::<Result<_>>()?;
-        checkpoint.finish()?;
         Ok(Self {
+            d2t: hot.map(|tokens| tokens.d2t(device)).transpose()?,
             device: device.clone(),
-            dtype: float_type.into(),
+            dtype: loader.float_type.into(),
             tap_layers: [target.geometry.num_layers],
             first,
             later,
@@ -86,7 +89,8 @@ impl Medusa {
 
     /// Sizes the activations for passes of at most `max_rows` rows.
     pub fn prepare(&mut self, max_rows: usize) -> Result<()> {
-        let MedusaConfig { num_heads, hidden_size, vocab_size, .. } = self.config;
+        let MedusaConfig { num_heads, hidden_size, .. } = self.config;
+        let vocab_size = self.last[0].dim(0);
         let width = num_heads * hidden_size;
         let shapes = [(width, hidden_size), (hidden_size, hidden_size), (vocab_size, hidden_size)];
         let buffer = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
@@ -99,7 +103,7 @@ impl Medusa {
         Ok(())
     }
 
-    /// The f32 logits `[heads * rows, vocab]` of the first `heads` heads after the states `features[rows, hidden]`, head by head.
+    /// The f32 logits `[heads * rows, draft vocab]` of the first `heads` heads after the states `features[rows, hidden]`, head by head.
     pub fn forward(&self, features: &Tensor, heads: usize) -> Result<Tensor> {
         let buffers = self.buffers.as_ref().expect("prepare comes before passes");
         let (rows, hidden) = (features.dim(0), self.config.hidden_size);
@@ -143,6 +147,11 @@ impl Medusa {
         self.config.hidden_size
     }
 
+    /// Offsets from draft ids to target ids, i32 `[draft vocab]`; `None` when both vocabularies are one.
+    pub fn d2t(&self) -> Option<&Tensor> {
+        self.d2t.as_ref()
+    }
+
     /// Type of weights and states.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -156,8 +165,9 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-    use crate::config::ModelSource;
+    use crate::config::{FloatType, ModelSource};
     use crate::device::DeviceChoice;
+    use crate::weights::Checkpoint;
 
     fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
         let bytes = tensors.tensor(name).expect("the golden has it").data().to_vec();
@@ -181,9 +191,9 @@ mod tests {
             let tensors = checkpoint.tensors().map(|tensor| (tensor.name, tensor.shape));
             let config = MedusaConfig::from_hf(&source, tensors, &target).expect("a config");
             let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-            let mut medusa =
-                Medusa::load(&device, config, &checkpoint, FloatType::F32, &target, &mut |_, _| ())
-                    .expect("heads");
+            let progress = &mut |_, _| ();
+            let mut loader = WeightLoader::new(&device, &checkpoint, FloatType::F32, progress);
+            let mut medusa = Medusa::load(&mut loader, config, &target, None).expect("heads");
             medusa.prepare(4).expect("memory");
             assert_eq!(medusa.num_heads(), heads, "{case}");
             let expected = std::fs::read(golden.join(case).join("expected.safetensors")).expect("a file");

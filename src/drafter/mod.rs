@@ -10,20 +10,23 @@ mod eagle3;
 mod layer;
 mod medusa;
 pub mod ngram;
+mod vocabulary;
 
 use crate::config::{
-    ConfigSummary, Eagle1Config, Eagle3Config, FloatType, MedusaConfig, ModelConfig, ModelKind, ModelSource,
+    ConfigSummary, Eagle1Config, Eagle3Config, MedusaConfig, ModelConfig, ModelKind, ModelSource,
 };
-use crate::device::{Device, Tensor};
+use crate::device::Tensor;
 use crate::error::Result;
 use crate::kv_cache::{KvCache, KvShape};
-use crate::model::{Decoder, Pass, Progress};
+use crate::model::{Decoder, Pass, WeightLoader};
 use crate::weights::Checkpoint;
 
 use eagle1::Eagle1;
 use eagle3::Eagle3;
 use layer::DraftLayer;
 pub use medusa::Medusa;
+pub use vocabulary::DraftVocabulary;
+pub(crate) use vocabulary::HotTokens;
 
 /// A drafter as the engine runs it.
 pub trait Drafter: Send {
@@ -95,30 +98,24 @@ impl DrafterConfig {
         }
     }
 
-    /// Loads the drafter for `target`; every tensor of the checkpoint must have a use.
+    /// Loads the drafter for `target`, whose tokens it proposes or `hot` ones of them; every tensor of the checkpoint must have a use.
     ///
     /// # Errors
-    /// Missing, unknown or misshapen tensors; a lack of memory.
-    pub fn load(
+    /// Missing, unknown or misshapen tensors; a lack of memory; `hot` tokens for a drafter that was trained with a vocabulary of its own.
+    pub(crate) fn load(
         self,
-        device: &Device,
-        checkpoint: &Checkpoint,
-        float_type: FloatType,
+        mut loader: WeightLoader,
         target: &Decoder,
-        progress: Progress,
+        hot: Option<&HotTokens>,
     ) -> Result<LoadedDrafter> {
         use LoadedDrafter::{Heads, Network};
-        Ok(match self {
-            Self::Eagle1(config) => {
-                Network(Box::new(Eagle1::load(device, config, checkpoint, float_type, target, progress)?))
-            }
-            Self::Eagle3(config) => {
-                Network(Box::new(Eagle3::load(device, config, checkpoint, float_type, target, progress)?))
-            }
-            Self::Medusa(config) => {
-                let target = target.config();
-                Heads(Box::new(Medusa::load(device, config, checkpoint, float_type, target, progress)?))
-            }
-        })
+        let loader = &mut loader;
+        let drafter = match self {
+            Self::Eagle1(config) => Network(Box::new(Eagle1::load(loader, config, target, hot)?)),
+            Self::Eagle3(config) => Network(Box::new(Eagle3::load(loader, config, target, hot)?)),
+            Self::Medusa(config) => Heads(Box::new(Medusa::load(loader, config, target.config(), hot)?)),
+        };
+        loader.checkpoint.finish()?;
+        Ok(drafter)
     }
 }

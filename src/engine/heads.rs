@@ -130,7 +130,7 @@ impl HeadsProposer {
             &self.device,
             DraftTopkArgs {
                 logits: &logits,
-                d2t: None,
+                d2t: self.heads.d2t(),
                 parent_logp: &self.root_logp.rows(0..heads * count),
                 k: top_k,
                 tokens: &tokens,

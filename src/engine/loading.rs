@@ -3,12 +3,12 @@
 use crate::config::{FloatType, ModelConfig};
 use crate::control::Policy;
 use crate::device::Device;
-use crate::drafter::{DrafterConfig, LoadedDrafter};
+use crate::drafter::{DrafterConfig, HotTokens, LoadedDrafter};
 use crate::engine::builder::{DraftSource, EngineBuilder};
 use crate::engine::policy::check_drafter;
 use crate::error::{Error, Result};
-use crate::model::Decoder;
 use crate::model::vision::VisionEncoder;
+use crate::model::{Decoder, WeightLoader};
 use crate::weights::Checkpoint;
 
 /// What can be known of target and drafter without a device.
@@ -16,6 +16,7 @@ pub(super) struct Files {
     pub(super) config: ModelConfig,
     pub(super) checkpoint: Checkpoint,
     pub(super) drafter: Option<(DrafterConfig, Checkpoint)>,
+    pub(super) hot_tokens: Option<HotTokens>,
     pub(super) float_type: FloatType,
 }
 
@@ -49,15 +50,23 @@ impl EngineBuilder<'_> {
             }
             Some(DraftSource::Ngrams) | None => None,
         };
+        let hot_tokens = match (&self.draft_vocabulary, &drafter) {
+            (Some(vocabulary), Some(_)) => Some(vocabulary.tokens(config.geometry.vocab_size)?),
+            (Some(_), None) => {
+                let reason = "a draft vocabulary is for a drafter with weights, and there is none";
+                return Err(Error::Input(reason.into()));
+            }
+            (None, _) => None,
+        };
         let float_type = match self.float_type.or(config.dtype) {
             Some(float_type) => float_type,
             None => checkpoint.float_type()?,
         };
-        Ok(Files { config, checkpoint, drafter, float_type })
+        Ok(Files { config, checkpoint, drafter, hot_tokens, float_type })
     }
 
     pub(super) fn load(&mut self, device: &Device, files: Files) -> Result<Loaded> {
-        let Files { config, checkpoint, drafter, float_type } = files;
+        let Files { config, checkpoint, drafter, hot_tokens, float_type } = files;
         let progress = &mut self.progress;
         let mut decoder_bytes = 0;
         let target = Decoder::load(device, config, &checkpoint, float_type, &mut |done, all| {
@@ -76,7 +85,8 @@ impl EngineBuilder<'_> {
         checkpoint.finish()?;
         let Some((config, checkpoint)) = drafter else { return Ok(Loaded { target, vision, drafter: None }) };
         let progress = &mut |done: usize, all: usize| progress("drafter", done, all);
-        let drafter = config.load(device, &checkpoint, float_type, &target, progress)?;
+        let loader = WeightLoader::new(device, &checkpoint, float_type, progress);
+        let drafter = config.load(loader, &target, hot_tokens.as_ref())?;
         Ok(Loaded { target, vision, drafter: Some(drafter) })
     }
 }

@@ -75,6 +75,7 @@ use crate::error::{Error, Result};
 use crate::model::vision::VisionEncoder;
 use crate::pages::PagePool;
 
+pub use crate::drafter::DraftVocabulary;
 pub use crate::pages::{CacheEvent, CacheLayout, PageCounts, PositionKey};
 pub use builder::{DraftSource, EngineBuilder};
 pub use commit::{Emission, TokenLogprobs};

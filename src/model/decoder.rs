@@ -71,7 +71,7 @@ impl Decoder {
     ) -> Result<Self> {
         let Geometry { hidden_size: hidden, vocab_size: vocab, intermediate_size: intermediate, .. } =
             config.geometry;
-        let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
+        let mut loader = WeightLoader::new(device, checkpoint, float_type, progress);
         let shape = AttentionShape::of(&config.geometry);
         let Names { body, head } = Names::of(checkpoint);
         let embedding = loader.matrix(&format!("{body}embed_tokens.weight"), vocab, hidden)?;

@@ -20,7 +20,17 @@ pub(crate) struct WeightLoader<'a, 'p> {
     pub loaded_bytes: usize,
 }
 
-impl WeightLoader<'_, '_> {
+impl<'a, 'p> WeightLoader<'a, 'p> {
+    /// A loader that has loaded nothing yet.
+    pub fn new(
+        device: &'a Device,
+        checkpoint: &'a Checkpoint,
+        float_type: FloatType,
+        progress: Progress<'p>,
+    ) -> Self {
+        Self { device, checkpoint, float_type, progress, loaded_bytes: 0 }
+    }
+
     /// The tensors `names`, of shape `[rows_i, cols]`, stacked into `[sum rows_i, cols]`.
     pub fn stacked(&mut self, names: &[&str], rows: &[usize], cols: usize) -> Result<Tensor> {
         let total_rows = rows.iter().sum();

@@ -7,12 +7,14 @@
 mod checkpoint;
 mod entry;
 mod header;
+mod integers;
 mod storage;
 mod torch;
 mod view;
 mod writer;
 
 pub use checkpoint::{Checkpoint, FileFormat, TensorInfo};
+pub(crate) use integers::read_integers;
 pub use safetensors::Dtype as StoredType;
 pub use view::TensorView;
 pub use writer::{WriteOptions, WriteProgress};

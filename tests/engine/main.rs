@@ -3,6 +3,7 @@
 mod batch;
 mod controllers;
 mod costs;
+mod draft_vocabulary;
 pub(crate) mod drafters;
 mod eagle3_variants;
 mod early_ends;

@@ -13,7 +13,7 @@ use dynamo_runtime::worker::{
 use smart_run::config::FloatType;
 use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
-use smart_run::engine::DraftSource;
+use smart_run::engine::{DraftSource, DraftVocabulary};
 
 use crate::engine::Settings;
 
@@ -34,6 +34,9 @@ pub struct Args {
     /// Folder of the drafter's weights, or `ngram`
     #[arg(long, value_name = "DIR", env = "SMART_DRAFT")]
     draft: Option<PathBuf>,
+    /// The target's tokens that the drafter may propose: the N with the lowest ids, or those that a file lists [default: all it knows]
+    #[arg(long, value_name = "N|FILE")]
+    draft_vocab: Option<DraftVocabulary>,
     /// What requests call the model [default: the name of its folder]
     #[arg(long, value_name = "NAME", env = "SMART_SERVED_NAME")]
     served_name: Option<String>,
@@ -106,6 +109,7 @@ impl Args {
         let settings = Settings {
             model,
             draft: self.draft.map(draft_source),
+            draft_vocabulary: self.draft_vocab,
             name,
             device: self.device,
             dtype: self.dtype,

@@ -14,7 +14,7 @@ use futures::stream::BoxStream;
 use smart_run::config::{FloatType, ModelSource};
 use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
-use smart_run::engine::{DraftSource, Engine};
+use smart_run::engine::{DraftSource, DraftVocabulary, Engine};
 use smart_run::service::{Client, Service, ServiceConfig};
 use smart_run::text::{GrammarCompiler, Tokenizer};
 use tokio::runtime::Handle;
@@ -33,6 +33,8 @@ pub struct Settings {
     pub model: PathBuf,
     /// What drafts, if anything does.
     pub draft: Option<DraftSource>,
+    /// The tokens that it may propose; all that it knows by default.
+    pub draft_vocabulary: Option<DraftVocabulary>,
     /// What requests call the model.
     pub name: String,
     /// Where to run.
@@ -100,6 +102,9 @@ fn load(settings: &Settings) -> smart_run::Result<(Engine, Texts)> {
         Engine::builder(source.clone()).device(settings.device).max_sequences(settings.max_sequences);
     if let Some(draft) = settings.draft.clone() {
         builder = builder.drafter(draft);
+    }
+    if let Some(vocabulary) = settings.draft_vocabulary.clone() {
+        builder = builder.draft_vocabulary(vocabulary);
     }
     if let Some(dtype) = settings.dtype {
         builder = builder.float_type(dtype);

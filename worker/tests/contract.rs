@@ -31,6 +31,7 @@ fn settings() -> Settings {
     Settings {
         model: demo("target"),
         draft: Some(demo("drafter").as_path().into()),
+        draft_vocabulary: None,
         name: "demo".into(),
         device: DeviceChoice::Host,
         dtype: None,

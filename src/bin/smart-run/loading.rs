@@ -47,6 +47,9 @@ impl Models {
         if let Some(drafter) = self.drafter {
             builder = builder.drafter(drafter);
         }
+        if let Some(vocabulary) = &args.draft_vocab {
+            builder = builder.draft_vocabulary(vocabulary.clone());
+        }
         match args.dtype {
             Some(dtype) => builder.float_type(dtype),
             None => builder,

@@ -19,8 +19,11 @@ const MODELS: [(&str, &str, TargetDims); 3] = [
     ("llava-1.5-7b", "LLaVA-1.5-7B", TargetDims::LLAVA_1_5_7B),
 ];
 
-const DRAFTERS: [(&str, &str, Head); 2] =
-    [("eagle3", "EAGLE-3", Head::Eagle3), ("eagle1", "EAGLE-1 / EAGLE-2 / MSD", Head::Eagle1)];
+const DRAFTERS: [(&str, &str, Head); 3] = [
+    ("eagle3", "EAGLE-3", Head::Eagle3),
+    ("eagle1", "EAGLE-1 / EAGLE-2 / MSD", Head::Eagle1),
+    ("eagle1-hot", "EAGLE-1 / EAGLE-2 / MSD over 32768 frequent tokens", Head::Eagle1Hot),
+];
 /// Drafters that read what EAGLE-1 reads.
 const LIKE_EAGLE1: [&str; 2] = ["eagle2", "msd"];
 
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn every_name_is_found_and_is_its_own() {
         let all: Vec<String> = names().collect();
-        assert_eq!(all.len(), 24);
+        assert_eq!(all.len(), 36);
         for name in &all {
             assert_eq!(&named(name).unwrap().name, name);
         }

@@ -52,6 +52,8 @@ pub enum Head {
     /// EAGLE-1, EAGLE-2 and MSD: a projection of (embedding, feature) to the hidden width in every pass, one layer, the target's
     /// whole output head (`SafeAILab/EAGLE`, `eagle/model/cnets1.py`).
     Eagle1,
+    /// The same over the 32768 most frequent tokens (FR-Spec, arXiv 2502.14856).
+    Eagle1Hot,
     /// EAGLE-3: one layer whose q, k and v read (embedding, feature) directly, an output head over at most 32000 tokens; three tapped
     /// features are projected once a round (`SafeAILab/EAGLE`, `eagle/model/cnets.py`).
     Eagle3,
@@ -59,6 +61,8 @@ pub enum Head {
 
 /// Rows of EAGLE-3's output head (`draft_vocab_size` of the published heads).
 const EAGLE3_VOCAB: usize = 32000;
+/// Rows that FR-Spec keeps of a large output head (`freq_32768.pt`).
+const HOT_VOCAB: usize = 32768;
 /// Tapped features that EAGLE-3 projects.
 const EAGLE3_TAPS: usize = 3;
 
@@ -100,12 +104,13 @@ impl TargetDims {
     pub const fn with(self, head: Head) -> Shape {
         let layer = self.qkv(self.hidden) + self.layer_rest();
         let lm_head = self.hidden * self.vocab;
+        let fc = 2 * self.hidden * self.hidden;
         let (drafter, projection) = match head {
-            Head::Eagle1 => (2 * self.hidden * self.hidden + layer + lm_head, 0),
+            Head::Eagle1 => (fc + layer + lm_head, 0),
+            Head::Eagle1Hot => (fc + layer + self.hidden * self.at_most(HOT_VOCAB), 0),
             Head::Eagle3 => {
-                let vocab = if self.vocab < EAGLE3_VOCAB { self.vocab } else { EAGLE3_VOCAB };
                 let layer = self.qkv(2 * self.hidden) + self.layer_rest();
-                (layer + self.hidden * vocab, EAGLE3_TAPS * self.hidden * self.hidden)
+                (layer + self.hidden * self.at_most(EAGLE3_VOCAB), EAGLE3_TAPS * self.hidden * self.hidden)
             }
         };
         Shape {
@@ -117,6 +122,11 @@ impl TargetDims {
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
         }
+    }
+
+    /// Rows of a drafter's head over `tokens`, or all where there are fewer.
+    const fn at_most(self, tokens: usize) -> usize {
+        if self.vocab < tokens { self.vocab } else { tokens }
     }
 
     /// Parameters of q, k and v that read `width` channels.
@@ -155,15 +165,16 @@ mod tests {
     /// Parameters streamed and cached bytes, from the design notes on performance.
     #[test]
     fn parameters_are_those_of_the_published_models() {
-        for (target, params, eagle1, eagle3, kv_kib, tile) in [
-            (TargetDims::LLAMA_3_1_8B, 7.505e9, 777e6, 374e6, 128.0, 4),
-            (TargetDims::QWEN2_VL_7B, 7.070e9, 804e6, 364e6, 56.0, 2),
-            (TargetDims::LLAVA_1_5_7B, 6.607e9, 367e6, 384e6, 512.0, 16),
+        for (target, params, eagle1, hot, eagle3, kv_kib, tile) in [
+            (TargetDims::LLAMA_3_1_8B, 7.505e9, 777e6, 386e6, 374e6, 128.0, 4),
+            (TargetDims::QWEN2_VL_7B, 7.070e9, 804e6, 376.2e6, 364e6, 56.0, 2),
+            (TargetDims::LLAVA_1_5_7B, 6.607e9, 367e6, 367e6, 384e6, 512.0, 16),
         ] {
             let (first, third) = (target.with(Head::Eagle1), target.with(Head::Eagle3));
             for (got, want) in [
                 (first.target_params, params),
                 (first.drafter_params, eagle1),
+                (target.with(Head::Eagle1Hot).drafter_params, hot),
                 (third.drafter_params, eagle3),
             ] {
                 assert!((got / want - 1.0).abs() < 1e-3, "{got} parameters against {want}");

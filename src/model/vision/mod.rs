@@ -41,7 +41,7 @@ impl VisionEncoder {
         float_type: FloatType,
         progress: Progress,
     ) -> Result<Self> {
-        let mut loader = WeightLoader { device, checkpoint, float_type, progress, loaded_bytes: 0 };
+        let mut loader = WeightLoader::new(device, checkpoint, float_type, progress);
         Ok(Self {
             tower: Tower::load(&mut loader, &config.tower)?,
             join: Join::load(&mut loader, &config, hidden)?,

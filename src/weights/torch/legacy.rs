@@ -1,13 +1,12 @@
 //! The format before torch 1.6: pickles one after the other, then the storages.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::super::StoredType;
-use super::super::entry::Entry;
+use super::Saved;
 use super::pickle::{Machine, Value};
-use super::state_dict;
 
 /// 0x1950a86a20f9469cfc6c, as a pickle holds it.
 const MAGIC: [u8; 10] = [0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19];
@@ -15,8 +14,8 @@ const VERSION: i64 = 1001;
 /// Bytes of the length in front of a storage.
 const LENGTH_BYTES: usize = 8;
 
-/// As [`super::parse`], for a file that begins with a pickle.
-pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+/// As [`super::read`], for a file that begins with a pickle.
+pub(super) fn read<T>(file: &[u8], read: impl FnOnce(&Saved) -> Result<T, String>) -> Result<T, String> {
     let mut at = 0;
     let (magic, value) = next(file, &mut at)?;
     if !matches!(value, Value::Long(number) if magic.bytes(number) == MAGIC) {
@@ -61,7 +60,8 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     if at != file.len() {
         return Err(format!("its storages end at byte {at}, but the file holds {}", file.len()));
     }
-    state_dict::tensors(&machine, root, file.len(), |key| storages.get(key).cloned())
+    let locate = |key: &str| storages.get(key).cloned();
+    read(&Saved { machine: &machine, root, file_len: file.len(), locate: &locate })
 }
 
 /// Runs the pickle at `at`, which moves behind it.

@@ -9,6 +9,7 @@
 //! tensors of subclasses, and whole pickled modules are errors that name what the pickle asks for.
 #![forbid(unsafe_code)]
 
+mod integers;
 mod legacy;
 mod objects;
 mod opcodes;
@@ -21,17 +22,35 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::entry::Entry;
-use pickle::Machine;
+use pickle::{Machine, Value};
 
 /// First byte of a pickle of protocol 2 and up.
 const PICKLE: u8 = 0x80;
 
+/// What a file's pickle has made, and where in the file its storages lie.
+struct Saved<'a> {
+    machine: &'a Machine<'a>,
+    root: Value,
+    file_len: usize,
+    /// The storage of a key.
+    locate: &'a dyn Fn(&str) -> Option<Range<usize>>,
+}
+
 /// The tensors of a whole `file` by name. Fails, with a reason for the user, unless all of them lie in the file.
 pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+    read(file, state_dict::tensors)
+}
+
+/// The whole numbers of a `file` that holds a list of them, or a tensor of one dimension.
+pub(super) fn integers(file: &[u8]) -> Result<Vec<i64>, String> {
+    read(file, |saved| integers::of(saved, file))
+}
+
+fn read<T>(file: &[u8], read: impl FnOnce(&Saved) -> Result<T, String>) -> Result<T, String> {
     if zip::is_zip(file) {
-        parse_zip(file)
+        read_zip(file, read)
     } else if file.first() == Some(&PICKLE) {
-        legacy::parse(file)
+        legacy::read(file, read)
     } else if file.is_empty() {
         Err("this PyTorch file is empty: it is truncated".into())
     } else {
@@ -39,7 +58,7 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     }
 }
 
-fn parse_zip(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+fn read_zip<T>(file: &[u8], read: impl FnOnce(&Saved) -> Result<T, String>) -> Result<T, String> {
     const PICKLE_ENTRY: &str = "/data.pkl";
     let entries = zip::entries(file)?;
     let mut folders = entries.keys().filter_map(|name| name.strip_suffix(PICKLE_ENTRY));
@@ -55,5 +74,5 @@ fn parse_zip(file: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
         Machine::run(&file[entries[format!("{folder}{PICKLE_ENTRY}").as_str()].clone()])?;
     let locate =
         |key: &str| -> Option<Range<usize>> { entries.get(format!("{folder}/data/{key}").as_str()).cloned() };
-    state_dict::tensors(&machine, root, file.len(), locate)
+    read(&Saved { machine: &machine, root, file_len: file.len(), locate: &locate })
 }

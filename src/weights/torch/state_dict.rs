@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Range;
 
 use super::super::entry::{self, Entry};
+use super::Saved;
 use super::objects::Tensor;
 use super::pickle::{Machine, Value};
 
@@ -12,13 +12,9 @@ use super::pickle::{Machine, Value};
 /// copied, or a disk when written out one by one.
 const MAX_SHARING: usize = 8;
 
-/// The tensors of the state dict `root`. `locate` finds the storage of a key in the file, which has `file_len` bytes.
-pub(super) fn tensors(
-    machine: &Machine,
-    root: Value,
-    file_len: usize,
-    locate: impl Fn(&str) -> Option<Range<usize>>,
-) -> Result<BTreeMap<String, Entry>, String> {
+/// The tensors of the state dict that was saved.
+pub(super) fn tensors(saved: &Saved) -> Result<BTreeMap<String, Entry>, String> {
+    let Saved { machine, root, file_len, .. } = *saved;
     let Value::Dict(root) = root else {
         return Err("it should hold a state dict, names and their tensors; it holds something else".into());
     };
@@ -43,9 +39,7 @@ pub(super) fn tensors(
             continue;
         };
         let tensor = &machine.objects.tensors[tensor as usize];
-        let key = machine.text(tensor.storage.key);
-        let storage = locate(key).ok_or_else(|| format!("tensor {name}: its storage {key:?} is missing"))?;
-        let entry = place(tensor, storage).map_err(|reason| format!("tensor {name} {reason}"))?;
+        let entry = place(tensor, saved).map_err(|reason| format!("tensor {name} {reason}"))?;
         claimed = claimed.saturating_add(entry.size_in_bytes());
         if claimed > file_len.saturating_mul(MAX_SHARING) {
             return Err(format!(
@@ -76,9 +70,12 @@ fn holds_tensor(machine: &Machine, value: Value, seen: &mut HashSet<(char, u32)>
     false
 }
 
-/// `tensor` as a part of the file; `storage` is where its storage lies.
-fn place(tensor: &Tensor, storage: Range<usize>) -> Result<Entry, String> {
+/// `tensor` as a part of the file.
+pub(super) fn place(tensor: &Tensor, saved: &Saved) -> Result<Entry, String> {
     let Tensor { dtype, offset, ref shape, ref strides, .. } = *tensor;
+    let key = saved.machine.text(tensor.storage.key);
+    let storage =
+        (saved.locate)(key).ok_or_else(|| format!("has no elements: its storage {key:?} is missing"))?;
     let element = dtype.bitsize() / 8;
     let num_stored = tensor.storage.num_elements;
     if num_stored.checked_mul(element).is_none_or(|bytes| bytes > storage.len()) {

@@ -7,6 +7,7 @@ use clap::Args;
 use smart_run::config::FloatType;
 use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
+use smart_run::engine::DraftVocabulary;
 
 use super::from_str;
 
@@ -17,6 +18,8 @@ pub struct ModelArgs {
     pub model: Option<PathBuf>,
     /// The drafter's folder or repository, or `ngram`; `None` is the demo pair's drafter with the demo pair, else no drafter.
     pub draft: Option<PathBuf>,
+    /// The target's tokens that the drafter may propose; `None` is all that it knows.
+    pub draft_vocab: Option<DraftVocabulary>,
     /// Type to run in; `None` is the one that the weights are stored in.
     pub dtype: Option<FloatType>,
     /// Where to run.
@@ -32,6 +35,10 @@ pub struct LowModel {
     /// Drafter: a folder, or org/name, with an EAGLE-3, EAGLE-1 or MSD checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
     #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
+    /// The target's tokens that the drafter may propose: the N with the lowest ids, or those that a file lists (a JSON array, or FR-Spec's
+    /// freq_32768.pt). Makes the head of EAGLE-1, MSD and Medusa drafters quicker beside a large vocabulary; the text stays the same
+    #[arg(long, value_name = "N|FILE", value_parser = from_str::<DraftVocabulary>)]
+    draft_vocab: Option<DraftVocabulary>,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
     dtype: Dtype,
@@ -42,7 +49,13 @@ pub struct LowModel {
 
 impl From<LowModel> for ModelArgs {
     fn from(typed: LowModel) -> Self {
-        Self { model: typed.model, draft: typed.draft, dtype: typed.dtype.0, device: typed.device }
+        Self {
+            model: typed.model,
+            draft: typed.draft,
+            draft_vocab: typed.draft_vocab,
+            dtype: typed.dtype.0,
+            device: typed.device,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use smart_run::config::FloatType;
 use smart_run::device::DeviceChoice;
+use smart_run::engine::DraftVocabulary;
 
 /// Parses `line`, split at spaces, as typed after the program's name.
 fn typed(line: &str) -> Result<Command, Stop> {
@@ -58,7 +59,7 @@ fn defaults_are_those_of_the_design() {
 
 #[test]
 fn every_flag_reaches_its_field() {
-    let line = "generate --model m --draft d --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
+    let line = "generate --model m --draft d --draft-vocab 32768 --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
                 --top-p 0.9 --top-k 40 --min-p 0.05 --seed 18446744073709551615 --ignore-eos --policy chain:4 \
                 --dtype f16 --device cuda:2 --format json --trace t.jsonl --stop --x --stop y";
     assert_eq!(
@@ -67,6 +68,7 @@ fn every_flag_reaches_its_field() {
             models: ModelArgs {
                 model: Some("m".into()),
                 draft: Some("d".into()),
+                draft_vocab: Some(DraftVocabulary::Lowest(32768)),
                 dtype: Some(FloatType::F16),
                 device: DeviceChoice::Cuda(2),
             },
@@ -223,13 +225,14 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
     );
     assert_eq!(
         profile_args(
-            "profile --model m --draft d --dtype f16 --device host --max-sequences 8 --out p.svg --save-table t.json --format json"
+            "profile --model m --draft d --draft-vocab f.pt --dtype f16 --device host --max-sequences 8 --out p.svg --save-table t.json --format json"
         ),
         ProfileArgs {
             subject: ProfileSubject::Machine {
                 models: ModelArgs {
                     model: Some("m".into()),
                     draft: Some("d".into()),
+                    draft_vocab: Some(DraftVocabulary::Listed("f.pt".into())),
                     dtype: Some(FloatType::F16),
                     device: DeviceChoice::Host,
                 },
