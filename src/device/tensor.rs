@@ -244,6 +244,26 @@ impl Tensor {
         view
     }
 
+    /// The same contiguous memory as elements of another type, which fill it: for arrays that travel in one buffer.
+    ///
+    /// # Panics
+    /// If they do not fill it, or would not be aligned.
+    pub fn retype(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
+        assert!(
+            self.is_contiguous()
+                && bytes == self.num_bytes()
+                && self.byte_offset.is_multiple_of(dtype.size_in_bytes()),
+            "{self:?} as {}{shape:?}",
+            dtype.name()
+        );
+        let mut view = self.clone();
+        view.dtype = dtype;
+        view.shape = shape.to_vec();
+        view.row_stride = shape.iter().skip(1).product();
+        view
+    }
+
     /// Entry `index` of the first dimension, which it drops: `[L, a, b]` gives `[a, b]`.
     pub fn index(&self, index: usize) -> Tensor {
         let rest = self.shape[1..].to_vec();

@@ -12,23 +12,21 @@ use crate::model::Pass;
 /// Candidates and runs of a round; `kernels/draft.cu` explains both.
 pub(super) struct Candidates {
     device: Device,
-    /// Row by row as the drafter brought them: i32, f32, f32.
+    /// Row by row as the drafter brought them: i32 tokens, and behind those of the latest pass the f32 log-probabilities of its children, so
+    /// that one copy reads both; f32.
     tokens: Tensor,
-    logp: Tensor,
     path_logp: Tensor,
     used: usize,
+    /// Children of the latest pass.
+    latest: usize,
     /// Log-probability of the path to the node of each row of the latest pass, f32 `[rows]`, and to roots, f32 `[slots]`: these are certain.
     parent_logp: Tensor,
     root_logp: Tensor,
-    /// Each slot's feature row of the root, i32 `[slots]`.
-    root_rows: Tensor,
     /// Runs by (slot, run): ancestors u64 `[slots, MAX_RUNS, 4]`, feature rows i32 `[slots, MAX_RUNS]`.
     run_ancestors: Tensor,
     run_feature_row: Tensor,
     row_run: Tensor,
-    host_root_rows: PinnedBuffer<i32>,
-    host_tokens: PinnedBuffer<i32>,
-    host_logp: PinnedBuffer<f32>,
+    host_children: PinnedBuffer<i32>,
 }
 
 impl Candidates {
@@ -39,19 +37,16 @@ impl Candidates {
         // Zeroed: the start-up sweep runs candidates that no pass has brought.
         let zeros = |dtype, len: usize| Tensor::zeros(device, dtype, &[len]);
         Ok(Self {
-            tokens: zeros(DType::I32, max_candidates)?,
-            logp: zeros(DType::F32, max_candidates)?,
+            tokens: zeros(DType::I32, max_candidates + max_rows * MAX_TOP_K)?,
             path_logp: zeros(DType::F32, max_candidates)?,
             used: 0,
+            latest: 0,
             parent_logp: uninit(DType::F32, &[max_rows])?,
             root_logp: zeros(DType::F32, max_sequences)?,
-            root_rows: uninit(DType::I32, &[max_sequences])?,
             run_ancestors: uninit(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
             run_feature_row: uninit(DType::I32, &[max_sequences, MAX_RUNS])?,
             row_run: uninit(DType::I32, &[max_rows])?,
-            host_root_rows: PinnedBuffer::new(device, max_sequences)?,
-            host_tokens: PinnedBuffer::new(device, max_rows * MAX_TOP_K)?,
-            host_logp: PinnedBuffer::new(device, max_rows * MAX_TOP_K)?,
+            host_children: PinnedBuffer::new(device, 2 * max_rows * MAX_TOP_K)?,
             device: device.clone(),
         })
     }
@@ -59,16 +54,6 @@ impl Candidates {
     /// Begins a round.
     pub fn clear(&mut self) {
         self.used = 0;
-    }
-
-    /// Notes which row of the feature store will be that of a slot's root.
-    pub fn set_root_row(&mut self, slot: usize, row: i32) {
-        self.host_root_rows.as_mut_slice()[slot] = row;
-    }
-
-    /// Sends what [`Candidates::set_root_row`] has noted.
-    pub fn send_root_rows(&self) -> Result<()> {
-        self.host_root_rows.write_to(&self.root_rows, self.root_rows.dim(0))
     }
 
     /// Fills the row arrays of a pass of open rows, on the device. Its launch depends on the pass's shape alone.
@@ -80,13 +65,13 @@ impl Candidates {
             &self.device,
             DraftFrontierArgs {
                 frontier: &pass.open_rows(),
-                pool_tokens: &self.tokens,
+                pool_tokens: &self.tokens.rows(0..self.path_logp.dim(0)),
                 pool_path_logp: &self.path_logp,
                 first_position: &prefix_len,
                 prefix_len: &prefix_len,
                 page_table: &kv.page_table(slots.end),
                 page_size: PAGE_SIZE,
-                root_feature_row: &self.root_rows.rows(slots.clone()),
+                root_feature_row: &pass.root_outputs(),
                 moves: &pass.outputs(),
                 runs: RunTables {
                     ancestors: &self.run_ancestors.rows(slots.clone()),
@@ -113,10 +98,14 @@ impl Candidates {
         top_k: usize,
     ) -> Result<()> {
         let rows = logits.dim(0);
-        let new = self.used..self.used + rows * top_k;
-        let [tokens, logp, path_logp] = [&self.tokens, &self.logp, &self.path_logp]
-            .map(|all| all.rows(new.clone()).reshape(&[rows, top_k]));
-        self.used = new.end;
+        let count = rows * top_k;
+        let new = self.used..self.used + count;
+        let both = self.tokens.rows(new.start..new.end + count);
+        let shape = [rows, top_k];
+        let tokens = both.rows(0..count).reshape(&shape);
+        let logp = both.rows(count..2 * count).retype(DType::F32, &shape);
+        let path_logp = self.path_logp.rows(new.clone()).reshape(&shape);
+        (self.used, self.latest) = (new.end, count);
         let parent_logp = if at_roots { &self.root_logp } else { &self.parent_logp };
         draft_topk(
             &self.device,
@@ -130,13 +119,13 @@ impl Candidates {
                 path_logp: &path_logp,
             },
         )?;
-        self.host_tokens.read_from(&tokens, rows * top_k)?;
-        self.host_logp.read_from(&logp, rows * top_k)
+        self.host_children.read_from(&both, 2 * count)
     }
 
     /// Waits for the children appended last: tokens and log-probabilities, `top_k` a row.
     pub fn read(&self) -> Result<(&[i32], &[f32])> {
         self.device.synchronize()?;
-        Ok((self.host_tokens.as_slice(), self.host_logp.as_slice()))
+        let (tokens, logps) = self.host_children.as_slice()[..2 * self.latest].split_at(self.latest);
+        Ok((tokens, bytemuck::cast_slice(logps)))
     }
 }

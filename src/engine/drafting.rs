@@ -36,6 +36,8 @@ pub(super) struct Drafting {
     /// Rows of `taps` and where in the backlog they go, `[rows, 2]`.
     moves: Tensor,
     candidates: Candidates,
+    /// By slot, the row of the round's feature store with the output of the root's pair.
+    root_outputs: Vec<i32>,
     /// Whether the latest pass ran committed tokens, roots the last.
     at_roots: bool,
     host_moves: PinnedBuffer<i32>,
@@ -60,6 +62,7 @@ impl Drafting {
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
             moves: floats(DType::I32, &[max_rows, 2])?,
             candidates: Candidates::new(device, max_rows, max_sequences)?,
+            root_outputs: vec![0; max_sequences],
             at_roots: false,
             host_moves: PinnedBuffer::new(device, 2 * max_rows)?,
             network,
@@ -113,13 +116,10 @@ impl Drafting {
                 };
                 self.pass.push(row, drafts && i + 1 == count);
             }
-            self.candidates.set_root_row(slot, self.pass.num_rows() as i32 - 1);
+            self.root_outputs[slot] = self.pass.num_rows() as i32 - 1;
         }
         if self.pass.num_rows() == 0 {
             return Ok(None);
-        }
-        if drafts {
-            self.candidates.send_root_rows()?;
         }
         let logits = self.forward(true)?;
         Ok(drafts.then_some(logits))
@@ -140,7 +140,7 @@ impl Drafting {
             let (slot, prefix_len) = (slot_of(sequence), root_of(sequence));
             if current != Some(sequence) {
                 skip_to(&mut self.pass, &mut next_slot, slot);
-                self.pass.begin_sequence(prefix_len);
+                self.pass.begin_open_sequence(prefix_len, self.root_outputs[slot]);
                 current = Some(sequence);
             }
             let parent_run = if row.parent_slot == NONE { -1 } else { row.parent_slot as i32 };

@@ -45,6 +45,8 @@ pub struct Pass {
     pictures: Vec<(usize, Tensor)>,
     /// What is known of rows that a kernel will describe: of all rows or of none.
     open_rows: Vec<[i32; 4]>,
+    /// See [`Pass::begin_open_sequence`].
+    root_outputs: Vec<i32>,
     /// Rows of the pass.
     num_rows: usize,
     /// See [`Pass::keep_outputs`].
@@ -53,11 +55,9 @@ pub struct Pass {
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
     max_kv_len: usize,
-    // Device side: all i32 arrays in one buffer, so that one copy moves them.
+    // Device side: all arrays in one buffer, so that one copy moves them.
     ints: Tensor,
-    words: Tensor,
     staged_ints: PinnedBuffer<i32>,
-    staged_words: PinnedBuffer<u64>,
     arrays: [(usize, usize); NUM_ARRAYS],
     /// See [`Pass::with_sections`].
     sections: Option<[usize; 3]>,
@@ -70,7 +70,7 @@ pub struct Pass {
 /// Keys by which the bound on what a row sees grows, where shapes are few.
 const KEYS_STEP: usize = 256;
 
-const NUM_ARRAYS: usize = 14;
+const NUM_ARRAYS: usize = 16;
 const TOKENS: usize = 0;
 const POSITIONS: usize = 1;
 const SLOTS: usize = 2;
@@ -85,19 +85,22 @@ const TREE_TOKENS: usize = 10;
 const TREE_PARENTS: usize = 11;
 const OPEN_ROWS: usize = 12;
 const OUTPUTS: usize = 13;
+const ANCESTORS: usize = 14;
+const ROOT_OUTPUTS: usize = 15;
 
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Eight arrays of rows, others with two columns, three and four, and three of sequences, each rounded up to 4 elements so that it
+        // Eight arrays of rows, others with two columns, three, four and eight, and four of sequences, each rounded up to 4 elements so that it
         // starts on 16 bytes.
-        let capacity = 17 * (max_rows + 4) + 3 * (max_sequences + 5);
+        let capacity = 25 * (max_rows + 4) + 4 * (max_sequences + 5);
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         Ok(Self {
             device: device.clone(),
             rows: Vec::with_capacity(max_rows),
             pictures: Vec::new(),
             open_rows: Vec::new(),
+            root_outputs: Vec::new(),
             num_rows: 0,
             first_output: None,
             seq_start: Vec::with_capacity(max_sequences + 1),
@@ -105,9 +108,7 @@ impl Pass {
             logit_rows: Vec::with_capacity(max_rows),
             max_kv_len: 0,
             ints: Tensor::uninit(device, DType::I32, &[capacity])?,
-            words: Tensor::uninit(device, DType::U64, &[max_rows, 4])?,
             staged_ints: PinnedBuffer::new(device, capacity)?,
-            staged_words: PinnedBuffer::new(device, max_rows * 4)?,
             arrays: [(0, 0); NUM_ARRAYS],
             sections: None,
             tread: 1,
@@ -133,6 +134,7 @@ impl Pass {
         self.rows.clear();
         self.pictures.clear();
         self.open_rows.clear();
+        self.root_outputs.clear();
         self.num_rows = 0;
         self.first_output = None;
         self.seq_start.clear();
@@ -146,6 +148,15 @@ impl Pass {
     pub fn begin_sequence(&mut self, prefix_len: usize) {
         self.seq_start.push(self.num_rows as i32);
         self.prefix_len.push(prefix_len as i32);
+        self.root_outputs.push(NO_ROW);
+    }
+
+    /// The same for open rows, with the row of the store of outputs that holds the root's.
+    pub fn begin_open_sequence(&mut self, prefix_len: usize, root_output: i32) {
+        self.begin_sequence(prefix_len);
+        if let Some(last) = self.root_outputs.last_mut() {
+            *last = root_output;
+        }
     }
 
     /// Appends a row to the current sequence.
@@ -193,7 +204,7 @@ impl Pass {
         self.num_rows += 1;
     }
 
-    /// Sends the description to the device, in two copies; open rows are left to the kernel that fills them. The previous
+    /// Sends the description to the device, in one copy; open rows are left to the kernel that fills them. The previous
     /// pass must have been waited for.
     pub fn upload(&mut self) -> Result<()> {
         assert!(self.rows.is_empty() || self.open_rows.is_empty(), "open rows and others do not mix");
@@ -226,7 +237,12 @@ impl Pass {
         stage(OUTPUTS, if self.first_output.is_some() { 2 * width } else { 0 }, &mut moves.into_iter());
         let known =
             self.open_rows.iter().flatten().copied().chain(filled(4 * self.num_rows, 4 * width, NO_ROW));
-        let outline = stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
+        stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
+        let roots = if is_open { num_sequences } else { 0 };
+        let outline = stage(ROOT_OUTPUTS, roots, &mut self.root_outputs.iter().copied());
+        // Words as their halves, the lower first. Those of rows that fill the pass up are not looked at.
+        let halves = |words: [u64; 4]| words.into_iter().flat_map(|word| [word as i32, (word >> 32) as i32]);
+        stage(ANCESTORS, 8 * width, &mut self.rows.iter().flat_map(|row| halves(row.ancestors)));
         let filler = |value| filled(self.rows.len(), width, value);
         stage(TOKENS, width, &mut self.rows.iter().map(|r| r.token).chain(filler(0)));
         let axes = if self.sections.is_some() { 3 } else { 1 };
@@ -253,11 +269,7 @@ impl Pass {
         if is_open {
             return self.staged_ints.write_to(&self.ints, outline);
         }
-        for (words, row) in self.staged_words.as_mut_slice().chunks_exact_mut(4).zip(&self.rows) {
-            words.copy_from_slice(&row.ancestors);
-        }
-        self.staged_ints.write_to(&self.ints, all)?;
-        self.staged_words.write_to(&self.words, self.rows.len() * 4)
+        self.staged_ints.write_to(&self.ints, all)
     }
 
     /// Rows of the pass.
@@ -368,6 +380,11 @@ impl Pass {
         self.array(OPEN_ROWS).reshape(&[self.width(), 4])
     }
 
+    /// Of open rows, the row of the store of outputs that holds the root's, i32 `[sequences]`; -1 for sequences without rows.
+    pub fn root_outputs(&self) -> Tensor {
+        self.array(ROOT_OUTPUTS)
+    }
+
     /// Where outputs are kept: pairs of a row of the pass and one of the store, i32 `[width, 2]`; -1 for rows that fill the pass up.
     pub fn outputs(&self) -> Tensor {
         self.array(OUTPUTS).reshape(&[self.width(), 2])
@@ -411,6 +428,6 @@ impl Pass {
 
     /// Ancestor words, u64 `[width, 4]`; those of rows that fill the pass up are not looked at.
     pub fn ancestors(&self) -> Tensor {
-        self.words.rows(0..self.width())
+        self.array(ANCESTORS).retype(DType::U64, &[self.width(), 4])
     }
 }
