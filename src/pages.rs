@@ -136,6 +136,11 @@ impl PagePool {
         Ok(())
     }
 
+    /// Positions that a slot has pages for.
+    pub fn reserved(&self, slot: usize) -> usize {
+        self.slots[slot].pages.len() * PAGE_SIZE
+    }
+
     /// How much of a text that is known by `keys` the prefix cache holds: whole pages of at most `limit` positions; and how many of these
     /// pages nobody holds now.
     pub fn cached_prefix(&self, keys: &[PositionKey], limit: usize) -> (usize, usize) {

@@ -53,7 +53,13 @@ fn h200_table() -> Value {
 
 /// Tokens per second and token ids of one generation under modelled time.
 fn generate(table: &std::path::Path, policy: &str, new_tokens: usize) -> (f64, Value) {
+    generate_ahead(table, policy, new_tokens, false)
+}
+
+/// The same with plain rounds that do not wait for the host, or with none.
+fn generate_ahead(table: &std::path::Path, policy: &str, new_tokens: usize, ahead: bool) -> (f64, Value) {
     let output = program()
+        .env("SMART_AHEAD", if ahead { "1" } else { "0" })
         .args([
             "generate",
             "--device",
@@ -103,6 +109,20 @@ fn smart_on_an_h200_is_at_least_the_best_fixed_policy() {
         }
     }
     assert!(smart >= best.0, "smart: {smart:.1} tokens/s, {}: {:.1}", best.1, best.0);
+}
+
+/// The host takes no modelled time, so what runs ahead of it has nothing to gain; and it must not lose.
+#[test]
+fn rounds_that_run_ahead_take_no_more_of_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("h200.json");
+    std::fs::write(&table, h200_table().to_string()).unwrap();
+    for policy in ["plain", "smart"] {
+        let [(waiting, text), (ahead, same_text)] =
+            [false, true].map(|ahead| generate_ahead(&table, policy, 250, ahead));
+        assert_eq!(text, same_text, "{policy}");
+        assert!(ahead / waiting > 0.995, "{policy}: {ahead} tokens/s ahead, {waiting} without");
+    }
 }
 
 /// Fixed trees that may be the best for a batch, the likeliest first.

@@ -3,6 +3,7 @@
 use half::bf16;
 use smart_run::Result;
 use smart_run::device::{DType, Tensor};
+use smart_run::kernels::advance_rows::{AdvanceRowsArgs, advance_rows};
 use smart_run::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
@@ -29,7 +30,7 @@ const HEADS: usize = 5;
 pub fn rows(model: &'static Model) -> Vec<Entry> {
     let m = model;
     let heads = format!("heads={}/{}", m.q_heads, m.kv_heads);
-    let kernels: [(&str, String, Build); 7] = [
+    let kernels: [(&str, String, Build); 8] = [
         ("embedding", format!("H={}", m.hidden), embedding_case),
         ("rmsnorm + residual", format!("H={}", m.hidden), rmsnorm_case),
         ("silu_residual", format!("G={HEADS} H={}", m.hidden), silu_residual_case),
@@ -37,6 +38,7 @@ pub fn rows(model: &'static Model) -> Vec<Entry> {
         ("q/k norm + rope + K/V write", heads, rope_norm_case),
         ("gather_rows", format!("H={}", 3 * m.hidden), gather_case),
         ("copy_rows", format!("H={}", 3 * m.hidden), copy_case),
+        ("advance_rows", "pages=64".into(), advance_case),
     ];
     let mut entries = Vec::new();
     for (kernel, sizes, build) in kernels {
@@ -203,6 +205,48 @@ fn gather_case(setting: &Setting, rows: usize) -> Result<Case> {
         }),
         check: Box::new(move || {
             assert_eq!(row(&read, rows - 1)?, want);
+            Ok(())
+        }),
+    })
+}
+
+/// Rows of as many sequences, each one position on.
+fn advance_case(setting: &Setting, rows: usize) -> Result<Case> {
+    const PAGES: usize = 64;
+    let count: Vec<i32> = (0..rows as i32).collect();
+    let [drawn, row_sequence] = [setting.ints(&count)?, setting.ints(&count)?];
+    let table: Vec<i32> = (0..(rows * PAGES) as i32).collect();
+    let page_table = setting.ints(&table)?.reshape(&[rows, PAGES]);
+    let [tokens, slots, draw_positions] = [(); 3].map(|()| setting.uninit(DType::I32, &[rows]));
+    let (tokens, slots, draw_positions) = (tokens?, slots?, draw_positions?);
+    let positions = setting.uninit(DType::I32, &[1, rows])?;
+    let prefix_len = setting.uninit(DType::I32, &[rows])?;
+    let (device, length, slot) = (setting.device.clone(), prefix_len.clone(), slots.clone());
+    Ok(Case {
+        bytes: (11 * 4 * rows) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            // From position 0 again and again: the table ends somewhere.
+            prefix_len.fill_bytes(0)?;
+            advance_rows(
+                &device,
+                AdvanceRowsArgs {
+                    drawn: &drawn,
+                    row_sequence: &row_sequence,
+                    page_table: &page_table,
+                    page_size: 16,
+                    tokens: &tokens,
+                    positions: &positions,
+                    slots: &slots,
+                    draw_positions: &draw_positions,
+                    prefix_len: &prefix_len,
+                },
+            )
+        }),
+        check: Box::new(move || {
+            assert_eq!(length.to_vec::<i32>()?, vec![1; rows]);
+            let first = |row: usize| (row * PAGES * 16 + 1) as i32;
+            assert_eq!(slot.to_vec::<i32>()?, (0..rows).map(first).collect::<Vec<_>>());
             Ok(())
         }),
     })

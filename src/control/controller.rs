@@ -203,6 +203,15 @@ impl Controller {
     /// spent whatever is decided, and the same in every round that could carry them, so it is left out of the speed that trees are held
     /// against; but every node is priced at the width that the pass then has.
     pub fn begin_shared_round(&mut self, sequences: &[SequenceView], passengers: &[Passenger]) -> RoundPlan {
+        self.begin(sequences, passengers, true)
+    }
+
+    /// Starts a plain round that is run whatever anyone would decide: it was issued while the round before was under way.
+    pub fn begin_plain_round(&mut self, sequences: &[SequenceView]) {
+        self.begin(sequences, &[], false);
+    }
+
+    fn begin(&mut self, sequences: &[SequenceView], passengers: &[Passenger], decides: bool) -> RoundPlan {
         self.passengers.clear();
         self.passengers.extend_from_slice(passengers);
         let widest = self.planner.widest();
@@ -242,6 +251,7 @@ impl Controller {
         let most_level_rows = most_drafted.min(self.config.max_level_rows);
         // Who will perhaps not draft at all needs no more of the tables than the forecast reads.
         let (drafted, level_rows) = match self.policy {
+            _ if !decides => (0, 0),
             Policy::Smart => self.forecast.reach(&self.ids),
             _ => (most_drafted, most_level_rows),
         };
@@ -257,7 +267,11 @@ impl Controller {
         if self.policy == Policy::Smart && is_greedy && !heads {
             plan.top_k = plan.top_k.min(GREEDY_TOP_K);
         }
-        self.decision = if self.policy == Policy::Smart {
+        self.decision = if !decides {
+            round.sequences.iter_mut().for_each(|sequence| sequence.drafts = false);
+            self.forecast.skip();
+            Decision { drafting: 0, probing: 0, speedup: 1.0 }
+        } else if self.policy == Policy::Smart {
             let decision = self.forecast.decide(&self.ids, round);
             if decision.drafting > 0 {
                 freeze(&mut round.tables, most_drafted, most_level_rows);

@@ -153,6 +153,11 @@ impl Forecast {
         Decision { drafting: best.1 + probing, probing, speedup }
     }
 
+    /// Lets a plain round pass that is not decided.
+    pub(super) fn skip(&mut self) {
+        self.round += 1;
+    }
+
     /// Learns from a round that cost `total_ns` by the cost model and emitted `emitted` tokens. Its trees' expectations are what is
     /// learned of a sequence: outcomes are far noisier, and reach them through calibration. The account goes by outcomes. Time is
     /// the model's, which heals by itself: a stalled round says nothing about drafting.

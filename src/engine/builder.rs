@@ -9,6 +9,7 @@ use crate::config::{FloatType, ModelSource};
 use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
 use crate::device::{Device, DeviceChoice};
 use crate::drafter::{DraftVocabulary, LoadedDrafter};
+use crate::engine::ahead::{self, Ahead};
 use crate::engine::drafting::Drafting;
 use crate::engine::graphs;
 use crate::engine::heads::HeadsProposer;
@@ -66,6 +67,7 @@ pub struct EngineBuilder<'a> {
     pub(super) max_context: usize,
     pub(super) prefill_tokens: usize,
     pub(super) pass_tread: Option<usize>,
+    pub(super) run_ahead: Option<bool>,
     pub(super) kv_budget_bytes: Option<usize>,
     pub(super) cost_cache: Option<PathBuf>,
     pub(super) costs: Option<CostModel>,
@@ -86,6 +88,7 @@ impl EngineBuilder<'static> {
             max_context: usize::MAX,
             prefill_tokens: 512,
             pass_tread: None,
+            run_ahead: None,
             kv_budget_bytes: None,
             cost_cache: None,
             costs: None,
@@ -176,6 +179,13 @@ impl<'a> EngineBuilder<'a> {
     #[doc(hidden)]
     pub fn pass_tread(mut self, rows: usize) -> Self {
         self.pass_tread = Some(rows);
+        self
+    }
+
+    /// Whether plain rounds are issued before the host has read the one before, whatever the device: for tests.
+    #[doc(hidden)]
+    pub fn run_ahead(mut self, wanted: bool) -> Self {
+        self.run_ahead = Some(wanted);
         self
     }
 
@@ -302,6 +312,7 @@ impl<'a> EngineBuilder<'a> {
             next_id: 0,
             limits: request_limits,
             times: RoundClock::new(&device),
+            ahead: Ahead::new(&device, self.run_ahead.unwrap_or_else(|| ahead::is_wanted(&device)))?,
             trace: None,
             recording: None,
             last_round: None,

@@ -39,7 +39,7 @@ pub struct TokenLogprobs {
 
 impl Engine {
     /// Appends accepted and bonus tokens, and those drawn behind chunks, hands the features of what was read to the drafter, releases what has
-    /// ended. Emissions of trees come first, in their order.
+    /// ended. Emissions of trees come first, in their order. `keeps_features` where those have not been kept when the pass was issued.
     ///
     /// # Errors
     /// A driver failure. What has been committed by then is handed out by the next [`Engine::step`].
@@ -47,8 +47,12 @@ impl Engine {
         &mut self,
         (slots, trees, verified): (&[usize], &[DraftTree], &[Verified]),
         (chunks, firsts): (&[Chunk], &[Option<Verified>]),
+        keeps_features: bool,
     ) -> Result<Vec<Emission>> {
-        let features = self.features_read((slots, verified), chunks);
+        let features = match keeps_features && self.feeds_drafter() {
+            true => self.features_read((slots, verified), chunks),
+            false => Vec::new(),
+        };
         let mut emissions = Vec::new();
         for ((&slot, tree), outcome) in slots.iter().zip(trees).zip(verified) {
             emissions.extend(self.emit(slot, outcome, Some(tree)));
@@ -159,7 +163,9 @@ impl Engine {
     /// Stores features and keeps the backlog bounded: a drafter that has been off for long sees them now, as it does those of prompts.
     fn remember(&mut self, features: &[(usize, usize, usize)], chunks: &[Chunk]) -> Result<()> {
         let Some(proposer) = &mut self.proposer else { return Ok(()) };
-        proposer.remember(features)?;
+        if !features.is_empty() {
+            proposer.remember(features)?;
+        }
         let Some(drafting) = proposer.network_mut() else { return Ok(()) };
         let is_read = |slot: usize| chunks.iter().any(|chunk| chunk.slot == slot);
         // A round needs one pair to begin with, and that of the last position read waits for the token behind it.

@@ -6,7 +6,7 @@ use crate::drafter::Drafter;
 use crate::engine::candidates::Candidates;
 use crate::engine::graphs::PassGraphs;
 use crate::engine::sequence::Sequence;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kv_cache::KvCache;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words, text_rotary};
@@ -33,14 +33,16 @@ pub(super) struct Drafting {
     feature_rows: usize,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
     backlog: Tensor,
-    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`.
-    moves: Tensor,
+    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`, in turns: those of one pass may still be on their way when those of the next
+    /// are known.
+    moves: [(Tensor, PinnedBuffer<i32>); 2],
+    /// Which of them are next.
+    turn: usize,
     candidates: Candidates,
     /// By slot, the row of the round's feature store with the output of the root's pair.
     root_outputs: Vec<i32>,
     /// Whether the latest pass ran committed tokens, roots the last.
     at_roots: bool,
-    host_moves: PinnedBuffer<i32>,
 }
 
 impl Drafting {
@@ -54,30 +56,36 @@ impl Drafting {
         let width = network.tap_width();
         let dtype = network.kv_shape().dtype;
         let floats = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
+        let moves = || {
+            Ok::<_, Error>((floats(DType::I32, &[max_rows, 2])?, PinnedBuffer::new(device, 2 * max_rows)?))
+        };
         Ok(Self {
             taps: floats(dtype, &[max_rows, width])?,
             pass: Pass::new(device, max_rows, max_sequences)?.with_tread(tread),
             graphs: PassGraphs::new(device),
             feature_rows: 0,
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
-            moves: floats(DType::I32, &[max_rows, 2])?,
+            moves: [moves()?, moves()?],
+            turn: 0,
             candidates: Candidates::new(device, max_rows, max_sequences)?,
             root_outputs: vec![0; max_sequences],
             at_roots: false,
-            host_moves: PinnedBuffer::new(device, 2 * max_rows)?,
             network,
             kv,
         })
     }
 
-    /// Stores the features of freshly committed positions. `rows` lists (sequence slot, position, row of the last target pass).
+    /// Stores the features of positions that are or will be committed. `rows` lists (sequence slot, position, row of the last target pass). All
+    /// but the latest such call must have been waited for.
     pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
-        let staged = self.host_moves.as_mut_slice().chunks_exact_mut(2);
+        let (moves, host_moves) = &mut self.moves[self.turn];
+        self.turn = 1 - self.turn;
+        let staged = host_moves.as_mut_slice().chunks_exact_mut(2);
         for (staged, &(slot, position, row)) in staged.zip(rows) {
             staged.copy_from_slice(&[row as i32, backlog_row(slot, position) as i32]);
         }
-        let moves = self.moves.rows(0..rows.len());
-        self.host_moves.write_to(&moves, 2 * rows.len())?;
+        let moves = moves.rows(0..rows.len());
+        host_moves.write_to(&moves, 2 * rows.len())?;
         copy_rows(self.pass.device(), CopyRowsArgs { src: &self.taps, moves: &moves, out: &self.backlog })
     }
 

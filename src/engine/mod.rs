@@ -1,7 +1,7 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `request` (what is asked), `schedule` (who runs), `round` (one round, the heart), `verify` and `commit` (its second
-//! half), `sequence` (what is known of a request), `verifier` (the target's side), `graphs` (its passes by shape), `pictures` (what it sees
+//! half), `ahead` (plain rounds that do not wait for the host), `sequence` (what is known of a request), `verifier` (the target's side), `graphs` (its passes by shape), `pictures` (what it sees
 //! beside its tokens), `guided` (a text under a grammar), `penalties`, `masks` and `logprobs` (what is done to logits, and read from them),
 //! `drafting` (the drafter's side), `heads` (that of Medusa heads), `proposer` (what drafts, the text's n-grams too), `sweep` (start-up cost
 //! measurement), `profile` (the same on demand), `builder`, `loading`, `policy`, `stats`, `generation`, `scoring`, `recording`.
@@ -27,6 +27,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod builder;
 mod candidates;
 mod commit;
@@ -63,6 +64,7 @@ use std::io::Write;
 use crate::control::trace::{RoundTrace, SequenceTrace, TraceHeader, write_line};
 use crate::control::{Controller, SequenceOutcome};
 use crate::device::Device;
+use crate::engine::ahead::Ahead;
 use crate::engine::logprobs::LogprobReader;
 use crate::engine::masks::MaskWriter;
 use crate::engine::policy::StartCosts;
@@ -115,6 +117,7 @@ pub struct Engine {
     next_id: u64,
     limits: RequestLimits,
     times: RoundClock,
+    ahead: Ahead,
     last_round: Option<LastRound>,
     trace: Option<Trace>,
     recording: Option<recording::Recording>,

@@ -81,6 +81,11 @@ impl PenaltyState {
         Ok(())
     }
 
+    /// Whether the logits of `slot` are changed.
+    pub fn changes(&self, slot: usize) -> bool {
+        self.changes[slot]
+    }
+
     /// Changes the logits of a pass, whose trees are those of its sequences.
     pub fn apply(&self, pass: &Pass, logits: &Tensor) -> Result<()> {
         if !self.changes[..pass.num_sequences()].contains(&true) {

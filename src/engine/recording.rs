@@ -101,7 +101,7 @@ impl Engine {
         }
         let plain = [DraftTree::new(root)];
         let verified = [Verified { bonus: draws[0], drawn: vec![draws[0]], ..Verified::default() }];
-        let emissions = self.commit((&[slot], &plain, &verified), (&[], &[]))?;
+        let emissions = self.commit((&[slot], &plain, &verified), (&[], &[]), true)?;
         self.times.stats.count_round(&plain, &verified, &emissions);
         self.times.end();
         Ok(emissions)

@@ -39,6 +39,9 @@ impl Engine {
         if !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
         }
+        if let Some(emissions) = self.settle_issued() {
+            return emissions;
+        }
         self.admit();
         self.make_room()?;
         let chunks = self.plan_chunks();
@@ -52,25 +55,40 @@ impl Engine {
         }
         self.times.begin()?;
         let drafted = self.draft(&slots, &chunks)?;
-        let trees: Vec<DraftTree> = if drafted {
-            self.controller.round().selected().iter().map(|selected| selected.tree.clone()).collect()
-        } else {
-            slots.iter().map(|&slot| DraftTree::new(self.sequence(slot).root_token())).collect()
+        if !drafted && self.may_run_ahead(&slots, true) {
+            return self.run_ahead(&slots);
+        }
+        let trees: Vec<DraftTree> = match drafted {
+            true => self.controller.round().selected().iter().map(|selected| selected.tree.clone()).collect(),
+            false => self.roots(&slots),
         };
         let (verified, firsts) = self.verify(&slots, &trees, &chunks)?;
         self.times.collect()?;
+        let emissions = self.conclude((&slots, &trees), verified, (&chunks, &firsts), true)?;
+        // Those that could not be admitted come last.
+        Ok([emissions, std::mem::take(&mut self.pending)].concat())
+    }
+
+    /// What follows a target pass, whose times have been collected: the controller learns, and what was drawn is committed, as by
+    /// [`Engine::commit`].
+    pub(super) fn conclude(
+        &mut self,
+        (slots, trees): (&[usize], &[DraftTree]),
+        verified: Vec<Verified>,
+        (chunks, firsts): (&[Chunk], &[Option<Verified>]),
+        keeps_features: bool,
+    ) -> Result<Vec<Emission>> {
         self.learn(&verified);
-        self.trace_round(&slots, &verified)?;
-        let emissions = self.commit((&slots, &trees, &verified), (&chunks, &firsts))?;
-        self.times.stats.count_round(&trees, &verified, &emissions[..slots.len()]);
+        self.trace_round(slots, &verified)?;
+        let emissions = self.commit((slots, trees, &verified), (chunks, firsts), keeps_features)?;
+        self.times.stats.count_round(trees, &verified, &emissions[..slots.len()]);
         self.times.end();
         let tokens = emissions[..slots.len()].iter().map(|emission| emission.tokens.len()).sum();
         let predicted_us = self.controller.predicted().total;
         let speedup = self.controller.round().speedup();
         let reads = !chunks.is_empty();
         self.last_round = Some(LastRound { verified, tokens, reads, predicted_us, speedup });
-        // Those that could not be admitted come last.
-        Ok([emissions, std::mem::take(&mut self.pending)].concat())
+        Ok(emissions)
     }
 
     /// A pass that only reads prompts.
@@ -80,7 +98,7 @@ impl Engine {
         }
         let start = Instant::now();
         let (_, firsts) = self.verify(&[], &[], chunks)?;
-        let emissions = self.commit((&[], &[], &[]), (chunks, &firsts))?;
+        let emissions = self.commit((&[], &[], &[]), (chunks, &firsts), true)?;
         self.times.stats.prefill_ms += start.elapsed().as_secs_f64() * 1e3;
         self.times.forget_tail();
         Ok(emissions)
@@ -135,6 +153,7 @@ impl Engine {
             ));
         }
         self.last_round = None;
+        self.ahead.forget();
         for (&slot, tree) in slots.iter().zip(trees) {
             self.pool.reserve(slot, self.sequence(slot).root() + tree.num_nodes())?;
         }
@@ -142,7 +161,7 @@ impl Engine {
         self.times.begin()?;
         let (verified, _) = self.verify(&slots, trees, &[])?;
         self.times.collect()?;
-        let emissions = self.commit((&slots, trees, &verified), (&[], &[]))?;
+        let emissions = self.commit((&slots, trees, &verified), (&[], &[]), true)?;
         self.times.stats.count_round(trees, &verified, &emissions);
         self.times.end();
         Ok(emissions)
@@ -151,17 +170,7 @@ impl Engine {
     /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
     fn draft(&mut self, slots: &[usize], chunks: &[Chunk]) -> Result<bool> {
         let control = Instant::now();
-        let catches_up =
-            self.feeds_drafter() && self.proposer.as_ref().is_some_and(|it| it.network().is_some());
-        let views: Vec<SequenceView> = slots
-            .iter()
-            .map(|&slot| {
-                let sequence = self.sequence(slot);
-                let left = sequence.request.max_new_tokens - sequence.emitted().len();
-                let view = sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1));
-                if catches_up { view } else { SequenceView { backlog: 0, ..view } }
-            })
-            .collect();
+        let views = self.views(slots);
         let passengers: Vec<Passenger> = chunks
             .iter()
             .map(|chunk| Passenger { rows: chunk.positions.len(), context_len: chunk.positions.start })
@@ -176,6 +185,19 @@ impl Engine {
         round.select();
         times.control(control);
         Ok(true)
+    }
+
+    /// Running sequences as the controller sees them.
+    pub(super) fn views(&self, slots: &[usize]) -> Vec<SequenceView> {
+        let catches_up =
+            self.feeds_drafter() && self.proposer.as_ref().is_some_and(|it| it.network().is_some());
+        let view = |&slot: &usize| {
+            let sequence = self.sequence(slot);
+            let left = sequence.request.max_new_tokens - sequence.emitted().len();
+            let view = sequence.view((left - 1).min(MAX_ROWS_PER_SEQUENCE - 1));
+            if catches_up { view } else { SequenceView { backlog: 0, ..view } }
+        };
+        slots.iter().map(view).collect()
     }
 
     /// Feeds times and outcomes to the controller.

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::engine::ahead::POSITIONS_AHEAD;
 use crate::engine::pictures::{Pictures, position_keys};
 use crate::engine::request::Request;
 use crate::engine::sequence::{Sequence, SequenceId};
@@ -65,6 +66,7 @@ impl Engine {
     /// Starts all running sequences anew, from what they have emitted so far: after a round that failed. What is cached of other texts is
     /// forgotten, too, as nobody knows what the device still holds.
     pub fn restart_running(&mut self) {
+        self.ahead.forget();
         for slot in self.running_slots() {
             self.put_back(slot);
         }
@@ -165,6 +167,12 @@ impl Engine {
                 // The oldest always fits: `RequestLimits` has seen to that.
                 Err(error) if at + 1 == slots.len() && at == 0 => return Err(error),
                 Err(_) => self.preempt(slots.pop().unwrap_or(slot)),
+            }
+        }
+        if self.ahead.is_wanted() {
+            for slot in self.running_slots() {
+                // Where there are none to spare rounds wait for the host, which makes room.
+                let _ = self.pool.reserve(slot, self.sequence(slot).committed.len() + POSITIONS_AHEAD);
             }
         }
         self.pool.upload()

@@ -20,6 +20,8 @@ impl Engine {
         let Some(slot) = self.sequences.iter().position(Option::is_none) else {
             return Err(Error::Input("all places are taken; wait for a sequence to end".into()));
         };
+        // What is under way would not be found again in the pass.
+        self.ahead.forget();
         let tokens = request.prompt;
         let pictures = Pictures::encode(self.model_config(), self.vision.as_ref(), &tokens, pictures, 0)?;
         self.pool.reserve(slot, tokens.len())?;

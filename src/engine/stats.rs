@@ -13,6 +13,8 @@ use crate::tree::DraftTree;
 pub struct Stats {
     /// Rounds run, plain ones included.
     pub rounds: u64,
+    /// Of these, plain rounds that were issued before the host had read the round before.
+    pub rounds_ahead: u64,
     /// Rounds times running sequences.
     pub sequence_rounds: u64,
     /// Tokens emitted by rounds (the token that prefill draws is not one of them).
@@ -172,6 +174,18 @@ impl RoundClock {
         self.stats.verify_ms += self.last.verify_us / 1e3;
         self.stats.decode_ms += self.last.total_us / 1e3;
         Ok(())
+    }
+
+    /// The same for a round that was issued behind another, and took so many µs from the end of that; `waited` says whether the device waited for
+    /// the host meanwhile.
+    pub fn collect_ahead(&mut self, us: f64, waited: bool) {
+        self.tail_start = Instant::now();
+        self.control = ControlTime::default();
+        (self.spoilt_draft, self.spoilt_verify) = (false, waited);
+        self.last = RoundTimes { verify_us: us, total_us: us, ..RoundTimes::default() };
+        self.stats.rounds_ahead += 1;
+        self.stats.verify_ms += us / 1e3;
+        self.stats.decode_ms += us / 1e3;
     }
 
     /// Ends the round.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::config::{Geometry, RopeConfig};
-use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::device::{DType, Device, Event, PinnedBuffer, Tensor};
 use crate::engine::NO_TOKEN;
 use crate::engine::commit::TokenLogprobs;
 use crate::engine::graphs::PassGraphs;
@@ -41,11 +41,20 @@ pub(super) struct Verifier {
     pub graphs: PassGraphs,
     /// One `SamplerParams` a sequence slot.
     params: Tensor,
-    /// What a pass comes to, i32, one array behind the other, so that one copy reads them back: see [`Places`].
-    results: Tensor,
-    host_results: PinnedBuffer<i32>,
+    /// What passes come to, in turns: one may be under way while the one before it is read.
+    results: [Results; 2],
+    /// Which of them the latest pass has.
+    turn: usize,
     /// Bound on the accepted length in the latest walk.
     max_accepted: usize,
+}
+
+/// What a pass comes to, i32, one array behind the other, so that one copy reads them back: see [`Places`].
+struct Results {
+    device: Tensor,
+    host: PinnedBuffer<i32>,
+    /// The host has them.
+    arrived: Event,
 }
 
 /// Where the results of a pass are: draws `[logit rows]`, then of its sequences accepted lengths, bonus tokens and accepted nodes
@@ -77,7 +86,14 @@ impl Verifier {
         max_sequences: usize,
     ) -> Result<Self> {
         let Geometry { vocab_size, rope: RopeConfig { sections, .. }, .. } = target.config().geometry;
-        let results = max_rows + max_sequences * (2 + MAX_ROWS_PER_SEQUENCE);
+        let len = max_rows + max_sequences * (2 + MAX_ROWS_PER_SEQUENCE);
+        let results = || {
+            Ok::<_, Error>(Results {
+                device: Tensor::zeros(device, DType::I32, &[len])?,
+                host: PinnedBuffer::new(device, len)?,
+                arrived: Event::new(device)?,
+            })
+        };
         Ok(Self {
             penalties: PenaltyState::new(device, vocab_size, max_sequences)?,
             target,
@@ -85,8 +101,8 @@ impl Verifier {
             pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections).with_tread(tread),
             graphs: PassGraphs::new(device),
             params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
-            results: Tensor::zeros(device, DType::I32, &[results])?,
-            host_results: PinnedBuffer::new(device, results)?,
+            results: [results()?, results()?],
+            turn: 0,
             max_accepted: 0,
         })
     }
@@ -127,6 +143,19 @@ impl Verifier {
     /// waited for a graph. Taps are always to the same memory.
     pub fn forward(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
         self.pass.upload()?;
+        self.launch(taps)
+    }
+
+    /// As [`Verifier::forward`] for the pass behind the latest one, of roots alone, whose results go to the other turn: its tokens are what was
+    /// drawn.
+    pub fn forward_again(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
+        let drawn = self.results[self.turn].device.rows(Places::of(&self.pass).drawn);
+        self.pass.advance(&drawn, &self.kv.page_table(self.pass.num_sequences()))?;
+        self.turn = 1 - self.turn;
+        self.launch(taps)
+    }
+
+    fn launch(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
         let Self { target, kv, pass, graphs, .. } = self;
         let forward = || target.forward(pass, kv, taps);
         let (logits, waited) = match pass.shape() {
@@ -150,7 +179,7 @@ impl Verifier {
                 row_sequence: &self.pass.draw_sequences(),
                 params: &self.params,
                 positions: &self.pass.draw_positions(),
-                out: &self.results.rows(Places::of(&self.pass).drawn),
+                out: &self.results[self.turn].device.rows(Places::of(&self.pass).drawn),
             },
         )
     }
@@ -166,9 +195,10 @@ impl Verifier {
         let trees = self.pass.trees();
         self.max_accepted = max_accepted;
         let places = Places::of(&self.pass);
+        let results = &self.results[self.turn].device;
         let [drawn, accepted_len, bonus] =
-            [places.drawn, places.accepted_len, places.bonus].map(|place| self.results.rows(place));
-        let accepted = self.results.rows(places.accepted).reshape(&[batch, MAX_ROWS_PER_SEQUENCE]);
+            [places.drawn, places.accepted_len, places.bonus].map(|place| results.rows(place));
+        let accepted = results.rows(places.accepted).reshape(&[batch, MAX_ROWS_PER_SEQUENCE]);
         verify_walk(
             device,
             VerifyWalkArgs {
@@ -199,15 +229,32 @@ impl Verifier {
 
     /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
     pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
-        let (wanted, batch) = (self.pass.num_logit_rows(), self.pass.num_sequences());
+        self.start_reading()?;
+        self.read_turn(self.turn)
+    }
+
+    /// Where the results of the latest pass are, for [`Verifier::read_turn`].
+    pub fn turn(&self) -> usize {
+        self.turn
+    }
+
+    /// Starts to read what the walk found.
+    pub fn start_reading(&mut self) -> Result<()> {
         let places = Places::of(&self.pass);
-        if wanted > 0 {
+        let Results { device, host, arrived } = &mut self.results[self.turn];
+        if self.pass.num_logit_rows() > 0 {
             // Where nothing can be accepted no nodes are named.
             let count = if self.max_accepted > 0 { places.accepted.end } else { places.bonus.end };
-            self.host_results.read_from(&self.results, count)?;
+            host.read_from(device, count)?;
         }
-        self.pass.device().synchronize()?;
-        let results = self.host_results.as_slice();
+        arrived.record()
+    }
+
+    /// Waits for the results of a turn, whose pass had the rows that the latest has; as [`Verifier::read_walks`].
+    pub fn read_turn(&mut self, turn: usize) -> Result<Vec<Verified>> {
+        let (places, batch) = (Places::of(&self.pass), self.pass.num_sequences());
+        self.results[turn].arrived.wait()?;
+        let results = self.results[turn].host.as_slice();
         let read_one = |sequence: usize| {
             let rows = self.pass.logit_rows_of(sequence);
             if rows.is_empty() {
@@ -228,9 +275,10 @@ impl Verifier {
     /// Waits for the pass and reads the draw at every row that wanted logits.
     pub fn read_draws(&mut self) -> Result<Vec<i32>> {
         let wanted = self.pass.num_logit_rows();
-        self.host_results.read_from(&self.results, wanted)?;
+        let Results { device, host, .. } = &mut self.results[self.turn];
+        host.read_from(device, wanted)?;
         self.pass.device().synchronize()?;
-        let drawn = self.host_results.as_slice()[..wanted].to_vec();
+        let drawn = host.as_slice()[..wanted].to_vec();
         if drawn.contains(&-1) {
             return Err(Error::Device(NO_TOKEN.into()));
         }

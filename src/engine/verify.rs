@@ -52,7 +52,7 @@ impl Engine {
     }
 
     /// Fills the target's pass with trees and chunks, in the order of their slots.
-    fn fill_pass(&mut self, slots: &[usize], trees: &[DraftTree], chunks: &[Chunk]) {
+    pub(super) fn fill_pass(&mut self, slots: &[usize], trees: &[DraftTree], chunks: &[Chunk]) {
         self.verifier.pass.clear();
         let last_chunk = chunks.last().map(|chunk| chunk.slot);
         let (mut trees, mut chunks) = (slots.iter().zip(trees).peekable(), chunks.iter().peekable());

@@ -1,5 +1,6 @@
 //! Typed, shape-checked launch wrappers: one module per `kernels/*.cu`, the only code that launches.
 
+pub mod advance_rows;
 #[doc(hidden)]
 pub mod ceilings;
 pub mod control;

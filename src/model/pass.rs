@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
+use crate::kernels::advance_rows::{AdvanceRowsArgs, advance_rows};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kv_cache::PAGE_SIZE;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::model::row::Row;
 
@@ -270,6 +272,29 @@ impl Pass {
             return self.staged_ints.write_to(&self.ints, outline);
         }
         self.staged_ints.write_to(&self.ints, all)
+    }
+
+    /// Makes a pass of roots the one behind it, on the device: its rows are at the next positions of their sequences, with the tokens that were
+    /// `drawn` behind them, i32 `[logit rows]`, -1 for none. The page table has pages for these positions.
+    pub fn advance(&mut self, drawn: &Tensor, page_table: &Tensor) -> Result<()> {
+        assert!(self.logit_rows.len() == self.num_rows && self.open_rows.is_empty(), "a pass of roots");
+        let n = self.num_rows;
+        let axes = if self.sections.is_some() { 3 } else { 1 };
+        self.max_kv_len += 1;
+        advance_rows(
+            &self.device,
+            AdvanceRowsArgs {
+                drawn,
+                row_sequence: &self.draw_sequences(),
+                page_table,
+                page_size: PAGE_SIZE,
+                tokens: &self.tokens().rows(0..n),
+                positions: &self.array(POSITIONS).reshape(&[axes, self.width()]),
+                slots: &self.slots().rows(0..n),
+                draw_positions: &self.draw_positions(),
+                prefix_len: &self.prefix_len(),
+            },
+        )
     }
 
     /// Rows of the pass.

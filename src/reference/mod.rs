@@ -2,6 +2,7 @@
 //! They know no dtype; where a kernel rounds in the middle, the rounding is an argument.
 #![forbid(unsafe_code)]
 
+pub mod advance_rows;
 pub mod ceilings;
 pub mod copy_rows;
 pub mod draft;

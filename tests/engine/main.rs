@@ -15,6 +15,7 @@ mod pass_graphs;
 mod penalties;
 pub(crate) mod random_drafters;
 mod recording;
+mod run_ahead;
 mod scheduling;
 mod targets;
 mod vision;

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 pub(crate) mod common;
 
+mod advance_rows;
 mod ceilings;
 mod control;
 mod copy_rows;
