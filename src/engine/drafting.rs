@@ -277,4 +277,45 @@ mod tests {
             assert_eq!(children(tread, &[first, &[a], &[b], &[c]]), together, "tread {tread}");
         }
     }
+
+    /// Committed tokens behind the prompt, and the features that wait for the drafter, after four plain rounds, in pairs that run ahead or one
+    /// by one.
+    fn waiting_features(ahead: bool) -> (Vec<i32>, Vec<f32>) {
+        let demo = |part: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(part);
+        let builder = Engine::builder(demo("target")).drafter(demo("drafter")).device(DeviceChoice::Host);
+        let builder = builder.float_type(crate::config::FloatType::F32).policy("smart".parse().unwrap());
+        let costs = crate::control::roofline::Roofline::H200_LLAMA_8B.cost_model(64);
+        let mut engine = builder.costs(costs).max_context(300).run_ahead(ahead).build().unwrap();
+        engine.submit(Request::new((0..40).map(|i| 7 * i + 3).collect(), 60)).unwrap();
+        engine.step().unwrap();
+        for _ in 0..2 {
+            if ahead {
+                engine.times.begin().unwrap();
+                let views = engine.views(&[0]);
+                engine.controller.begin_plain_round(&views);
+                assert_eq!(engine.run_ahead(&[0]).unwrap().len(), 1);
+                assert_eq!(engine.settle_issued().expect("a round is under way").unwrap().len(), 1);
+            } else {
+                for _ in 0..2 {
+                    let roots = engine.roots(&[0]);
+                    engine.step_with(&roots).unwrap();
+                }
+            }
+        }
+        assert!(engine.settle_issued().is_none(), "under smart every other round is decided");
+        let sequence = engine.sequences[0].as_ref().unwrap();
+        let (waiting, text) = (sequence.draft_len..sequence.root(), sequence.emitted().to_vec());
+        assert!(waiting.len() >= 4);
+        let drafting = engine.proposer.as_ref().and_then(|it| it.network()).unwrap();
+        let row = |position| drafting.backlog.index(super::backlog_row(0, position)).to_vec::<f32>().unwrap();
+        (text, waiting.flat_map(row).collect())
+    }
+
+    /// The feature of every position is where the drafter looks for it.
+    #[test]
+    fn rounds_that_run_ahead_keep_their_features() {
+        let (wanted, got) = (waiting_features(false), waiting_features(true));
+        assert_eq!(got.0, wanted.0);
+        assert!(got.1 == wanted.1, "other features");
+    }
 }
