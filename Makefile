@@ -11,10 +11,12 @@ KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*
 run: $(TOOLCHAIN)
 	cargo run --release --quiet
 
-## test: all tests that end within minutes (the engine once more with every CUDA thread emulated), then the controller alone
+## test: all tests that end within minutes (the engine once more with every CUDA thread emulated, and rounds that run ahead on a stream that puts
+## work off), then the controller alone
 test: $(TOOLCHAIN)
 	cargo test --quiet
 	SIMT_NATIVE=0 cargo test --quiet --test engine tiny
+	SIMT_LAZY=1 cargo test --quiet --lib --test engine ahead
 	cargo test --quiet --no-default-features
 
 ## lint: formatting and warnings, as errors
@@ -40,6 +42,7 @@ sanitize: $(TOOLCHAIN)
 ## soak: what is too long for `test`: more prompts, full emulation, more schedules
 soak: $(TOOLCHAIN)
 	SMART_SOAK=1 cargo test --release
+	SIMT_LAZY=1 SMART_AHEAD=1 cargo test --release --test engine --test service
 
 ## fuzz: what clients and strangers send, made up: requests of the server's own document, then files and bodies by coverage;
 ## FUZZ_SECONDS each (nightly Rust)
