@@ -21,8 +21,8 @@ struct AdvanceRowsParams {
 };
 static_assert(sizeof(AdvanceRowsParams) == 88, "layout shared with Rust");
 POINTER_FIELDS(AdvanceRowsParams, &AdvanceRowsParams::drawn, &AdvanceRowsParams::row_sequence,
-                &AdvanceRowsParams::page_table, &AdvanceRowsParams::tokens, &AdvanceRowsParams::positions,
-                &AdvanceRowsParams::slots, &AdvanceRowsParams::draw_positions, &AdvanceRowsParams::prefix_len)
+               &AdvanceRowsParams::page_table, &AdvanceRowsParams::tokens, &AdvanceRowsParams::positions,
+               &AdvanceRowsParams::slots, &AdvanceRowsParams::draw_positions, &AdvanceRowsParams::prefix_len)
 
 __device__ __forceinline__ void advance_row(const AdvanceRowsParams& p, int row) {
   const int sequence = p.row_sequence[row];
