@@ -1,7 +1,7 @@
 //! Every primitive of `kernels/prims.cuh` against its oracle. On a GPU this judges the PTX, on the host driver its stand-in.
 
 use half::{bf16, f16};
-use smart_run::device::{DType, LinearFamily};
+use smart_run::device::{DType, TensorCoreFamily};
 use smart_run::kernels::prims_check::{Check, prims_check};
 use smart_run::reference::prims_check as oracle;
 
@@ -130,7 +130,7 @@ fn mma_of_small_integers_is_exact() {
 fn wgmma_multiplies_tiles_in_shared_memory() {
     type OfWidth = fn(usize) -> Check;
     let device = device();
-    if device.with_linear_family(LinearFamily::Wgmma).is_err() {
+    if device.with_linear_family(TensorCoreFamily::Wgmma).is_err() {
         eprintln!("skipped: {} has no wgmma", device.name());
         return;
     }

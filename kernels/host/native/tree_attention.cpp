@@ -296,6 +296,10 @@ void nothing_left(const simt::NativeLaunch&, TreeAttentionParams) {}
   NATIVE_TWIN(tree_attention_bf16_hd##D##_wide_windowed, (tree_attention<bf16, D>))   \
   NATIVE_TWIN(tree_attention_f16_hd##D##_narrow_windowed, (tree_attention<f16, D>))   \
   NATIVE_TWIN(tree_attention_f16_hd##D##_wide_windowed, (tree_attention<f16, D>))     \
+  NATIVE_TWIN(tree_attention_wgmma_bf16_hd##D, (tree_attention<bf16, D>))             \
+  NATIVE_TWIN(tree_attention_wgmma_f16_hd##D, (tree_attention<f16, D>))               \
+  NATIVE_TWIN(tree_attention_wgmma_bf16_hd##D##_windowed, (tree_attention<bf16, D>))  \
+  NATIVE_TWIN(tree_attention_wgmma_f16_hd##D##_windowed, (tree_attention<f16, D>))    \
   NATIVE_TWIN(tree_attention_f32_hd##D, (tree_attention<float, D>))                   \
   NATIVE_TWIN(tree_attention_combine_bf16_hd##D, nothing_left)                        \
   NATIVE_TWIN(tree_attention_combine_f16_hd##D, nothing_left)                         \
