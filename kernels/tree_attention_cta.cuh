@@ -151,6 +151,7 @@ struct TreeAttentionCta : Tile {
     fold_span();
     if (tile == last_tile) return;
     has_whole = true;
+    if (kTogether) __syncwarp();  // all lanes of a row have read what its first is about to store
     for_each_row([&](int r, int row, int q_head_idx) {
       if constexpr (kTogether) {
         store_weight(0, r, row, q_head_idx);
@@ -160,7 +161,7 @@ struct TreeAttentionCta : Tile {
       }
       store_acc(0, r, row, q_head_idx);
     });
-    if (kTogether) __syncwarp();  // lanes read what the first of their row has stored
+    if (kTogether) __syncwarp();  // and will read what it has stored
     Tile::clear_span();
   }
 
