@@ -173,11 +173,11 @@ __device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
   __syncthreads();
   auto multiply = [&](int step) {
     constexpr int kSteps = kRowElements / 16;
-    const uint64_t along = wgmma_step(
-        wgmma_tile<kRowBytes>(b_tile + step / kSteps * N * kRowElements), step % kSteps);
+    const uint64_t along =
+        wgmma_step(wgmma_tile<kRowBytes>(b_tile + step / kSteps * N * kRowElements), step % kSteps);
     if constexpr (kForm == WgmmaForm::kTiles || kForm == WgmmaForm::kNarrowTiles) {
-      const uint64_t a_step = wgmma_step(
-          wgmma_tile<kRowBytes>(a_tile + step / kSteps * 64 * kRowElements), step % kSteps);
+      const uint64_t a_step =
+          wgmma_step(wgmma_tile<kRowBytes>(a_tile + step / kSteps * 64 * kRowElements), step % kSteps);
       wgmma<T, N>(sums, a_step, along);
     } else if constexpr (kForm == WgmmaForm::kAlong) {
       wgmma<T, N, KAxis::kAlongRows>(sums, a[step], along);
@@ -214,15 +214,15 @@ __device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
   CHECK_WGMMA(name##_n96, T, 96, form)  \
   CHECK_WGMMA(name##_n128, T, 128, form)
 
-#define CHECK_WGMMA_FORMS(name, T)                            \
-  CHECK_WGMMA(name##_tiles_n8, T, 8, kTiles)                  \
-  CHECK_WGMMA(name##_tiles_n16, T, 16, kTiles)                \
-  CHECK_WGMMA(name##_tiles_n32, T, 32, kTiles)                \
-  CHECK_WGMMA(name##_tiles_n64, T, 64, kTiles)                \
-  CHECK_WGMMA(name##_tiles_n128, T, 128, kTiles)              \
-  CHECK_WGMMA(name##_tiles_n256, T, 256, kTiles)              \
-  CHECK_WGMMA(name##_narrow_tiles_n64, T, 64, kNarrowTiles)   \
-  CHECK_WGMMA_FORM(name##_along, T, kAlong)                   \
+#define CHECK_WGMMA_FORMS(name, T)                          \
+  CHECK_WGMMA(name##_tiles_n8, T, 8, kTiles)                \
+  CHECK_WGMMA(name##_tiles_n16, T, 16, kTiles)              \
+  CHECK_WGMMA(name##_tiles_n32, T, 32, kTiles)              \
+  CHECK_WGMMA(name##_tiles_n64, T, 64, kTiles)              \
+  CHECK_WGMMA(name##_tiles_n128, T, 128, kTiles)            \
+  CHECK_WGMMA(name##_tiles_n256, T, 256, kTiles)            \
+  CHECK_WGMMA(name##_narrow_tiles_n64, T, 64, kNarrowTiles) \
+  CHECK_WGMMA_FORM(name##_along, T, kAlong)                 \
   CHECK_WGMMA_FORM(name##_across, T, kAcross)
 
 CHECK_WGMMA_FORMS(prims_wgmma_bf16, bf16)

@@ -112,14 +112,14 @@ template <>
 constexpr bool kIsBf16<bf16> = true;
 
 // `operands` are A, B and immediates, the rest what their numbers stand for.
-#define WGMMA(n, type, registers, sums, operands, ...)                                        \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" registers \
-               "}, " operands ";"                                                             \
-               : sums(0)                                                                      \
-               : __VA_ARGS__                                                                  \
+#define WGMMA(n, type, registers, sums, operands, ...)                                                       \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" registers "}, " operands \
+               ";"                                                                                           \
+               : sums(0)                                                                                     \
+               : __VA_ARGS__                                                                                 \
                : "memory")
 
-#define WGMMA_WIDTH(n, registers, sums, operands, ...)                               \
+#define WGMMA_WIDTH(n, registers, sums, operands, ...)                                       \
   if constexpr (N == n && is_bf16) WGMMA(n, "bf16", registers, sums, operands, __VA_ARGS__); \
   if constexpr (N == n && !is_bf16) WGMMA(n, "f16", registers, sums, operands, __VA_ARGS__)
 

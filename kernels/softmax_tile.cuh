@@ -24,14 +24,14 @@ struct SoftmaxTile : SoftmaxRows<T_, kHeadDim_, kParts, kParts == 1, kMmaThreads
   static constexpr int kLargestNarrowRing = kHeadDim == 128 ? 3 : 4;
   static constexpr int kStages = kParts == 1 ? kLargestWideRing : kLargestNarrowRing;
   static constexpr int kRingRows = kStages * kTileKeys;
-  static constexpr int kBatchRows = kRingRows;      // of it, that a batch of the tail may take
-  static constexpr bool kFillsTiles = false;        // rows that are not needed are not written
+  static constexpr int kBatchRows = kRingRows;     // of it, that a batch of the tail may take
+  static constexpr bool kFillsTiles = false;       // rows that are not needed are not written
   static constexpr int kScoreBlocks = 4 / kParts;  // 16-key blocks of a tile that a warp scores
   static_assert(kRingRows <= 256, "ring rows are kept in bytes");
 
   // What it needs beside the ring.
   struct Exchange {
-    float part_max[kParts > 1 ? 64 : 4];           // [4][16] narrow: row maxima of the warps' score blocks
+    float part_max[kParts > 1 ? 64 : 4];         // [4][16] narrow: row maxima of the warps' score blocks
     T weights[kParts > 1 ? 16 * kTileKeys : 8];  // [16][kTileKeys] narrow: P, for all warps
   };
 

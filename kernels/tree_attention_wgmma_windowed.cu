@@ -5,7 +5,7 @@
 
 #if HAS_WGMMA
 
-#define TREE_ATTENTION_WINDOWED(D)                         \
+#define TREE_ATTENTION_WINDOWED(D)                           \
   TREE_ATTENTION_WGMMA(bf16_hd##D##_windowed, bf16, D, true) \
   TREE_ATTENTION_WGMMA(f16_hd##D##_windowed, f16, D, true)
 

@@ -54,12 +54,12 @@ struct Fiber : Thread {
   FiberStack stack;
   const char* waiting_for = nullptr;  // null: running or ready
   bool exited = false;
-  bool has_waited = false;           // for the launches before
-  std::vector<AsyncCopy> copies;     // issued, oldest first
-  std::vector<uint32_t> group_ends;  // committed groups, as ends into `copies`
-  uint32_t proxy_fences = 0;         // fence_async_proxy, so often
+  bool has_waited = false;            // for the launches before
+  std::vector<AsyncCopy> copies;      // issued, oldest first
+  std::vector<uint32_t> group_ends;   // committed groups, as ends into `copies`
+  uint32_t proxy_fences = 0;          // fence_async_proxy, so often
   bool has_fenced_registers = false;  // wgmma_fence, since this thread may last have written some
-  std::vector<Product> products;     // issued, oldest first
+  std::vector<Product> products;      // issued, oldest first
   std::vector<uint32_t> product_ends;
   std::vector<AccumulatorsInFlight> in_flight;
   explicit Fiber(unsigned number);

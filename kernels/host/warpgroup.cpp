@@ -35,7 +35,9 @@ struct Tile {
 
   // Rows of a block that the product reads, and blocks.
   uint32_t num_rows(int width) const { return is_across ? 16 : uint32_t(width); }
-  uint32_t num_blocks(int width) const { return is_across ? (uint32_t(width) * 2 + row_bytes - 1) / row_bytes : 1; }
+  uint32_t num_blocks(int width) const {
+    return is_across ? (uint32_t(width) * 2 + row_bytes - 1) / row_bytes : 1;
+  }
 
   void check(Block& block, int width) const {
     if (num_blocks(width) > 1 && (block_bytes == 0 || block_bytes % group_bytes))
@@ -50,7 +52,9 @@ struct Tile {
     return offset ^ (offset >> 7 & (row_bytes == 128 ? 7 : 3)) << 4;
   }
   // Half (8 elements) of the 16 elements of a row that are a row of A or a column of B.
-  uint32_t along(int row, int half) const { return swizzled(uint32_t(row) * row_bytes + uint32_t(half) * 16); }
+  uint32_t along(int row, int half) const {
+    return swizzled(uint32_t(row) * row_bytes + uint32_t(half) * 16);
+  }
   // Eight neighbours along N of row `k`.
   uint32_t across(int k, int eight) const {
     const uint32_t byte = uint32_t(eight) * 16;
@@ -177,8 +181,7 @@ void gather_rows(const Slot* slots, unsigned lane, uint16_t (&rows)[2][16]) {
   for (unsigned other = 0; other < 4; other++) {
     WgmmaOperand operand;
     memcpy(&operand, slots[lane / 4 * 4 + other], sizeof operand);
-    for (unsigned i = 0; i < 4; i++)
-      memcpy(&rows[i % 2][i / 2 * 8 + other * 2], &operand.registers[i], 4);
+    for (unsigned i = 0; i < 4; i++) memcpy(&rows[i % 2][i / 2 * 8 + other * 2], &operand.registers[i], 4);
   }
 }
 
