@@ -1,4 +1,4 @@
-// Native twins of kernels/tree_attention.cu and tree_attention_windowed.cu: attention on the CPU.
+// Native twins of kernels/tree_attention*.cu, whatever instructions those multiply with: attention on the CPU.
 //
 // A task is (row, kv head, up to four of its q heads). The keys that the row sees are listed in logical order
 // once; from there on the task knows nothing of prefix, tree or pages, so the bits of a row depend on its
