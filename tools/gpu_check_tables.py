@@ -206,20 +206,20 @@ def instructions(title: str, what: str, members: dict[str, Shape], place: Callab
     """Both instructions, at each number of rows or nodes: whether, and from where on, wgmma is worth choosing. `place` says where a shape
     belongs, and what shape it is but for the instructions."""
     times: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    names: dict[str, str] = {}
+    names: dict[tuple[str, str], str] = {}
     for name, shape in members.items():
         sizes, us = shape_of(shape), shape.median()
         if us and "instructions" in sizes:
             width, same = place(sizes)
             times[width][same][sizes["instructions"]] = us
-            names[same] = name.removesuffix(f" {sizes['instructions']}")
+            names[width, same] = name.removesuffix(f" {sizes['instructions']}")
     rows = []
     for width in sorted(times, key=lambda width: int(width.split()[0])):
         found = {same: us["mma"] / us["wgmma"] for same, us in times[width].items() if {"mma", "wgmma"} <= us.keys()}
         if found:
             least = min(found, key=found.__getitem__)
             mean = geometric_mean(found.values())
-            rows.append([width, str(len(found)), number(mean), number(found[least]), names[least]])
+            rows.append([width, str(len(found)), number(mean), number(found[least]), names[width, least]])
     table(
         f"{title}: time by mma over time by wgmma", source,
         ["width", what, "geometric mean", "least", "at"], rows,

@@ -80,8 +80,9 @@ impl Shape {
 pub fn attention(setting: &Setting) -> Vec<Entry> {
     let has = |family: &TensorCoreFamily| setting.device.with_attention_family(*family).is_ok();
     let families: Vec<TensorCoreFamily> = TensorCoreFamily::ALL.into_iter().filter(has).collect();
-    let of_shape =
-        |(shape, rank): (Shape, u8)| families.iter().map(move |&family| shape.entry(family, rank)).collect::<Vec<_>>();
+    let of_shape = |(shape, rank): (Shape, u8)| {
+        families.iter().map(move |&family| shape.entry(family, rank)).collect::<Vec<_>>()
+    };
     shapes(setting.model).into_iter().flat_map(of_shape).collect()
 }
 

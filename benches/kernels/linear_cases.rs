@@ -1,7 +1,7 @@
 //! Linear layers: every weight at every number of rows, by each family of kernels that the device has.
 
 use smart_run::Result;
-use smart_run::device::{DType, Device, TensorCoreFamily, Tensor};
+use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
 use smart_run::reference;
 

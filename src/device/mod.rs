@@ -157,7 +157,8 @@ impl Device {
     }
 
     fn families_where(&self, is_told: impl Fn(TensorCoreFamily) -> bool) -> Vec<String> {
-        let all = Operation::ALL.into_iter().map(|operation| (operation.title(), self.families.of(operation)));
+        let all =
+            Operation::ALL.into_iter().map(|operation| (operation.title(), self.families.of(operation)));
         let told = all.filter(|&(_, family)| is_told(family));
         told.map(|(title, family)| format!("{title} by {}", family.name())).collect()
     }

@@ -122,7 +122,10 @@ mod tests {
             assert_eq!(family.name().parse::<TensorCoreFamily>().unwrap(), family);
         }
         for bad in ["", "WGMMA", "mma ", "wmma"] {
-            assert!(bad.parse::<TensorCoreFamily>().unwrap_err().to_string().contains("mma or wgmma"), "{bad}");
+            assert!(
+                bad.parse::<TensorCoreFamily>().unwrap_err().to_string().contains("mma or wgmma"),
+                "{bad}"
+            );
         }
     }
 

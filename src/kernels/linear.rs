@@ -2,7 +2,7 @@
 //! `kernels/linear_wgmma.cu` for the family of [`TensorCoreFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, TensorCoreFamily, Tensor};
+use crate::device::{DType, Device, LaunchArgs, Tensor, TensorCoreFamily};
 use crate::error::Result;
 
 /// Operands of [`linear`] and [`linear_swiglu`].
@@ -159,7 +159,12 @@ fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
 }
 
 /// The launch for `rows` rows: which tile, over which grid. The tile decides speed only.
-fn geometry(family: TensorCoreFamily, rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], u32) {
+fn geometry(
+    family: TensorCoreFamily,
+    rows: usize,
+    n: usize,
+    splits: Splits,
+) -> (&'static Tile, [u32; 3], u32) {
     let tiles = tiles(family);
     let tile = tiles.iter().find(|tile| rows <= tile.tokens).unwrap_or(&tiles[tiles.len() - 1]);
     let grid = [rows.div_ceil(tile.tokens) as u32, n.div_ceil(tile.weights) as u32, splits.count as u32];

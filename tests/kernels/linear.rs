@@ -1,5 +1,5 @@
 use smart_run::Error;
-use smart_run::device::{DType, Device, TensorCoreFamily, Tensor};
+use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, linear};
 use smart_run::reference;
 

@@ -134,7 +134,8 @@ fn wgmma_multiplies_tiles_and_registers() {
         return;
     }
     let dtypes = [(DType::Bf16, BF16), (DType::F16, F16)];
-    let forms = WgmmaForm::ALL.into_iter().flat_map(|(form, widths)| widths.iter().map(move |&width| (form, width)));
+    let forms =
+        WgmmaForm::ALL.into_iter().flat_map(|(form, widths)| widths.iter().map(move |&width| (form, width)));
     for ((form, width), (dtype, format)) in forms.flat_map(|form| dtypes.map(|dtype| (form, dtype))) {
         let check = Check::Wgmma(form, dtype, width);
         for integers in [true, false] {

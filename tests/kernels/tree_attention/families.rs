@@ -45,7 +45,9 @@ fn families_have_the_same_bits_on_the_host_driver() {
 #[test]
 fn gathered_paths_survive_random_schedules() {
     let device = device();
-    for (head_dim, prefix_len, nodes, branchy) in [(32, 50, 24, true), (96, 130, 12, true), (128, 20, 150, false)] {
+    for (head_dim, prefix_len, nodes, branchy) in
+        [(32, 50, 24, true), (96, 130, 12, true), (128, 20, 150, false)]
+    {
         let story = Story::new(DType::Bf16, heads(2, 1, head_dim), 300, 73);
         let tree = Sequence::tree(&mut Rng::new(74), prefix_len, nodes, branchy, story.len());
         check_schedules(&device, &story, std::slice::from_ref(&tree));

@@ -4,7 +4,8 @@ use smart_run::device::DType;
 use smart_run::kernels::tree_attention::tree_attention;
 
 use super::{
-    Pass, Sequence, Story, check_against_oracle, check_replay, check_replay_in, check_schedules, heads, run, ways,
+    Pass, Sequence, Story, check_against_oracle, check_replay, check_replay_in, check_schedules, heads, run,
+    ways,
 };
 use crate::common::compare::same_bits;
 use crate::common::device::device;
