@@ -54,3 +54,25 @@ fn gathered_paths_survive_random_schedules() {
         check_replay(&device, &story, &tree, &[0, nodes / 2, nodes - 1]);
     }
 }
+
+/// Two long branches whose nodes take turns, so that neither stands in order in the ring, in a tail that is staged tile by tile: what a path stage
+/// holds of one staging is nothing to the next.
+#[test]
+fn branches_that_take_turns_are_gathered_in_every_staging() {
+    let device = device();
+    let (prefix_len, nodes) = (40, 200);
+    for (heads, dtype) in [(heads(8, 1, 128), DType::Bf16), (heads(4, 1, 64), DType::F16)] {
+        let story = Story::new(dtype, heads, 300, 75);
+        let mut tree = Sequence { prefix_len, content: (0..prefix_len).collect(), ..Sequence::default() };
+        let mut branches = [[0; 4]; 2];
+        for node in 0..nodes {
+            let (branch, depth) = (node % 2, node / 2);
+            branches[branch][node / 64] |= 1 << (node % 64);
+            let position = if branch == 0 { prefix_len + depth } else { story.len() - 1 - depth };
+            tree.content.push(position);
+            tree.queries.push(position);
+            tree.ancestors.push(branches[branch]);
+        }
+        check_replay(&device, &story, &tree, &[0, 1, 90, 91, 198, 199]);
+    }
+}
