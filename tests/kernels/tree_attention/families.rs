@@ -60,13 +60,14 @@ fn gathered_paths_survive_random_schedules() {
 #[test]
 fn branches_that_take_turns_are_gathered_in_every_staging() {
     let device = device();
-    let (prefix_len, nodes) = (40, 200);
+    let (prefix_len, nodes) = (40, 200usize);
     for (heads, dtype) in [(heads(8, 1, 128), DType::Bf16), (heads(4, 1, 64), DType::F16)] {
         let story = Story::new(dtype, heads, 300, 75);
         let mut tree = Sequence { prefix_len, content: (0..prefix_len).collect(), ..Sequence::default() };
         let mut branches = [[0; 4]; 2];
         for node in 0..nodes {
-            let (branch, depth) = (node % 2, node / 2);
+            // The branch of the last node is that of the first: it is taken first in every staging, and its first row is the stage's.
+            let (branch, depth) = (node.div_ceil(2) % 2, node / 2);
             branches[branch][node / 64] |= 1 << (node % 64);
             let position = if branch == 0 { prefix_len + depth } else { story.len() - 1 - depth };
             tree.content.push(position);
