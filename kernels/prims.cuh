@@ -1,4 +1,4 @@
-// The named device primitives: the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
+// The named device primitives, with prims_warpgroup.cuh the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
 // and a lane-accurate one for the host driver (host/), and a conformance test that runs both.
 //
 // A kernel file includes this header and other .cuh of ours, nothing else. It may use what is here and the
@@ -190,108 +190,7 @@ PRIMITIVE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 
 // ---- tensor cores of a warpgroup (Hopper) ------------------------------------------------------------------
 
-#if HAS_WGMMA
-
-// Four warps, the first of them a multiple of four, multiply tiles in shared memory together, asynchronously:
-//   fence_async_proxy, a barrier   what threads have copied or stored is there for tensor cores
-//   wgmma_fence                    accumulators that threads have written are there, too
-//   wgmma ..., wgmma_commit        a group of products
-//   wgmma_wait<N>                  all but this thread's N newest groups have ended
-// Between a wgmma and the wait for it nobody writes to its tiles or touches its accumulators.
-
-PRIMITIVE void fence_async_proxy() {
-  PTX_OR_HOST(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"), simt::fence_async_proxy());
-}
-
-PRIMITIVE void wgmma_fence() {
-  PTX_OR_HOST(asm volatile("wgmma.fence.sync.aligned;" :: : "memory"), simt::wgmma_fence());
-}
-
-PRIMITIVE void wgmma_commit() {
-  PTX_OR_HOST(asm volatile("wgmma.commit_group.sync.aligned;" :: : "memory"), simt::wgmma_commit());
-}
-
-template <int N>
-PRIMITIVE void wgmma_wait() {
-  PTX_OR_HOST(asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"), simt::wgmma_wait(N));
-}
-
-// Keeps the compiler from reading sums before the wait that stands above: to it they were there since wgmma.
-template <int kCount>
-PRIMITIVE void wgmma_arrived(float (&d)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) PTX_OR_HOST(asm volatile("" : "+f"(d[i])::"memory"), (void)d[i]);
-}
-
-// Describes a tile of rows of 64 16-bit elements, 128 bytes, to wgmma: the product's K along the rows, chunk
-// c (16 bytes) of row r at chunk c ^ (r % 8), the first row on a boundary of 1024 bytes. Bits 0-13 are the
-// address, 32-45 the distance of groups of 8 rows, both in units of 16 bytes, 62-63 that swizzle; 16-29 do
-// not count in it.
-PRIMITIVE uint64_t wgmma_tile(const void* tile) {
-  return (shared_address(tile) >> 4 & 0x3fff) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
-         uint64_t{1} << 62;
-}
-
-// The same tile, so many steps of 16 elements further along K.
-PRIMITIVE uint64_t wgmma_step(uint64_t tile, int steps) {
-  return tile + steps * (32 >> 4);
-}
-
-// Lists of registers for wgmma: ten of the decade `t`, the first of them, and the operands that they are.
-#define REGISTERS_2(t) "%" #t "0,%" #t "1"
-#define REGISTERS_4(t) REGISTERS_2(t) ",%" #t "2,%" #t "3"
-#define REGISTERS_6(t) REGISTERS_4(t) ",%" #t "4,%" #t "5"
-#define REGISTERS_8(t) REGISTERS_6(t) ",%" #t "6,%" #t "7"
-#define REGISTERS_10(t) REGISTERS_8(t) ",%" #t "8,%" #t "9,"
-#define REGISTERS_30 REGISTERS_10() REGISTERS_10(1) REGISTERS_10(2)
-#define REGISTERS_60 REGISTERS_30 REGISTERS_10(3) REGISTERS_10(4) REGISTERS_10(5)
-#define REGISTERS_120                                                                           \
-  REGISTERS_60 REGISTERS_10(6) REGISTERS_10(7) REGISTERS_10(8) REGISTERS_10(9) REGISTERS_10(10) \
-      REGISTERS_10(11)
-#define SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define SUMS_8(i) SUMS_4(i), SUMS_4(i + 4)
-#define SUMS_16(i) SUMS_8(i), SUMS_8(i + 8)
-#define SUMS_32(i) SUMS_16(i), SUMS_16(i + 16)
-#define SUMS_64(i) SUMS_32(i), SUMS_32(i + 32)
-#define SUMS_128(i) SUMS_64(i), SUMS_64(i + 64)
-
-template <class T>
-constexpr bool kIsBf16 = false;
-template <>
-constexpr bool kIsBf16<bf16> = true;
-
-#define WGMMA(n, type, registers, sums, a_operand, b_operand)                                 \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" registers \
-               "}, " a_operand ", " b_operand ", 1, 1, 1, 0, 0;"                              \
-               : sums(0)                                                                      \
-               : "l"(a), "l"(b)                                                               \
-               : "memory")
-
-#define WGMMA_WIDTH(n, registers, sums, a_operand, b_operand)                               \
-  if constexpr (N == n && is_bf16) WGMMA(n, "bf16", registers, sums, a_operand, b_operand); \
-  if constexpr (N == n && !is_bf16) WGMMA(n, "f16", registers, sums, a_operand, b_operand)
-
-// d += A[64 x 16] * B[16 x N], f32 accumulation, where A's tile has 64 rows and B's N, a column of B a row.
-// Lane l of warp w of the warpgroup holds, with g = 16 w + l/4 and t = 2*(l%4), for each j < N / 8 the
-// fragment c of mma of rows g, g+8 and columns 8j+t, 8j+t+1 in d[4j..4j+3].
-template <class T, int N>
-PRIMITIVE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
-  static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 256,
-                "a width with a list of registers");
-#ifdef __CUDACC__
-  constexpr bool is_bf16 = kIsBf16<T>;
-  WGMMA_WIDTH(8, REGISTERS_4(), SUMS_4, "%4", "%5");
-  WGMMA_WIDTH(16, REGISTERS_8(), SUMS_8, "%8", "%9");
-  WGMMA_WIDTH(32, REGISTERS_10() REGISTERS_6(1), SUMS_16, "%16", "%17");
-  WGMMA_WIDTH(64, REGISTERS_30 REGISTERS_2(3), SUMS_32, "%32", "%33");
-  WGMMA_WIDTH(128, REGISTERS_60 REGISTERS_4(6), SUMS_64, "%64", "%65");
-  WGMMA_WIDTH(256, REGISTERS_120 REGISTERS_8(12), SUMS_128, "%128", "%129");
-#else
-  simt::wgmma<T>(d, N, a, b);
-#endif
-}
-
-#endif  // HAS_WGMMA
+#include "prims_warpgroup.cuh"
 
 // ---- asynchronous copies, global to shared ----------------------------------------------------------------
 

@@ -119,32 +119,79 @@ EXPORT_KERNEL(prims_cp_async)
 
 #if HAS_WGMMA
 
-template <class T, int N>
+// What is checked of wgmma: A and B in tiles of rows of 128 or of 64 bytes; A in registers, B's K along the rows of its
+// tile or across them, which are as long as blocks of N (or, along them, of K) allow.
+enum class WgmmaForm { kTiles, kNarrowTiles, kAlong, kAcross };
+
+// `in` holds 64 rows of A, N columns of B, both of 64 16-bit elements along K, and C[64][N].
+template <class T, int N, WgmmaForm kForm>
 __device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
-  constexpr int kRows = 64 + N, kChunks = 8;
-  DYN_SMEM_TILES(uint4, tiles);
-  for (int i = threadIdx.x; i < kRows * kChunks; i += 128) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    cp_async16(tiles + row * kChunks + (chunk ^ row % 8), reinterpret_cast<const uint4*>(in) + i);
+  constexpr bool kIsNarrow = kForm == WgmmaForm::kNarrowTiles || N % 64 == 32;
+  constexpr int kRowBytes = kIsNarrow && kForm != WgmmaForm::kTiles ? 64 : 128;
+  constexpr int kRowElements = kRowBytes / 2, kRowChunks = kRowBytes / 16;
+  DYN_SMEM_TILES(uint16_t, a_tile);
+  uint16_t* const b_tile = a_tile + 64 * 64;
+  const uint32_t* const b_words = in + 64 * 32;
+  // Chunk `chunk` of a row of 64 elements of a tile of `rows` rows, in blocks as wide as rows are long.
+  auto place = [&](uint16_t* tile, int rows, int row, int chunk) {
+    return tile + chunk / kRowChunks * rows * kRowElements + row * kRowElements +
+           tile_chunk<kRowBytes>(row, chunk % kRowChunks) * 8;
+  };
+  for (int i = threadIdx.x; i < 64 * 8; i += 128) {
+    cp_async16(place(a_tile, 64, i / 8, i % 8), reinterpret_cast<const uint4*>(in) + i);
+  }
+  if (kForm == WgmmaForm::kAcross) {
+    const auto* const b = reinterpret_cast<const uint16_t*>(b_words);
+    for (int i = threadIdx.x; i < 64 * (N / 8); i += 128) {
+      const int k = i / (N / 8), chunk = i % (N / 8);
+      uint16_t columns[8];
+      for (int j = 0; j < 8; ++j) columns[j] = b[(chunk * 8 + j) * 64 + k];
+      uint4 values;
+      memcpy(&values, columns, 16);
+      fill_tile16(place(b_tile, 64, k, chunk), values);
+    }
+  } else {
+    for (int i = threadIdx.x; i < N * 8; i += 128) {
+      cp_async16(place(b_tile, N, i / 8, i % 8), reinterpret_cast<const uint4*>(b_words) + i);
+    }
   }
   cp_async_commit();
   float sums[N / 2];
-  const uint32_t* const c = in + kRows * 32;
+  const uint32_t* const c = b_words + N * 32;
   const int top = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, left = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) {
     sums[i] = __uint_as_float(c[(top + i / 2 % 2 * 8) * N + i / 4 * 8 + left + i % 2]);
   }
+  uint32_t a[4][4];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    a[i / 4][i % 4] = in[(top + i % 2 * 8) * 32 + i / 4 * 8 + i / 2 % 2 * 4 + left / 2];
+  }
   cp_async_wait<0>();
   fence_async_proxy();
   __syncthreads();
-  const uint64_t a = wgmma_tile(tiles), b = wgmma_tile(tiles + 64 * kChunks);
+  auto multiply = [&](int step) {
+    constexpr int kSteps = kRowElements / 16;
+    const uint64_t along =
+        wgmma_step(wgmma_tile<kRowBytes>(b_tile + step / kSteps * N * kRowElements), step % kSteps);
+    if constexpr (kForm == WgmmaForm::kTiles || kForm == WgmmaForm::kNarrowTiles) {
+      const uint64_t a_step =
+          wgmma_step(wgmma_tile<kRowBytes>(a_tile + step / kSteps * 64 * kRowElements), step % kSteps);
+      wgmma<T, N>(sums, a_step, along);
+    } else if constexpr (kForm == WgmmaForm::kAlong) {
+      wgmma<T, N, KAxis::kAlongRows>(sums, a[step], along);
+    } else {
+      const uint64_t across = wgmma_tile_across<kRowBytes>(b_tile, 64 * kRowBytes);
+      wgmma<T, N, KAxis::kAcrossRows>(sums, a[step], wgmma_step_across<kRowBytes>(across, step));
+    }
+  };
   wgmma_fence();
-  wgmma<T, N>(sums, wgmma_step(a, 0), wgmma_step(b, 0));
-  wgmma<T, N>(sums, wgmma_step(a, 1), wgmma_step(b, 1));
+  multiply(0);
+  multiply(1);
   wgmma_commit();
-  wgmma<T, N>(sums, wgmma_step(a, 2), wgmma_step(b, 2));
-  wgmma<T, N>(sums, wgmma_step(a, 3), wgmma_step(b, 3));
+  multiply(2);
+  multiply(3);
   wgmma_commit();
   wgmma_wait<1>();
   wgmma_wait<0>();
@@ -155,22 +202,31 @@ __device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
   }
 }
 
-#define CHECK_WGMMA(name, T, n)                                                                  \
+#define CHECK_WGMMA(name, T, n, form)                                                            \
   extern "C" __global__ void name(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) { \
-    check_wgmma<T, n>(in, out);                                                                  \
+    check_wgmma<T, n, WgmmaForm::form>(in, out);                                                 \
   }                                                                                              \
   EXPORT_HOPPER_KERNEL(name)
 
-#define CHECK_WGMMA_WIDTHS(name, T) \
-  CHECK_WGMMA(name##_n8, T, 8)      \
-  CHECK_WGMMA(name##_n16, T, 16)    \
-  CHECK_WGMMA(name##_n32, T, 32)    \
-  CHECK_WGMMA(name##_n64, T, 64)    \
-  CHECK_WGMMA(name##_n128, T, 128)  \
-  CHECK_WGMMA(name##_n256, T, 256)
+#define CHECK_WGMMA_FORM(name, T, form) \
+  CHECK_WGMMA(name##_n32, T, 32, form)  \
+  CHECK_WGMMA(name##_n64, T, 64, form)  \
+  CHECK_WGMMA(name##_n96, T, 96, form)  \
+  CHECK_WGMMA(name##_n128, T, 128, form)
 
-CHECK_WGMMA_WIDTHS(prims_wgmma_bf16, bf16)
-CHECK_WGMMA_WIDTHS(prims_wgmma_f16, f16)
+#define CHECK_WGMMA_FORMS(name, T)                          \
+  CHECK_WGMMA(name##_tiles_n8, T, 8, kTiles)                \
+  CHECK_WGMMA(name##_tiles_n16, T, 16, kTiles)              \
+  CHECK_WGMMA(name##_tiles_n32, T, 32, kTiles)              \
+  CHECK_WGMMA(name##_tiles_n64, T, 64, kTiles)              \
+  CHECK_WGMMA(name##_tiles_n128, T, 128, kTiles)            \
+  CHECK_WGMMA(name##_tiles_n256, T, 256, kTiles)            \
+  CHECK_WGMMA(name##_narrow_tiles_n64, T, 64, kNarrowTiles) \
+  CHECK_WGMMA_FORM(name##_along, T, kAlong)                 \
+  CHECK_WGMMA_FORM(name##_across, T, kAcross)
+
+CHECK_WGMMA_FORMS(prims_wgmma_bf16, bf16)
+CHECK_WGMMA_FORMS(prims_wgmma_f16, f16)
 
 #endif  // HAS_WGMMA
 

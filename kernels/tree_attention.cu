@@ -27,6 +27,8 @@
 // WINDOWS   On tensor cores a window has entry points of its own (tree_attention_windowed.cu): as a branch it cost
 //           models without one up to 40 registers and spilled. The f32 and the combining kernels branch on
 //           p.window, all threads alike: they have registers to spare.
+// FAMILIES  On Hopper tree_attention_wgmma.cu can take the place of the mma kernels, for all widths of a process: one
+//           family's bits are not promised to be the other's.
 // TWINS     src/kernels/tree_attention.rs, src/reference/tree_attention.rs, tests/kernels/tree_attention.rs,
 //           kernels/host/native/tree_attention.cpp
 // SOURCE    FlashAttention-2 and Flash-Decoding (online softmax, key splits); the path-wise tail is ours

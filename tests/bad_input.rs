@@ -484,21 +484,23 @@ fn a_fault_is_one_sentence_of_the_program() {
 
 /// Families by name give the same text; another name is one sentence.
 #[test]
-fn linear_layers_run_by_the_family_that_is_asked_for() {
+fn kernels_of_the_family_that_is_asked_for_run() {
     let folder = Folder::target();
-    let run = |family: &str| {
-        let mut command = program();
-        command.args(["generate", "--device", "host", "--prompt-ids", "1", "--max-new-tokens", "4"]);
-        command.arg("--model").arg(folder.path()).env("SMART_LINEAR", family).output().unwrap()
-    };
-    let outputs = ["", "mma", "wgmma"].map(run);
-    for output in &outputs {
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(output.stdout, outputs[0].stdout);
+    for variable in ["SMART_LINEAR", "SMART_ATTENTION"] {
+        let run = |family: &str| {
+            let mut command = program();
+            command.args(["generate", "--device", "host", "--prompt-ids", "1", "--max-new-tokens", "4"]);
+            command.arg("--model").arg(folder.path()).env(variable, family).output().unwrap()
+        };
+        let outputs = ["", "mma", "wgmma"].map(run);
+        for output in &outputs {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(output.stdout, outputs[0].stdout);
+        }
+        let refused = run("tensor");
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert_contains(variable, &stderr, &[&format!("{variable}=tensor: expected mma or wgmma")]);
     }
-    let refused = run("tensor");
-    let stderr = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(2), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert_contains("SMART_LINEAR", &stderr, &["SMART_LINEAR=tensor: expected mma or wgmma"]);
 }

@@ -131,8 +131,11 @@ fn misuse_of_wgmma_is_named() {
             "launch: 719 ... has not called fence_async_proxy ... kernel bug_wgmma_no_proxy_fence",
             "launch: 719 ... without a wgmma_fence ... kernel bug_wgmma_no_register_fence",
             "launch: 719 ... without wgmma_wait for all of its wgmma ... kernel bug_wgmma_no_wait",
-            "launch: 719 ... does not start on 1024 bytes ... kernel bug_wgmma_crooked_tile",
+            "launch: 719 ... does not start on eight rows (1024 bytes, or 512) ... kernel bug_wgmma_crooked_tile",
             "launch: 719 ... warps of one warpgroup give different descriptors ... kernel bug_wgmma_split_warpgroup",
+            "launch: 719 ... without a wgmma_fence ... kernel bug_wgmma_fence_once",
+            "launch: 719 ... registers of A were written ... kernel bug_wgmma_early_registers",
+            "launch: 719 ... has not called fence_async_proxy ... kernel bug_wgmma_unfenced_fill",
         ],
     );
 }

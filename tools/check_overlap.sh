@@ -13,7 +13,7 @@ export nvcc ptx=$(mktemp -d)
 trap 'rm -rf "$ptx"' EXIT
 
 # shellcheck disable=SC2016 # expanded by the inner shell
-grep -lE 'take_turn|wait_for_predecessors|tree_attention_mma' kernels/*.cu | grep -v ceilings | xargs -P "$(nproc)" -I{} bash -c '
+grep -lE 'take_turn|wait_for_predecessors|tree_attention_(mma|wgmma)' kernels/*.cu | grep -v ceilings | xargs -P "$(nproc)" -I{} bash -c '
   "$nvcc" -ptx -O3 -std=c++17 -Ikernels -arch=compute_90a {} -o "$ptx/$(basename {}).ptx"'
 
 awk '

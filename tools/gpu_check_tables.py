@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PEERS = ["cuBLASLt", "torch.matmul", "torch", "SDPA", "FlexAttention"]
@@ -164,7 +164,10 @@ def kernels(folder: Path) -> None:
             rows.append(row)
         table(f"Kernels: {family}", source, header, rows)
     ratios(families, source)
-    instructions(families["linear"], source)
+    layer = lambda sizes: (f"{sizes['rows']} rows", f"{sizes['model']} {sizes['layer']}")
+    instructions("Linear layers", "layers", families["linear"], layer, source)
+    nodes = lambda sizes: (f"{sizes['nodes']} nodes", json.dumps(sizes | {"instructions": None}))
+    instructions("Attention", "shapes", families["attention"], nodes, source)
     if missing:
         print(f"\n### Notes, and what was not measured\n\n{source}\n")
         for line in missing:
@@ -177,7 +180,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def ratios(families: dict[str, dict[str, Shape]], source: str) -> None:
-    """Of linear layers for each of our families of kernels apart."""
+    """Of linear layers and attention for each of our families of kernels apart."""
     groups: dict[str, dict[str, Shape]] = defaultdict(dict)
     for family, members in families.items():
         for name, shape in members.items():
@@ -199,24 +202,27 @@ def ratios(families: dict[str, dict[str, Shape]], source: str) -> None:
     )  # fmt: skip
 
 
-def instructions(members: dict[str, Shape], source: str) -> None:
-    """Linear layers by both instructions, at each number of rows: whether, and from where on, wgmma is worth choosing."""
-    times: dict[int, dict[tuple, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for shape in members.values():
+def instructions(title: str, what: str, members: dict[str, Shape], place: Callable[[dict], tuple[str, str]], source: str) -> None:
+    """Both instructions, at each number of rows or nodes: whether, and from where on, wgmma is worth choosing. `place` says where a shape
+    belongs, and what shape it is but for the instructions."""
+    times: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    names: dict[tuple[str, str], str] = {}
+    for name, shape in members.items():
         sizes, us = shape_of(shape), shape.median()
         if us and "instructions" in sizes:
-            layer = (sizes["model"], sizes["layer"])
-            times[sizes["rows"]][layer][sizes["instructions"]] = us
+            width, same = place(sizes)
+            times[width][same][sizes["instructions"]] = us
+            names[width, same] = name.removesuffix(f" {sizes['instructions']}")
     rows = []
-    for count, layers in sorted(times.items()):
-        found = {layer: us["mma"] / us["wgmma"] for layer, us in layers.items() if {"mma", "wgmma"} <= us.keys()}
+    for width in sorted(times, key=lambda width: int(width.split()[0])):
+        found = {same: us["mma"] / us["wgmma"] for same, us in times[width].items() if {"mma", "wgmma"} <= us.keys()}
         if found:
             least = min(found, key=found.__getitem__)
             mean = geometric_mean(found.values())
-            rows.append([str(count), str(len(found)), number(mean), number(found[least]), " ".join(least)])
+            rows.append([width, str(len(found)), number(mean), number(found[least]), names[width, least]])
     table(
-        "Linear layers: time by mma over time by wgmma", source,
-        ["rows", "layers", "geometric mean", "least", "at"], rows,
+        f"{title}: time by mma over time by wgmma", source,
+        ["width", what, "geometric mean", "least", "at"], rows,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-//! Attention over trees: sequences, contexts, trees, heads, pages and windows.
+//! Attention over trees: sequences, contexts, trees, heads, pages and windows, by each family of kernels that the device has.
 
 use smart_run::Result;
-use smart_run::device::{DType, Tensor};
+use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::tree_attention::{TreeAttentionArgs, tree_attention, workspace_len};
 use smart_run::reference;
 
@@ -47,7 +47,7 @@ impl Shape {
         (1..=self.sequences).map(length).collect()
     }
 
-    fn entry(self, rank: u8) -> Entry {
+    fn entry(self, family: TensorCoreFamily, rank: u8) -> Entry {
         let Self { sequences, context, nodes, tree, heads, page, window, lengths } = self;
         let mut name = format!("tree_attention B={sequences} context={context} nodes={nodes}");
         if tree != TreeForm::Eagle && nodes > 1 {
@@ -63,17 +63,31 @@ impl Shape {
         if let Some(window) = window {
             name += &format!(" window={window}");
         }
+        name += &format!(" {}", family.name());
         let json = serde_json::json!({
-            "family": "attention", "sequences": sequences, "context": context, "contexts": self.contexts(), "nodes": nodes,
+            "family": "attention", "instructions": family.name(), "sequences": sequences, "context": context, "contexts": self.contexts(), "nodes": nodes,
             "tree": format!("{tree:?}"), "parents": tree.parents(nodes), "q_heads": heads.0, "kv_heads": heads.1,
             "page": page, "window": window,
         });
-        Entry::new(rank, name, json, move |setting| attention_case(setting, &self))
+        let build = move |setting: &Setting| {
+            attention_case(setting, setting.device.with_attention_family(family)?, &self)
+        };
+        Entry::new(rank, name, json, build)
     }
 }
 
-/// The grid: first the combinations of every day, then other trees, heads, lengths and pages, then all.
-pub fn attention(model: &'static Model) -> Vec<Entry> {
+/// The grid; families of one shape are neighbours.
+pub fn attention(setting: &Setting) -> Vec<Entry> {
+    let has = |family: &TensorCoreFamily| setting.device.with_attention_family(*family).is_ok();
+    let families: Vec<TensorCoreFamily> = TensorCoreFamily::ALL.into_iter().filter(has).collect();
+    let of_shape = |(shape, rank): (Shape, u8)| {
+        families.iter().map(move |&family| shape.entry(family, rank)).collect::<Vec<_>>()
+    };
+    shapes(setting.model).into_iter().flat_map(of_shape).collect()
+}
+
+/// First the combinations of every day, then other trees, heads, lengths and pages, then all; each with its rank.
+fn shapes(model: &Model) -> Vec<(Shape, u8)> {
     let grid = model.attention;
     let usual = |[sequences, context, nodes]: [usize; 3]| Shape {
         sequences,
@@ -85,21 +99,21 @@ pub fn attention(model: &'static Model) -> Vec<Entry> {
         window: None,
         lengths: Lengths::Equal,
     };
-    let mut entries: Vec<Entry> = grid.first.iter().map(|&first| usual(first).entry(0)).collect();
+    let mut shapes: Vec<(Shape, u8)> = grid.first.iter().map(|&first| (usual(first), 0)).collect();
     for &first in grid.first {
         let shape = usual(first);
         if shape.nodes > 1 {
-            entries.extend([TreeForm::Chain, TreeForm::Star].map(|tree| Shape { tree, ..shape }.entry(1)));
+            shapes.extend([TreeForm::Chain, TreeForm::Star].map(|tree| (Shape { tree, ..shape }, 1)));
         }
-        entries.extend(grid.heads[1..].iter().map(|&heads| Shape { heads, ..shape }.entry(1)));
+        shapes.extend(grid.heads[1..].iter().map(|&heads| (Shape { heads, ..shape }, 1)));
         if shape.sequences > 1 {
             let lengths = [Lengths::Uniform, Lengths::Zipf];
-            entries.extend(lengths.map(|lengths| Shape { lengths, ..shape }.entry(1)));
+            shapes.extend(lengths.map(|lengths| (Shape { lengths, ..shape }, 1)));
         }
         // Mistral's share of context to window at 16k: 4 to 1.
-        entries.push(Shape { window: Some(shape.context / 4), ..shape }.entry(1));
+        shapes.push((Shape { window: Some(shape.context / 4), ..shape }, 1));
         let others = grid.page_sizes.iter().filter(|&&page| page != PAGE);
-        entries.extend(others.map(|&page| Shape { page, ..shape }.entry(2)));
+        shapes.extend(others.map(|&page| (Shape { page, ..shape }, 2)));
     }
     for &heads in grid.heads {
         for &nodes in grid.nodes {
@@ -109,20 +123,19 @@ pub fn attention(model: &'static Model) -> Vec<Entry> {
                         continue;
                     }
                     let shape = Shape { heads, ..usual([sequences, context, nodes]) };
-                    let rank = if heads == grid.heads[0] { 2 } else { 3 };
-                    entries.push(shape.entry(rank));
+                    shapes.push((shape, if heads == grid.heads[0] { 2 } else { 3 }));
                     if nodes > 1 {
                         let others = [TreeForm::Chain, TreeForm::Star];
-                        entries.extend(others.map(|tree| Shape { tree, ..shape }.entry(3)));
+                        shapes.extend(others.map(|tree| (Shape { tree, ..shape }, 3)));
                     }
                 }
             }
         }
     }
-    entries
+    shapes
 }
 
-fn attention_case(setting: &Setting, shape: &Shape) -> Result<Case> {
+fn attention_case(setting: &Setting, device: Device, shape: &Shape) -> Result<Case> {
     let &Shape { sequences, nodes, tree, heads: (q_heads, kv_heads), page, window, .. } = shape;
     let head_dim = setting.model.head_dim;
     let (rows, q_width) = (sequences * nodes, q_heads * head_dim);
@@ -137,7 +150,7 @@ fn attention_case(setting: &Setting, shape: &Shape) -> Result<Case> {
         (0..sequences).flat_map(|b| (0..pages).rev().map(move |page| (b * pages + page) as i32)).collect();
     let words = tree.ancestors(nodes);
     let ancestors: Vec<u64> = (0..sequences).flat_map(|_| words.iter().flatten().copied()).collect();
-    let (device, ints) = (setting.device.clone(), |values: Vec<i32>| setting.ints(&values));
+    let ints = |values: Vec<i32>| setting.ints(&values);
     let q = setting.random(0, &[rows, q_width]);
     let page_table = ints(table.clone())?.reshape(&[sequences, pages]);
     let seq_start = ints((0..=sequences).map(|b| (b * nodes) as i32).collect())?;

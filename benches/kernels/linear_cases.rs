@@ -1,7 +1,7 @@
 //! Linear layers: every weight at every number of rows, by each family of kernels that the device has.
 
 use smart_run::Result;
-use smart_run::device::{DType, Device, LinearFamily, Tensor};
+use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
 use smart_run::reference;
 
@@ -12,8 +12,8 @@ use super::shapes::LinearShape;
 
 /// The weights of the model's list, those that matter most at the usual numbers of rows first; families of one shape are neighbours.
 pub fn linear(setting: &Setting) -> Vec<Entry> {
-    let has = |family: &LinearFamily| setting.device.with_linear_family(*family).is_ok();
-    let families: Vec<LinearFamily> = LinearFamily::ALL.into_iter().filter(has).collect();
+    let has = |family: &TensorCoreFamily| setting.device.with_linear_family(*family).is_ok();
+    let families: Vec<TensorCoreFamily> = TensorCoreFamily::ALL.into_iter().filter(has).collect();
     let (model, mut entries) = (setting.model, Vec::new());
     for shape in model.linears {
         for &rows in model.steps {

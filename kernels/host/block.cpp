@@ -68,7 +68,7 @@ bool Block::run(uint64_t number, void** parameters) {
   }
   for (Barrier& b : barriers) b.arrived = 0, b.gathering = {0, 1, 0};
   for (unsigned t = 0; t < num_threads; t++) {
-    fibers[t].exited = fibers[t].has_waited = fibers[t].has_fenced_sums = false;
+    fibers[t].exited = fibers[t].has_waited = fibers[t].has_fenced_registers = false;
     fibers[t].waiting_for = nullptr;
     fibers[t].copies.clear();
     fibers[t].group_ends.clear();

@@ -25,17 +25,21 @@ struct AsyncCopy {
   int bytes, valid_bytes;
 };
 
-// What the warps of a warpgroup have in common of a product.
+// What the warps of a warpgroup have in common of a product: descriptors (of A, or 0 where it is in
+// registers) and form.
 struct WgmmaCall {
-  uint64_t a, b, width;
+  uint64_t a, b;
+  uint32_t width, is_across;
 };
 
 // A lane's part of a wgmma that was issued.
 struct Product {
   float* home;  // of its sums in the kernel
-  int width;
   bool is_bf16;
-  uint64_t a, b;  // descriptors
+  WgmmaCall call;
+  const uint32_t* registers;  // of A in the kernel, or null
+  uint32_t given[4];          // what was in them
+  uint16_t a_rows[2][16];     // and, with its neighbours', the lane's two rows of A
   bool is_done;
 };
 
@@ -50,12 +54,12 @@ struct Fiber : Thread {
   FiberStack stack;
   const char* waiting_for = nullptr;  // null: running or ready
   bool exited = false;
-  bool has_waited = false;           // for the launches before
-  std::vector<AsyncCopy> copies;     // issued, oldest first
-  std::vector<uint32_t> group_ends;  // committed groups, as ends into `copies`
-  uint32_t proxy_fences = 0;         // fence_async_proxy, so often
-  bool has_fenced_sums = false;      // wgmma_fence
-  std::vector<Product> products;     // issued, oldest first
+  bool has_waited = false;            // for the launches before
+  std::vector<AsyncCopy> copies;      // issued, oldest first
+  std::vector<uint32_t> group_ends;   // committed groups, as ends into `copies`
+  uint32_t proxy_fences = 0;          // fence_async_proxy, so often
+  bool has_fenced_registers = false;  // wgmma_fence, since this thread may last have written some
+  std::vector<Product> products;      // issued, oldest first
   std::vector<uint32_t> product_ends;
   std::vector<AccumulatorsInFlight> in_flight;
   explicit Fiber(unsigned number);
@@ -85,7 +89,8 @@ struct Barrier {
   BarrierResult gathering{}, result{};
 };
 
-// 16 bytes of shared memory as cp.async left them: by which thread, and how often it had fenced by then.
+// 16 bytes of shared memory as cp.async or fill_tile left them: by which thread, and how often it had fenced by
+// then.
 struct ProxyWrite {
   enum : uint32_t { nobody = ~0u };
   uint32_t thread = nobody, fences = 0;
@@ -127,8 +132,8 @@ class Block : public BlockView {
   const unsigned char* shared_begin() const { return arena_; }
   uint32_t shared_offset(const void* p) const;       // fails outside of shared memory
   void check_tile(uint32_t offset, uint32_t bytes);  // fails unless one variable holds it
-  void note_copy(const AsyncCopy& copy, bool has_arrived);
-  void check_proxy(uint32_t offset);  // fails where tensor cores might not see what cp.async wrote
+  void note_write(const void* chunk, bool has_arrived);
+  void check_proxy(uint32_t offset);  // fails where tensor cores might not see what threads wrote
   void note_wgmma(const WgmmaCall& call);
   bool toss();  // in a random schedule
 

@@ -113,8 +113,8 @@ void Block::check_tile(uint32_t offset, uint32_t bytes) {
   if (!found) fail("wgmma: a tile is not inside of the block's shared memory");
 }
 
-void Block::note_copy(const AsyncCopy& copy, bool has_arrived) {
-  const auto* begin = static_cast<const unsigned char*>(copy.shared);
+void Block::note_write(const void* chunk, bool has_arrived) {
+  const auto* begin = static_cast<const unsigned char*>(chunk);
   if (begin < arena_ || begin >= arena_ + arena_bytes) return;
   if (proxy_writes_.empty()) proxy_writes_.resize(arena_bytes / 16);
   const Fiber& self = *current_fiber();
@@ -127,7 +127,15 @@ void Block::check_proxy(uint32_t offset) {
   if (write.thread == ProxyWrite::nobody) return;
   if (!write.has_arrived) fail("wgmma: a tile is still being filled by cp.async");
   if (fibers[write.thread].proxy_fences == write.fences)
-    fail("wgmma: a tile was filled by cp.async, and the thread that did it has not called fence_async_proxy");
+    fail("wgmma: a tile was filled by a thread that has not called fence_async_proxy since");
+}
+
+void fill_tile(void* tile, uint4 values) {
+  if (reinterpret_cast<uintptr_t>(tile) % 16) fail("fill_tile16: the address is no multiple of 16 bytes");
+  tsan::writes(tile, 16);
+  tsan::Ignore ignore;
+  memcpy(tile, &values, 16);
+  current_block()->note_write(tile, true);
 }
 
 void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment) {
@@ -145,7 +153,7 @@ void async_copy(void* shared, const void* global, int bytes, int valid_bytes) {
   tsan::Ignore ignore;
   memset(shared, poison, size_t(bytes));
   current_fiber()->copies.push_back({shared, global, bytes, valid_bytes});
-  current_block()->note_copy(current_fiber()->copies.back(), false);
+  current_block()->note_write(shared, false);
 }
 
 void async_copy_commit() {
@@ -166,7 +174,7 @@ void async_copy_wait(int groups_left) {
     if (copy.valid_bytes) memcpy(copy.shared, copy.global, size_t(copy.valid_bytes));
     if (copy.valid_bytes < copy.bytes)
       memset(static_cast<char*>(copy.shared) + copy.valid_bytes, 0, size_t(copy.bytes - copy.valid_bytes));
-    current_block()->note_copy(copy, true);
+    current_block()->note_write(copy.shared, true);
   }
   tsan::Ignore ignore;
   self->copies.erase(self->copies.begin(), self->copies.begin() + end);

@@ -9,9 +9,9 @@ pub mod driver;
 mod event;
 mod graph;
 mod launch;
-mod linear_family;
 mod pinned;
 mod tensor;
+mod tensor_core_family;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -26,9 +26,10 @@ pub use driver::DeviceChoice;
 pub use event::{Event, Timeline};
 pub use graph::Graph;
 pub use launch::LaunchArgs;
-pub use linear_family::LinearFamily;
 pub use pinned::PinnedBuffer;
 pub use tensor::{DType, Element, Tensor};
+pub use tensor_core_family::TensorCoreFamily;
+use tensor_core_family::{Families, Operation};
 
 mod images {
     //! Device images built by `build.rs`: one fatbin per `kernels/*.cu`, empty when nvcc was not found.
@@ -42,7 +43,7 @@ pub const NVCC_VERSION: &str = env!("SMART_NVCC_VERSION");
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
-    linear_family: LinearFamily,
+    families: Families,
 }
 
 struct Inner {
@@ -105,28 +106,61 @@ impl Device {
         let overlaps_launches = std::env::var_os("SMART_OVERLAP").is_none_or(|value| value != "0");
         let modules = Mutex::default();
         let inner = Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules });
-        Self { inner, linear_family: LinearFamily::default() }.with_linear_family(LinearFamily::wanted()?)
+        let mut device = Self { inner, families: Families::default() };
+        for operation in Operation::ALL {
+            device = device.with_family(operation, operation.wanted()?)?;
+        }
+        Ok(device)
     }
 
     /// The same device with linear layers of `family`, whatever `SMART_LINEAR` says: for tests and measurements.
     ///
     /// # Errors
     /// [`Error::Device`] where the kernels for this GPU have no such family.
-    pub fn with_linear_family(&self, family: LinearFamily) -> Result<Self> {
-        if family != LinearFamily::default() && !self.has_kernel(family.sample())? {
-            let image = self.kernel_image()?;
+    pub fn with_linear_family(&self, family: TensorCoreFamily) -> Result<Self> {
+        self.with_family(Operation::Linear, family)
+    }
+
+    /// The same for attention, and `SMART_ATTENTION`.
+    ///
+    /// # Errors
+    /// As [`Device::with_linear_family`].
+    pub fn with_attention_family(&self, family: TensorCoreFamily) -> Result<Self> {
+        self.with_family(Operation::Attention, family)
+    }
+
+    fn with_family(&self, operation: Operation, family: TensorCoreFamily) -> Result<Self> {
+        if family != TensorCoreFamily::default() && !self.has_kernel(operation.sample(family))? {
+            let (image, variable) = (self.kernel_image()?, operation.variable());
             return Err(Error::Device(format!(
-                "SMART_LINEAR={}: {} runs kernels for {image}, and only those for sm_90a have it; unset SMART_LINEAR",
+                "{variable}={}: {} runs kernels for {image}, and only those for sm_90a have it; unset {variable}",
                 family.name(),
                 self.name()
             )));
         }
-        Ok(Self { inner: self.inner.clone(), linear_family: family })
+        Ok(Self { inner: self.inner.clone(), families: self.families.with(operation, family) })
     }
 
     /// The family of kernels that linear layers launch.
-    pub fn linear_family(&self) -> LinearFamily {
-        self.linear_family
+    pub fn linear_family(&self) -> TensorCoreFamily {
+        self.families.of(Operation::Linear)
+    }
+
+    /// The family of kernels that attention launches.
+    pub fn attention_family(&self) -> TensorCoreFamily {
+        self.families.of(Operation::Attention)
+    }
+
+    /// Every choice of a family in words, as in `linear layers by mma, attention by mma`.
+    pub fn families(&self) -> String {
+        self.families_where(|_| true).join(", ")
+    }
+
+    fn families_where(&self, is_told: impl Fn(TensorCoreFamily) -> bool) -> Vec<String> {
+        let all =
+            Operation::ALL.into_iter().map(|operation| (operation.title(), self.families.of(operation)));
+        let told = all.filter(|&(_, family)| is_told(family));
+        told.map(|(title, family)| format!("{title} by {}", family.name())).collect()
     }
 
     /// `cuda:0 (NVIDIA H200)` or `host (...)`.
@@ -139,20 +173,22 @@ impl Device {
         self.inner.kind == driver::DriverKind::Host
     }
 
-    /// Version of the API that the driver offers and the kernels that run, as in `CUDA 13.0, kernels for sm_90, linear layers by mma`, or
-    /// `host driver`, which tells a family that was asked for.
+    /// Version of the API that the driver offers and the kernels that run, as in `CUDA 13.0, kernels for sm_90, linear layers by mma, attention by
+    /// mma`, or `host driver`, which tells families that were asked for.
     pub fn driver_version(&self) -> String {
         let mut version = 0;
         // SAFETY: the pointer is valid during the call.
         let status = unsafe { sys::cuDriverGetVersion(&mut version) };
         match (self.is_host(), status.result()) {
-            (true, _) if self.linear_family == LinearFamily::default() => "host driver".into(),
-            (true, _) => format!("host driver, linear layers by {}", self.linear_family.name()),
+            (true, _) => {
+                let asked_for = self.families_where(|family| family != TensorCoreFamily::default());
+                [vec!["host driver".into()], asked_for].concat().join(", ")
+            }
             (false, Ok(())) => {
                 let kernels =
                     self.kernel_image().map_or(String::new(), |image| format!(", kernels for {image}"));
-                let family = self.linear_family.name();
-                format!("CUDA {}.{}{kernels}, linear layers by {family}", version / 1000, version % 1000 / 10)
+                let families = self.families();
+                format!("CUDA {}.{}{kernels}, {families}", version / 1000, version % 1000 / 10)
             }
             (false, Err(_)) => "unknown".into(),
         }

@@ -353,9 +353,9 @@ fn plan_pages(
 /// Tells apart kernels that cost differently under the same name.
 fn kernels_fingerprint(device: &Device) -> String {
     format!(
-        "nvcc {}, native twins {}, linear layers by {}",
+        "nvcc {}, native twins {}, {}",
         crate::device::NVCC_VERSION,
         std::env::var("SIMT_NATIVE").unwrap_or_default(),
-        device.linear_family().name()
+        device.families()
     )
 }

@@ -1,8 +1,8 @@
 //! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows, and with a SwiGLU behind them. See `kernels/linear.cu`, and
-//! `kernels/linear_wgmma.cu` for the family of [`LinearFamily::Wgmma`].
+//! `kernels/linear_wgmma.cu` for the family of [`TensorCoreFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, LinearFamily, Tensor};
+use crate::device::{DType, Device, LaunchArgs, Tensor, TensorCoreFamily};
 use crate::error::Result;
 
 /// Operands of [`linear`] and [`linear_swiglu`].
@@ -116,10 +116,10 @@ const WGMMA_TILES: &[Tile] = &[
     tile!("_wgmma", 256, 128, 256, 4),
 ];
 
-fn tiles(family: LinearFamily) -> &'static [Tile] {
+fn tiles(family: TensorCoreFamily) -> &'static [Tile] {
     match family {
-        LinearFamily::Mma => MMA_TILES,
-        LinearFamily::Wgmma => WGMMA_TILES,
+        TensorCoreFamily::Mma => MMA_TILES,
+        TensorCoreFamily::Wgmma => WGMMA_TILES,
     }
 }
 
@@ -143,7 +143,7 @@ fn tickets_len(n: usize, k: usize) -> usize {
     if splits.count == 1 {
         return 0;
     }
-    let launches = LinearFamily::ALL.into_iter().flat_map(|family| {
+    let launches = TensorCoreFamily::ALL.into_iter().flat_map(|family| {
         let rows = tiles(family).iter().map(|tile| tile.tokens).chain([MAX_SPLIT_ROWS]);
         rows.map(move |rows| geometry(family, rows, n, splits).1)
     });
@@ -159,7 +159,12 @@ fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
 }
 
 /// The launch for `rows` rows: which tile, over which grid. The tile decides speed only.
-fn geometry(family: LinearFamily, rows: usize, n: usize, splits: Splits) -> (&'static Tile, [u32; 3], u32) {
+fn geometry(
+    family: TensorCoreFamily,
+    rows: usize,
+    n: usize,
+    splits: Splits,
+) -> (&'static Tile, [u32; 3], u32) {
     let tiles = tiles(family);
     let tile = tiles.iter().find(|tile| rows <= tile.tokens).unwrap_or(&tiles[tiles.len() - 1]);
     let grid = [rows.div_ceil(tile.tokens) as u32, n.div_ceil(tile.weights) as u32, splits.count as u32];
@@ -329,19 +334,19 @@ mod tests {
         let tokens = |family| {
             [1, 8, 9, 16, 17, 33, 64, 65, 129, 500].map(|rows| geometry(family, rows, 4096, one).0.tokens)
         };
-        assert_eq!(tokens(LinearFamily::Mma), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
-        assert_eq!(tokens(LinearFamily::Wgmma), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
-        let (_, grid, shared) = geometry(LinearFamily::Mma, 300, 200, Splits { count: 3, tiles_each: 9 });
+        assert_eq!(tokens(TensorCoreFamily::Mma), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
+        assert_eq!(tokens(TensorCoreFamily::Wgmma), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
+        let (_, grid, shared) = geometry(TensorCoreFamily::Mma, 300, 200, Splits { count: 3, tiles_each: 9 });
         assert_eq!(grid, [3, 2, 3]);
         assert_eq!(shared, 3 * 256 * 128);
-        assert_eq!(geometry(LinearFamily::Mma, 1, 64, one).2, 36 * 1024);
-        assert_eq!(geometry(LinearFamily::Wgmma, 300, 200, one).1, [2, 2, 8]);
+        assert_eq!(geometry(TensorCoreFamily::Mma, 1, 64, one).2, 36 * 1024);
+        assert_eq!(geometry(TensorCoreFamily::Wgmma, 300, 200, one).1, [2, 2, 8]);
     }
 
     /// Narrow tiles share a multiprocessor, which has 228 KB, of which each CTA costs one more; no CTA has more than 227.
     #[test]
     fn stages_fit_and_narrow_tiles_share() {
-        for family in LinearFamily::ALL {
+        for family in TensorCoreFamily::ALL {
             for tile in tiles(family) {
                 let shared = geometry(family, tile.tokens, 64, splits(64, 64)).2;
                 let most = if tile.tokens > 64 { 227 } else { 113 };
@@ -353,7 +358,7 @@ mod tests {
     #[test]
     fn every_family_has_tickets_for_its_tiles() {
         for n in [8, 64, 200, 4096] {
-            for family in LinearFamily::ALL {
+            for family in TensorCoreFamily::ALL {
                 let splits = splits(n, 4096);
                 for rows in [1, 64, 65, 128, 129, 256] {
                     let [x, y, _] = geometry(family, rows, n, splits).1;

@@ -15,10 +15,8 @@ pub enum Check {
     MmaBf16,
     /// `mma` of f16.
     MmaF16,
-    /// `wgmma` of bf16, so wide: 8, 16, 32, 64, 128 or 256. On Hopper, and on the host driver.
-    WgmmaBf16(usize),
-    /// `wgmma` of f16.
-    WgmmaF16(usize),
+    /// `wgmma` of bf16 or f16. On Hopper, and on the host driver.
+    Wgmma(WgmmaForm, DType, usize),
     /// `ldmatrix`, plain and transposed.
     Ldmatrix,
     /// Groups of asynchronous copies, some of them invalid.
@@ -29,6 +27,38 @@ pub enum Check {
     Warp,
 }
 
+/// Where the factors of a `wgmma` are, and how wide it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WgmmaForm {
+    /// Both in tiles, with rows of 128 bytes; 8, 16, 32, 64, 128 or 256 columns.
+    Tiles,
+    /// Both in tiles, with rows of 64 bytes; 64 columns.
+    NarrowTiles,
+    /// A in registers, B in a tile with K along its rows; 32, 64, 96 or 128 columns.
+    Along,
+    /// A in registers, B in a tile with K across its rows; 32, 64, 96 or 128 columns.
+    Across,
+}
+
+impl WgmmaForm {
+    /// Every form with its widths.
+    pub const ALL: [(Self, &[usize]); 4] = [
+        (Self::Tiles, &[8, 16, 32, 64, 128, 256]),
+        (Self::NarrowTiles, &[64]),
+        (Self::Along, &[32, 64, 96, 128]),
+        (Self::Across, &[32, 64, 96, 128]),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tiles => "tiles",
+            Self::NarrowTiles => "narrow_tiles",
+            Self::Along => "along",
+            Self::Across => "across",
+        }
+    }
+}
+
 impl Check {
     /// Kernel, threads of its one block, words it reads, words it writes.
     fn launch(self) -> (String, u32, usize, usize) {
@@ -37,24 +67,17 @@ impl Check {
             Check::Exp2 => ("prims_exp2", 128, 128, 128),
             Check::MmaBf16 => ("prims_mma_bf16", 32, 320, 128),
             Check::MmaF16 => ("prims_mma_f16", 32, 320, 128),
-            Check::WgmmaBf16(width) => {
-                ("prims_wgmma_bf16_n", 128, (64 + width) * 32 + 64 * width, 64 * width)
+            Check::Wgmma(form, dtype, width) => {
+                let dtype = if dtype == DType::F16 { "f16" } else { "bf16" };
+                let name = format!("prims_wgmma_{dtype}_{}_n{width}", form.name());
+                return (name, 128, (64 + width) * 32 + 64 * width, 64 * width);
             }
-            Check::WgmmaF16(width) => ("prims_wgmma_f16_n", 128, (64 + width) * 32 + 64 * width, 64 * width),
             Check::Ldmatrix => ("prims_ldmatrix", 32, 128, 256),
             Check::CpAsync => ("prims_cp_async", 64, 768, 768),
             Check::NamedBarrier => ("prims_named_barrier", 128, 128, 128),
             Check::Warp => ("prims_warp", 32, 32, 512),
         };
-        let width = self.wgmma_width().map_or(String::new(), |width| width.to_string());
-        (format!("{name}{width}"), threads, num_inputs, num_outputs)
-    }
-
-    fn wgmma_width(self) -> Option<usize> {
-        match self {
-            Check::WgmmaBf16(width) | Check::WgmmaF16(width) => Some(width),
-            _ => None,
-        }
+        (name.into(), threads, num_inputs, num_outputs)
     }
 
     /// Words of its input.
@@ -73,8 +96,11 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
     let out = Tensor::uninit(device, DType::I32, &[num_outputs])?;
     Dims::new("prims_check").fix("words", num_inputs).dense("input", &input, DType::I32, &["words"])?;
     let args = LaunchArgs::new().ptr(&input).ptr(&out);
-    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes.
-    let shared_bytes = check.wgmma_width().map_or(0, |width| (64 + width) * 128);
+    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes in all.
+    let shared_bytes = match check {
+        Check::Wgmma(_, _, width) => (64 + width) * 128,
+        _ => 0,
+    };
     // SAFETY: arguments in the order of prims_check.cu; the kernel reads `num_inputs` and writes `num_outputs` words with
     // these threads, and both tensors have as many; tiles of `wgmma` fit the shared memory.
     unsafe { device.launch(&kernel, [1, 1, 1], [threads, 1, 1], shared_bytes as u32, &args)? };

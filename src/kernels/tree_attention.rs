@@ -1,7 +1,8 @@
-//! Attention of packed tree rows over the paged K/V cache. See `kernels/tree_attention.cu`.
+//! Attention of packed tree rows over the paged K/V cache. See `kernels/tree_attention.cu`, and `kernels/tree_attention_wgmma.cu` for the family
+//! of [`TensorCoreFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor};
+use crate::device::{DType, Device, LaunchArgs, Tensor, TensorCoreFamily};
 use crate::error::Result;
 
 /// Operands of [`tree_attention`]; tensors without a dtype below are of the model's. `T` rows of `B` sequences.
@@ -130,24 +131,31 @@ pub fn workspace_len(max_rows: usize, num_q_heads: usize, head_dim: usize, max_k
 /// Which attention kernel, with how many packed rows (row, head of the group) a CTA and how much shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
+    /// Of the name, before the dtype.
+    family: &'static str,
     suffix: &'static str,
     packed_rows: usize,
     shared_bytes: usize,
 }
 
-fn layout(dtype: DType, head_dim: usize, packed_rows: usize) -> Layout {
+fn layout(family: TensorCoreFamily, dtype: DType, head_dim: usize, packed_rows: usize) -> Layout {
+    let layout = |suffix, packed_rows, shared_bytes| Layout { family: "", suffix, packed_rows, shared_bytes };
     if dtype == DType::F32 {
-        return Layout { suffix: "", packed_rows: 4, shared_bytes: 0 };
+        return layout("", 4, 0);
     }
-    // K and V of a 64-key stage in 16-bit elements; the wide kernel adds a span's accumulators of 64 rows in f32.
+    // K and V of a 64-key stage in 16-bit elements; the wide kernel adds a span's accumulators of 64 rows in f32, that of wgmma its
+    // 64 queries.
     let stage_bytes = 2 * 64 * head_dim * 2;
+    let stages = if head_dim == 128 { 3 } else { 4 };
+    if family == TensorCoreFamily::Wgmma {
+        return Layout { family: "wgmma_", ..layout("", 64, stages * stage_bytes + 64 * head_dim * 2) };
+    }
     if packed_rows <= 16 {
-        let stages = if head_dim == 128 { 3 } else { 4 };
-        Layout { suffix: "_narrow", packed_rows: 16, shared_bytes: stages * stage_bytes }
+        layout("_narrow", 16, stages * stage_bytes)
     } else {
         let stages =
             [(128, 2), (96, 3)].iter().find(|(dim, _)| *dim == head_dim).map_or(4, |&(_, stages)| stages);
-        Layout { suffix: "_wide", packed_rows: 64, shared_bytes: stages * stage_bytes + 64 * head_dim * 4 }
+        layout("_wide", 64, stages * stage_bytes + 64 * head_dim * 4)
     }
 }
 
@@ -161,7 +169,7 @@ fn layout(dtype: DType, head_dim: usize, packed_rows: usize) -> Layout {
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn tree_attention(device: &Device, args: TreeAttentionArgs) -> Result<()> {
     let group = args.num_q_heads / args.num_kv_heads.max(1);
-    let layout = layout(args.q.dtype(), args.head_dim, args.max_rows * group);
+    let layout = layout(device.attention_family(), args.q.dtype(), args.head_dim, args.max_rows * group);
     let tiles = (args.max_rows * group).div_ceil(layout.packed_rows);
     let row_ctas = tiles * args.num_kv_heads * args.prefix_len.num_elements();
     let units = Units::choose(row_ctas, args.q.dim(0) * args.num_q_heads, args.max_kv_len, args.window);
@@ -266,11 +274,11 @@ fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> 
         padding: 0,
     };
     let packed_rows = max_rows * (num_q_heads / num_kv_heads);
-    let layout = layout(dtype, head_dim, packed_rows);
+    let layout = layout(device.attention_family(), dtype, head_dim, packed_rows);
     // The f32 kernel takes the window as it comes; those on tensor cores have a form for it.
     let windowed = if args.window.is_some() && dtype != DType::F32 { "_windowed" } else { "" };
     let attention = Launch {
-        kernel: format!("tree_attention_{name}_hd{head_dim}{}{windowed}", layout.suffix),
+        kernel: format!("tree_attention_{}{name}_hd{head_dim}{}{windowed}", layout.family, layout.suffix),
         grid: [
             packed_rows.div_ceil(layout.packed_rows) as u32,
             units.count as u32,
@@ -356,10 +364,20 @@ mod tests {
     fn layouts_fit_the_smallest_shared_memory() {
         for head_dim in [32, 64, 96, 128] {
             for packed_rows in [1, 16, 17, 1024] {
-                let layout = layout(DType::Bf16, head_dim, packed_rows);
+                let layout = layout(TensorCoreFamily::Mma, DType::Bf16, head_dim, packed_rows);
                 assert!(layout.shared_bytes + 3 * 1024 <= 99 * 1024);
                 assert_eq!(layout.packed_rows, if packed_rows <= 16 { 16 } else { 64 });
             }
+        }
+    }
+
+    /// A multiprocessor of Hopper has 228 KB, of which each CTA takes one more, and up to two KB are what the kernel itself declares before a
+    /// boundary of 1024 bytes: at head_dim 128 one.
+    #[test]
+    fn two_ctas_of_wgmma_share_a_multiprocessor() {
+        for (head_dim, declared) in [(32, 2), (64, 2), (96, 2), (128, 1)] {
+            let layout = layout(TensorCoreFamily::Wgmma, DType::Bf16, head_dim, 1);
+            assert!(2 * (layout.shared_bytes + (declared + 1) * 1024) <= 228 * 1024, "head_dim {head_dim}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use smart_run::device::{Device, DeviceChoice, LinearFamily};
+use smart_run::device::{Device, DeviceChoice, TensorCoreFamily};
 
 /// How kernels run. Every mode must satisfy the same tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +54,26 @@ impl TestDevice {
     /// The device once for each family of linear layers that it has: all on the host driver, `mma` alone on a GPU that is no Hopper.
     #[allow(dead_code)] // of the tests that include this module, those of linear layers
     pub fn linear_families(&self) -> Vec<Device> {
-        let families = LinearFamily::ALL.map(|family| (family, self.with_linear_family(family)));
+        self.families("linear layers", Device::with_linear_family)
+    }
+
+    /// The same for the families of attention.
+    #[allow(dead_code)] // of the tests that include this module, those of attention
+    pub fn attention_families(&self) -> Vec<Device> {
+        self.families("attention", Device::with_attention_family)
+    }
+
+    fn families(
+        &self,
+        what: &str,
+        with_family: impl Fn(&Device, TensorCoreFamily) -> smart_run::Result<Device>,
+    ) -> Vec<Device> {
+        let families = TensorCoreFamily::ALL.map(|family| (family, with_family(self, family)));
         let there = families.into_iter().filter_map(|(family, device)| match device {
             Ok(device) => Some(device),
             Err(error) => {
                 assert!(!self.is_host(), "{error}");
-                eprintln!("skipped: linear layers by {}: {error}", family.name());
+                eprintln!("skipped: {what} by {}: {error}", family.name());
                 None
             }
         });

@@ -1,5 +1,5 @@
 use smart_run::Error;
-use smart_run::device::{DType, Device, LinearFamily, Tensor};
+use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, linear};
 use smart_run::reference;
 
@@ -230,7 +230,7 @@ fn schedules_do_not_change_a_bit() {
 #[test]
 fn schedules_do_not_change_a_bit_of_wide_tiles() {
     let device = device();
-    let Ok(wgmma) = device.with_linear_family(LinearFamily::Wgmma) else { return };
+    let Ok(wgmma) = device.with_linear_family(TensorCoreFamily::Wgmma) else { return };
     for (rows, n, k) in [(70, 72, 520), (130, 72, 328)] {
         let [x, weight, bias] = inputs(DType::Bf16, 12, rows, n, k);
         let layer = Layer::new(&device, DType::Bf16, &weight, Some(&bias), k);
@@ -256,7 +256,7 @@ fn families_have_the_same_bits_on_the_host_driver() {
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
             for mode in device.modes() {
                 device.enter(mode);
-                let [mma, wgmma] = LinearFamily::ALL
+                let [mma, wgmma] = TensorCoreFamily::ALL
                     .map(|family| layer.run(&device.with_linear_family(family).unwrap(), &x, DType::F32));
                 same_bits(&format!("{rows}x{n}x{k} {} {mode:?}", dtype.name()), &wgmma, &mma);
             }

@@ -1,8 +1,8 @@
 //! Every primitive of `kernels/prims.cuh` against its oracle. On a GPU this judges the PTX, on the host driver its stand-in.
 
 use half::{bf16, f16};
-use smart_run::device::{DType, LinearFamily};
-use smart_run::kernels::prims_check::{Check, prims_check};
+use smart_run::device::{DType, TensorCoreFamily};
+use smart_run::kernels::prims_check::{Check, WgmmaForm, prims_check};
 use smart_run::reference::prims_check as oracle;
 
 use crate::common::compare::{Tol, close};
@@ -124,44 +124,40 @@ fn mma_of_small_integers_is_exact() {
     }
 }
 
-/// Both factors, at every width that kernels use: small integers, which have one exact answer, so that every element is where the layouts of
-/// tiles and sums say; then real numbers.
+/// Every place of the factors, at every width that kernels use: small integers, which have one exact answer, so that every element is where the
+/// layouts of tiles, fragments and sums say; then real numbers.
 #[test]
-fn wgmma_multiplies_tiles_in_shared_memory() {
-    type OfWidth = fn(usize) -> Check;
+fn wgmma_multiplies_tiles_and_registers() {
     let device = device();
-    if device.with_linear_family(LinearFamily::Wgmma).is_err() {
+    if device.with_linear_family(TensorCoreFamily::Wgmma).is_err() {
         eprintln!("skipped: {} has no wgmma", device.name());
         return;
     }
-    let dtypes: [(OfWidth, DType, oracle::Format); 2] =
-        [(Check::WgmmaBf16, DType::Bf16, BF16), (Check::WgmmaF16, DType::F16, F16)];
-    for (check, dtype, format) in dtypes {
-        for width in [8, 16, 32, 64, 128, 256] {
-            for integers in [true, false] {
-                let mut random = Rng::new(width as u64);
-                let mut numbers = |count: usize| -> Vec<f32> {
-                    match integers {
-                        true => (0..count).map(|_| random.below(17) as f32 - 8.0).collect(),
-                        false => {
-                            random.with_outliers(count).into_iter().map(|x| round_to(dtype, x)).collect()
-                        }
-                    }
-                };
-                let (a, b, c) = (numbers(64 * 64), numbers(width * 64), numbers(64 * width));
-                let input = [pairs(&a, format), pairs(&b, format), bits(&c)].concat();
-                let want = oracle::wgmma(&a, &b, &c);
-                let magnitudes = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
-                let sums = oracle::wgmma(&magnitudes(&a), &magnitudes(&b), &magnitudes(&c));
-                let share = if integers { 0.0 } else { 1.0 / (1 << 19) as f32 };
-                let tol = Tol { abs: sums.into_iter().fold(0.0, f32::max) * share, rel: 0.0 };
-                let schedules = device.schedules().into_iter().take(if width == 8 { 8 } else { 2 });
-                for mode in device.modes().into_iter().chain(schedules) {
-                    device.enter(mode);
-                    let got = floats(&prims_check(&device, check(width), &input).unwrap());
-                    let name = format!("{:?} integers: {integers} {mode:?}", check(width));
-                    close(&name, &got, &want, tol);
+    let dtypes = [(DType::Bf16, BF16), (DType::F16, F16)];
+    let forms =
+        WgmmaForm::ALL.into_iter().flat_map(|(form, widths)| widths.iter().map(move |&width| (form, width)));
+    for ((form, width), (dtype, format)) in forms.flat_map(|form| dtypes.map(|dtype| (form, dtype))) {
+        let check = Check::Wgmma(form, dtype, width);
+        for integers in [true, false] {
+            let mut random = Rng::new(width as u64);
+            let mut numbers = |count: usize| -> Vec<f32> {
+                match integers {
+                    true => (0..count).map(|_| random.below(17) as f32 - 8.0).collect(),
+                    false => random.with_outliers(count).into_iter().map(|x| round_to(dtype, x)).collect(),
                 }
+            };
+            let (a, b, c) = (numbers(64 * 64), numbers(width * 64), numbers(64 * width));
+            let input = [pairs(&a, format), pairs(&b, format), bits(&c)].concat();
+            let want = oracle::wgmma(&a, &b, &c);
+            let magnitudes = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
+            let sums = oracle::wgmma(&magnitudes(&a), &magnitudes(&b), &magnitudes(&c));
+            let share = if integers { 0.0 } else { 1.0 / (1 << 19) as f32 };
+            let tol = Tol { abs: sums.into_iter().fold(0.0, f32::max) * share, rel: 0.0 };
+            let schedules = device.schedules().into_iter().take(if width <= 32 { 8 } else { 2 });
+            for mode in device.modes().into_iter().chain(schedules) {
+                device.enter(mode);
+                let got = floats(&prims_check(&device, check, &input).unwrap());
+                close(&format!("{check:?} integers: {integers} {mode:?}"), &got, &want, tol);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Tree attention: against the oracle, and the bit contract: a row's bits are the same in plain decoding, in a chunk, in a
-//! tree, alone or among others, wherever its keys lie and the prefix ends.
+//! tree, alone or among others, wherever its keys lie and the prefix ends. All of it for every family of tensor-core kernels that there is.
 
+mod families;
 mod windows;
 
 use smart_run::device::{DType, Device, Tensor};
@@ -13,6 +14,41 @@ use smart_run::reference::tree_attention::Heads;
 use crate::common::compare::{Tol, close, same_bits};
 use crate::common::device::{Mode, TestDevice, device};
 use crate::common::inputs::{MODEL_DTYPES, Rng, download, poisoned, round_to, rounded, upload};
+
+/// A family of kernels, and how they run.
+struct Way<'a> {
+    tested: &'a TestDevice,
+    device: Device,
+    mode: Mode,
+}
+
+/// Every way for `dtype`. f32 has no families, and those of 16 bits share a native twin, which runs once.
+fn ways(tested: &TestDevice, dtype: DType) -> Vec<Way<'_>> {
+    ways_in(tested, dtype, &tested.modes())
+}
+
+fn ways_in<'a>(tested: &'a TestDevice, dtype: DType, modes: &[Mode]) -> Vec<Way<'a>> {
+    let families = tested.attention_families();
+    let num_families = if dtype == DType::F32 { 1 } else { families.len() };
+    let of_family = |(i, device): (usize, Device)| {
+        let modes = modes.iter().filter(move |&&mode| i == 0 || mode != Mode::Twin);
+        modes.map(move |&mode| Way { tested, device: device.clone(), mode })
+    };
+    families.into_iter().take(num_families).enumerate().flat_map(of_family).collect()
+}
+
+impl Way<'_> {
+    /// Makes the following launches run so.
+    fn enter(&self) {
+        self.tested.enter(self.mode);
+    }
+}
+
+impl std::fmt::Debug for Way<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.device.attention_family().name(), self.mode)
+    }
+}
 
 /// A logical key list with its queries: position i holds key, value and query i. Rows of a pass are taken from it.
 struct Story {
@@ -261,7 +297,7 @@ fn heads(num_q_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
 }
 
 /// The rows of `sequences` in one pass, sequence by sequence.
-fn run(device: &TestDevice, story: &Story, sequences: &[Sequence], seed: u64) -> Vec<Vec<Vec<f32>>> {
+fn run(device: &Device, story: &Story, sequences: &[Sequence], seed: u64) -> Vec<Vec<Vec<f32>>> {
     let rows = Pass::new(device, story, sequences, &mut Rng::new(seed)).run(device, story);
     let mut rows = rows.into_iter();
     sequences.iter().map(|sequence| rows.by_ref().take(sequence.queries.len()).collect()).collect()
@@ -292,11 +328,11 @@ fn check_against_oracle(device: &TestDevice, story: &Story, sequences: &[Sequenc
             want.extend(reference::row(q, k, v, &at, ancestors, sm_scale(story), story.heads));
         }
     }
-    for mode in device.modes() {
-        device.enter(mode);
-        let got = pass.run(device, story).concat();
+    for way in ways(device, story.dtype) {
+        way.enter();
+        let got = pass.run(&way.device, story).concat();
         close(
-            &format!("{name} {:?} {:?} window {:?} {mode:?}", story.dtype, story.heads, story.window),
+            &format!("{name} {:?} {:?} window {:?} {way:?}", story.dtype, story.heads, story.window),
             &got,
             &want,
             tolerance(story.dtype),
@@ -306,12 +342,19 @@ fn check_against_oracle(device: &TestDevice, story: &Story, sequences: &[Sequenc
 
 /// A row of a tree against the same keys and query in plain decoding.
 #[track_caller]
-fn check_replay(device: &TestDevice, story: &Story, tree: &Sequence, rows: &[usize], mode: Mode) {
-    device.enter(mode);
-    let together = &run(device, story, std::slice::from_ref(tree), 1)[0];
+fn check_replay(device: &TestDevice, story: &Story, tree: &Sequence, rows: &[usize]) {
+    for way in ways(device, story.dtype) {
+        check_replay_in(&way, story, tree, rows);
+    }
+}
+
+#[track_caller]
+fn check_replay_in(way: &Way, story: &Story, tree: &Sequence, rows: &[usize]) {
+    way.enter();
+    let together = &run(&way.device, story, std::slice::from_ref(tree), 1)[0];
     for &row in rows {
-        let alone = &run(device, story, &[tree.replay(row, 1)], 2)[0][0];
-        let name = format!("row {row} of {} behind {} {mode:?}", tree.queries.len(), tree.prefix_len);
+        let alone = &run(&way.device, story, &[tree.replay(row, 1)], 2)[0][0];
+        let name = format!("row {row} of {} behind {} {way:?}", tree.queries.len(), tree.prefix_len);
         let name = format!("{name} {:?} {:?} window {:?}", story.dtype, story.heads, story.window);
         same_bits(&name, &together[row], alone);
     }
@@ -345,10 +388,10 @@ fn one_strong_key_and_huge_scores() {
             *key = round_to(dtype, *key * 100.0);
         }
         // A weight error is relative to the score, here a thousand times greater.
-        for mode in device.modes() {
-            device.enter(mode);
-            let out = run(&device, &story, &[Sequence::chunk(79, 1)], 3);
-            assert!(out.concat().concat().iter().all(|x| x.is_finite()), "{dtype:?} {mode:?}");
+        for way in ways(&device, dtype) {
+            way.enter();
+            let out = run(&way.device, &story, &[Sequence::chunk(79, 1)], 3);
+            assert!(out.concat().concat().iter().all(|x| x.is_finite()), "{dtype:?} {way:?}");
         }
     }
 }
@@ -369,9 +412,7 @@ fn a_tree_node_has_the_bits_of_plain_decoding() {
             let nodes = 2 + rng.below(12);
             let tree = Sequence::tree(&mut rng, prefix_len, nodes, case % 2 == 0, story.len());
             let rows = [0, nodes / 2, nodes - 1];
-            for mode in device.modes() {
-                check_replay(&device, &story, &tree, &rows, mode);
-            }
+            check_replay(&device, &story, &tree, &rows);
         }
     }
 }
@@ -383,9 +424,7 @@ fn a_chunk_has_the_bits_of_one_by_one() {
         for (prefix_len, rows) in [(0, 20), (60, 9), (250, 10)] {
             let story = Story::new(dtype, heads(2, 1, 32), prefix_len + rows, 11);
             let chunk = Sequence::chunk(prefix_len, rows);
-            for mode in device.modes() {
-                check_replay(&device, &story, &chunk, &(0..rows).step_by(3).collect::<Vec<_>>(), mode);
-            }
+            check_replay(&device, &story, &chunk, &(0..rows).step_by(3).collect::<Vec<_>>());
         }
     }
 }
@@ -396,12 +435,12 @@ fn the_end_of_the_prefix_does_not_show() {
     for dtype in MODEL_DTYPES {
         let story = Story::new(dtype, heads(4, 1, 64), 330, 13);
         let last = Sequence::chunk(329, 1);
-        for mode in device.modes() {
-            device.enter(mode);
-            let want = run(&device, &story, std::slice::from_ref(&last), 1).concat().concat();
+        for way in ways(&device, dtype) {
+            way.enter();
+            let want = run(&way.device, &story, std::slice::from_ref(&last), 1).concat().concat();
             for tail in [2, 10, 74, 75, 140, 256] {
-                let got = run(&device, &story, &[last.replay(0, tail)], 2).concat().concat();
-                same_bits(&format!("{tail} of 330 keys behind the prefix, {dtype:?} {mode:?}"), &got, &want);
+                let got = run(&way.device, &story, &[last.replay(0, tail)], 2).concat().concat();
+                same_bits(&format!("{tail} of 330 keys behind the prefix, {dtype:?} {way:?}"), &got, &want);
             }
         }
     }
@@ -416,12 +455,12 @@ fn a_row_does_not_see_its_neighbours() {
         for nodes in [8, 60, 200] {
             let tree = Sequence::tree(&mut rng, 70, nodes, true, story.len());
             let others = [Sequence::chunk(3, 5), tree.clone(), Sequence::chunk(90, 1)];
-            for mode in device.modes() {
-                device.enter(mode);
-                let together = &run(&device, &story, &others, 3)[1];
+            for way in ways(&device, dtype) {
+                way.enter();
+                let together = &run(&way.device, &story, &others, 3)[1];
                 for row in [0, nodes / 2, nodes - 1] {
-                    let alone = &run(&device, &story, &[tree.replay(row, 1)], 4)[0][0];
-                    same_bits(&format!("row {row} among {nodes} {dtype:?} {mode:?}"), &together[row], alone);
+                    let alone = &run(&way.device, &story, &[tree.replay(row, 1)], 4)[0][0];
+                    same_bits(&format!("row {row} among {nodes} {dtype:?} {way:?}"), &together[row], alone);
                 }
             }
         }
@@ -435,9 +474,7 @@ fn trees_larger_than_the_shared_memory() {
     for (heads, prefix_len, branchy) in [(heads(1, 1, 128), 40, true), (heads(8, 1, 128), 50, false)] {
         let story = Story::new(DType::Bf16, heads, 300, 41);
         let tree = Sequence::tree(&mut Rng::new(43), prefix_len, 200, branchy, story.len());
-        for mode in device.modes() {
-            check_replay(&device, &story, &tree, &[0, 63, 64, 130, 177, 198, 199], mode);
-        }
+        check_replay(&device, &story, &tree, &[0, 63, 64, 130, 177, 198, 199]);
         check_against_oracle(&device, &story, &[tree], "large tree");
     }
 }
@@ -451,20 +488,20 @@ fn units_of_keys_do_not_show() {
         let tree = Sequence::tree(&mut Rng::new(3), 4190, 6, true, story.len());
         let ragged = [Sequence::chunk(4196, 4), Sequence::chunk(200, 1), tree, Sequence::chunk(2046, 3)];
         let pass = Pass::new(&device, &story, &ragged, &mut Rng::new(3));
-        for mode in device.modes() {
-            device.enter(mode);
-            let want = pass.run_in_units(&device, &story, 1);
+        for way in ways(&device, dtype) {
+            way.enter();
+            let want = pass.run_in_units(&way.device, &story, 1);
             check_against_oracle_row(&pass, &story, 4199, &want[3]);
             for splits_each in [8, 17] {
-                let got = pass.run_in_units(&device, &story, splits_each);
+                let got = pass.run_in_units(&way.device, &story, splits_each);
                 same_bits(
-                    &format!("{splits_each} splits each {dtype:?} {mode:?}"),
+                    &format!("{splits_each} splits each {dtype:?} {way:?}"),
                     &got.concat(),
                     &want.concat(),
                 );
             }
-            let alone = run(&device, &story, &[Sequence::chunk(4199, 1)], 1).concat().concat();
-            same_bits(&format!("a row alone {dtype:?} {mode:?}"), &alone, &want[3]);
+            let alone = run(&way.device, &story, &[Sequence::chunk(4199, 1)], 1).concat().concat();
+            same_bits(&format!("a row alone {dtype:?} {way:?}"), &alone, &want[3]);
         }
     }
 }
@@ -478,6 +515,20 @@ fn check_against_oracle_row(pass: &Pass, story: &Story, position: usize, got: &[
     close("long context", got, &want, tolerance(story.dtype));
 }
 
+/// Every family in order, then under random schedules.
+#[track_caller]
+fn check_schedules(device: &TestDevice, story: &Story, sequences: &[Sequence]) {
+    for way in ways_in(device, story.dtype, &device.modes()[..1]) {
+        way.enter();
+        let want = run(&way.device, story, sequences, 1).concat().concat();
+        for mode in device.schedules() {
+            device.enter(mode);
+            let got = run(&way.device, story, sequences, 1).concat().concat();
+            same_bits(&format!("{:?} window {:?} {way:?} {mode:?}", story.dtype, story.window), &got, &want);
+        }
+    }
+}
+
 #[test]
 fn schedules_do_not_matter() {
     let device = device();
@@ -485,13 +536,7 @@ fn schedules_do_not_matter() {
         for (heads, rows) in [(heads(2, 1, 32), 3), (heads(8, 1, 32), 5)] {
             let story = Story::new(dtype, heads, 100, 23);
             let tree = Sequence::tree(&mut Rng::new(29), 66, rows, true, story.len());
-            device.enter(device.modes()[0]);
-            let want = run(&device, &story, std::slice::from_ref(&tree), 1).concat().concat();
-            for mode in device.schedules() {
-                device.enter(mode);
-                let got = run(&device, &story, std::slice::from_ref(&tree), 1).concat().concat();
-                same_bits(&format!("{dtype:?} {mode:?}"), &got, &want);
-            }
+            check_schedules(&device, &story, std::slice::from_ref(&tree));
         }
     }
 }
@@ -518,9 +563,7 @@ fn random_trees_replayed() {
         let branchy = rng.below(2) == 0;
         let tree = Sequence::tree(&mut rng, prefix_len, nodes, branchy, story.len());
         let rows = [rng.below(nodes), nodes - 1];
-        for mode in device.modes() {
-            check_replay(&device, &story, &tree, &rows, mode);
-        }
+        check_replay(&device, &story, &tree, &rows);
     }
 }
 
@@ -536,9 +579,7 @@ fn bits_of_rows_of_earlier_passes() {
             queries: vec![50],
             ancestors: vec![[0b100101, 0, 0, 0]],
         };
-        for mode in device.modes() {
-            check_replay(&device, &story, &level, &[0], mode);
-        }
+        check_replay(&device, &story, &level, &[0]);
         check_against_oracle(&device, &story, &[level], "drafter level");
     }
 }

@@ -1,4 +1,4 @@
-// Native twins of kernels/tree_attention.cu and tree_attention_windowed.cu: attention on the CPU.
+// Native twins of kernels/tree_attention*.cu, whatever instructions those multiply with: attention on the CPU.
 //
 // A task is (row, kv head, up to four of its q heads). The keys that the row sees are listed in logical order
 // once; from there on the task knows nothing of prefix, tree or pages, so the bits of a row depend on its
@@ -296,6 +296,10 @@ void nothing_left(const simt::NativeLaunch&, TreeAttentionParams) {}
   NATIVE_TWIN(tree_attention_bf16_hd##D##_wide_windowed, (tree_attention<bf16, D>))   \
   NATIVE_TWIN(tree_attention_f16_hd##D##_narrow_windowed, (tree_attention<f16, D>))   \
   NATIVE_TWIN(tree_attention_f16_hd##D##_wide_windowed, (tree_attention<f16, D>))     \
+  NATIVE_TWIN(tree_attention_wgmma_bf16_hd##D, (tree_attention<bf16, D>))             \
+  NATIVE_TWIN(tree_attention_wgmma_f16_hd##D, (tree_attention<f16, D>))               \
+  NATIVE_TWIN(tree_attention_wgmma_bf16_hd##D##_windowed, (tree_attention<bf16, D>))  \
+  NATIVE_TWIN(tree_attention_wgmma_f16_hd##D##_windowed, (tree_attention<f16, D>))    \
   NATIVE_TWIN(tree_attention_f32_hd##D, (tree_attention<float, D>))                   \
   NATIVE_TWIN(tree_attention_combine_bf16_hd##D, nothing_left)                        \
   NATIVE_TWIN(tree_attention_combine_f16_hd##D, nothing_left)                         \

@@ -195,7 +195,8 @@ CASE(wgmma_early_read) {
 }
 CASE(wgmma_misuse) {
   for (const char* name : {"bug_wgmma_no_proxy_fence", "bug_wgmma_no_register_fence", "bug_wgmma_no_wait",
-                           "bug_wgmma_crooked_tile", "bug_wgmma_split_warpgroup"}) {
+                           "bug_wgmma_crooked_tile", "bug_wgmma_split_warpgroup", "bug_wgmma_fence_once",
+                           "bug_wgmma_early_registers", "bug_wgmma_unfenced_fill"}) {
     observe("launch",
             launch(name, 1, 128, 3 * 72 * 128, nullptr, device(4 * 72 * 64 * 2), device(64 * 8 * 4), 4));
     simt_reset();

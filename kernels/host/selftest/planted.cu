@@ -106,7 +106,10 @@ enum class WgmmaBug {
   no_wait,
   crooked_tile,
   split_warpgroup,
-  early_read
+  early_read,
+  fence_once,
+  early_registers,
+  unfenced_fill
 };
 
 template <WgmmaBug kBug>
@@ -122,6 +125,8 @@ __device__ __forceinline__ void wgmma_sum(const bf16* in, float* out, int tiles)
     cp_async_commit();
   };
   float sums[4] = {0, 0, 0, 0};
+  uint32_t zeros[4] = {};  // A in registers
+  float spare[16] = {};
   fetch(0);
   for (int tile = 0; tile < tiles; tile++) {
     cp_async_wait<0>();
@@ -130,13 +135,19 @@ __device__ __forceinline__ void wgmma_sum(const bf16* in, float* out, int tiles)
     const unsigned char* const slot =
         ring + tile % kSlots * kTileBytes + (kBug == WgmmaBug::crooked_tile ? 128 : 0);
     const uint64_t a = wgmma_tile(slot), b = wgmma_tile(slot + 64 * 128);
-    if (kBug != WgmmaBug::no_register_fence) wgmma_fence();
+    if (kBug == WgmmaBug::unfenced_fill && threadIdx.x == 5) {
+      fill_tile16(ring + tile % kSlots * kTileBytes, *reinterpret_cast<const uint4*>(slot));
+    }
+    if (kBug != WgmmaBug::no_register_fence && (kBug != WgmmaBug::fence_once || tile == 0)) wgmma_fence();
     for (int step = 0; step < 4; step++) {
       const int own = kBug == WgmmaBug::split_warpgroup && threadIdx.x >= 96 ? 3 - step : step;
       wgmma<bf16, 8>(sums, wgmma_step(a, own), wgmma_step(b, own));
     }
+    if (kBug == WgmmaBug::early_registers) wgmma<bf16, 32, KAxis::kAlongRows>(spare, zeros, a);
     wgmma_commit();
+    if (kBug == WgmmaBug::early_registers) zeros[tile % 4] = 1;
     fetch(tile + 1);
+    if (kBug == WgmmaBug::fence_once) wgmma_wait<0>();
     wgmma_wait<1>();
   }
   if (kBug != WgmmaBug::no_wait && kBug != WgmmaBug::early_read) wgmma_wait<0>();
@@ -159,6 +170,9 @@ WGMMA_SUM(bug_wgmma_no_wait, no_wait)
 WGMMA_SUM(bug_wgmma_crooked_tile, crooked_tile)
 WGMMA_SUM(bug_wgmma_split_warpgroup, split_warpgroup)
 WGMMA_SUM(bug_wgmma_early_read, early_read)
+WGMMA_SUM(bug_wgmma_fence_once, fence_once)
+WGMMA_SUM(bug_wgmma_early_registers, early_registers)
+WGMMA_SUM(bug_wgmma_unfenced_fill, unfenced_fill)
 
 // Atomics, votes, named barriers: out[0] counts threads, out[1] odd lanes, out[2] blocks that saw their four
 // warps.

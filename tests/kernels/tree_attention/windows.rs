@@ -3,7 +3,10 @@
 use smart_run::device::DType;
 use smart_run::kernels::tree_attention::tree_attention;
 
-use super::{Pass, Sequence, Story, check_against_oracle, check_replay, heads, run};
+use super::{
+    Pass, Sequence, Story, check_against_oracle, check_replay, check_replay_in, check_schedules, heads, run,
+    ways,
+};
 use crate::common::compare::same_bits;
 use crate::common::device::device;
 use crate::common::inputs::{MODEL_DTYPES, Rng};
@@ -48,9 +51,7 @@ fn a_tree_node_under_a_window_has_the_bits_of_plain_decoding() {
             let story = Story::new(dtype, heads, prefix_len + 40, rng.next()).with_window(window);
             let nodes = 20 + rng.below(20);
             let tree = Sequence::tree(&mut rng, prefix_len, nodes, case % 2 == 0, story.len());
-            for mode in device.modes() {
-                check_replay(&device, &story, &tree, &[0, nodes / 2, nodes - 1], mode);
-            }
+            check_replay(&device, &story, &tree, &[0, nodes / 2, nodes - 1]);
         }
     }
 }
@@ -63,13 +64,13 @@ fn a_window_that_hides_nothing_does_not_show() {
         for (heads, prefix_len, rows) in [(heads(4, 1, 64), 270, 30), (heads(1, 1, 128), 100, 2)] {
             let mut story = Story::new(dtype, heads, 340, 53);
             let tree = [Sequence::tree(&mut Rng::new(54), prefix_len, rows, false, story.len())];
-            for mode in device.modes() {
-                device.enter(mode);
+            for way in ways(&device, dtype) {
+                way.enter();
                 story.window = None;
-                let want = run(&device, &story, &tree, 1).concat().concat();
+                let want = run(&way.device, &story, &tree, 1).concat().concat();
                 story.window = Some(prefix_len + rows);
-                let got = run(&device, &story, &tree, 1).concat().concat();
-                same_bits(&format!("{dtype:?} {mode:?}"), &got, &want);
+                let got = run(&way.device, &story, &tree, 1).concat().concat();
+                same_bits(&format!("{dtype:?} {way:?}"), &got, &want);
             }
         }
     }
@@ -87,16 +88,16 @@ fn keys_before_every_window_are_skipped() {
             story.v[..first_tile * 32].fill(f32::NAN);
             let chunk = [Sequence::chunk(2890, 4)];
             let pass = Pass::new(&device, &story, &chunk, &mut Rng::new(5));
-            for mode in device.modes() {
-                device.enter(mode);
-                let want = pass.run_in_units(&device, &story, 1);
-                assert!(want.concat().iter().all(|x| x.is_finite()), "{dtype:?} {mode:?}");
+            for way in ways(&device, dtype) {
+                way.enter();
+                let want = pass.run_in_units(&way.device, &story, 1);
+                assert!(want.concat().iter().all(|x| x.is_finite()), "{dtype:?} {way:?}");
                 for splits_each in [8, 12] {
-                    let got = pass.run_in_units(&device, &story, splits_each).concat();
-                    same_bits(&format!("{splits_each} splits each {dtype:?} {mode:?}"), &got, &want.concat());
+                    let got = pass.run_in_units(&way.device, &story, splits_each).concat();
+                    same_bits(&format!("{splits_each} splits each {dtype:?} {way:?}"), &got, &want.concat());
                 }
-                let alone = run(&device, &story, &[Sequence::chunk(2893, 1)], 6).concat().concat();
-                same_bits(&format!("a row alone {dtype:?} {mode:?}"), &alone, &want[3]);
+                let alone = run(&way.device, &story, &[Sequence::chunk(2893, 1)], 6).concat().concat();
+                same_bits(&format!("a row alone {dtype:?} {way:?}"), &alone, &want[3]);
             }
         }
     }
@@ -112,9 +113,9 @@ fn windows_within_the_tree() {
         let story = Story::new(dtype, heads, 300, 56).with_window(24);
         let deep = Sequence::tree(&mut Rng::new(57), 40, 200, false, story.len());
         let chunk = Sequence::chunk(0, 150);
-        for mode in device.modes() {
-            check_replay(&device, &story, &deep, &[0, 63, 64, 130, 177, 199], mode);
-            check_replay(&device, &story, &chunk, &[0, 23, 24, 64, 90, 149], mode);
+        for way in ways(&device, dtype) {
+            check_replay_in(&way, &story, &deep, &[0, 63, 64, 130, 177, 199]);
+            check_replay_in(&way, &story, &chunk, &[0, 23, 24, 64, 90, 149]);
         }
         check_against_oracle(&device, &story, &[deep, chunk], "deep");
     }
@@ -127,13 +128,7 @@ fn schedules_do_not_matter_under_a_window() {
         for (heads, rows) in [(heads(2, 1, 32), 3), (heads(8, 1, 32), 5)] {
             let story = Story::new(dtype, heads, 200, 58).with_window(33);
             let tree = [Sequence::tree(&mut Rng::new(59), 158, rows, true, story.len())];
-            device.enter(device.modes()[0]);
-            let want = run(&device, &story, &tree, 1).concat().concat();
-            for mode in device.schedules() {
-                device.enter(mode);
-                let got = run(&device, &story, &tree, 1).concat().concat();
-                same_bits(&format!("{dtype:?} {mode:?}"), &got, &want);
-            }
+            check_schedules(&device, &story, &tree);
         }
     }
 }
