@@ -11,6 +11,7 @@ use crate::engine::request::Request;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::engine::verifier::Verifier;
 use crate::error::Result;
+use crate::kernels::tree_attention::rows_together;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Row, Taps, causal_words, text_rotary};
 use crate::pages::PagePool;
 
@@ -156,8 +157,10 @@ pub(super) fn measure(
     }
     let config = verifier.target.config();
     let group = config.geometry.num_q_heads / config.geometry.num_kv_heads;
-    let treads =
-        if tiled { Treads { tokens: 8, nodes: (16 / group).max(1) } } else { Treads { tokens: 1, nodes: 1 } };
+    let treads = match tiled {
+        true => Treads { tokens: 8, nodes: (rows_together(device) / group).max(1) },
+        false => Treads { tokens: 1, nodes: 1 },
+    };
     Ok(Sweep { points, planned: plan.len(), treads, took: start.elapsed() })
 }
 

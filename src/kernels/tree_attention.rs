@@ -159,6 +159,14 @@ fn layout(family: TensorCoreFamily, dtype: DType, head_dim: usize, packed_rows: 
     }
 }
 
+/// Packed rows (row, head of the group) that 16-bit attention multiplies together: so many cost what one does.
+pub fn rows_together(device: &Device) -> usize {
+    match device.attention_family() {
+        TensorCoreFamily::Mma => 16,
+        TensorCoreFamily::Wgmma => 64,
+    }
+}
+
 /// `out[t, h] = sum_i p_i v_i` with `p = softmax(sm_scale * q[t, h] . k_i)` over the keys that row t sees: the prefix of its
 /// sequence and the positions behind it whose ancestor bits are set, or the last `window` of these.
 ///

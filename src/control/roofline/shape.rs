@@ -150,8 +150,8 @@ impl Shape {
     }
 
     /// Granularity of this shape's kernels: nodes of a sequence times query heads per K/V head fill attention tiles of 16 rows, so 4
-    /// nodes for Llama-3.1, 2 for Qwen2-VL (16 / 7, rounded down) and 16 for LLaVA. (Kernels on `wgmma`, whose tiles have 64 rows, would
-    /// have treads of 16, 9 and 64 nodes; ours do not use it.)
+    /// nodes for Llama-3.1, 2 for Qwen2-VL (16 / 7, rounded down) and 16 for LLaVA. (Attention by `wgmma`, whose tiles have 64 rows, has
+    /// treads of 16, 9 and 64 nodes; it is not the default.)
     pub fn treads(&self) -> Treads {
         let group = self.num_q_heads / self.num_kv_heads;
         Treads { tokens: TOKENS_PER_TREAD, nodes: (ROWS_PER_TILE / group).max(1) }
