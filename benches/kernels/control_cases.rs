@@ -40,7 +40,8 @@ fn round_case(setting: &Setting, sequences: usize) -> Result<Case> {
         id: id as u64,
         root_token: 7,
         context_len: 1000,
-        sampled: false,
+        // A greedy batch drafts fewer children.
+        sampled: true,
         backlog: 0,
         weight: 1.0,
         max_depth: usize::MAX,

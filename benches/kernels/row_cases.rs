@@ -38,7 +38,7 @@ pub fn rows(model: &'static Model) -> Vec<Entry> {
         ("q/k norm + rope + K/V write", heads, rope_norm_case),
         ("gather_rows", format!("H={}", 3 * m.hidden), gather_case),
         ("copy_rows", format!("H={}", 3 * m.hidden), copy_case),
-        ("advance_rows", "pages=64".into(), advance_case),
+        ("advance_rows", "pages=1024".into(), advance_case),
     ];
     let mut entries = Vec::new();
     for (kernel, sizes, build) in kernels {
@@ -212,7 +212,8 @@ fn gather_case(setting: &Setting, rows: usize) -> Result<Case> {
 
 /// Rows of as many sequences, each one position on.
 fn advance_case(setting: &Setting, rows: usize) -> Result<Case> {
-    const PAGES: usize = 64;
+    // A launch moves a row on by one: 16384 positions are more than are ever launched.
+    const PAGES: usize = 1024;
     let count: Vec<i32> = (0..rows as i32).collect();
     let [drawn, row_sequence] = [setting.ints(&count)?, setting.ints(&count)?];
     let table: Vec<i32> = (0..(rows * PAGES) as i32).collect();
@@ -220,14 +221,12 @@ fn advance_case(setting: &Setting, rows: usize) -> Result<Case> {
     let [tokens, slots, draw_positions] = [(); 3].map(|()| setting.uninit(DType::I32, &[rows]));
     let (tokens, slots, draw_positions) = (tokens?, slots?, draw_positions?);
     let positions = setting.uninit(DType::I32, &[1, rows])?;
-    let prefix_len = setting.uninit(DType::I32, &[rows])?;
+    let prefix_len = setting.ints(&vec![0; rows])?;
     let (device, length, slot) = (setting.device.clone(), prefix_len.clone(), slots.clone());
     Ok(Case {
         bytes: (11 * 4 * rows) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
-            // From position 0 again and again: the table ends somewhere.
-            prefix_len.fill_bytes(0)?;
             advance_rows(
                 &device,
                 AdvanceRowsArgs {

@@ -27,6 +27,8 @@ use smart_run::{Error, Result};
 const USUAL_RANK: u8 = 1;
 
 /// Checks and times every row whose name contains `filter`, printing rows as they come.
+// Not every program that this is part of measures a table.
+#[allow(dead_code)]
 pub fn run(device: &Device, filter: &str) -> Result<()> {
     let mut table = Table::open(device, false)?;
     let rank = std::env::var("SMART_BENCH_RANK").map_or(Ok(USUAL_RANK), |rank| {
@@ -37,6 +39,20 @@ pub fn run(device: &Device, filter: &str) -> Result<()> {
         if entry.rank <= rank && entry.name.contains(filter) {
             table.measure(&entry)?;
         }
+    }
+    Ok(())
+}
+
+/// Runs every row once and holds it against its oracle, without timing it.
+// Not every program that this is part of checks alone.
+#[allow(dead_code)]
+pub fn check(device: &Device) -> Result<()> {
+    let setting = Setting::new(device, if device.is_host() { &DEMO } else { &LLAMA_8B })?;
+    for entry in entries(&setting) {
+        println!("{}", entry.name);
+        let case = entry.build(&setting)?;
+        (case.launch)(0)?;
+        (case.check)()?;
     }
     Ok(())
 }
