@@ -208,9 +208,11 @@ impl Controller {
 
     /// Starts a plain round that is run whatever anyone would decide: it was issued while the round before was under way.
     pub fn begin_plain_round(&mut self, sequences: &[SequenceView]) {
+        self.forecast.skip();
         self.begin(sequences, &[], false);
     }
 
+    /// Starts a round; without a decision nobody drafts.
     fn begin(&mut self, sequences: &[SequenceView], passengers: &[Passenger], decides: bool) -> RoundPlan {
         self.passengers.clear();
         self.passengers.extend_from_slice(passengers);
@@ -267,17 +269,13 @@ impl Controller {
         if self.policy == Policy::Smart && is_greedy && !heads {
             plan.top_k = plan.top_k.min(GREEDY_TOP_K);
         }
-        self.decision = if !decides {
-            round.sequences.iter_mut().for_each(|sequence| sequence.drafts = false);
-            self.forecast.skip();
-            Decision { drafting: 0, probing: 0, speedup: 1.0 }
-        } else if self.policy == Policy::Smart {
+        self.decision = if self.policy == Policy::Smart && decides {
             let decision = self.forecast.decide(&self.ids, round);
             if decision.drafting > 0 {
                 freeze(&mut round.tables, most_drafted, most_level_rows);
             }
             decision
-        } else if plan.max_levels == 0 {
+        } else if plan.max_levels == 0 || !decides {
             round.sequences.iter_mut().for_each(|sequence| sequence.drafts = false);
             Decision { drafting: 0, probing: 0, speedup: 1.0 }
         } else {

@@ -6,7 +6,7 @@
 //! layers behind the first.
 
 use crate::config::{Eagle3Config, FeatureKind};
-use crate::device::{Device, Tensor};
+use crate::device::Tensor;
 use crate::drafter::layer::{DraftLayer, Ends, FinalNorm, LayerBiases};
 use crate::drafter::{Drafter, HotTokens};
 use crate::error::{Error, Result};
@@ -58,8 +58,9 @@ impl Eagle3 {
     ) -> Result<Self> {
         let hidden = config.geometry.hidden_size;
         let (device, checkpoint) = (loader.device, loader.checkpoint);
+        let offsets = load_d2t(&config, checkpoint)?;
         if let Some(tokens) = hot {
-            tokens.check(config.draft_vocab_size)?;
+            tokens.check(config.draft_vocab_size, offsets.as_deref())?;
         }
         let LayerNames { root, first, mut later } = LayerNames::of(checkpoint, config.geometry.num_layers);
         // A drafter's config may repeat its target's number of layers (EAGLE3-Vicuna1.3-13B's): the authors' code builds one.
@@ -88,13 +89,10 @@ impl Eagle3 {
             Some(name) => loader.matrix(name, config.draft_vocab_size, hidden)?,
             None => shared_head(&config, target)?,
         };
-        let (head, d2t) = match hot {
-            Some(tokens) => {
-                checkpoint.ignore("d2t");
-                checkpoint.ignore("t2d");
-                (tokens.cut(device, &head, checkpoint)?, Some(tokens.d2t(device)?))
-            }
-            None => (head, load_d2t(device, &config, checkpoint)?),
+        let (head, d2t) = match (hot, offsets) {
+            (Some(tokens), _) => (tokens.cut(device, &head, checkpoint)?, Some(tokens.d2t(device)?)),
+            (None, Some(table)) => (head, Some(Tensor::from_slice(device, &table, &[table.len()])?)),
+            (None, None) => (head, None),
         };
         let mut norm = |name: String| loader.vector(&[&name], &[hidden]);
         let input_norm = norm(format!("{first}.input_layernorm.weight"))?;
@@ -274,7 +272,7 @@ fn shared_head(config: &Eagle3Config, target: &Decoder) -> Result<Tensor> {
 }
 
 /// The offset table, checked to lead into the target's vocabulary.
-fn load_d2t(device: &Device, config: &Eagle3Config, checkpoint: &Checkpoint) -> Result<Option<Tensor>> {
+fn load_d2t(config: &Eagle3Config, checkpoint: &Checkpoint) -> Result<Option<Vec<i32>>> {
     checkpoint.ignore("t2d");
     let Some(view) = checkpoint.find("d2t") else {
         return if config.draft_vocab_size == config.geometry.vocab_size {
@@ -301,5 +299,5 @@ fn load_d2t(device: &Device, config: &Eagle3Config, checkpoint: &Checkpoint) -> 
         }
         table.push(offset as i32);
     }
-    Ok(Some(Tensor::from_slice(device, &table, &[table.len()])?))
+    Ok(Some(table))
 }

@@ -97,8 +97,6 @@ impl HotTokens {
         let index = Tensor::from_slice(device, &self.ids, &[self.ids.len()])?;
         let out = Tensor::uninit(device, head.dtype(), &shape)?;
         gather_rows(device, GatherRowsArgs { src: head, index: &index, out: &out })?;
-        // The index is freed here.
-        device.synchronize()?;
         Ok(out)
     }
 
@@ -108,13 +106,14 @@ impl HotTokens {
         Tensor::from_slice(device, &offsets, &[offsets.len()])
     }
 
-    /// Fails where a drafter of `size` tokens has cut its vocabulary already.
-    pub(super) fn check(&self, size: usize) -> Result<()> {
-        if size == self.vocab_size {
+    /// Fails where a drafter of `size` tokens, whose ids are those `offsets` from the target's, has a vocabulary of its own already.
+    pub(super) fn check(&self, size: usize, offsets: Option<&[i32]>) -> Result<()> {
+        let is_targets = offsets.is_none_or(|offsets| offsets.iter().all(|&offset| offset == 0));
+        if size == self.vocab_size && is_targets {
             return Ok(());
         }
         Err(Error::Input(format!(
-            "the drafter was trained with a vocabulary of {size} of the target's {} tokens: leave the draft vocabulary out",
+            "the drafter was trained with a vocabulary of its own, {size} of the target's {} tokens: leave the draft vocabulary out",
             self.vocab_size
         )))
     }
@@ -186,6 +185,10 @@ mod tests {
         assert_eq!(kept, tokens.ids);
         let firsts: Vec<i32> = cut.chunks_exact(hidden).map(|row| row[0] as i32 / hidden as i32).collect();
         assert_eq!(firsts, kept);
-        assert!(tokens.check(vocab_size).is_ok() && tokens.check(33).is_err());
+        assert!(tokens.check(vocab_size, None).is_ok() && tokens.check(33, None).is_err());
+        let mut own = vec![0; vocab_size];
+        assert!(tokens.check(vocab_size, Some(&own)).is_ok());
+        own[7] = 1;
+        assert!(tokens.check(vocab_size, Some(&own)).is_err());
     }
 }

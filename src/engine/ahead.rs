@@ -33,6 +33,7 @@ pub(super) struct Ahead {
 struct Issued {
     /// Slots of its pass and whose rows they are.
     rows: Vec<(usize, SequenceId)>,
+    /// Where its results are.
     turn: usize,
     /// Which event is its end.
     end: usize,
@@ -62,7 +63,7 @@ impl Ahead {
 
 /// Whether rounds are run ahead if nobody says: on a GPU. The host driver computes as it is asked to, so a round too many costs and none is
 /// sooner. `SMART_AHEAD` = 0 or 1 says otherwise, for comparison.
-pub(super) fn is_wanted(device: &Device) -> bool {
+pub(super) fn is_usual(device: &Device) -> bool {
     match std::env::var("SMART_AHEAD").as_deref() {
         Ok("0") => false,
         Ok("1") => true,
@@ -142,8 +143,9 @@ impl Engine {
     /// Marks the end of a round whose walk has been issued, and starts to read it.
     fn issued(&mut self, rows: Vec<(usize, SequenceId)>, end: usize, waited: bool) -> Result<Issued> {
         self.ahead.ends[end].record()?;
-        self.verifier.start_reading()?;
-        Ok(Issued { rows, turn: self.verifier.turn(), end, waited })
+        // Behind the event: once the results are there, it has a time.
+        let turn = self.verifier.start_reading()?;
+        Ok(Issued { rows, turn, end, waited })
     }
 
     /// Issues the round behind `present`.

@@ -312,7 +312,7 @@ impl<'a> EngineBuilder<'a> {
             next_id: 0,
             limits: request_limits,
             times: RoundClock::new(&device),
-            ahead: Ahead::new(&device, self.run_ahead.unwrap_or_else(|| ahead::is_wanted(&device)))?,
+            ahead: Ahead::new(&device, self.run_ahead.unwrap_or_else(|| ahead::is_usual(&device)))?,
             trace: None,
             recording: None,
             last_round: None,

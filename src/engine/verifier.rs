@@ -229,17 +229,12 @@ impl Verifier {
 
     /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
     pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
-        self.start_reading()?;
-        self.read_turn(self.turn)
+        let turn = self.start_reading()?;
+        self.read_turn(turn)
     }
 
-    /// Where the results of the latest pass are, for [`Verifier::read_turn`].
-    pub fn turn(&self) -> usize {
-        self.turn
-    }
-
-    /// Starts to read what the walk found.
-    pub fn start_reading(&mut self) -> Result<()> {
+    /// Starts to read what the walk found; which turn [`Verifier::read_turn`] is to wait for.
+    pub fn start_reading(&mut self) -> Result<usize> {
         let places = Places::of(&self.pass);
         let Results { device, host, arrived } = &mut self.results[self.turn];
         if self.pass.num_logit_rows() > 0 {
@@ -247,7 +242,8 @@ impl Verifier {
             let count = if self.max_accepted > 0 { places.accepted.end } else { places.bonus.end };
             host.read_from(device, count)?;
         }
-        arrived.record()
+        arrived.record()?;
+        Ok(self.turn)
     }
 
     /// Waits for the results of a turn, whose pass had the rows that the latest has; as [`Verifier::read_walks`].

@@ -68,9 +68,9 @@ fn texts_are_those_of_rounds_that_wait() {
     }
 }
 
-/// Every kernel emulated, on a stream that puts work off until somebody waits for it.
+/// Positions on three axes, and windows. `make test` runs this file on a stream that puts work off, too.
 #[test]
-fn rotary_axes_and_late_streams_change_nothing() {
+fn rotary_axes_and_windows_change_nothing() {
     let golden = repository("tests/golden");
     for model in ["llama31_gqa", "qwen2_vl", "mistral_window"] {
         let run = |ahead: bool| {

@@ -32,6 +32,7 @@ fn families_have_the_same_bits_on_the_host_driver() {
                 (way.device.attention_family(), pass.run(&way.device, &story).concat())
             });
             let outputs: Vec<(TensorCoreFamily, Vec<f32>)> = outputs.collect();
+            assert_eq!(outputs.len(), TensorCoreFamily::ALL.len());
             for (family, output) in &outputs[1..] {
                 let name = format!("{} {dtype:?} head_dim {head_dim} window {window:?}", family.name());
                 same_bits(&name, output, &outputs[0].1);
