@@ -58,10 +58,6 @@ impl Eagle3 {
     ) -> Result<Self> {
         let hidden = config.geometry.hidden_size;
         let (device, checkpoint) = (loader.device, loader.checkpoint);
-        let offsets = load_d2t(&config, checkpoint)?;
-        if let Some(tokens) = hot {
-            tokens.check(config.draft_vocab_size, offsets.as_deref())?;
-        }
         let LayerNames { root, first, mut later } = LayerNames::of(checkpoint, config.geometry.num_layers);
         // A drafter's config may repeat its target's number of layers (EAGLE3-Vicuna1.3-13B's): the authors' code builds one.
         let repeats_target = config.geometry.num_layers == target.config().geometry.num_layers;
@@ -89,8 +85,11 @@ impl Eagle3 {
             Some(name) => loader.matrix(name, config.draft_vocab_size, hidden)?,
             None => shared_head(&config, target)?,
         };
-        let (head, d2t) = match (hot, offsets) {
-            (Some(tokens), _) => (tokens.cut(device, &head, checkpoint)?, Some(tokens.d2t(device)?)),
+        let (head, d2t) = match (hot, load_d2t(&config, checkpoint)?) {
+            (Some(tokens), offsets) => {
+                tokens.check(config.draft_vocab_size, offsets.as_deref())?;
+                (tokens.cut(device, &head, checkpoint)?, Some(tokens.d2t(device)?))
+            }
             (None, Some(table)) => (head, Some(Tensor::from_slice(device, &table, &[table.len()])?)),
             (None, None) => (head, None),
         };
