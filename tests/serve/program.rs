@@ -77,7 +77,14 @@ fn a_signal_under_load_lets_what_runs_end() {
         let expected = post(address, "/v1/completions", &body).good();
         let (status, said) = std::thread::scope(|scope| {
             let running = scope.spawn(|| post(address, "/v1/completions", &body).good());
-            while get(address, "/stats").good()["waiting"] == 0 {}
+            // All six are there: one that came behind the signal would be refused, and the whole request with it.
+            let submitted = || {
+                let stats = get(address, "/stats").good();
+                stats["waiting"].as_u64().unwrap() + stats["running"].as_u64().unwrap()
+            };
+            while submitted() < 6 {
+                assert!(!running.is_finished(), "the answer came before its six choices were seen together");
+            }
             program.signal(signal);
             assert_eq!(running.join().unwrap()["choices"], expected["choices"]);
             program.end()
