@@ -23,7 +23,7 @@ test: $(TOOLCHAIN)
 lint: $(TOOLCHAIN) $(CLANG_FORMAT)
 	cargo fmt --all --check
 	cargo clippy --all-targets --quiet -- -D warnings
-	cargo clippy --no-default-features --lib --quiet -- -D warnings
+	cargo clippy --no-default-features --all-targets --quiet -- -D warnings
 	$(CLANG_FORMAT) --dry-run -Werror $(KERNEL_SOURCES)
 
 ## bench: kernel and controller microbenchmarks on the device at hand
