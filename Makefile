@@ -16,7 +16,7 @@ run: $(TOOLCHAIN)
 test: $(TOOLCHAIN)
 	cargo test --quiet
 	SIMT_NATIVE=0 cargo test --quiet --test engine tiny
-	SIMT_LAZY=1 cargo test --quiet --lib --test engine ahead
+	SIMT_LAZY=1 cargo test --quiet --lib --test engine -- ahead mailbox
 	cargo test --quiet --no-default-features
 
 ## lint: formatting and warnings, as errors

@@ -222,6 +222,15 @@ PRIMITIVE float load_fresh(const float* address) {
   return value;
 }
 
+// ---- what the host reads while the launch is not known to have ended ---------------------------------------
+
+// Writes `value` so that who sees it, the host too, also sees what this thread has written or seen written before,
+// by its block up to the latest barrier. Mapped host memory, 4-byte aligned.
+PRIMITIVE void store_release_system(int* address, int value) {
+  PTX_OR_HOST(asm volatile("st.release.sys.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory"),
+              __atomic_store_n(address, value, __ATOMIC_RELEASE));
+}
+
 // ---- launches that overlap (programmatic dependent launch) --------------------------------------------------
 
 // A kernel launched so may start while its predecessor still runs. Until `wait_for_predecessors` returns it must

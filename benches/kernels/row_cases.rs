@@ -2,11 +2,12 @@
 
 use half::bf16;
 use smart_run::Result;
-use smart_run::device::{DType, Tensor};
+use smart_run::device::{DType, PinnedBuffer, Tensor};
 use smart_run::kernels::advance_rows::{AdvanceRowsArgs, advance_rows};
 use smart_run::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use smart_run::kernels::host_words::{PostWordsArgs, fetch_words, post_words};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use smart_run::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use smart_run::kernels::silu_residual::{SiluResidualArgs, silu_residual};
@@ -26,11 +27,14 @@ type Build = fn(&Setting, usize) -> Result<Case>;
 /// First blocks of Medusa heads, side by side.
 const HEADS: usize = 5;
 
+/// What a pass tells of a row, about; what comes back of it is half as much.
+const WORDS: usize = 20;
+
 /// Every kernel at every width.
 pub fn rows(model: &'static Model) -> Vec<Entry> {
     let m = model;
     let heads = format!("heads={}/{}", m.q_heads, m.kv_heads);
-    let kernels: [(&str, String, Build); 8] = [
+    let kernels: [(&str, String, Build); 10] = [
         ("embedding", format!("H={}", m.hidden), embedding_case),
         ("rmsnorm + residual", format!("H={}", m.hidden), rmsnorm_case),
         ("silu_residual", format!("G={HEADS} H={}", m.hidden), silu_residual_case),
@@ -39,6 +43,8 @@ pub fn rows(model: &'static Model) -> Vec<Entry> {
         ("gather_rows", format!("H={}", 3 * m.hidden), gather_case),
         ("copy_rows", format!("H={}", 3 * m.hidden), copy_case),
         ("advance_rows", "pages=1024".into(), advance_case),
+        ("fetch_words", format!("{WORDS} a row"), |setting, rows| words_case(setting, rows, false)),
+        ("post_words", format!("{WORDS} a row"), |setting, rows| words_case(setting, rows, true)),
     ];
     let mut entries = Vec::new();
     for (kernel, sizes, build) in kernels {
@@ -185,6 +191,37 @@ fn copy_case(setting: &Setting, rows: usize) -> Result<Case> {
         launch: Box::new(move |_| copy_rows(&device, CopyRowsArgs { src: &src, moves: &moves, out: &out })),
         check: Box::new(move || {
             assert_eq!(row(&read, 512 - rows)?, want);
+            Ok(())
+        }),
+    })
+}
+
+/// Words over the bus, to the device or to the host.
+fn words_case(setting: &Setting, rows: usize, to_host: bool) -> Result<Case> {
+    let len = WORDS * rows;
+    let want: Vec<i32> = (0..len as i32).map(|i| i * i - 7).collect();
+    let (inside, flag) = (setting.ints(&want)?, PinnedBuffer::new(&setting.device, 1)?);
+    let mut host = PinnedBuffer::new(&setting.device, len)?;
+    if !to_host {
+        host.as_mut_slice().copy_from_slice(&want);
+    }
+    let out = setting.uninit(DType::I32, &[len])?;
+    let (device, mapped, mapped_flag, read) =
+        (setting.device.clone(), host.mapped(), flag.mapped(), out.clone());
+    Ok(Case {
+        bytes: (8 * len) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| match to_host {
+            true => {
+                let args = PostWordsArgs { src: &inside, out: &mapped, flag: &mapped_flag, ticket: 1 };
+                post_words(&device, args)
+            }
+            false => fetch_words(&device, &mapped, &out),
+        }),
+        check: Box::new(move || {
+            let fetched = read.to_vec::<i32>()?;
+            assert_eq!(if to_host { host.as_slice() } else { &fetched[..] }, &want[..]);
+            assert_eq!(flag.load(0), i32::from(to_host));
             Ok(())
         }),
     })

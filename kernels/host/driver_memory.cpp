@@ -157,6 +157,15 @@ DRIVER_API cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
   return allocate_host(pointer, bytes);
 }
 
+// Kernels see host memory at its own address.
+DRIVER_API cuMemHostGetDevicePointer_v2(DevicePointer* device_pointer, void* pointer, unsigned) {
+  ENTER_DRIVER();
+  if (!is_pinned(pointer))
+    return error(CUDA_ERROR_INVALID_VALUE, "cuMemHostGetDevicePointer: not pinned memory");
+  *device_pointer = reinterpret_cast<DevicePointer>(pointer);
+  return CUDA_SUCCESS;
+}
+
 DRIVER_API cuMemFreeHost(void* pointer) {
   ENTER_DRIVER();
   RETURN_IF_ERROR(refuse_during_capture("cuMemFreeHost"));

@@ -65,7 +65,7 @@ void dump_launch(const Kernel& kernel, const Geometry& g, void** parameters) {
   uint64_t total = 0;
   for (PointerField field : kernel.pointers) {
     AllocationRange range;
-    if (!find_allocation(pointer_at(field, parameters), &range)) continue;
+    if (!find_memory(pointer_at(field, parameters), &range)) continue;
     if (allocations.emplace(range.begin, range.bytes).second) total += range.bytes;
   }
   if (total > options().dump_max.load() || !is_new(kernel, g)) return;

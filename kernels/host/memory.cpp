@@ -71,11 +71,18 @@ std::string describe(DevicePointer p) {
          hex(found->first) + ")";
 }
 
-bool is_host_memory(DevicePointer p) {
+// As `find`, of pinned host memory.
+std::map<const void*, uint64_t>::iterator find_pinned(DevicePointer p) {
   auto next = pinned.upper_bound(bytes_at(p));
-  if (next == pinned.begin()) return false;
+  if (next == pinned.begin()) return pinned.end();
   auto candidate = std::prev(next);
-  return bytes_at(p) <= static_cast<const unsigned char*>(candidate->first) + candidate->second;
+  const bool inside =
+      bytes_at(p) <= static_cast<const unsigned char*>(candidate->first) + candidate->second;
+  return inside ? candidate : pinned.end();
+}
+
+bool is_host_memory(DevicePointer p) {
+  return find_pinned(p) != pinned.end();
 }
 
 void set_zones(DevicePointer p, uint64_t bytes) {
@@ -190,6 +197,14 @@ Result free_host(void* pointer) {
 
 bool is_pinned(const void* pointer) {
   return is_host_memory(reinterpret_cast<DevicePointer>(pointer));
+}
+
+bool find_memory(DevicePointer pointer, AllocationRange* range) {
+  if (find_allocation(pointer, range)) return true;
+  auto found = find_pinned(pointer);
+  if (found == pinned.end()) return false;
+  *range = {reinterpret_cast<DevicePointer>(found->first), found->second};
+  return true;
 }
 
 bool find_allocation(DevicePointer pointer, AllocationRange* range) {

@@ -23,6 +23,7 @@ struct AllocationRange {
   uint64_t bytes = 0;
 };
 bool find_allocation(DevicePointer pointer, AllocationRange* range);
+bool find_memory(DevicePointer pointer, AllocationRange* range);  // the same, or pinned host memory
 
 // [pointer, pointer+bytes) lies inside one live allocation; else an error that says what is wrong with it.
 Result check_range(DevicePointer pointer, uint64_t bytes, const char* call);

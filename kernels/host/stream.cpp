@@ -149,7 +149,10 @@ Result synchronize(Stream* stream) {
 }
 
 Result query(Stream* stream) {
-  if (stream->queue.empty()) return CUDA_SUCCESS;
+  if (stream->queue.empty()) {
+    host_ns = std::max(host_ns, stream->now_ns);
+    return check_red_zones();
+  }
   make_progress(stream);
   return CUDA_ERROR_NOT_READY;
 }

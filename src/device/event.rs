@@ -101,6 +101,11 @@ impl Timeline {
         Ok(())
     }
 
+    /// Waits until the last mark has happened.
+    pub fn wait(&self) -> Result<()> {
+        self.events[..self.recorded].last().map_or(Ok(()), Event::wait)
+    }
+
     /// Microseconds of each phase, or `None` while the last mark has not happened.
     pub fn phases(&self) -> Result<Option<Vec<f64>>> {
         let marks = &self.events[..self.recorded];

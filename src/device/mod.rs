@@ -225,6 +225,16 @@ impl Device {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream()) })
     }
 
+    /// Whether all work issued so far is done, without waiting for it; the first failure of it.
+    pub fn is_idle(&self) -> Result<bool> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        match unsafe { sys::cuStreamQuery(self.stream()) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            status => check("cuStreamQuery", status).map(|()| true),
+        }
+    }
+
     /// The raw stream; all work of this device is issued on it, in order.
     pub(crate) fn stream(&self) -> sys::CUstream {
         self.inner.stream.cu_stream()

@@ -1,36 +1,86 @@
-//! Page-locked host memory: the landing place of asynchronous read-backs and the source of asynchronous uploads.
+//! Page-locked host memory: the landing place of asynchronous read-backs and the source of asynchronous uploads, which kernels can also read and
+//! write themselves.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use cudarc::driver::sys;
 
 use super::{Device, Element, Tensor, check};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// An allocation, shared by a buffer and the tensors that show it to kernels.
+pub(super) struct HostMemory {
+    device: Device,
+    data: *mut u8,
+    num_bytes: usize,
+    device_ptr: sys::CUdeviceptr,
+}
+
+// SAFETY: it owns its memory; the handle may be used from any thread with the context bound. What it holds is only reached through a buffer, by
+// that buffer's borrow rules, and by the device, in stream order.
+unsafe impl Send for HostMemory {}
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    fn new(device: &Device, num_bytes: usize) -> Result<Self> {
+        device.bind()?;
+        let mut data = std::ptr::null_mut();
+        // SAFETY: `data` receives at least `num_bytes` bytes of host memory, cached, that kernels may reach.
+        check("cuMemHostAlloc", unsafe {
+            sys::cuMemHostAlloc(&mut data, num_bytes.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP)
+        })?;
+        let mut memory = Self { device: device.clone(), data: data.cast(), num_bytes, device_ptr: 0 };
+        // SAFETY: the bytes are ours, and the driver knows the address. Zero is a valid value of every element type.
+        let status = unsafe {
+            std::ptr::write_bytes(memory.data, 0, num_bytes);
+            sys::cuMemHostGetDevicePointer_v2(&mut memory.device_ptr, data, 0)
+        };
+        check("cuMemHostGetDevicePointer", status)?;
+        Ok(memory)
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
+    pub(super) fn device_ptr(&self) -> sys::CUdeviceptr {
+        self.device_ptr
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        if self.device.synchronize().is_ok() {
+            // SAFETY: allocated by us, nothing under way after the synchronisation, freed once.
+            let _ = unsafe { sys::cuMemFreeHost(self.data.cast()) };
+        }
+    }
+}
 
 /// `len` elements of page-locked host memory.
 ///
-/// After [`PinnedBuffer::read_from`] the content is only meaningful once the device has been synchronised (or an event
-/// recorded after it has happened).
+/// After [`PinnedBuffer::read_from`], or a kernel that writes to [`PinnedBuffer::mapped`], the content is only meaningful once the device has
+/// been synchronised (or an event recorded after it has happened, or a flag that the kernel raises is seen by [`PinnedBuffer::load`]).
 pub struct PinnedBuffer<T: Element> {
-    device: Device,
+    memory: Arc<HostMemory>,
     data: *mut T,
     len: usize,
 }
 
-// SAFETY: the buffer owns its memory; the handle may be used from any thread with the context bound.
+// SAFETY: as for its memory.
 unsafe impl<T: Element> Send for PinnedBuffer<T> {}
 
 impl<T: Element> PinnedBuffer<T> {
     /// Allocates `len` zeroed elements.
     pub fn new(device: &Device, len: usize) -> Result<Self> {
-        device.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
-        let mut data = std::ptr::null_mut();
-        // SAFETY: `data` receives at least `bytes` bytes of host memory; flags 0 = ordinary cached memory.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut data, bytes, 0) })?;
-        // SAFETY: `bytes` bytes at `data` are ours; zero is a valid value of every element type.
-        unsafe { std::ptr::write_bytes(data.cast::<u8>(), 0, bytes) };
-        Ok(Self { device: device.clone(), data: data.cast(), len })
+        let memory = Arc::new(HostMemory::new(device, len * size_of::<T>())?);
+        Ok(Self { data: memory.data.cast(), memory, len })
     }
 
     /// The elements.
@@ -45,20 +95,22 @@ impl<T: Element> PinnedBuffer<T> {
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }
 
+    /// The elements as kernels see them, `[len]`: a launch reads what they are when its turn comes, so they must stay as they are until the
+    /// device has passed it. Every access of a kernel crosses the bus.
+    pub fn mapped(&self) -> Tensor {
+        Tensor::mapped(&self.memory, T::DTYPE)
+    }
+
     /// Starts copying the first `count` elements of `tensor` here, without waiting.
     pub fn read_from(&mut self, tensor: &Tensor, count: usize) -> Result<()> {
         tensor.expect_contiguous::<T>("read-back", count)?;
         assert!(count <= self.len, "read-back of {count} elements into a buffer of {}", self.len);
-        self.device.bind()?;
+        let device = self.memory.device();
+        device.bind()?;
         // SAFETY: source and destination hold at least `count` elements; this buffer outlives the copy because the
         // engine synchronises before dropping or reading it.
         let status = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(
-                self.data.cast(),
-                tensor.ptr(),
-                count * size_of::<T>(),
-                self.device.stream(),
-            )
+            sys::cuMemcpyDtoHAsync_v2(self.data.cast(), tensor.ptr(), count * size_of::<T>(), device.stream())
         };
         check("cuMemcpyDtoHAsync", status)
     }
@@ -73,7 +125,8 @@ impl<T: Element> PinnedBuffer<T> {
     pub fn write_range_to(&self, tensor: &Tensor, range: Range<usize>) -> Result<()> {
         tensor.expect_contiguous::<T>("upload", range.end)?;
         assert!(range.end <= self.len, "upload up to element {} of a buffer of {}", range.end, self.len);
-        self.device.bind()?;
+        let device = self.memory.device();
+        device.bind()?;
         let bytes = range.start * size_of::<T>();
         // SAFETY: as for `read_from`, in the other direction; the range lies within both.
         let status = unsafe {
@@ -81,18 +134,43 @@ impl<T: Element> PinnedBuffer<T> {
                 tensor.ptr() + bytes as u64,
                 self.data.byte_add(bytes).cast(),
                 range.len() * size_of::<T>(),
-                self.device.stream(),
+                device.stream(),
             )
         };
         check("cuMemcpyHtoDAsync", status)
     }
 }
 
-impl<T: Element> Drop for PinnedBuffer<T> {
-    fn drop(&mut self) {
-        if self.device.synchronize().is_ok() {
-            // SAFETY: allocated by us, no copy in flight after the synchronisation, freed once.
-            let _ = unsafe { sys::cuMemFreeHost(self.data.cast()) };
+/// Looks at a word between two questions to the driver.
+const LOOKS: usize = 256;
+
+impl PinnedBuffer<i32> {
+    /// Watches element `index` until a kernel has made it `value`. Returns sooner than any wait of the driver's, which has to be told by the GPU
+    /// first.
+    ///
+    /// # Errors
+    /// The first failure of work issued so far; its end without that value.
+    pub fn wait_for(&self, index: usize, value: i32) -> Result<()> {
+        loop {
+            // Asked first, so that a driver that works on demand does so, and one whose time is modelled hears that the host has waited.
+            let was_idle = self.memory.device().is_idle()?;
+            for _ in 0..LOOKS {
+                if self.load(index) == value {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+            if was_idle {
+                let error = "the device has ended its work, but not written what the host waits for";
+                return Err(Error::Device(error.into()));
+            }
         }
+    }
+
+    /// Element `index`, which a kernel may be writing at this moment: whoever sees what it released also sees what it wrote before.
+    pub fn load(&self, index: usize) -> i32 {
+        assert!(index < self.len, "element {index} of a buffer of {}", self.len);
+        // SAFETY: inside the buffer and aligned; it is only read here, atomically.
+        unsafe { AtomicI32::from_ptr(self.data.add(index)) }.load(Ordering::Acquire)
     }
 }

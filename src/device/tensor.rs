@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 use half::{bf16, f16};
 
+use super::pinned::HostMemory;
 use super::{Device, check};
 use crate::error::{Error, Result};
 
@@ -61,11 +62,13 @@ element!(f32 => F32, f16 => F16, bf16 => Bf16, i32 => I32, i64 => I64, u64 => U6
 struct Allocation {
     device: Device,
     ptr: sys::CUdeviceptr,
+    /// The host's memory where it is that.
+    mapped: Option<Arc<HostMemory>>,
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if self.ptr != 0 && self.device.bind().is_ok() {
+        if self.ptr != 0 && self.mapped.is_none() && self.device.bind().is_ok() {
             // SAFETY: allocated by `Tensor::uninit`, freed once; cuMemFree waits for work that still uses it.
             let _ = unsafe { sys::cuMemFree_v2(self.ptr) };
         }
@@ -105,7 +108,7 @@ impl Tensor {
             )));
         }
         check("cuMemAlloc", status)?;
-        let allocation = Arc::new(Allocation { device: device.clone(), ptr });
+        let allocation = Arc::new(Allocation { device: device.clone(), ptr, mapped: None });
         Ok(Self {
             allocation,
             byte_offset: 0,
@@ -118,12 +121,23 @@ impl Tensor {
     /// A shape without memory, to rehearse loading: its pointer is null, so the driver refuses every use.
     pub(crate) fn without_memory(device: &Device, dtype: DType, shape: &[usize]) -> Self {
         Self {
-            allocation: Arc::new(Allocation { device: device.clone(), ptr: 0 }),
+            allocation: Arc::new(Allocation { device: device.clone(), ptr: 0, mapped: None }),
             byte_offset: 0,
             dtype,
             shape: shape.to_vec(),
             row_stride: shape.iter().skip(1).product(),
         }
+    }
+
+    /// Memory of the host as kernels see it, as `[elements]`.
+    pub(super) fn mapped(memory: &Arc<HostMemory>, dtype: DType) -> Self {
+        let allocation = Allocation {
+            device: memory.device().clone(),
+            ptr: memory.device_ptr(),
+            mapped: Some(memory.clone()),
+        };
+        let shape = vec![memory.num_bytes() / dtype.size_in_bytes()];
+        Self { allocation: Arc::new(allocation), byte_offset: 0, dtype, shape, row_stride: 1 }
     }
 
     /// Memory filled with zero bytes.

@@ -143,8 +143,8 @@ impl Engine {
     /// Marks the end of a round whose walk has been issued, and starts to read it.
     fn issued(&mut self, rows: Vec<(usize, SequenceId)>, end: usize, waited: bool) -> Result<Issued> {
         self.ahead.ends[end].record()?;
-        // Behind the event: once the results are there, it has a time.
-        let turn = self.verifier.start_reading()?;
+        // Behind the event: once the results are there, nearly always it has a time.
+        let turn = self.verifier.start_reading(0)?;
         Ok(Issued { rows, turn, end, waited })
     }
 
@@ -172,6 +172,8 @@ impl Engine {
             self.times.collect()?;
         } else {
             let [earlier, end] = [present.end + 2, present.end].map(|end| &self.ahead.ends[end % 3]);
+            // Results may be seen a moment before an event that was issued in front of them.
+            end.wait()?;
             let us = end.micros_since(earlier)?;
             let us = us.ok_or_else(|| Error::Device("a round that was waited for has no time".into()))?;
             self.times.collect_ahead(us, present.waited);

@@ -1,7 +1,8 @@
 //! [`Candidates`]: what a round knows on the device of the children that its drafter has brought, and of those it went on to run.
 
 use crate::control::MAX_TOP_K;
-use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::device::{DType, Device, Tensor};
+use crate::engine::mailbox::Mailbox;
 use crate::error::Result;
 use crate::kernels::draft::{
     DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
@@ -13,12 +14,10 @@ use crate::model::Pass;
 pub(super) struct Candidates {
     device: Device,
     /// Row by row as the drafter brought them: i32 tokens, and behind those of the latest pass the f32 log-probabilities of its children, so
-    /// that one copy reads both; f32.
+    /// that they are read as one; f32.
     tokens: Tensor,
     path_logp: Tensor,
     used: usize,
-    /// Children of the latest pass.
-    latest: usize,
     /// Log-probability of the path to the node of each row of the latest pass, f32 `[rows]`, and to roots, f32 `[slots]`: these are certain.
     parent_logp: Tensor,
     root_logp: Tensor,
@@ -26,7 +25,8 @@ pub(super) struct Candidates {
     run_ancestors: Tensor,
     run_feature_row: Tensor,
     row_run: Tensor,
-    host_children: PinnedBuffer<i32>,
+    /// Children of the latest pass.
+    children: Mailbox,
 }
 
 impl Candidates {
@@ -40,13 +40,12 @@ impl Candidates {
             tokens: zeros(DType::I32, max_candidates + max_rows * MAX_TOP_K)?,
             path_logp: zeros(DType::F32, max_candidates)?,
             used: 0,
-            latest: 0,
             parent_logp: uninit(DType::F32, &[max_rows])?,
             root_logp: zeros(DType::F32, max_sequences)?,
             run_ancestors: uninit(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
             run_feature_row: uninit(DType::I32, &[max_sequences, MAX_RUNS])?,
             row_run: uninit(DType::I32, &[max_rows])?,
-            host_children: PinnedBuffer::new(device, 2 * max_rows * MAX_TOP_K)?,
+            children: Mailbox::new(device, 2 * max_rows * MAX_TOP_K)?,
             device: device.clone(),
         })
     }
@@ -105,7 +104,7 @@ impl Candidates {
         let tokens = both.rows(0..count).reshape(&shape);
         let logp = both.rows(count..2 * count).retype(DType::F32, &shape);
         let path_logp = self.path_logp.rows(new.clone()).reshape(&shape);
-        (self.used, self.latest) = (new.end, count);
+        self.used = new.end;
         let parent_logp = if at_roots { &self.root_logp } else { &self.parent_logp };
         draft_topk(
             &self.device,
@@ -119,13 +118,13 @@ impl Candidates {
                 path_logp: &path_logp,
             },
         )?;
-        self.host_children.read_from(&both, 2 * count)
+        self.children.post(&both, 2 * count)
     }
 
     /// Waits for the children appended last: tokens and log-probabilities, `top_k` a row.
     pub fn read(&self) -> Result<(&[i32], &[f32])> {
-        self.device.synchronize()?;
-        let (tokens, logps) = self.host_children.as_slice()[..2 * self.latest].split_at(self.latest);
+        let both = self.children.wait()?;
+        let (tokens, logps) = both.split_at(both.len() / 2);
         Ok((tokens, bytemuck::cast_slice(logps)))
     }
 }

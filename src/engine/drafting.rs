@@ -1,12 +1,12 @@
 //! The drafter's side of a round: catching up on committed tokens, then one pass per level of the tree.
 
 use crate::control::{FrontierRow, NONE};
-use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::device::{Device, PinnedBuffer, Tensor};
 use crate::drafter::Drafter;
 use crate::engine::candidates::Candidates;
 use crate::engine::graphs::PassGraphs;
 use crate::engine::sequence::Sequence;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kv_cache::KvCache;
 use crate::model::{MAX_ROWS_PER_SEQUENCE, Pass, Row, causal_words, text_rotary};
@@ -33,9 +33,9 @@ pub(super) struct Drafting {
     feature_rows: usize,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
     backlog: Tensor,
-    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`, in turns: those of one pass may still be on their way when those of the next
-    /// are known.
-    moves: [(Tensor, PinnedBuffer<i32>); 2],
+    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`, which the kernel reads where they are, in turns: those of one pass may not
+    /// have been read when those of the next are known.
+    moves: [PinnedBuffer<i32>; 2],
     /// Which of them are next.
     turn: usize,
     candidates: Candidates,
@@ -56,9 +56,7 @@ impl Drafting {
         let width = network.tap_width();
         let dtype = network.kv_shape().dtype;
         let floats = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
-        let moves = || {
-            Ok::<_, Error>((floats(DType::I32, &[max_rows, 2])?, PinnedBuffer::new(device, 2 * max_rows)?))
-        };
+        let moves = || PinnedBuffer::new(device, 2 * max_rows);
         Ok(Self {
             taps: floats(dtype, &[max_rows, width])?,
             pass: Pass::new(device, max_rows, max_sequences)?.with_tread(tread),
@@ -78,14 +76,13 @@ impl Drafting {
     /// Stores the features of positions that are or will be committed. `rows` lists (sequence slot, position, row of the last target pass). All
     /// but the latest such call must have been waited for.
     pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
-        let (moves, host_moves) = &mut self.moves[self.turn];
+        let moves = &mut self.moves[self.turn];
         self.turn = 1 - self.turn;
-        let staged = host_moves.as_mut_slice().chunks_exact_mut(2);
+        let staged = moves.as_mut_slice().chunks_exact_mut(2);
         for (staged, &(slot, position, row)) in staged.zip(rows) {
             staged.copy_from_slice(&[row as i32, backlog_row(slot, position) as i32]);
         }
-        let moves = moves.rows(0..rows.len());
-        host_moves.write_to(&moves, 2 * rows.len())?;
+        let moves = moves.mapped().rows(0..2 * rows.len()).reshape(&[rows.len(), 2]);
         copy_rows(self.pass.device(), CopyRowsArgs { src: &self.taps, moves: &moves, out: &self.backlog })
     }
 
@@ -163,11 +160,15 @@ impl Drafting {
         self.pass.keep_outputs(self.feature_rows);
         self.feature_rows += self.pass.num_rows();
         self.at_roots = at_roots;
-        self.pass.upload()?;
+        self.pass.stage();
         let Self { network, pass, kv, backlog, candidates, graphs, .. } = self;
-        let launch = || match at_roots {
-            true => network.extend(pass, kv, backlog),
-            false => candidates.describe_rows(pass, kv).and_then(|()| network.step(pass, kv)),
+        let launch = || {
+            pass.fetch()?;
+            if !at_roots {
+                candidates.describe_rows(pass, kv)?;
+                return network.step(pass, kv);
+            }
+            network.extend(pass, kv, backlog)
         };
         let (logits, waited) = match pass.shape() {
             Some(shape) => graphs.run((shape, at_roots), launch)?,

@@ -4,6 +4,7 @@
 use crate::control::{FrontierRow, MAX_TOP_K};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Medusa;
+use crate::engine::mailbox::Mailbox;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::draft::{DraftTopkArgs, draft_topk};
@@ -19,20 +20,18 @@ pub(super) struct HeadsProposer {
     states: Tensor,
     /// The states of a round's sequences, `[sequences, hidden]`.
     gathered: Tensor,
-    /// Rows of `taps` to remember and their slots, `[sequences, 2]`, and slots of a pass; a commit and the next round's pass are issued
-    /// without a wait between them, so each has a staging buffer of its own.
-    taken: Tensor,
-    slots: Tensor,
+    /// Rows of `taps` to remember and their slots, `[sequences, 2]`, and slots of a pass, which kernels read where they are; a commit and the
+    /// next round's pass are issued without a wait between them, so each has a buffer of its own.
+    taken: PinnedBuffer<i32>,
+    slots: PinnedBuffer<i32>,
     /// A root has probability 1: zeros, f32 `[heads * sequences]`.
     root_logp: Tensor,
-    tokens: Tensor,
-    logp: Tensor,
+    /// Children of the round: head by head, sequence by sequence, `top_k` each; i32 tokens, and behind them the f32 log-probabilities, so that
+    /// they are read as one. f32.
+    children: Tensor,
     path_logp: Tensor,
-    host_taken: PinnedBuffer<i32>,
-    host_slots: PinnedBuffer<i32>,
-    /// Children of the round: head by head, sequence by sequence, `top_k` each.
-    host_tokens: PinnedBuffer<i32>,
-    host_logp: PinnedBuffer<f32>,
+    /// The host's copy of `children`.
+    host_children: Mailbox,
     /// Sequences of the round that draft, in the order of the pass.
     drafting: Vec<u32>,
     /// Children of the latest level; none where they are the first head's and still on their way.
@@ -50,16 +49,12 @@ impl HeadsProposer {
             // Zeroed: the start-up sweep reads states that no pass has brought.
             states: Tensor::zeros(device, dtype, &[max_sequences, width])?,
             gathered: uninit(dtype, &[max_sequences, width])?,
-            taken: uninit(DType::I32, &[max_sequences, 2])?,
-            slots: uninit(DType::I32, &[max_sequences])?,
+            taken: PinnedBuffer::new(device, 2 * max_sequences)?,
+            slots: PinnedBuffer::new(device, max_sequences)?,
             root_logp: Tensor::zeros(device, DType::F32, &[most])?,
-            tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
-            logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
+            children: uninit(DType::I32, &[2 * most * MAX_TOP_K])?,
             path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
-            host_taken: PinnedBuffer::new(device, 2 * max_sequences)?,
-            host_slots: PinnedBuffer::new(device, max_sequences)?,
-            host_tokens: PinnedBuffer::new(device, most * MAX_TOP_K)?,
-            host_logp: PinnedBuffer::new(device, most * MAX_TOP_K)?,
+            host_children: Mailbox::new(device, 2 * most * MAX_TOP_K)?,
             drafting: Vec::new(),
             level_tokens: Vec::new(),
             level_logps: Vec::new(),
@@ -74,12 +69,11 @@ impl HeadsProposer {
         let is_newest = |&i: &usize| rows.get(i + 1).is_none_or(|next| next.0 != rows[i].0);
         let newest = (0..rows.len()).filter(is_newest).map(|i| rows[i]);
         let mut count = 0;
-        for (staged, (slot, _, row)) in self.host_taken.as_mut_slice().chunks_exact_mut(2).zip(newest) {
+        for (staged, (slot, _, row)) in self.taken.as_mut_slice().chunks_exact_mut(2).zip(newest) {
             staged.copy_from_slice(&[row as i32, slot as i32]);
             count += 1;
         }
-        let moves = self.taken.rows(0..count);
-        self.host_taken.write_to(&moves, 2 * count)?;
+        let moves = self.taken.mapped().rows(0..2 * count).reshape(&[count, 2]);
         copy_rows(&self.device, CopyRowsArgs { src: &self.taps, moves: &moves, out: &self.states })
     }
 
@@ -104,8 +98,9 @@ impl HeadsProposer {
             let place = place.expect("a node's root was run in the same round");
             let first = (usize::from(row.depth) * self.drafting.len() + place) * top_k;
             let children = first..first + top_k;
-            self.level_tokens.extend_from_slice(&self.host_tokens.as_slice()[children.clone()]);
-            self.level_logps.extend_from_slice(&self.host_logp.as_slice()[children]);
+            let (tokens, logps) = read(&self.host_children)?;
+            self.level_tokens.extend_from_slice(&tokens[children.clone()]);
+            self.level_logps.extend_from_slice(&logps[children]);
         }
         Ok(())
     }
@@ -113,19 +108,20 @@ impl HeadsProposer {
     /// The first `levels` heads over the states of `slots`; starts reading back the children.
     pub fn pass(&mut self, slots: impl Iterator<Item = usize>, top_k: usize, levels: usize) -> Result<()> {
         let mut count = 0;
-        for (staged, slot) in self.host_slots.as_mut_slice().iter_mut().zip(slots) {
+        for (staged, slot) in self.slots.as_mut_slice().iter_mut().zip(slots) {
             *staged = slot as i32;
             count += 1;
         }
-        let (index, features) = (self.slots.rows(0..count), self.gathered.rows(0..count));
-        self.host_slots.write_to(&index, count)?;
+        let (index, features) = (self.slots.mapped().rows(0..count), self.gathered.rows(0..count));
         gather_rows(&self.device, GatherRowsArgs { src: &self.states, index: &index, out: &features })?;
         let heads = levels.min(self.heads.num_heads());
         let logits = self.heads.forward(&features, heads)?;
         let children = heads * count * top_k;
         let shape = [heads * count, top_k];
-        let [tokens, logp, path_logp] =
-            [&self.tokens, &self.logp, &self.path_logp].map(|all| all.rows(0..children).reshape(&shape));
+        let both = self.children.rows(0..2 * children);
+        let tokens = both.rows(0..children).reshape(&shape);
+        let logp = both.rows(children..2 * children).retype(DType::F32, &shape);
+        let path_logp = self.path_logp.rows(0..children).reshape(&shape);
         draft_topk(
             &self.device,
             DraftTopkArgs {
@@ -138,8 +134,7 @@ impl HeadsProposer {
                 path_logp: &path_logp,
             },
         )?;
-        self.host_tokens.read_from(&tokens, children)?;
-        self.host_logp.read_from(&logp, children)
+        self.host_children.post(&both, 2 * children)
     }
 
     /// The latest level's children, waiting for them if they are the first.
@@ -147,7 +142,13 @@ impl HeadsProposer {
         if !self.level_tokens.is_empty() {
             return Ok((&self.level_tokens, &self.level_logps));
         }
-        self.device.synchronize()?;
-        Ok((self.host_tokens.as_slice(), self.host_logp.as_slice()))
+        read(&self.host_children)
     }
+}
+
+/// Tokens and log-probabilities.
+fn read(children: &Mailbox) -> Result<(&[i32], &[f32])> {
+    let both = children.wait()?;
+    let (tokens, logps) = both.split_at(both.len() / 2);
+    Ok((tokens, bytemuck::cast_slice(logps)))
 }

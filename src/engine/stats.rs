@@ -162,6 +162,8 @@ impl RoundClock {
     /// Reads the phases of the round, whose results have been waited for, and starts the host's tail.
     pub fn collect(&mut self) -> Result<()> {
         self.tail_start = Instant::now();
+        // Results may be seen a moment before a mark that was issued in front of them.
+        self.timeline.wait()?;
         let phases = self.timeline.phases()?.unwrap_or_default();
         let (draft, verify) = phases.split_at(self.levels.min(phases.len()));
         self.last = RoundTimes {

@@ -4,10 +4,11 @@
 use std::ops::Range;
 
 use crate::config::{Geometry, RopeConfig};
-use crate::device::{DType, Device, Event, PinnedBuffer, Tensor};
+use crate::device::{DType, Device, Tensor};
 use crate::engine::NO_TOKEN;
 use crate::engine::commit::TokenLogprobs;
 use crate::engine::graphs::PassGraphs;
+use crate::engine::mailbox::Mailbox;
 use crate::engine::penalties::PenaltyState;
 use crate::engine::pictures::Pictures;
 use crate::engine::sequence::Sequence;
@@ -45,16 +46,12 @@ pub(super) struct Verifier {
     results: [Results; 2],
     /// Which of them the latest pass has.
     turn: usize,
-    /// Bound on the accepted length in the latest walk.
-    max_accepted: usize,
 }
 
-/// What a pass comes to, i32, one array behind the other, so that one copy reads them back: see [`Places`].
+/// What a pass comes to, i32, one array behind the other, so that they are read as one: see [`Places`].
 struct Results {
     device: Tensor,
-    host: PinnedBuffer<i32>,
-    /// The host has them.
-    arrived: Event,
+    host: Mailbox,
 }
 
 /// Where the results of a pass are: draws `[logit rows]`, then of its sequences accepted lengths, bonus tokens and accepted nodes
@@ -90,8 +87,7 @@ impl Verifier {
         let results = || {
             Ok::<_, Error>(Results {
                 device: Tensor::zeros(device, DType::I32, &[len])?,
-                host: PinnedBuffer::new(device, len)?,
-                arrived: Event::new(device)?,
+                host: Mailbox::new(device, len)?,
             })
         };
         Ok(Self {
@@ -103,7 +99,6 @@ impl Verifier {
             params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
             results: [results()?, results()?],
             turn: 0,
-            max_accepted: 0,
         })
     }
 
@@ -142,7 +137,9 @@ impl Verifier {
     /// Runs the rows of `self.pass`, which the caller has filled, and returns the logits of those that want them, and whether the device
     /// waited for a graph. Taps are always to the same memory.
     pub fn forward(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
-        self.pass.upload()?;
+        self.pass.stage();
+        // Not a part of the graph, which also runs passes that the device has made itself.
+        self.pass.fetch()?;
         self.launch(taps)
     }
 
@@ -193,7 +190,6 @@ impl Verifier {
             return Ok(());
         }
         let trees = self.pass.trees();
-        self.max_accepted = max_accepted;
         let places = Places::of(&self.pass);
         let results = &self.results[self.turn].device;
         let [drawn, accepted_len, bonus] =
@@ -228,38 +224,39 @@ impl Verifier {
     }
 
     /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
-    pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
-        let turn = self.start_reading()?;
+    /// `max_accepted` as in [`Verifier::walk`].
+    pub fn read_walks(&mut self, max_accepted: usize) -> Result<Vec<Verified>> {
+        let turn = self.start_reading(max_accepted)?;
         self.read_turn(turn)
     }
 
     /// Starts to read what the walk found; which turn [`Verifier::read_turn`] is to wait for.
-    pub fn start_reading(&mut self) -> Result<usize> {
+    pub fn start_reading(&mut self, max_accepted: usize) -> Result<usize> {
         let places = Places::of(&self.pass);
-        let Results { device, host, arrived } = &mut self.results[self.turn];
-        if self.pass.num_logit_rows() > 0 {
+        let Results { device, host } = &mut self.results[self.turn];
+        let count = match (self.pass.num_logit_rows(), max_accepted) {
+            (0, _) => 0,
             // Where nothing can be accepted no nodes are named.
-            let count = if self.max_accepted > 0 { places.accepted.end } else { places.bonus.end };
-            host.read_from(device, count)?;
-        }
-        arrived.record()?;
+            (_, 0) => places.bonus.end,
+            _ => places.accepted.end,
+        };
+        host.post(device, count)?;
         Ok(self.turn)
     }
 
     /// Waits for the results of a turn, whose pass had the rows that the latest has; as [`Verifier::read_walks`].
     pub fn read_turn(&mut self, turn: usize) -> Result<Vec<Verified>> {
         let (places, batch) = (Places::of(&self.pass), self.pass.num_sequences());
-        self.results[turn].arrived.wait()?;
-        let results = self.results[turn].host.as_slice();
+        let results = self.results[turn].host.wait()?;
         let read_one = |sequence: usize| {
             let rows = self.pass.logit_rows_of(sequence);
             if rows.is_empty() {
                 return Verified::default();
             }
             let len = results[places.accepted_len.clone()][sequence] as usize;
-            let nodes = &results[places.accepted.clone()][sequence * MAX_ROWS_PER_SEQUENCE..][..len];
+            let first = places.accepted.start + sequence * MAX_ROWS_PER_SEQUENCE;
             Verified {
-                accepted: nodes.iter().map(|&node| node as usize).collect(),
+                accepted: (first..first + len).map(|place| results[place] as usize).collect(),
                 bonus: results[places.bonus.clone()][sequence],
                 drawn: results[places.drawn.clone()][rows].to_vec(),
                 logprobs: Vec::new(),
@@ -271,10 +268,9 @@ impl Verifier {
     /// Waits for the pass and reads the draw at every row that wanted logits.
     pub fn read_draws(&mut self) -> Result<Vec<i32>> {
         let wanted = self.pass.num_logit_rows();
-        let Results { device, host, .. } = &mut self.results[self.turn];
-        host.read_from(device, wanted)?;
-        self.pass.device().synchronize()?;
-        let drawn = host.as_slice()[..wanted].to_vec();
+        let Results { device, host } = &mut self.results[self.turn];
+        host.post(device, wanted)?;
+        let drawn = host.wait()?.to_vec();
         if drawn.contains(&-1) {
             return Err(Error::Device(NO_TOKEN.into()));
         }

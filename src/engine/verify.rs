@@ -19,12 +19,13 @@ impl Engine {
     ) -> Result<(Vec<Verified>, Vec<Option<Verified>>)> {
         self.fill_pass(slots, trees, chunks);
         let logits = self.run_target(slots, trees)?;
-        let deepest = trees.iter().flat_map(|tree| tree.depths()).copied().max().unwrap_or(0);
-        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { usize::from(deepest) })?;
+        let depths = trees.iter().flat_map(|tree| tree.depths());
+        let deepest = depths.copied().max().map_or(0, usize::from);
+        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { deepest })?;
         if !slots.is_empty() {
             self.times.mark_verify()?;
         }
-        let mut verified = self.verifier.read_walks()?;
+        let mut verified = self.verifier.read_walks(deepest)?;
         if self.has(Bug::WrongSibling) {
             mutate_siblings(trees, slots, &mut verified);
         }

@@ -9,6 +9,7 @@ pub mod draft;
 pub mod embedding;
 pub mod gather_rows;
 pub mod gelu;
+pub mod host_words;
 pub mod kv_compact;
 pub mod layernorm;
 pub mod linear;

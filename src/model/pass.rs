@@ -9,6 +9,7 @@ use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
 use crate::kernels::advance_rows::{AdvanceRowsArgs, advance_rows};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::host_words::fetch_words;
 use crate::kv_cache::PAGE_SIZE;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::model::row::Row;
@@ -41,7 +42,7 @@ pub struct PassShape {
 /// Host description and device arrays of a pass. Reused from pass to pass.
 pub struct Pass {
     device: Device,
-    // Host side, filled between `clear` and `upload`.
+    // Host side, filled between `clear` and `stage`.
     rows: Vec<Row>,
     /// Rows whose embedding is not their token's: the first of them, and what they have instead.
     pictures: Vec<(usize, Tensor)>,
@@ -57,9 +58,13 @@ pub struct Pass {
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
     max_kv_len: usize,
-    // Device side: all arrays in one buffer, so that one copy moves them.
+    // Device side: all arrays in one buffer, so that one launch fetches them.
     ints: Tensor,
     staged_ints: PinnedBuffer<i32>,
+    /// The same as kernels see it.
+    mapped_ints: Tensor,
+    /// What is fetched of it.
+    num_staged: usize,
     arrays: [(usize, usize); NUM_ARRAYS],
     /// See [`Pass::with_sections`].
     sections: Option<[usize; 3]>,
@@ -97,6 +102,7 @@ impl Pass {
         // starts on 16 bytes.
         let capacity = 25 * (max_rows + 4) + 4 * (max_sequences + 5);
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
+        let staged_ints = PinnedBuffer::new(device, capacity)?;
         Ok(Self {
             device: device.clone(),
             rows: Vec::with_capacity(max_rows),
@@ -110,7 +116,9 @@ impl Pass {
             logit_rows: Vec::with_capacity(max_rows),
             max_kv_len: 0,
             ints: Tensor::uninit(device, DType::I32, &[capacity])?,
-            staged_ints: PinnedBuffer::new(device, capacity)?,
+            mapped_ints: staged_ints.mapped(),
+            staged_ints,
+            num_staged: 0,
             arrays: [(0, 0); NUM_ARRAYS],
             sections: None,
             tread: 1,
@@ -206,9 +214,9 @@ impl Pass {
         self.num_rows += 1;
     }
 
-    /// Sends the description to the device, in one copy; open rows are left to the kernel that fills them. The previous
-    /// pass must have been waited for.
-    pub fn upload(&mut self) -> Result<()> {
+    /// Lays the description out for [`Pass::fetch`]; open rows are left to the kernel that fills them. The previous pass must have been waited
+    /// for.
+    pub fn stage(&mut self) {
         assert!(self.rows.is_empty() || self.open_rows.is_empty(), "open rows and others do not mix");
         let is_open = !self.open_rows.is_empty();
         let sequence_of = |row: i32| self.seq_start.partition_point(|&start| start <= row) as i32 - 1;
@@ -252,10 +260,10 @@ impl Pass {
             (0..axes).flat_map(|axis| self.rows.iter().map(move |row| row.rotary[axis]).chain(filler(0)));
         stage(POSITIONS, axes * width, &mut rotary.into_iter());
         stage(SLOTS, width, &mut self.rows.iter().map(|r| r.slot).chain(filler(NO_SLOT)));
-        let mut all = stage(LINKS, width, &mut self.rows.iter().map(|r| r.link).chain(filler(0)));
+        stage(LINKS, width, &mut self.rows.iter().map(|r| r.link).chain(filler(0)));
         if !is_open {
             stage(DRAW_POSITIONS, num_logits, &mut self.logit_rows.iter().map(|&row| position_of(row)));
-            all = stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
+            stage(DRAW_SEQUENCES, num_logits, &mut self.logit_rows.iter().map(|&row| sequence_of(row)));
         }
         if num_logits < self.num_rows && !is_open {
             // Some rows are only read: the trees are among the others.
@@ -266,12 +274,20 @@ impl Pass {
             });
             stage(TREE_START, num_sequences + 1, &mut starts.into_iter());
             stage(TREE_TOKENS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).token));
-            all = stage(TREE_PARENTS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).link));
+            stage(TREE_PARENTS, num_logits, &mut self.logit_rows.iter().map(|row| of_row(row).link));
         }
-        if is_open {
-            return self.staged_ints.write_to(&self.ints, outline);
-        }
-        self.staged_ints.write_to(&self.ints, all)
+        // As much as passes of the shape ever have: what a graph fetches.
+        let of_logits = logit_width.next_multiple_of(4);
+        let most = self.arrays[LINKS].1.next_multiple_of(4)
+            + 4 * of_logits
+            + (num_sequences + 1).next_multiple_of(4);
+        self.num_staged = if is_open { outline } else { most };
+    }
+
+    /// Has the device fetch the description. The launch depends on the pass's shape and on whether it has open rows alone.
+    pub fn fetch(&self) -> Result<()> {
+        let range = 0..self.num_staged;
+        fetch_words(&self.device, &self.mapped_ints.rows(range.clone()), &self.ints.rows(range))
     }
 
     /// Makes a pass of roots the one behind it, on the device: its rows are at the next positions of their sequences, with the tokens that were

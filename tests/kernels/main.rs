@@ -12,6 +12,7 @@ mod draft;
 mod embedding;
 mod gather_rows;
 mod gelu;
+mod host_words;
 mod kv_compact;
 mod layernorm;
 mod linear;

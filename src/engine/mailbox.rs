@@ -1,0 +1,88 @@
+//! [`Mailbox`]: small results that a kernel writes into the host's memory as soon as its turn comes.
+//!
+//! A copy of the driver's own and a wait for it go by the copy engine, two semaphores and the driver. Here the host watches a word of its own
+//! memory, and asks the driver only whether all is well.
+
+use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use crate::error::Result;
+use crate::kernels::host_words::{PostWordsArgs, post_words};
+
+/// Words on their way to the host: those of one [`Mailbox::post`] at a time, read by [`Mailbox::wait`].
+pub(super) struct Mailbox {
+    device: Device,
+    words: PinnedBuffer<i32>,
+    /// The ticket of the latest post that is here.
+    flag: PinnedBuffer<i32>,
+    /// As kernels see both.
+    mapped_words: Tensor,
+    mapped_flag: Tensor,
+    /// Of the latest post: its ticket, and how many words.
+    ticket: i32,
+    count: usize,
+}
+
+impl Mailbox {
+    /// Room for so many words.
+    pub fn new(device: &Device, len: usize) -> Result<Self> {
+        let (words, flag) = (PinnedBuffer::new(device, len)?, PinnedBuffer::new(device, 1)?);
+        let (mapped_words, mapped_flag) = (words.mapped(), flag.mapped());
+        Ok(Self { device: device.clone(), words, flag, mapped_words, mapped_flag, ticket: 0, count: 0 })
+    }
+
+    /// Has the device bring the first `count` words of `source` (i32) here once it has done what was issued before. What was posted before must
+    /// have been waited for.
+    pub fn post(&mut self, source: &Tensor, count: usize) -> Result<()> {
+        debug_assert_eq!(source.dtype(), DType::I32);
+        (self.ticket, self.count) = (self.ticket.wrapping_add(1), count);
+        post_words(
+            &self.device,
+            PostWordsArgs {
+                src: &source.rows(0..count),
+                out: &self.mapped_words.rows(0..count),
+                flag: &self.mapped_flag,
+                ticket: self.ticket,
+            },
+        )
+    }
+
+    /// Waits for what was posted last: its words. All that was issued before it has been done then.
+    ///
+    /// # Errors
+    /// The first failure of work issued so far.
+    pub fn wait(&self) -> Result<&[i32]> {
+        self.flag.wait_for(0, self.ticket)?;
+        Ok(&self.words.as_slice()[..self.count])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceChoice;
+
+    fn mailbox() -> (Mailbox, Tensor) {
+        let device = Device::open(DeviceChoice::Host).unwrap();
+        let source = Tensor::from_slice(&device, &[7, 8, 9], &[3]).unwrap();
+        (Mailbox::new(&device, 3).unwrap(), source)
+    }
+
+    /// Also on a stream that puts work off until somebody asks (`SIMT_LAZY=1`).
+    #[test]
+    fn mailbox_brings_what_was_posted_last() {
+        let (mut mailbox, source) = mailbox();
+        for count in [2, 3, 0, 1] {
+            mailbox.post(&source, count).unwrap();
+            assert_eq!(mailbox.wait().unwrap(), &[7, 8, 9][..count]);
+            assert_eq!(mailbox.wait().unwrap().len(), count, "asked again");
+        }
+    }
+
+    /// No one waits for ever.
+    #[test]
+    fn mailbox_that_nothing_is_posted_to_says_so() {
+        let (mut mailbox, source) = mailbox();
+        mailbox.post(&source, 1).unwrap();
+        mailbox.ticket += 1;
+        assert!(mailbox.wait().unwrap_err().to_string().contains("not written"));
+    }
+}
