@@ -9,8 +9,9 @@
 //           tokens        i32 [T]       in   token of the node
 //           parents       i32 [T]       in   parent's index within the sequence; -1 for the root
 //           drawn         i32 [T]       in   the token that the target draws after the node
-//           accepted      i32 [B, 256]  out  indices within the sequence of the accepted nodes, ascending,
-//                                            root excluded; entries from accepted_len[b] on keep their value
+//           accepted      i32 [B, N]    out  indices within the sequence of the accepted nodes, ascending,
+//                                            root excluded; entries from accepted_len[b] on keep their value,
+//                                            and of a longer path the first N are named
 //           accepted_len  i32 [B]       out
 //           bonus         i32 [B]       out
 // LAUNCH    grid B, block 32: one warp a sequence; a lane looks at every 32nd node
@@ -21,12 +22,10 @@
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
-constexpr int kMaxNodes = 256;
-
 extern "C" __global__ void __launch_bounds__(kWarp)
     verify_walk(const int* __restrict__ seq_start, const int* __restrict__ tokens,
                 const int* __restrict__ parents, const int* __restrict__ drawn, int* __restrict__ accepted,
-                int* __restrict__ accepted_len, int* __restrict__ bonus) {
+                int* __restrict__ accepted_len, int* __restrict__ bonus, int max_accepted) {
   take_turn();
   const int sequence = blockIdx.x;
   const int lane_idx = threadIdx.x;
@@ -48,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(kWarp)
       continue;
     }
     node = first + __ffs(static_cast<int>(matches)) - 1;
-    if (lane_idx == 0) accepted[sequence * kMaxNodes + path_len] = node;
+    if (lane_idx == 0 && path_len < max_accepted) accepted[sequence * max_accepted + path_len] = node;
     ++path_len;
     token = drawn[root + node];
   }

@@ -144,7 +144,7 @@ impl Engine {
     fn issued(&mut self, rows: Vec<(usize, SequenceId)>, end: usize, waited: bool) -> Result<Issued> {
         self.ahead.ends[end].record()?;
         // Behind the event: once the results are there, nearly always it has a time.
-        let turn = self.verifier.start_reading(0)?;
+        let turn = self.verifier.start_reading()?;
         Ok(Issued { rows, turn, end, waited })
     }
 

@@ -52,10 +52,12 @@ pub(super) struct Verifier {
 struct Results {
     device: Tensor,
     host: Mailbox,
+    /// Bound on the accepted length of its sequences.
+    max_accepted: usize,
 }
 
 /// Where the results of a pass are: draws `[logit rows]`, then of its sequences accepted lengths, bonus tokens and accepted nodes
-/// `[sequences, MAX_ROWS_PER_SEQUENCE]`.
+/// `[sequences, max_accepted]`.
 struct Places {
     drawn: Range<usize>,
     accepted_len: Range<usize>,
@@ -64,12 +66,12 @@ struct Places {
 }
 
 impl Places {
-    fn of(pass: &Pass) -> Self {
+    fn of(pass: &Pass, max_accepted: usize) -> Self {
         let batch = pass.num_sequences();
         let drawn = 0..pass.num_logit_rows();
         let accepted_len = drawn.end..drawn.end + batch;
         let bonus = accepted_len.end..accepted_len.end + batch;
-        let accepted = bonus.end..bonus.end + batch * MAX_ROWS_PER_SEQUENCE;
+        let accepted = bonus.end..bonus.end + batch * max_accepted;
         Self { drawn, accepted_len, bonus, accepted }
     }
 }
@@ -88,6 +90,7 @@ impl Verifier {
             Ok::<_, Error>(Results {
                 device: Tensor::zeros(device, DType::I32, &[len])?,
                 host: Mailbox::new(device, len)?,
+                max_accepted: 0,
             })
         };
         Ok(Self {
@@ -146,7 +149,7 @@ impl Verifier {
     /// As [`Verifier::forward`] for the pass behind the latest one, of roots alone, whose results go to the other turn: its tokens are what was
     /// drawn.
     pub fn forward_again(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
-        let drawn = self.results[self.turn].device.rows(Places::of(&self.pass).drawn);
+        let drawn = self.results[self.turn].device.rows(self.drawn());
         self.pass.advance(&drawn, &self.kv.page_table(self.pass.num_sequences()))?;
         self.turn = 1 - self.turn;
         self.launch(taps)
@@ -176,27 +179,27 @@ impl Verifier {
                 row_sequence: &self.pass.draw_sequences(),
                 params: &self.params,
                 positions: &self.pass.draw_positions(),
-                out: &self.results[self.turn].device.rows(Places::of(&self.pass).drawn),
+                out: &self.results[self.turn].device.rows(self.drawn()),
             },
         )
     }
 
-    /// Walks every sequence's tree along the draws of [`Verifier::draw`] and compacts the accepted keys and values.
-    /// `max_accepted` bounds the accepted length: the depth of the deepest tree.
+    /// Where the draws of the pass are among its results.
+    fn drawn(&self) -> Range<usize> {
+        Places::of(&self.pass, 0).drawn
+    }
+
+    /// Walks every sequence's tree along the draws of [`Verifier::draw`]. `max_accepted` bounds the accepted length: the depth of the deepest
+    /// tree.
     pub fn walk(&mut self, max_accepted: usize) -> Result<()> {
-        let (device, batch) = (self.pass.device(), self.pass.num_sequences());
-        let wanted = self.pass.num_logit_rows();
-        if wanted == 0 {
+        self.results[self.turn].max_accepted = max_accepted;
+        if self.pass.num_logit_rows() == 0 {
             return Ok(());
         }
         let trees = self.pass.trees();
-        let places = Places::of(&self.pass);
-        let results = &self.results[self.turn].device;
-        let [drawn, accepted_len, bonus] =
-            [places.drawn, places.accepted_len, places.bonus].map(|place| results.rows(place));
-        let accepted = results.rows(places.accepted).reshape(&[batch, MAX_ROWS_PER_SEQUENCE]);
+        let [drawn, accepted_len, bonus, accepted] = self.latest_results();
         verify_walk(
-            device,
+            self.pass.device(),
             VerifyWalkArgs {
                 seq_start: &trees.seq_start,
                 tokens: &trees.tokens,
@@ -206,69 +209,80 @@ impl Verifier {
                 accepted_len: &accepted_len,
                 bonus: &bonus,
             },
-        )?;
-        if max_accepted > 0 {
-            kv_compact(
-                device,
-                KvCompactArgs {
-                    kv: self.kv.pages(),
-                    page_table: &self.kv.page_table(batch),
-                    prefix_len: &self.pass.prefix_len(),
-                    accepted: &accepted,
-                    accepted_len: &accepted_len,
-                    max_accepted,
-                },
-            )?;
+        )
+    }
+
+    /// Draws, accepted lengths, bonus tokens and accepted nodes of the latest pass, on the device.
+    fn latest_results(&self) -> [Tensor; 4] {
+        let Results { device, max_accepted, .. } = &self.results[self.turn];
+        let places = Places::of(&self.pass, *max_accepted);
+        let accepted = device.rows(places.accepted).reshape(&[self.pass.num_sequences(), *max_accepted]);
+        let [drawn, accepted_len, bonus] =
+            [places.drawn, places.accepted_len, places.bonus].map(|place| device.rows(place));
+        [drawn, accepted_len, bonus, accepted]
+    }
+
+    /// Compacts the keys and values of what the walk has accepted.
+    pub fn compact(&self) -> Result<()> {
+        let max_accepted = self.results[self.turn].max_accepted;
+        if max_accepted == 0 || self.pass.num_logit_rows() == 0 {
+            return Ok(());
         }
-        Ok(())
+        let [_, accepted_len, _, accepted] = self.latest_results();
+        kv_compact(
+            self.pass.device(),
+            KvCompactArgs {
+                kv: self.kv.pages(),
+                page_table: &self.kv.page_table(self.pass.num_sequences()),
+                prefix_len: &self.pass.prefix_len(),
+                accepted: &accepted,
+                accepted_len: &accepted_len,
+                max_accepted,
+            },
+        )
     }
 
     /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
-    /// `max_accepted` as in [`Verifier::walk`].
-    pub fn read_walks(&mut self, max_accepted: usize) -> Result<Vec<Verified>> {
-        let turn = self.start_reading(max_accepted)?;
+    pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
+        let turn = self.start_reading()?;
         self.read_turn(turn)
     }
 
     /// Starts to read what the walk found; which turn [`Verifier::read_turn`] is to wait for.
-    pub fn start_reading(&mut self, max_accepted: usize) -> Result<usize> {
-        let places = Places::of(&self.pass);
-        let Results { device, host } = &mut self.results[self.turn];
-        let count = match (self.pass.num_logit_rows(), max_accepted) {
-            (0, _) => 0,
-            // Where nothing can be accepted no nodes are named.
-            (_, 0) => places.bonus.end,
-            _ => places.accepted.end,
-        };
+    pub fn start_reading(&mut self) -> Result<usize> {
+        let Results { device, host, max_accepted } = &mut self.results[self.turn];
+        let places = Places::of(&self.pass, *max_accepted);
+        let count = if self.pass.num_logit_rows() == 0 { 0 } else { places.accepted.end };
         host.post(device, count)?;
         Ok(self.turn)
     }
 
     /// Waits for the results of a turn, whose pass had the rows that the latest has; as [`Verifier::read_walks`].
     pub fn read_turn(&mut self, turn: usize) -> Result<Vec<Verified>> {
-        let (places, batch) = (Places::of(&self.pass), self.pass.num_sequences());
-        let results = self.results[turn].host.wait()?;
+        let Results { host, max_accepted, .. } = &self.results[turn];
+        let places = Places::of(&self.pass, *max_accepted);
+        let results = host.wait()?;
         let read_one = |sequence: usize| {
             let rows = self.pass.logit_rows_of(sequence);
             if rows.is_empty() {
                 return Verified::default();
             }
             let len = results[places.accepted_len.clone()][sequence] as usize;
-            let first = places.accepted.start + sequence * MAX_ROWS_PER_SEQUENCE;
+            let nodes = &results[places.accepted.clone()][sequence * max_accepted..][..len];
             Verified {
-                accepted: (first..first + len).map(|place| results[place] as usize).collect(),
+                accepted: nodes.iter().map(|&node| node as usize).collect(),
                 bonus: results[places.bonus.clone()][sequence],
                 drawn: results[places.drawn.clone()][rows].to_vec(),
                 logprobs: Vec::new(),
             }
         };
-        Ok((0..batch).map(read_one).collect())
+        Ok((0..self.pass.num_sequences()).map(read_one).collect())
     }
 
     /// Waits for the pass and reads the draw at every row that wanted logits.
     pub fn read_draws(&mut self) -> Result<Vec<i32>> {
         let wanted = self.pass.num_logit_rows();
-        let Results { device, host } = &mut self.results[self.turn];
+        let Results { device, host, .. } = &mut self.results[self.turn];
         host.post(device, wanted)?;
         let drawn = host.wait()?.to_vec();
         if drawn.contains(&-1) {

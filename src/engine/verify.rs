@@ -21,11 +21,14 @@ impl Engine {
         let logits = self.run_target(slots, trees)?;
         let depths = trees.iter().flat_map(|tree| tree.depths());
         let deepest = depths.copied().max().map_or(0, usize::from);
-        self.verifier.walk(if self.has(Bug::StaleKv) { 0 } else { deepest })?;
+        self.verifier.walk(deepest)?;
+        if !self.has(Bug::StaleKv) {
+            self.verifier.compact()?;
+        }
         if !slots.is_empty() {
             self.times.mark_verify()?;
         }
-        let mut verified = self.verifier.read_walks(deepest)?;
+        let mut verified = self.verifier.read_walks()?;
         if self.has(Bug::WrongSibling) {
             mutate_siblings(trees, slots, &mut verified);
         }

@@ -18,7 +18,7 @@ pub struct VerifyWalkArgs<'a> {
     pub parents: &'a Tensor,
     /// I32 `[T]`: the token the target draws after each node.
     pub drawn: &'a Tensor,
-    /// Out, I32 `[B, 256]`: indices within the sequence of the accepted nodes, ascending, root excluded.
+    /// Out, I32 `[B, N]`: indices within the sequence of the accepted nodes, ascending, root excluded; the first N of a longer path.
     /// Entries from `accepted_len` on keep what they held.
     pub accepted: &'a Tensor,
     /// Out, I32 `[B]`.
@@ -32,12 +32,12 @@ pub struct VerifyWalkArgs<'a> {
 /// # Errors
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn verify_walk(device: &Device, args: VerifyWalkArgs) -> Result<()> {
-    let mut dims = Dims::new("verify_walk").fix("256", MAX_NODES);
+    let mut dims = Dims::new("verify_walk");
     dims.dense("seq_start", args.seq_start, DType::I32, &["B+1"])?;
     dims.dense("tokens", args.tokens, DType::I32, &["T"])?;
     dims.dense("parents", args.parents, DType::I32, &["T"])?;
     dims.dense("drawn", args.drawn, DType::I32, &["T"])?;
-    dims.dense("accepted", args.accepted, DType::I32, &["B", "256"])?;
+    dims.dense("accepted", args.accepted, DType::I32, &["B", "N"])?;
     dims.dense("accepted_len", args.accepted_len, DType::I32, &["B"])?;
     dims.dense("bonus", args.bonus, DType::I32, &["B"])?;
     let num_sequences = dims.get("B");
@@ -55,8 +55,9 @@ pub fn verify_walk(device: &Device, args: VerifyWalkArgs) -> Result<()> {
         .ptr(args.drawn)
         .ptr(args.accepted)
         .ptr(args.accepted_len)
-        .ptr(args.bonus);
-    // SAFETY: arguments in the order of verify_walk; one warp a sequence, so accesses to [B] and [B, 256] are
+        .ptr(args.bonus)
+        .i32(dims.get("N"));
+    // SAFETY: arguments in the order of verify_walk; one warp a sequence, so accesses to [B] and [B, N] are
     // in bounds by the checks above. The caller owns that seq_start ascends to T. Writes the three outputs
     // only.
     unsafe { device.launch("verify_walk", [num_sequences as u32, 1, 1], [32, 1, 1], 0, &launch_args) }
