@@ -17,8 +17,8 @@ from pathlib import Path
 
 from peers.ours import Gone, Ours
 
-# Seconds that FlexAttention may take in all: each shape is compiled for itself, and that is slow.
-FLEX_SECONDS = 120
+# Share of the time that FlexAttention may take in all: each shape is compiled for itself, and that is slow.
+FLEX_SHARE = 0.28
 ARITHMETIC = [(8192, 8192, 8192)] + [(m, 28672, 4096) for m in (64, 128, 256, 512)]
 
 
@@ -38,9 +38,9 @@ class Record:
 class Peers:
     """Who else has a kernel for a shape; nobody, if PyTorch is missing."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, flex_seconds: float) -> None:
         self.record = record
-        self.flex_left = float(FLEX_SECONDS)
+        self.flex_left = flex_seconds
         self.torch = None
         try:
             import torch
@@ -97,6 +97,18 @@ def by_shape(entries: list[dict]) -> list[list[dict]]:
     return [list(group) for _, group in itertools.groupby(entries, key=shape)]
 
 
+def in_turns(groups: list[list[dict]]) -> list[list[dict]]:
+    """By rank, and within a rank a row of each family in turn: whenever the time is over, every family has had its share."""
+    ordered = []
+    for _, same in itertools.groupby(groups, key=lambda group: group[0]["rank"]):
+        families: dict[str, list] = {}
+        for group in same:
+            families.setdefault(group[0]["shape"]["family"], []).append(group)
+        turns = itertools.zip_longest(*families.values())
+        ordered += [group for turn in turns for group in turn if group is not None]
+    return ordered
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("executable", type=Path)
@@ -111,7 +123,7 @@ def main() -> int:
     ours = Ours(args.executable.resolve(), patience=max(60.0, args.seconds / 4))
     for row in ours.several("ceilings"):
         record.add("ours", row | ({"case": row["skipped"]} if "skipped" in row else {}))
-    peers = Peers(record)
+    peers = Peers(record, FLEX_SHARE * args.seconds)
     if peers.torch is not None:
         scale = 1 if peers.timing.on_gpu() else 32
         for m, n, k in ARITHMETIC:
@@ -120,7 +132,8 @@ def main() -> int:
             peers.measure("torch.matmul", peers.torch_peers.matmul, [case], shape)
     seen: dict[str, int] = {}
     missed = 0
-    for group in by_shape([entry for entry in ours.several("list") if args.only in entry["name"]]):
+    entries = [entry for entry in ours.several("list") if args.only in entry["name"]]
+    for group in in_turns(by_shape(entries)):
         shape, names = group[0]["shape"], [entry["name"] for entry in group]
         family = shape["family"]
         seen[family] = seen.get(family, 0) + 1

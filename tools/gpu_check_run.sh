@@ -6,13 +6,16 @@
 #        gpu-check/run.sh end-to-end [RESULTS_DIR] [MODELS_DIR]      policies against plain decoding; MODELS_DIR/{target,drafter},
 #                                                                    or the demo pair
 # Environment: SMART_DEVICE (cuda:0; `host` tries the script itself on the CPU, at tiny shapes), PYTHON (python3),
-#   GPU_CHECK_PATIENCE (1: factor of all time limits)
+#   GPU_CHECK_PATIENCE (1: factor of all time limits), GPU_CHECK_SECONDS (how long `kernels` and `end-to-end` measure, if not 410 and 430 times that)
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export SMART_TEST_ROOT=${SMART_TEST_ROOT:-$(dirname "$here")}
 export SMART_DEVICE=${SMART_DEVICE:-cuda:0}
 [ "$SMART_DEVICE" = host ] || export SMART_REQUIRE_GPU=1
 patience=${GPU_CHECK_PATIENCE:-1}
+seconds=${GPU_CHECK_SECONDS:-}
+[[ $patience =~ ^[1-9][0-9]*$ && ( -z $seconds || $seconds =~ ^[1-9][0-9]*$ ) ]] ||
+  { echo "GPU_CHECK_PATIENCE and GPU_CHECK_SECONDS are whole numbers above 0" >&2; exit 2; }
 python=${PYTHON:-python3}
 tools=$SMART_TEST_ROOT/tools
 usage() { sed -n '/^# Usage/,/^# Environment/p' "$0" | sed '$d; s/^# //' >&2; exit 2; }
@@ -112,13 +115,13 @@ conformance() {
 
 # ---- kernels
 
-# rows SECONDS: ours and others' in turn; without Python ours alone.
+# rows SECONDS: ours and others' in turn, none begun after so long; without Python ours alone.
 rows() {
   local few=()
   [ "$SMART_DEVICE" = host ] && few=(--most 3)
   if "$python" -c '' 2>/dev/null; then
     timeout --kill-after=5 "$limit" "$python" "$tools/gpu_check_kernels.py" "$check" "$results/kernels.jsonl" \
-      --seconds "$(($1 * patience))" "${few[@]}"
+      --seconds "$1" "${few[@]}"
   else
     echo "$python does not start: our kernels alone"
     SMART_BENCH_JSON=$results/kernels.jsonl timeout --kill-after=5 "$limit" \
@@ -129,7 +132,8 @@ rows() {
 kernels() {
   unpack gpu_check
   rm -f "$results/kernels.jsonl"
-  step "our kernels and others' in turn" 455 rows 410
+  local all=${seconds:-$((410 * patience))}
+  step "our kernels and others' in turn" $((all / patience + 45)) rows "$all"
 }
 
 # ---- end to end
@@ -163,14 +167,14 @@ end_to_end() {
     [ -e "$pair/prompts.jsonl" ] && prompts=$pair/prompts.jsonl
   fi
   cd "$SMART_TEST_ROOT" || exit 1
-  local all=$((450 * patience)) part batches="1 8 32 64 4 16 2"
+  local all=$((${seconds:-$((430 * patience))} + 20)) part batches="1 8 32 64 4 16 2"
   [ "$SMART_DEVICE" = host ] && batches="1 2"
   for part in $(for t in 0 1; do for b in $batches; do echo "$b:$t"; done; done); do
     if ((SECONDS > all - 20)); then
       summary+=("SKIPPED batch ${part%:*} at temperature ${part#*:}: no time left")
       continue
     fi
-    step "batch ${part%:*} at temperature ${part#*:}" $(((all - SECONDS) / patience)) bench "${part%:*}" "${part#*:}"
+    step "batch ${part%:*} at temperature ${part#*:}" $(((all - SECONDS) / patience + 1)) bench "${part%:*}" "${part#*:}"
   done
 }
 
