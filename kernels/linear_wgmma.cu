@@ -1,8 +1,8 @@
 // WHAT      linear and linear_swiglu on Hopper's warpgroup tensor cores: a family beside that of linear.cu,
 //           for all widths, of which a process uses one (SMART_LINEAR). Defined in images for sm_90a alone.
 // MATH, SHAPES, REQUIRES  those of linear.cu, and its arguments
-// LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), 128 threads for
-//           each 64 weights of a tile, dynamic shared memory kStages * (tokens + weights) * 128 bytes. May
+// LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>[_w<weights>]: grid (token tiles, weight tiles, splits of K), 128
+//           threads for each 64 weights of a tile, dynamic shared memory kStages * (tokens + weights) * 128 bytes. May
 //           overlap its predecessors: weights are on their way before it waits.
 // NUMERICS  those of linear.cu: one accumulator an output, ascending K in steps of 16, splits by (N, K)
 //           alone. Within a step tensor cores add as they please, so that bits of the two families may differ
@@ -11,15 +11,19 @@
 //           tests/kernels/linear.rs
 //
 // Roofline: mma reaches 60 to 65 % of Hopper's tensor cores, wgmma all of them; above about 100 tokens that
-// decides whether the weights of an H200 can be multiplied as fast as they are read. Nothing here has run on
-// a GPU yet; what fence_async_proxy costs while copies are under way is the first thing to measure.
+// decides whether the weights of an H200 can be multiplied as fast as they are read. Below that L2 does: a tile
+// of W weights and T tokens reads T / W bytes of tokens for each byte of weights, all of them from L2, which
+// gives an SM one and a half times what memory does, at a guess. So where 64 tokens and more come together
+// 256 weights share them, in a CTA that has its SM for itself, if the layer has enough weights to keep most SMs
+// busy; 32 tokens share 128. Nothing here has run on a GPU yet; what fence_async_proxy costs while copies are
+// under way is the first thing to measure.
 //
 // Schedule: weights are the 64-side of wgmma, tokens the other. cp.async fills a ring of stages. In step t
 // all threads wait for their copies of tile t and meet; the products of t are issued; then the slot of tile
 // t - 2 is filled anew, with which every warp had finished when it came to the barrier; then the products of
 // t - 1 are waited for. So there is always a group of products under way, and tensor cores never drain
 // between tiles. kStages - 2 tiles are in flight, of narrow ones three, in so little memory that CTAs share
-// an SM; wide ones have an SM for themselves.
+// an SM; wide ones have an SM for themselves, and two or three.
 //
 // Tiles of up to 64 tokens are multiplied whole, also where rows are missing: a step of 64 tokens takes 32
 // cycles, so a tile of 8 KB of weights 128, and memory takes over 400 to bring them to an SM. Copies of
@@ -136,12 +140,15 @@ __device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
                 (linear_wgmma<T, Tile<tokens, weights, stages>, gated>)) \
   EXPORT_HOPPER_KERNEL(name)
 
-#define LINEAR_FAMILY(name, T, gated)        \
-  LINEAR(name##_t8, T, gated, 8, 64, 5)      \
-  LINEAR(name##_t16, T, gated, 16, 64, 5)    \
-  LINEAR(name##_t32, T, gated, 32, 64, 5)    \
-  LINEAR(name##_t64, T, gated, 64, 64, 5)    \
-  LINEAR(name##_t128, T, gated, 128, 128, 7) \
+#define LINEAR_FAMILY(name, T, gated)             \
+  LINEAR(name##_t8, T, gated, 8, 64, 5)           \
+  LINEAR(name##_t16, T, gated, 16, 64, 5)         \
+  LINEAR(name##_t32, T, gated, 32, 64, 5)         \
+  LINEAR(name##_t32_w128, T, gated, 32, 128, 5)   \
+  LINEAR(name##_t64, T, gated, 64, 64, 5)         \
+  LINEAR(name##_t64_w256, T, gated, 64, 256, 5)   \
+  LINEAR(name##_t128, T, gated, 128, 128, 7)      \
+  LINEAR(name##_t128_w256, T, gated, 128, 256, 4) \
   LINEAR(name##_t256, T, gated, 256, 128, 4)
 
 LINEAR_FAMILY(linear_wgmma_bf16, bf16, false)

@@ -141,6 +141,20 @@ impl Device {
         Ok(Self { inner: self.inner.clone(), families: self.families.with(operation, family) })
     }
 
+    /// The same device with tiles of many weights for linear layers wherever a launch has so many CTAs, of tiles that come in several widths: 1 is
+    /// always, `u32::MAX` never. For tests and measurements: tiles decide speed only.
+    #[doc(hidden)]
+    pub fn with_wide_tiles_from(&self, ctas: u32) -> Self {
+        let mut families = self.families;
+        families.wide_from_ctas = ctas;
+        Self { inner: self.inner.clone(), families }
+    }
+
+    /// CTAs of a launch from which on linear layers take the widest tile.
+    pub(crate) fn wide_from_ctas(&self) -> u32 {
+        self.families.wide_from_ctas
+    }
+
     /// The family of kernels that linear layers launch.
     pub fn linear_family(&self) -> TensorCoreFamily {
         self.families.of(Operation::Linear)

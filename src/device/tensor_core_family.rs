@@ -87,11 +87,23 @@ impl Operation {
     }
 }
 
+/// CTAs of a launch from which on a linear layer's tile with more weights is worth having: three quarters of a large GPU's SMs.
+const WIDE_FROM_CTAS: u32 = 96;
+
 /// The family of every operation.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Families {
     linear: TensorCoreFamily,
     attention: TensorCoreFamily,
+    /// See [`WIDE_FROM_CTAS`].
+    pub(super) wide_from_ctas: u32,
+}
+
+impl Default for Families {
+    fn default() -> Self {
+        let mma = TensorCoreFamily::default();
+        Self { linear: mma, attention: mma, wide_from_ctas: WIDE_FROM_CTAS }
+    }
 }
 
 impl Families {

@@ -75,9 +75,17 @@ struct Tile {
     kernels: [[&'static str; 2]; 2],
 }
 
+impl Tile {
+    /// Of its stages, each a tile of weights and one of tokens.
+    fn shared_bytes(&self) -> u32 {
+        let row_bytes = TILE_K * DType::Bf16.size_in_bytes();
+        (self.stages * (self.tokens + self.weights) * row_bytes) as u32
+    }
+}
+
 /// A [`Tile`] with the names of its kernels.
 macro_rules! tile {
-    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal) => {
+    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal $(, $suffix:literal)?) => {
         Tile {
             tokens: $tokens,
             weights: $weights,
@@ -85,19 +93,19 @@ macro_rules! tile {
             stages: $stages,
             kernels: [
                 [
-                    concat!("linear", $family, "_bf16_t", $tokens),
-                    concat!("linear_swiglu", $family, "_bf16_t", $tokens),
+                    concat!("linear", $family, "_bf16_t", $tokens $(, $suffix)?),
+                    concat!("linear_swiglu", $family, "_bf16_t", $tokens $(, $suffix)?),
                 ],
                 [
-                    concat!("linear", $family, "_f16_t", $tokens),
-                    concat!("linear_swiglu", $family, "_f16_t", $tokens),
+                    concat!("linear", $family, "_f16_t", $tokens $(, $suffix)?),
+                    concat!("linear_swiglu", $family, "_f16_t", $tokens $(, $suffix)?),
                 ],
             ],
         }
     };
 }
 
-/// In ascending order of tokens; must match the instantiations in `kernels/linear.cu`.
+/// In ascending order of tokens, of equals the one with most weights first; must match the instantiations in `kernels/linear.cu`.
 const MMA_TILES: &[Tile] = &[
     tile!("", 8, 64, 128, 4),
     tile!("", 16, 64, 128, 4),
@@ -110,8 +118,11 @@ const MMA_TILES: &[Tile] = &[
 const WGMMA_TILES: &[Tile] = &[
     tile!("_wgmma", 8, 64, 128, 5),
     tile!("_wgmma", 16, 64, 128, 5),
+    tile!("_wgmma", 32, 128, 256, 5, "_w128"),
     tile!("_wgmma", 32, 64, 128, 5),
+    tile!("_wgmma", 64, 256, 512, 5, "_w256"),
     tile!("_wgmma", 64, 64, 128, 5),
+    tile!("_wgmma", 128, 256, 512, 4, "_w256"),
     tile!("_wgmma", 128, 128, 256, 7),
     tile!("_wgmma", 256, 128, 256, 4),
 ];
@@ -143,9 +154,10 @@ fn tickets_len(n: usize, k: usize) -> usize {
     if splits.count == 1 {
         return 0;
     }
+    // Narrow tiles are the most.
     let launches = TensorCoreFamily::ALL.into_iter().flat_map(|family| {
         let rows = tiles(family).iter().map(|tile| tile.tokens).chain([MAX_SPLIT_ROWS]);
-        rows.map(move |rows| geometry(family, rows, n, splits).1)
+        rows.map(move |rows| geometry((family, u32::MAX), rows, n, splits).1)
     });
     launches.map(|[x, y, _]| (x * y) as usize).max().unwrap_or(0)
 }
@@ -158,18 +170,24 @@ fn workspace_len(max_rows: usize, n: usize, k: usize) -> usize {
     }
 }
 
-/// The launch for `rows` rows: which tile, over which grid. The tile decides speed only.
+/// The launch for `rows` rows: which tile, over which grid, with how many bytes of shared memory. Of tiles for as many rows the one with the most
+/// weights that makes `wide_from_ctas` CTAs: every tile reads the rows once more. The tile decides speed only.
 fn geometry(
-    family: TensorCoreFamily,
+    (family, wide_from_ctas): (TensorCoreFamily, u32),
     rows: usize,
     n: usize,
     splits: Splits,
 ) -> (&'static Tile, [u32; 3], u32) {
     let tiles = tiles(family);
-    let tile = tiles.iter().find(|tile| rows <= tile.tokens).unwrap_or(&tiles[tiles.len() - 1]);
-    let grid = [rows.div_ceil(tile.tokens) as u32, n.div_ceil(tile.weights) as u32, splits.count as u32];
-    let row_bytes = TILE_K * DType::Bf16.size_in_bytes();
-    (tile, grid, (tile.stages * (tile.tokens + tile.weights) * row_bytes) as u32)
+    let tokens = tiles.iter().map(|tile| tile.tokens).find(|&tokens| rows <= tokens);
+    let tokens = tokens.unwrap_or(tiles[tiles.len() - 1].tokens);
+    let grid = |tile: &Tile| {
+        [rows.div_ceil(tile.tokens) as u32, n.div_ceil(tile.weights) as u32, splits.count as u32]
+    };
+    let fitting = || tiles.iter().filter(|tile| tile.tokens == tokens);
+    let busy = fitting().find(|tile| grid(tile).iter().product::<u32>() >= wide_from_ctas);
+    let tile = busy.or(fitting().last()).expect("a tile of every number of tokens");
+    (tile, grid(tile), tile.shared_bytes())
 }
 
 /// Computes `out[t] = x[t] weight^T + bias`, accumulated in f32 and rounded once.
@@ -261,7 +279,8 @@ fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()
 /// One launch of the 16-bit kernel. Operands are checked.
 fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
-    let (tile, grid, shared_bytes) = geometry(device.linear_family(), rows, n, splits);
+    let (tile, grid, shared_bytes) =
+        geometry((device.linear_family(), device.wide_from_ctas()), rows, n, splits);
     let kernel = tile.kernels[usize::from(args.x.dtype() != DType::Bf16)][usize::from(gated)];
     let workspace = Some(args.workspace).filter(|_| splits.count > 1);
     let launch_args = LaunchArgs::new()
@@ -311,6 +330,9 @@ fn launch_f32(device: &Device, args: &LinearArgs, gated: bool) -> Result<()> {
 mod tests {
     use super::*;
 
+    const MMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Mma, 96);
+    const WGMMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Wgmma, 96);
+
     #[test]
     fn splits_give_small_weights_enough_ctas() {
         assert_eq!(splits(4096, 4096), Splits { count: 8, tiles_each: 8 });
@@ -334,25 +356,37 @@ mod tests {
         let tokens = |family| {
             [1, 8, 9, 16, 17, 33, 64, 65, 129, 500].map(|rows| geometry(family, rows, 4096, one).0.tokens)
         };
-        assert_eq!(tokens(TensorCoreFamily::Mma), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
-        assert_eq!(tokens(TensorCoreFamily::Wgmma), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
-        let (_, grid, shared) = geometry(TensorCoreFamily::Mma, 300, 200, Splits { count: 3, tiles_each: 9 });
+        assert_eq!(tokens(MMA), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
+        assert_eq!(tokens(WGMMA), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
+        let (_, grid, shared) = geometry(MMA, 300, 200, Splits { count: 3, tiles_each: 9 });
         assert_eq!(grid, [3, 2, 3]);
         assert_eq!(shared, 3 * 256 * 128);
-        assert_eq!(geometry(TensorCoreFamily::Mma, 1, 64, one).2, 36 * 1024);
-        assert_eq!(geometry(TensorCoreFamily::Wgmma, 300, 200, one).1, [2, 2, 8]);
+        assert_eq!(geometry(MMA, 1, 64, one).2, 36 * 1024);
+        assert_eq!(geometry(WGMMA, 300, 200, one).1, [2, 2, 8]);
     }
 
-    /// Narrow tiles share a multiprocessor, which has 228 KB, of which each CTA costs one more; no CTA has more than 227.
+    /// Tiles of few tokens share a multiprocessor, which has 228 KB, of which each CTA costs one more; no CTA has more than 227.
     #[test]
     fn stages_fit_and_narrow_tiles_share() {
         for family in TensorCoreFamily::ALL {
             for tile in tiles(family) {
-                let shared = geometry(family, tile.tokens, 64, splits(64, 64)).2;
-                let most = if tile.tokens > 64 { 227 } else { 113 };
-                assert!(shared <= most * 1024, "{}", tile.kernels[0][0]);
+                let shares = tile.tokens <= 64 && tile.weights <= 128;
+                let most = if shares { 113 } else { 227 };
+                assert!(tile.shared_bytes() <= most * 1024, "{}", tile.kernels[0][0]);
             }
         }
+    }
+
+    /// Wide tiles want weights that keep the GPU busy: all of an 8B's do, a small model's square ones do not.
+    #[test]
+    fn weights_of_a_tile_grow_with_the_layer() {
+        let weights = |rows: usize, n: usize, k: usize| geometry(WGMMA, rows, n, splits(n, k)).0.weights;
+        for (n, k) in [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128_256, 4096)] {
+            assert_eq!([8, 32, 64, 128, 256].map(|rows| weights(rows, n, k)), [64, 128, 256, 256, 128]);
+        }
+        assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 2048)), [64, 64, 128]);
+        assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 8192)), [128, 256, 256]);
+        assert_eq!(geometry(MMA, 64, 4096, splits(4096, 4096)).0.weights, 64);
     }
 
     #[test]
@@ -360,8 +394,10 @@ mod tests {
         for n in [8, 64, 200, 4096] {
             for family in TensorCoreFamily::ALL {
                 let splits = splits(n, 4096);
-                for rows in [1, 64, 65, 128, 129, 256] {
-                    let [x, y, _] = geometry(family, rows, n, splits).1;
+                for (rows, wide_from) in
+                    [1, 64, 65, 128, 129, 256].map(|rows| [(rows, 1), (rows, 96)]).concat()
+                {
+                    let [x, y, _] = geometry((family, wide_from), rows, n, splits).1;
                     assert!((x * y) as usize <= tickets_len(n, 4096), "{family:?}: {rows} rows of {n}");
                 }
             }

@@ -249,8 +249,11 @@ LINEAR_TWINS(linear_f16, f16, false)
 LINEAR_TWINS(linear_swiglu_bf16, bf16, true)
 LINEAR_TWINS(linear_swiglu_f16, f16, true)
 
-#define LINEAR_WGMMA_TWINS(name, T, gated) \
-  LINEAR_TWINS(name, T, gated)             \
+#define LINEAR_WGMMA_TWINS(name, T, gated)                \
+  LINEAR_TWINS(name, T, gated)                            \
+  NATIVE_TWIN(name##_t32_w128, (linear_native<T, gated>)) \
+  NATIVE_TWIN(name##_t64_w256, (linear_native<T, gated>)) \
+  NATIVE_TWIN(name##_t128_w256, (linear_native<T, gated>)) \
   NATIVE_TWIN(name##_t256, (linear_native<T, gated>))
 
 LINEAR_WGMMA_TWINS(linear_wgmma_bf16, bf16, false)
