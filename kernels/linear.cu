@@ -11,10 +11,10 @@
 //                    T   [rows, N / 2]             of linear_swiglu
 //           partial  f32 [splits, rows, N]  out    null where K is not split
 //           tickets  u32 [tiles]            inout  one for each of the grid's (x, y), 0 before and after
-// LAUNCH    128 threads; linear_<bf16|f16>_t<tokens>: grid (token tiles, weight tiles, splits of K), dynamic
-//           shared memory kStages * (tokens + weights) * 128 bytes. linear_f32: grid (ceil(rows / 8),
-//           ceil(N / 16)), a warp for 4 weight rows x 8 tokens. May overlap its predecessors: weights are
-//           on their way before it waits.
+// LAUNCH    linear_<bf16|f16>_t<tokens>[_w<weights>]: grid (token tiles, weight tiles, splits of K), 128 threads
+//           (_w128: 256), dynamic shared memory kStages * (tokens + weights) * 128 bytes. linear_f32: 128
+//           threads, grid (ceil(rows / 8), ceil(N / 16)), a warp for 4 weight rows x 8 tokens. May overlap its
+//           predecessors: weights are on their way before it waits.
 // REQUIRES  bf16, f16: K % 8 == 0, x_stride % 8 == 0, x and weight 16-byte aligned; f32: nothing.
 //           linear_swiglu: N % 16 == 0
 // NUMERICS  One accumulator an output, ascending K in steps of 16; splits added in ascending order, then the
@@ -34,7 +34,9 @@
 // tokens. cp.async fills a ring of stages; one barrier a tile both publishes the tile that arrived and frees
 // the one before it. Chunk c of row r of a tile lies at chunk c ^ (r % 8), so that copies and ldmatrix touch
 // every bank once. Above 64 tokens arithmetic counts: a 128 x 128 tile halves the traffic from L2, and adds
-// in the same order. Gate and up rows lie in turns of 8, the two halves of an m16 tile: a thread holds both.
+// in the same order. Below, 17 tokens and more share 128 weights where there are enough of them: a tile reads
+// tokens / weights bytes of tokens from L2 for each byte of weights. Gate and up rows lie in turns of 8, the two
+// halves of an m16 tile: a thread holds both.
 #include "prims.cuh"
 #include "elements.cuh"
 #include "linear_tile.cuh"
@@ -42,10 +44,10 @@
 
 constexpr int kThreads = 128;  // four warps: enough to fill a stage with four 16-byte copies a thread
 
-// The tile of a CTA. Four warps form a grid of (4 / kWarpsAlongTokens) x kWarpsAlongTokens.
-template <int kTokens_, int kWeights_, int kWarpsAlongTokens_, int kStages_>
+// The tile of a CTA. Its four or eight warps form a grid, kWarpsAlongTokens of them on the side of the tokens.
+template <int kTokens_, int kWeights_, int kWarpsAlongTokens_, int kStages_, int kThreads_ = ::kThreads>
 struct Tile {
-  static constexpr int kThreads = ::kThreads;
+  static constexpr int kThreads = kThreads_;
   static constexpr int kTokens = kTokens_;
   static constexpr int kWeights = kWeights_;
   static constexpr int kWarpsAlongTokens = kWarpsAlongTokens_;
@@ -75,16 +77,16 @@ __device__ __forceinline__ void linear_mma(const LinearOperands<T>& layer) {
   auto fetch_weights = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements;
     if (tile < place.tile_end) {
-      fetch_tile<Shape::kWeights, kThreads>(stage, layer.weight, place.weight0, layer.N, layer.K,
-                                            tile * kTileK, layer.K);
+      fetch_tile<Shape::kWeights, Shape::kThreads>(stage, layer.weight, place.weight0, layer.N, layer.K,
+                                                   tile * kTileK, layer.K);
     }
   };
   // Groups are committed even when empty: the wait counts them.
   auto fetch_tokens = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
     if (tile < place.tile_end) {
-      fetch_tile<Shape::kTokens, kThreads>(stage, layer.x, place.token0, layer.num_rows, layer.x_stride,
-                                           tile * kTileK, layer.K);
+      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, layer.x, place.token0, layer.num_rows,
+                                                  layer.x_stride, tile * kTileK, layer.K);
     }
     cp_async_commit();
   };
@@ -245,16 +247,17 @@ __device__ __forceinline__ void linear_fma(const float* x, const float* weight, 
 LINEAR_FMA(linear_f32, false)
 LINEAR_FMA(linear_swiglu_f32, true)
 
-#define LINEAR(name, T, gated, tokens, weights, warps_along_tokens, stages)                \
-  LINEAR_KERNEL(name, T, kThreads,                                                         \
-                (linear_mma<T, Tile<tokens, weights, warps_along_tokens, stages>, gated>)) \
+#define LINEAR(name, T, gated, ...)                                                                \
+  LINEAR_KERNEL(name, T, (Tile<__VA_ARGS__>::kThreads), (linear_mma<T, Tile<__VA_ARGS__>, gated>)) \
   EXPORT_KERNEL(name)
 
-#define LINEAR_FAMILY(name, T, gated)        \
-  LINEAR(name##_t8, T, gated, 8, 64, 1, 4)   \
-  LINEAR(name##_t16, T, gated, 16, 64, 1, 4) \
-  LINEAR(name##_t32, T, gated, 32, 64, 1, 4) \
-  LINEAR(name##_t64, T, gated, 64, 64, 2, 3) \
+#define LINEAR_FAMILY(name, T, gated)                   \
+  LINEAR(name##_t8, T, gated, 8, 64, 1, 4)              \
+  LINEAR(name##_t16, T, gated, 16, 64, 1, 4)            \
+  LINEAR(name##_t32, T, gated, 32, 64, 1, 4)            \
+  LINEAR(name##_t32_w128, T, gated, 32, 128, 1, 4, 256) \
+  LINEAR(name##_t64, T, gated, 64, 64, 2, 3)            \
+  LINEAR(name##_t64_w128, T, gated, 64, 128, 2, 3, 256) \
   LINEAR(name##_t128, T, gated, 128, 128, 2, 3)
 
 LINEAR_FAMILY(linear_bf16, bf16, false)

@@ -166,6 +166,8 @@ def kernels(folder: Path) -> None:
     ratios(families, source)
     layer = lambda sizes: (f"{sizes['rows']} rows", f"{sizes['model']} {sizes['layer']}")
     instructions("Linear layers", "layers", families["linear"], layer, source)
+    for wide in ("mma", "wgmma"):
+        instructions("Linear layers", "layers", families["linear"], layer, source, (f"{wide}, narrow tiles", wide))
     nodes = lambda sizes: (f"{sizes['nodes']} nodes", json.dumps(sizes | {"instructions": None}))
     instructions("Attention", "shapes", families["attention"], nodes, source)
     if missing:
@@ -202,8 +204,11 @@ def ratios(families: dict[str, dict[str, Shape]], source: str) -> None:
     )  # fmt: skip
 
 
-def instructions(title: str, what: str, members: dict[str, Shape], place: Callable[[dict], tuple[str, str]], source: str) -> None:
-    """Both instructions, at each number of rows or nodes: whether, and from where on, wgmma is worth choosing. `place` says where a shape
+def instructions(
+    title: str, what: str, members: dict[str, Shape], place: Callable[[dict], tuple[str, str]], source: str,
+    both: tuple[str, str] = ("mma", "wgmma"),
+) -> None:  # fmt: skip
+    """Both instructions, at each number of rows or nodes: whether, and from where on, the second is worth choosing. `place` says where a shape
     belongs, and what shape it is but for the instructions."""
     times: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     names: dict[tuple[str, str], str] = {}
@@ -212,16 +217,17 @@ def instructions(title: str, what: str, members: dict[str, Shape], place: Callab
         if us and "instructions" in sizes:
             width, same = place(sizes)
             times[width][same][sizes["instructions"]] = us
-            names[width, same] = name.removesuffix(f" {sizes['instructions']}")
+            if sizes["instructions"] == both[1]:
+                names[width, same] = name.removesuffix(f" {both[1]}")
     rows = []
     for width in sorted(times, key=lambda width: int(width.split()[0])):
-        found = {same: us["mma"] / us["wgmma"] for same, us in times[width].items() if {"mma", "wgmma"} <= us.keys()}
+        found = {same: us[both[0]] / us[both[1]] for same, us in times[width].items() if set(both) <= us.keys()}
         if found:
             least = min(found, key=found.__getitem__)
             mean = geometric_mean(found.values())
             rows.append([width, str(len(found)), number(mean), number(found[least]), names[width, least]])
     table(
-        f"{title}: time by mma over time by wgmma", source,
+        f"{title}: time by {both[0]} over time by {both[1]}", source,
         ["width", what, "geometric mean", "least", "at"], rows,
     )  # fmt: skip
 

@@ -1,5 +1,7 @@
 //! Linear layers: every weight at every number of rows, by each family of kernels that the device has.
 
+use std::ops::RangeInclusive;
+
 use smart_run::Result;
 use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear as multiply, linear_swiglu};
@@ -10,26 +12,41 @@ use super::row_cases::row;
 use super::setting::Setting;
 use super::shapes::LinearShape;
 
+/// A family of kernels, and for which rows it is measured.
+type Family = (&'static str, Device, RangeInclusive<usize>);
+
+/// The families of the device, and each again without its wide tiles, where it has some.
+fn families(device: &Device) -> Vec<Family> {
+    let narrow = |family| match family {
+        TensorCoreFamily::Mma => ("mma, narrow tiles", 17..=64),
+        TensorCoreFamily::Wgmma => ("wgmma, narrow tiles", 17..=128),
+    };
+    let there = |family: TensorCoreFamily| {
+        let usual = device.with_linear_family(family).ok()?;
+        let ((name, rows), without) = (narrow(family), usual.with_wide_tiles_from(u32::MAX));
+        Some([(family.name(), usual, 1..=usize::MAX), (name, without, rows)])
+    };
+    TensorCoreFamily::ALL.into_iter().filter_map(there).flatten().collect()
+}
+
 /// The weights of the model's list, those that matter most at the usual numbers of rows first; families of one shape are neighbours.
 pub fn linear(setting: &Setting) -> Vec<Entry> {
-    let has = |family: &TensorCoreFamily| setting.device.with_linear_family(*family).is_ok();
-    let families: Vec<TensorCoreFamily> = TensorCoreFamily::ALL.into_iter().filter(has).collect();
+    let families = families(&setting.device);
     let (model, mut entries) = (setting.model, Vec::new());
     for shape in model.linears {
         for &rows in model.steps {
-            for &family in &families {
+            for (family, device, _) in families.iter().filter(|(.., measured)| measured.contains(&rows)) {
                 let LinearShape { model: of, layer, n, k, rank, .. } = *shape;
                 let usual = model.widths.contains(&rows);
                 let json = serde_json::json!({
                     "family": "linear", "model": of, "layer": layer, "rows": rows, "n": n, "k": k,
                     "out": if shape.f32_out { "f32" } else { "bf16" }, "gated": is_gated(shape),
-                    "instructions": family.name(),
+                    "instructions": family,
                 });
-                let name = format!("linear {of} {layer} T={rows} N={n} K={k} {}", family.name());
+                let name = format!("linear {of} {layer} T={rows} N={n} K={k} {family}");
                 let rank = if usual { rank } else { rank + 2 };
-                let build = move |setting: &Setting| {
-                    linear_case(setting, setting.device.with_linear_family(family)?, shape, rows)
-                };
+                let device = device.clone();
+                let build = move |setting: &Setting| linear_case(setting, device.clone(), shape, rows);
                 entries.push(Entry::new(rank, name, json, build));
             }
         }

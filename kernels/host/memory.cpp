@@ -76,8 +76,7 @@ std::map<const void*, uint64_t>::iterator find_pinned(DevicePointer p) {
   auto next = pinned.upper_bound(bytes_at(p));
   if (next == pinned.begin()) return pinned.end();
   auto candidate = std::prev(next);
-  const bool inside =
-      bytes_at(p) <= static_cast<const unsigned char*>(candidate->first) + candidate->second;
+  const bool inside = bytes_at(p) <= static_cast<const unsigned char*>(candidate->first) + candidate->second;
   return inside ? candidate : pinned.end();
 }
 

@@ -109,7 +109,9 @@ macro_rules! tile {
 const MMA_TILES: &[Tile] = &[
     tile!("", 8, 64, 128, 4),
     tile!("", 16, 64, 128, 4),
+    tile!("", 32, 128, 256, 4, "_w128"),
     tile!("", 32, 64, 128, 4),
+    tile!("", 64, 128, 256, 3, "_w128"),
     tile!("", 64, 64, 128, 3),
     tile!("", 128, 128, 128, 3),
 ];
@@ -386,7 +388,8 @@ mod tests {
         }
         assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 2048)), [64, 64, 128]);
         assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 8192)), [128, 256, 256]);
-        assert_eq!(geometry(MMA, 64, 4096, splits(4096, 4096)).0.weights, 64);
+        let weights = |rows: usize| geometry(MMA, rows, 4096, splits(4096, 4096)).0.weights;
+        assert_eq!([8, 32, 64, 128].map(weights), [64, 128, 128, 128]);
     }
 
     #[test]

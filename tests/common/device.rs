@@ -51,14 +51,13 @@ impl TestDevice {
         (1..=8).map(|seed| if self.is_host() { Mode::Shuffled(seed) } else { Mode::Gpu }).collect()
     }
 
-    /// The device once for each family of linear layers that it has, and once more for one with tiles of several widths, always wide: all on the
-    /// host driver, `mma` alone on a GPU that is no Hopper.
+    /// The device once for each family of linear layers that it has, as usual and with tiles that are always wide: all on the host driver, `mma`
+    /// alone on a GPU that is no Hopper.
     #[allow(dead_code)] // of the tests that include this module, those of linear layers
     pub fn linear_families(&self) -> Vec<Device> {
-        let mut families = self.families("linear layers", Device::with_linear_family);
-        let wgmma = families.iter().find(|device| device.linear_family() == TensorCoreFamily::Wgmma);
-        families.extend(wgmma.map(|wgmma| wgmma.with_wide_tiles_from(1)));
-        families
+        let usual = self.families("linear layers", Device::with_linear_family);
+        let wide: Vec<Device> = usual.iter().map(|device| device.with_wide_tiles_from(1)).collect();
+        [usual, wide].concat()
     }
 
     /// The same for the families of attention.

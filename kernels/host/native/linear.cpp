@@ -237,22 +237,26 @@ void linear_native_f32(const simt::NativeLaunch&, const float* x, const float* w
 NATIVE_TWIN(linear_f32, linear_native_f32<false>)
 NATIVE_TWIN(linear_swiglu_f32, linear_native_f32<true>)
 
-#define LINEAR_TWINS(name, T, gated)                 \
-  NATIVE_TWIN(name##_t8, (linear_native<T, gated>))  \
-  NATIVE_TWIN(name##_t16, (linear_native<T, gated>)) \
-  NATIVE_TWIN(name##_t32, (linear_native<T, gated>)) \
-  NATIVE_TWIN(name##_t64, (linear_native<T, gated>)) \
+#define LINEAR_TWINS(name, T, gated)                      \
+  NATIVE_TWIN(name##_t8, (linear_native<T, gated>))       \
+  NATIVE_TWIN(name##_t16, (linear_native<T, gated>))      \
+  NATIVE_TWIN(name##_t32, (linear_native<T, gated>))      \
+  NATIVE_TWIN(name##_t32_w128, (linear_native<T, gated>)) \
+  NATIVE_TWIN(name##_t64, (linear_native<T, gated>))      \
   NATIVE_TWIN(name##_t128, (linear_native<T, gated>))
 
-LINEAR_TWINS(linear_bf16, bf16, false)
-LINEAR_TWINS(linear_f16, f16, false)
-LINEAR_TWINS(linear_swiglu_bf16, bf16, true)
-LINEAR_TWINS(linear_swiglu_f16, f16, true)
+#define LINEAR_MMA_TWINS(name, T, gated) \
+  LINEAR_TWINS(name, T, gated)           \
+  NATIVE_TWIN(name##_t64_w128, (linear_native<T, gated>))
 
-#define LINEAR_WGMMA_TWINS(name, T, gated)                \
-  LINEAR_TWINS(name, T, gated)                            \
-  NATIVE_TWIN(name##_t32_w128, (linear_native<T, gated>)) \
-  NATIVE_TWIN(name##_t64_w256, (linear_native<T, gated>)) \
+LINEAR_MMA_TWINS(linear_bf16, bf16, false)
+LINEAR_MMA_TWINS(linear_f16, f16, false)
+LINEAR_MMA_TWINS(linear_swiglu_bf16, bf16, true)
+LINEAR_MMA_TWINS(linear_swiglu_f16, f16, true)
+
+#define LINEAR_WGMMA_TWINS(name, T, gated)                 \
+  LINEAR_TWINS(name, T, gated)                             \
+  NATIVE_TWIN(name##_t64_w256, (linear_native<T, gated>))  \
   NATIVE_TWIN(name##_t128_w256, (linear_native<T, gated>)) \
   NATIVE_TWIN(name##_t256, (linear_native<T, gated>))
 
