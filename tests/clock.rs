@@ -37,7 +37,7 @@ fn h200_table() -> Value {
         ((1024, 256), 32000.0 * hidden),
     ];
     let mut rules = Vec::new();
-    for tile in ["t8", "t16", "t32", "t64", "t128"] {
+    for tile in ["t8", "t16", "t32", "t32_w128", "t64", "t64_w128", "t128"] {
         for ((n, k), params) in linears {
             let kernel = if n == 1792 { "linear_swiglu" } else { "linear" };
             rules.push(json!({
