@@ -106,7 +106,7 @@ __device__ uint32_t top_k_bound(const float* __restrict__ row, int vocab_size, f
     least = search_bound(k, state, [&](auto&& use) { use(weight_of(own_best, max_logit, temperature), 1); });
   }
   return search_bound(k, state, [&](auto&& use) {
-    for_each_quad(row, vocab_size, [&](int, const Quad& four) {
+    for_each_quad(row, vocab_size, all_quads(vocab_size), [&](int, const Quad& four) {
       for (float logit : four.logit) {
         const float weight = weight_of(logit, max_logit, temperature);
         if (__float_as_uint(weight) >= least) use(weight, 1);
@@ -121,7 +121,7 @@ __device__ uint32_t top_p_bound(const float* __restrict__ row, int vocab_size, f
                                 float temperature, uint32_t bound, float top_p, SearchState& state,
                                 u64 (&reduction)[kMaxWarps]) {
   auto for_each_mass = [&](auto&& use) {
-    for_each_quad(row, vocab_size, [&](int, const Quad& four) {
+    for_each_quad(row, vocab_size, all_quads(vocab_size), [&](int, const Quad& four) {
       for (float logit : four.logit) {
         const float weight = weight_of(logit, max_logit, temperature);
         if (__float_as_uint(weight) >= bound) use(weight, mass_of(weight));
@@ -145,7 +145,7 @@ __device__ u64 draw(const float* __restrict__ row, int vocab_size, float max_log
                     uint32_t bound, uint64_t seed, int position) {
   u64 best = 0;
   float best_score = -INFINITY;
-  for_each_quad(row, vocab_size, [&](int quad, const Quad& four) {
+  for_each_quad(row, vocab_size, all_quads(vocab_size), [&](int quad, const Quad& four) {
     float relative[4];
     bool can_win = false;
     for (int i = 0; i < 4; ++i) {
@@ -181,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(1024)
   const SamplerParams p = params[row_sequence[row_idx]];
 
   u64 best = 0;
-  for_each_quad(row, vocab_size, [&](int quad, const Quad& four) {
+  for_each_quad(row, vocab_size, all_quads(vocab_size), [&](int quad, const Quad& four) {
     for (int i = 0; i < 4; ++i) best = Maximum::combine(best, rank_of(four.logit[i], 4 * quad + i));
   });
   const float own_best = key_of(best) != 0 ? row[index_of(best)] : -INFINITY;

@@ -4,8 +4,9 @@ use crate::control::MAX_TOP_K;
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
 use crate::kernels::draft::{
-    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
+    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk, topk_workspace,
 };
+use crate::kernels::slices::SliceWorkspace;
 use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::Pass;
 
@@ -26,12 +27,13 @@ pub(super) struct Candidates {
     run_ancestors: Tensor,
     run_feature_row: Tensor,
     row_run: Tensor,
+    workspace: SliceWorkspace,
     host_children: PinnedBuffer<i32>,
 }
 
 impl Candidates {
-    /// Room for rounds of so many sequences and, beside their roots, so many rows.
-    pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
+    /// Room for rounds of so many sequences and, beside their roots, so many rows, each of `vocab_size` logits.
+    pub fn new(device: &Device, max_rows: usize, max_sequences: usize, vocab_size: usize) -> Result<Self> {
         let max_candidates = (max_sequences + max_rows) * MAX_TOP_K;
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
         // Zeroed: the start-up sweep runs candidates that no pass has brought.
@@ -46,6 +48,7 @@ impl Candidates {
             run_ancestors: uninit(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
             run_feature_row: uninit(DType::I32, &[max_sequences, MAX_RUNS])?,
             row_run: uninit(DType::I32, &[max_rows])?,
+            workspace: topk_workspace(device, max_rows, vocab_size, MAX_TOP_K)?,
             host_children: PinnedBuffer::new(device, 2 * max_rows * MAX_TOP_K)?,
             device: device.clone(),
         })
@@ -117,6 +120,7 @@ impl Candidates {
                 tokens: &tokens,
                 logp: &logp,
                 path_logp: &path_logp,
+                workspace: &self.workspace,
             },
         )?;
         self.host_children.read_from(&both, 2 * count)

@@ -6,8 +6,9 @@ use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Medusa;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
-use crate::kernels::draft::{DraftTopkArgs, draft_topk};
+use crate::kernels::draft::{DraftTopkArgs, draft_topk, topk_workspace};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::slices::SliceWorkspace;
 
 /// Heads, the states that they read, and the children of the present round.
 pub(super) struct HeadsProposer {
@@ -28,6 +29,7 @@ pub(super) struct HeadsProposer {
     tokens: Tensor,
     logp: Tensor,
     path_logp: Tensor,
+    workspace: SliceWorkspace,
     host_taken: PinnedBuffer<i32>,
     host_slots: PinnedBuffer<i32>,
     /// Children of the round: head by head, sequence by sequence, `top_k` each.
@@ -56,6 +58,7 @@ impl HeadsProposer {
             tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
             logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
             path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
+            workspace: topk_workspace(device, most, heads.draft_vocab_size(), MAX_TOP_K)?,
             host_taken: PinnedBuffer::new(device, 2 * max_sequences)?,
             host_slots: PinnedBuffer::new(device, max_sequences)?,
             host_tokens: PinnedBuffer::new(device, most * MAX_TOP_K)?,
@@ -136,6 +139,7 @@ impl HeadsProposer {
                 tokens: &tokens,
                 logp: &logp,
                 path_logp: &path_logp,
+                workspace: &self.workspace,
             },
         )?;
         self.host_tokens.read_from(&tokens, children)?;

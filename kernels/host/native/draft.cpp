@@ -46,13 +46,26 @@ TopList best_of(const float* values, int count, int k, int index_offset = 0) {
   return top;
 }
 
-// The sum of mass_of() over the weights of the row, in two 20-bit digits: vectors convert floats to 32-bit
+VECTORISED_EXACT float greatest_of(const float* values, int count) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = -INFINITY;
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane)
+      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
+  for (; i < count; ++i) lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
+  float greatest = -INFINITY;
+  for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
+  return greatest;
+}
+
+// The sum of mass_of() over the weights of a slice, in two 20-bit digits: vectors convert floats to 32-bit
 // integers only.
-VECTORISED_EXACT u64 mass_of_row(const float* row, int vocab_size, float max_logit) {
+VECTORISED_EXACT u64 mass_of_slice(const float* slice, int count, float max_logit) {
   constexpr float kDigit = 1048576.0f;  // 2^20; kMassUnit is its square
   u64 high_total = 0, low_total = 0;
-  for (int i = 0; i < vocab_size; ++i) {
-    const float scaled = portable_exp(relative_logit(row[i], max_logit, 1.0f)) * kDigit;
+  for (int i = 0; i < count; ++i) {
+    const float scaled = portable_exp(relative_logit(slice[i], max_logit, 1.0f)) * kDigit;
     const int high = static_cast<int>(scaled);
     const int low = static_cast<int>((scaled - static_cast<float>(high)) * kDigit);
     high_total += static_cast<uint32_t>(high);
@@ -61,8 +74,21 @@ VECTORISED_EXACT u64 mass_of_row(const float* row, int vocab_size, float max_log
   return (high_total << 20) + low_total;
 }
 
+u64 mass_of_row(const float* row, int vocab_size, float max_logit) {
+  u64 mass = 0;
+  for (int first = 0; first < vocab_size; first += kSliceLen) {
+    const int count = std::min(kSliceLen, vocab_size - first);
+    const float slice_max = vocab_size <= kSliceLen ? max_logit : greatest_of(row + first, count);
+    if (!(slice_max > -INFINITY)) continue;  // nothing possible
+    mass += mass_in_row(mass_of_slice(row + first, count, slice_max),
+                        portable_exp(relative_logit(slice_max, max_logit, 1.0f)));
+  }
+  return mass;
+}
+
+// A row after the other, whatever the slices: nothing is left to be put together.
 void topk(const simt::NativeLaunch& launch, const float* logits, const int* d2t, const float* parent_logp,
-          int* tokens, float* logp, float* path_logp, int vocab_size, int k) {
+          int* tokens, float* logp, float* path_logp, u64*, unsigned*, int vocab_size, int k) {
   simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
     const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
     const TopList top = best_of(row, vocab_size, k);
