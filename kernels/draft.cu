@@ -165,8 +165,8 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
     row_mass = mass_in_row(slice_mass, portable_exp(relative));
   }
   row_mass = block_combine<Sum>(row_mass, reduction);
-  row_finalists.for_each_winner(
-      k, [&](int place, u64 rank) { write_child(place, rank, max_logit, row_mass); });
+  row_finalists.for_each_winner(k,
+                                [&](int place, u64 rank) { write_child(place, rank, max_logit, row_mass); });
 }
 EXPORT_KERNEL(draft_topk_f32)
 

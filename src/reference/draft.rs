@@ -110,7 +110,8 @@ mod tests {
         logits[SLICE_LEN..2 * SLICE_LEN].fill(f32::NAN);
         logits[2 * SLICE_LEN..3 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 12.0);
         logits[7] = 14.0;
-        let total: f64 = logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();
+        let total: f64 =
+            logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();
         let likeliest = topk(&logits, None, 0.0, 1)[0];
         assert_eq!(likeliest.token, 7);
         assert!((f64::from(likeliest.logp) - (14.0 - total.ln())).abs() < 1e-6, "{likeliest:?}");

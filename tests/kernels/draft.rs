@@ -123,7 +123,13 @@ fn topk_over_slices_agrees_with_the_oracle() {
     ] {
         for mode in held.modes() {
             held.enter(mode);
-            check_topk(device, &format!("{mode:?}, vocabulary {vocab_size}, k {k}"), &risky_rows(vocab_size), k, true);
+            check_topk(
+                device,
+                &format!("{mode:?}, vocabulary {vocab_size}, k {k}"),
+                &risky_rows(vocab_size),
+                k,
+                true,
+            );
         }
     }
 }
@@ -142,7 +148,8 @@ fn topk_finds_children_wherever_slices_end() {
         places.iter().enumerate().for_each(|(i, &place)| row[place] = value(i));
         row
     };
-    let boundaries: Vec<usize> = (1..slices).flat_map(|slice| [slice * SLICE_LEN - 1, slice * SLICE_LEN]).collect();
+    let boundaries: Vec<usize> =
+        (1..slices).flat_map(|slice| [slice * SLICE_LEN - 1, slice * SLICE_LEN]).collect();
     let spread: Vec<usize> = (0..k).map(|i| (i * 517 + i % 2 * SLICE_LEN) % vocab_size).collect();
     let last: Vec<usize> = (vocab_size - 13..vocab_size).collect();
     let mut possible_in_one = vec![f32::NEG_INFINITY; vocab_size];
@@ -153,7 +160,8 @@ fn topk_finds_children_wherever_slices_end() {
     let mut far_below = background.clone();
     far_below[SLICE_LEN..2 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 500.0);
     let mut infinite = background.clone();
-    (infinite[3], infinite[SLICE_LEN + 3], infinite[SLICE_LEN + 4]) = (f32::INFINITY, f32::INFINITY, f32::INFINITY);
+    (infinite[3], infinite[SLICE_LEN + 3], infinite[SLICE_LEN + 4]) =
+        (f32::INFINITY, f32::INFINITY, f32::INFINITY);
     let rows = [
         with(&boundaries, |_| 9.0),
         with(&boundaries, |i| 9.0 + (i % 3) as f32),
