@@ -34,6 +34,9 @@ fn check_topk(device: &Device, name: &str, rows: &[Vec<f32>], k: usize, has_offs
     let parents = Tensor::from_slice(device, &parent_logp, &[num_rows]).unwrap();
     let workspace = topk_workspace(device, num_rows, vocab_size, k).unwrap();
     let launch = || {
+        for out in [&tokens, &logp, &path_logp] {
+            out.fill_bytes(0xff).unwrap();
+        }
         let args = DraftTopkArgs {
             logits: &logits,
             d2t: has_offsets.then_some(&d2t_device),

@@ -32,13 +32,14 @@ impl Batch {
         // Parameters in reverse order, so that row_sequence is not the identity.
         let params: Vec<SamplerParams> = self.params.iter().rev().map(SamplerParams::from).collect();
         let row_sequence: Vec<i32> = (0..rows as i32).rev().collect();
-        let out = Tensor::from_slice(device, &vec![-7; rows + 1], &[rows + 1]).unwrap();
+        let out = Tensor::uninit(device, DType::I32, &[rows + 1]).unwrap();
         let logits = Tensor::from_slice(device, &self.logits, &[rows, self.vocab_size]).unwrap();
         let row_sequence = Tensor::from_slice(device, &row_sequence, &[rows]).unwrap();
         let params = SamplerParams::upload(device, &params).unwrap();
         let positions = Tensor::from_slice(device, &self.positions, &[rows]).unwrap();
         let workspace = sample_workspace(device, rows, self.vocab_size).unwrap();
         let launch = || {
+            out.write(&vec![-7; rows + 1]).unwrap();
             let args = SampleArgs {
                 logits: &logits,
                 row_sequence: &row_sequence,
@@ -144,11 +145,16 @@ fn every_risky_row_under_every_risky_setting_agrees_with_the_oracle() {
     }
 }
 
-/// Logits under which the tokens `chosen` all score nearly the same, so that rounding alone decides; the others hardly count. Drawn
-/// by setting `HOT` at `position`.
-fn levelled(vocab_size: usize, position: i32, chosen: impl Fn(usize) -> bool) -> Vec<f32> {
-    let level = |token| (3.0 - gumbel(HOT.seed, position, token)) * HOT.temperature;
-    (0..vocab_size).map(|token| if chosen(token) { level(token) } else { -30.0 }).collect()
+/// Logits under which the tokens `chosen` all score nearly the same when `HOT` draws at `position`, so that rounding alone decides. The
+/// last slice but one has a likelier token with little noise, to which the row's scores are relative; the others hardly count.
+fn levelled(vocab_size: usize, position: i32, chosen: fn(usize) -> bool) -> Vec<f32> {
+    let noise = |token: usize| gumbel(HOT.seed, position, token);
+    let level = |score: f32, token| (score - noise(token)) * HOT.temperature;
+    let mut row: Vec<f32> =
+        (0..vocab_size).map(|token| if chosen(token) { level(3.0, token) } else { -30.0 }).collect();
+    let quiet = (2 * SLICE_LEN..3 * SLICE_LEN).min_by(|&a, &b| noise(a).total_cmp(&noise(b))).unwrap();
+    row[quiet] = level(2.9, quiet);
+    row
 }
 
 /// The tokens of a slice compared relative to its own greatest logit may come in another order than in the row.
@@ -157,25 +163,35 @@ fn slices_decide_near_ties_as_the_row_does() {
     let held = device();
     let device: &Device = &held;
     let vocab_size = 3 * SLICE_LEN + 5;
-    let all = |_: usize| true;
-    let two_of_a_thread = |token: usize| token == SLICE_LEN + 1 || token == SLICE_LEN + 2;
-    let two_of_a_slice = |token: usize| token == SLICE_LEN + 1 || token == SLICE_LEN + 2050;
-    let two_slices = |token: usize| token == SLICE_LEN - 1 || token == SLICE_LEN;
-    let every_64th = |token: usize| token % 64 == 7;
-    let choices: [&dyn Fn(usize) -> bool; 5] =
-        [&all, &two_of_a_thread, &two_of_a_slice, &two_slices, &every_64th];
-    let mut rows = Vec::new();
-    for i in 0..20 {
-        let mut row = levelled(vocab_size, 100 + 7 * i as i32, choices[i % 5]);
-        // A likely token of another slice, so that the slice's greatest logit is not the row's.
-        row[2 * SLICE_LEN + 9] = 2.3 + 0.1 * i as f32;
-        rows.push(row);
-    }
+    let choices: [fn(usize) -> bool; 5] = [
+        |_| true,
+        // Of one thread, of one slice, of two slices, of every slice.
+        |token| token == SLICE_LEN + 1 || token == SLICE_LEN + 2,
+        |token| token / SLICE_LEN == 1 && token % 300 == 7,
+        |token| token == SLICE_LEN - 1 || token == SLICE_LEN,
+        |token| token % 64 == 7,
+    ];
+    let rows: Vec<Vec<f32>> =
+        (0..60).map(|i| levelled(vocab_size, 100 + 7 * i as i32, choices[i % 5])).collect();
     let min_p = SamplingParams { min_p: 1e-4, ..HOT };
-    let batch = Batch::new(&rows, &(0..20).map(|i| if i < 10 { HOT } else { min_p }).collect::<Vec<_>>());
-    for mode in held.modes().into_iter().chain(held.schedules()) {
+    let params: Vec<_> = (0..60).map(|i| if i < 30 { HOT } else { min_p }).collect();
+    let batch = Batch::new(&rows, &params);
+    for mode in held.modes() {
         held.enter(mode);
         batch.check(device, &format!("{mode:?}"));
+    }
+    // Slices behind the 32nd.
+    let far = (0..16)
+        .map(|i| levelled(34 * SLICE_LEN, 100 + 7 * i, |token| token / SLICE_LEN == 33 && token % 99 == 5));
+    let far = Batch::new(&far.collect::<Vec<_>>(), &[HOT; 16]);
+    for mode in held.modes() {
+        held.enter(mode);
+        far.check(device, &format!("{mode:?}, many slices"));
+    }
+    let few = Batch::new(&rows[..5], &params[..5]);
+    for mode in held.schedules() {
+        held.enter(mode);
+        few.check(device, &format!("{mode:?}"));
     }
 }
 
