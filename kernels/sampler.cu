@@ -14,8 +14,9 @@
 //           out           i32 [T]            out  the token; -1 if no logit is a number above -inf
 //           found         u64 [T, slices, 2] scratch  what the blocks of a row leave to the last of them
 //           tickets       u32 [T]            inout  0 between launches;  of a block a row: both null
-// LAUNCH    grid (T, slices = ceil(V / 4096)) or, where rows alone keep a GPU busy, (T, 1); block any multiple
-//           of 32 up to 1024, no smaller than slices. The result is the same.
+// LAUNCH    grid (T, slices = ceil(V / 4096)) or (T, 1), which the wrapper chooses for more than 64 rows: they
+//           keep a GPU busy by themselves. Block any multiple of 32 up to 1024, no smaller than slices. The
+//           result is the same.
 //           (T, slices): one CTA a slice, which it reads twice, from memory once. It draws as if the slice were
 //           the row; the last CTA of the row draws again where that may differ: see "Slices" below. A row with
 //           top-k or top-p has one CTA all the same, the others leave.
@@ -163,11 +164,12 @@ struct Draw {
   float best_score = -INFINITY, second_score = -INFINITY;
 };
 
-// Slices. A slice does not know the greatest logit of its row, to which scores are relative, so it draws relative to
-// its own. Without rounding all its scores would be as much greater; with it two of them are off by 7e-5 at most (where the
-// winner can be: (logit - max) / T >= -87 and sums within 110). So the token that wins by kNearTie in its slice wins
-// there in the row, too, and the last block of the row needs to score that one alone. Else, or where that token
-// counts in the slice and not in the row, which min-p asks for, the last block draws over the slice again.
+// Slices. A slice does not know the greatest logit of its row, to which scores are relative, so it draws relative
+// to its own. Without rounding all its scores would be as much greater; with it a difference of two of them is off
+// by 7e-5 at most (where the winner can be: (logit - max) / T >= -87 and sums within 110). So the token that wins
+// by kNearTie in its slice wins there in the row, too, and the last block of the row needs to score that one alone.
+// Else, or where that token counts in the slice and not in the row, which min-p asks for, the last block draws over
+// the slice again.
 constexpr float kNearTie = 1e-3f;
 // min-p relative to a slice's greatest leaves out nothing that counts relative to the row's, whatever the rounding.
 constexpr float kMinPSlack = 0.999f;
