@@ -1,7 +1,7 @@
 // What the tensor-core kernels of linear layers share: how tiles get into shared memory, and what becomes of
 // finished sums.
 #pragma once
-#include "prims.cuh"
+#include "last_block.cuh"
 
 constexpr int kTileK = 64;  // 128 bytes a row: whole DRAM lines, and the swizzle's period
 constexpr int kChunk = 8;   // elements of a 16-byte copy
@@ -85,21 +85,6 @@ __device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, 
   }
 }
 
-// Whether this CTA is the last of its tile's splits to come here: then it sees what all of them have written.
-// `is_last` is shared, in memory that nobody needs any more: one variable more would exceed 48 KB.
-__device__ __forceinline__ bool is_last_split(unsigned* tickets, int& is_last) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    // Counts to the last split and back to 0, for the next launch.
-    const unsigned ticket = atomicInc(tickets + blockIdx.x * gridDim.y + blockIdx.y, gridDim.z - 1);
-    is_last = ticket == gridDim.z - 1;
-  }
-  __syncthreads();
-  __threadfence();
-  return is_last;
-}
-
 // What follows the sum over K. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of
 // this thread that exists, where i is its register in the fragment of m16n8 and `other` the sum of weight row
 // n + 8 if i < 2, of n - 8 else: gate and up. `scratch` is shared memory that nobody needs any more.
@@ -127,7 +112,9 @@ __device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, cons
   for_each_sum([&](int, int n, int token, float sum, float) {
     layer.partial[blockIdx.z * split_stride + static_cast<int64_t>(token) * layer.N + n] = sum;
   });
-  if (!is_last_split(layer.tickets, *reinterpret_cast<int*>(scratch))) return;
+  // In memory that nobody needs any more: one variable more would exceed 48 KB.
+  unsigned* ticket = layer.tickets + blockIdx.x * gridDim.y + blockIdx.y;
+  if (!is_last_block(ticket, gridDim.z, *reinterpret_cast<int*>(scratch))) return;
   auto total = [&](int token, int n) {
     const float* term = layer.partial + static_cast<int64_t>(token) * layer.N + n;
     float sum = 0.0f;

@@ -76,6 +76,17 @@ __device__ __forceinline__ u64 mass_of(float weight) {
   return static_cast<u64>(weight * kMassUnit);
 }
 
+// Logits of a slice. A row of logits is added up slice by slice, by whichever blocks: where slices begin does not
+// depend on the launch, so bits do not either.
+constexpr int kSliceLen = 4096;
+
+// What a slice's mass, in units of 2^-40 of its own greatest weight, comes to in those of the row's; `weight` is that
+// of the slice's greatest logit in the row. One rounding, in double (a slice's mass has 53 bits at most), then
+// downwards.
+__device__ __forceinline__ u64 mass_in_row(u64 slice_mass, float weight) {
+  return static_cast<u64>(static_cast<double>(slice_mass) * static_cast<double>(weight));
+}
+
 // Order-preserving key of a float: unsigned comparison of keys = comparison of numbers. -0 equals +0; NaN and
 // -inf, which stand for "impossible", share the lowest key, 0.
 __device__ __forceinline__ uint32_t order_key(float x) {

@@ -221,6 +221,12 @@ PRIMITIVE float load_fresh(const float* address) {
               value = *address);
   return value;
 }
+PRIMITIVE unsigned long long load_fresh(const unsigned long long* address) {
+  unsigned long long value;
+  PTX_OR_HOST(asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory"),
+              value = *address);
+  return value;
+}
 
 // ---- what the host reads while the launch is not known to have ended ---------------------------------------
 

@@ -45,27 +45,52 @@ __device__ __forceinline__ Quad load_quad(const float* __restrict__ row, int qua
   return result;
 }
 
-// use(quad, logits) for the quads of a row, which the threads of a block share. Loads of several are in flight
-// before the first is looked at: one block has a row to itself, and all that it waits for is memory. The lanes
-// of a warp stay together, as warp operations want it: beyond the end of the row all four are impossible.
+// A row's quads from `first` up to `end`: all of them, or those of a slice.
+struct QuadRange {
+  int first, end;
+};
+__device__ __forceinline__ QuadRange all_quads(int row_len) {
+  return {0, (row_len + 3) / 4};
+}
+__device__ __forceinline__ QuadRange quads_of_slice(int slice, int row_len) {
+  constexpr int kSliceQuads = kSliceLen / 4;
+  const int end = all_quads(row_len).end, next = (slice + 1) * kSliceQuads;
+  return {slice * kSliceQuads, next < end ? next : end};
+}
+
+constexpr int kInFlight =
+    4;  // quads that a thread loads before it looks at the first: all that it waits for is memory
+
+// use(quad, stride, quads) for batches of the quads of a range, which the threads of a block share: this thread has
+// quads `quad`, `quad + stride` and so on. The lanes of a warp stay together, as warp operations want it: beyond the
+// end of the range all four logits are impossible.
 template <typename Use>
-__device__ __forceinline__ void for_each_quad(const float* __restrict__ row, int row_len, Use&& use) {
-  constexpr int kInFlight = 4;
-  const int num_quads = (row_len + 3) / 4;
+__device__ __forceinline__ void for_each_batch(const float* __restrict__ row, int row_len, QuadRange range,
+                                               Use&& use) {
   const int stride = blockDim.x;
-  for (int first = warp_index() * kWarp; first < num_quads; first += kInFlight * stride) {
+  for (int first = range.first + warp_index() * kWarp; first < range.end; first += kInFlight * stride) {
     Quad quads[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int quad = first + i * stride + lane_index();
-      quads[i] = quad < num_quads ? load_quad(row, quad, row_len)
+      quads[i] = quad < range.end ? load_quad(row, quad, row_len)
                                   : Quad{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
     }
+    use(first + lane_index(), stride, quads);
+  }
+}
+
+// use(quad, logits) for one quad after the other.
+template <typename Use>
+__device__ __forceinline__ void for_each_quad(const float* __restrict__ row, int row_len, QuadRange range,
+                                              Use&& use) {
+  for_each_batch(row, row_len, range, [&](int quad, int stride, const Quad(&quads)[kInFlight]) {
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      if (first + i * stride < num_quads) use(first + i * stride + lane_index(), quads[i]);
+      // Whole warps leave.
+      if (quad - lane_index() + i * stride < range.end) use(quad + i * stride, quads[i]);
     }
-  }
+  });
 }
 
 // Combines a number of every thread; all threads get the result. `scratch` may be reused after the next
@@ -86,11 +111,19 @@ __device__ __forceinline__ u64 block_combine(u64 value, u64 (&scratch)[kMaxWarps
 struct WarpTop {
   u64 held = 0;
   u64 worst = 0;  // of the k held: the rank to beat, the same in all lanes
+  bool is_empty = true;
 
   // Offers some candidates a lane (0: none), all different. One vote, where none is good enough.
   template <int kCount>
   __device__ __forceinline__ void offer(u64 (&candidates)[kCount], int k) {
     u64 own = greatest(candidates);
+    if (is_empty) {
+      // The best of every lane, sorted, leave few candidates to be let in one by one.
+      is_empty = false;
+      held = sorted_descending(own);
+      worst = __shfl_sync(kWholeWarp, held, k - 1);
+      if (own >= worst) own = without(candidates, own);
+    }
     unsigned better = __ballot_sync(kWholeWarp, own > worst);
     while (better != 0) {
       const int giver = __ffs(static_cast<int>(better)) - 1;
@@ -100,13 +133,7 @@ struct WarpTop {
       if (lane_index() == place) held = best;
       if (lane_index() > place) held = left;
       worst = __shfl_sync(kWholeWarp, held, k - 1);
-      if (lane_index() == giver) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          if (candidates[i] == best) candidates[i] = 0;
-        }
-        own = greatest(candidates);
-      }
+      if (lane_index() == giver) own = without(candidates, best);
       better = __ballot_sync(kWholeWarp, own > worst);
     }
   }
@@ -117,5 +144,30 @@ struct WarpTop {
 #pragma unroll
     for (int i = 1; i < kCount; ++i) best = Maximum::combine(best, candidates[i]);
     return best;
+  }
+
+  // The greatest that is left without one of them.
+  template <int kCount>
+  __device__ __forceinline__ static u64 without(u64 (&candidates)[kCount], u64 one) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (candidates[i] == one) candidates[i] = 0;
+    }
+    return greatest(candidates);
+  }
+
+  // The numbers of all lanes, the greatest in lane 0: a bitonic sort.
+  __device__ __forceinline__ static u64 sorted_descending(u64 value) {
+#pragma unroll
+    for (int run = 2; run <= kWarp; run *= 2) {
+#pragma unroll
+      for (int distance = run / 2; distance > 0; distance /= 2) {
+        const u64 other = __shfl_xor_sync(kWholeWarp, value, distance);
+        // Runs descend and ascend in turns; the last one descends.
+        const bool descends = (lane_index() & run) == 0, is_first = (lane_index() & distance) == 0;
+        value = (value > other) == (descends == is_first) ? value : other;
+      }
+    }
+    return value;
   }
 };

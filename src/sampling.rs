@@ -195,6 +195,19 @@ pub fn portable_exp(x: f32) -> f32 {
     (fma(poly, r * r, r) + 1.0) * scale
 }
 
+/// Logits of a slice. The weights of a row of logits are added up slice by slice.
+pub const SLICE_LEN: usize = 4096;
+
+/// A weight of at most 1 as an integer, in units of 2^-40, rounded down: integers add up to the same total in any order.
+pub fn mass(weight: f32) -> u64 {
+    (weight * (1u64 << 40) as f32) as u64
+}
+
+/// What the mass of a slice, relative to its own greatest logit, comes to in its row, where that logit has `weight`.
+pub fn mass_in_row(slice_mass: u64, weight: f32) -> u64 {
+    (slice_mass as f64 * f64::from(weight)) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

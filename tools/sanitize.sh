@@ -8,7 +8,7 @@
 # They are replayed by an executable that holds the host driver and all kernels, compiled with ThreadSanitizer or with
 # Address- and UndefinedBehaviorSanitizer. Exits nonzero when a launch fails or a sanitizer reports something.
 # It is an executable of its own because a sanitizer's runtime has to come first in a process: such a library would load
-# into a Rust program only if the runtime were preloaded. Of each kernel the REPLAY_PER_KERNEL (2) smallest launches run.
+# into a Rust program only if the runtime were preloaded. Of each kernel the REPLAY_PER_KERNEL (2) smallest launches run, of flat grids and of others.
 # `selftest CASE` runs a case of the host driver's self-test instead. The build is kept in target/sanitize-*; only what
 # changed is compiled again. $CXX selects the compiler (g++).
 set -eu

@@ -5,6 +5,7 @@ use smart_run::Result;
 use smart_run::device::{DType, Tensor};
 use smart_run::kernels::draft::{
     DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, RunTables, draft_beam, draft_frontier, draft_topk,
+    topk_workspace,
 };
 use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use smart_run::reference;
@@ -24,7 +25,7 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
         let rank = if vocabulary == 0 { 0 } else { 2 };
         // A level of a batch of 64 over a target's whole vocabulary is no shape that anybody runs.
         let most = if vocabulary == 0 { 64 } else { 16 };
-        for rows in [1, 4, 8, TOP_K, 4 * TOP_K, 16 * TOP_K, 64 * TOP_K] {
+        for rows in [1, 4, 8, TOP_K, 16, 4 * TOP_K, 64, 16 * TOP_K, 64 * TOP_K] {
             if rows > most * TOP_K {
                 continue;
             }
@@ -65,6 +66,7 @@ fn topk_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
     let parent_logp = Tensor::from_slice(&setting.device, &vec![-0.5f32; rows], &[rows])?;
     let outputs = |dtype| setting.uninit(dtype, &[rows, TOP_K]);
     let (tokens, logp, path_logp) = (outputs(DType::I32)?, outputs(DType::F32)?, outputs(DType::F32)?);
+    let workspace = topk_workspace(&setting.device, rows, vocab, TOP_K)?;
     let (device, read, read_path) = (setting.device.clone(), tokens.clone(), path_logp.clone());
     let last = values[(rows - 1) * vocab..].to_vec();
     Ok(Case {
@@ -72,8 +74,16 @@ fn topk_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
         flops: 0.0,
         launch: Box::new(move |_| {
             let (parent_logp, tokens, logp, path_logp) = (&parent_logp, &tokens, &logp, &path_logp);
-            let args =
-                DraftTopkArgs { logits: &logits, d2t: None, parent_logp, k: TOP_K, tokens, logp, path_logp };
+            let args = DraftTopkArgs {
+                logits: &logits,
+                d2t: None,
+                parent_logp,
+                k: TOP_K,
+                tokens,
+                logp,
+                path_logp,
+                workspace: &workspace,
+            };
             draft_topk(&device, args)
         }),
         check: Box::new(move || {

@@ -50,7 +50,7 @@ pub const LLAMA_8B: Model = Model {
     vocab: 128_256,
     vocabularies: &[128_256, 32_000, 152_064],
     draft_vocabularies: &[32_000, 128_256, 152_064],
-    tree_rows: &[1, 4, 8, 16, 32, 60],
+    tree_rows: &[1, 4, 8, 16, 32, 60, 64],
     widths: &[1, 8, 16, 32, 64, 128, 256],
     picture_divisor: 1,
     batches: &[1, 4, 16, 64],

@@ -3,7 +3,7 @@
 use smart_run::Result;
 use smart_run::device::{DType, Tensor};
 use smart_run::kernels::penalties::{PenaliseArgs, PenaltyParams, penalise};
-use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample};
+use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample, sample_workspace};
 use smart_run::kernels::token_mask::{TokenMaskArgs, mask_words, token_mask};
 use smart_run::kernels::verify::{VerifyWalkArgs, verify_walk};
 use smart_run::reference;
@@ -65,15 +65,20 @@ fn sample_case(setting: &Setting, rows: usize, vocab: usize, sampling: &Sampling
     let out = setting.uninit(DType::I32, &[rows])?;
     let (device, read) = (setting.device.clone(), out.clone());
     let last = values[(rows - 1) * vocab..].to_vec();
+    let workspace = sample_workspace(&setting.device, rows, vocab)?;
     Ok(Case {
         bytes: (4 * rows * vocab) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
-            let (row_sequence, positions) = (&row_sequence, &positions);
-            sample(
-                &device,
-                SampleArgs { logits: &logits, row_sequence, params: &params, positions, out: &out },
-            )
+            let args = SampleArgs {
+                logits: &logits,
+                row_sequence: &row_sequence,
+                params: &params,
+                positions: &positions,
+                out: &out,
+                workspace: &workspace,
+            };
+            sample(&device, args)
         }),
         check: Box::new(move || {
             let want = reference::sampler::sample(&last, &sampling, 100);

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <numeric>
 
 #include "fault.hpp"
 #include "native.hpp"
@@ -95,10 +96,20 @@ struct Emulation {
   uint64_t seed;
   uint64_t number;  // of the launch in this process
   uint64_t num_blocks = geometry.num_blocks();
+  // Blocks run in order or, under a seed, as a walk through all of them goes: a stride without a common factor.
+  uint64_t stride = 1, start = 0;
   std::atomic<bool> failed{false};
   std::mutex mutex{};
   std::string what{};
   char finish = 0;  // its address stands for the end of the launch
+
+  void shuffle_blocks() {
+    if (seed == 0) return;
+    const uint64_t mixed = seed * 0x9e3779b97f4a7c15ull;
+    start = (mixed >> 32) % num_blocks;
+    stride = mixed % num_blocks;
+    while (std::gcd(stride, num_blocks) != 1) stride++;
+  }
 
   void run_blocks(uint32_t begin, uint32_t end) {
     // One executor per OS thread, kept with its fibers and stacks for the next launch.
@@ -111,8 +122,7 @@ struct Emulation {
       prepared_for = number;
     }
     for (uint32_t i = begin; i < end && !failed.load(std::memory_order_relaxed); i++) {
-      uint64_t block = seed & 1 ? num_blocks - 1 - i : i;
-      if (!executor.run(block, parameters)) report(executor);
+      if (!executor.run((i * stride + start) % num_blocks, parameters)) report(executor);
     }
   }
 
@@ -138,6 +148,7 @@ Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters
   if (num_blocks > UINT32_MAX) return error(CUDA_ERROR_NOT_SUPPORTED, "more than 2^32 blocks");
   Emulation emulation{kernel, geometry, parameters, options().seed.load(std::memory_order_relaxed),
                       ++num_emulations};
+  emulation.shuffle_blocks();
   tsan::release(&emulation);
   // Waking workers for a launch this small would take longer than the launch.
   if (num_blocks * geometry.num_threads() <= 256) {

@@ -130,7 +130,7 @@ impl DraftLayer {
         fc: Option<&Tensor>,
     ) -> Result<()> {
         let geometry = &self.geometry;
-        let (hidden, draft_vocab_size) = (geometry.hidden_size, self.ends.head.dim(0));
+        let (hidden, draft_vocab_size) = (geometry.hidden_size, self.draft_vocab_size());
         let later_qkv = self.later.first().map(|_| (AttentionShape::of(geometry).qkv_dim(), hidden));
         let fc = fc.map(|fc| (fc.dim(0), fc.dim(1)));
         let buffer = |cols: usize| Tensor::uninit(&self.device, self.dtype, &[max_rows, cols]);
@@ -227,6 +227,11 @@ impl DraftLayer {
         attend(pass, attended, &halves.attention, kv_layer, &buffers.scratch, &delta)?;
         self.norm(stream, Some(&delta), &halves.post_norm, &normed)?;
         halves.mlp.forward(&self.device, &normed, &buffers.scratch, &delta)
+    }
+
+    /// Logits of a row.
+    pub fn draft_vocab_size(&self) -> usize {
+        self.ends.head.dim(0)
     }
 
     /// Geometry of the key/value cache it needs.

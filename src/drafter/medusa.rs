@@ -90,7 +90,7 @@ impl Medusa {
     /// Sizes the activations for passes of at most `max_rows` rows.
     pub fn prepare(&mut self, max_rows: usize) -> Result<()> {
         let MedusaConfig { num_heads, hidden_size, .. } = self.config;
-        let vocab_size = self.last[0].dim(0);
+        let vocab_size = self.draft_vocab_size();
         let width = num_heads * hidden_size;
         let shapes = [(width, hidden_size), (hidden_size, hidden_size), (vocab_size, hidden_size)];
         let buffer = |dtype, shape: &[usize]| Tensor::uninit(&self.device, dtype, shape);
@@ -150,6 +150,11 @@ impl Medusa {
     /// Offsets from draft ids to target ids, i32 `[draft vocab]`; `None` when both vocabularies are one.
     pub fn d2t(&self) -> Option<&Tensor> {
         self.d2t.as_ref()
+    }
+
+    /// Logits of a row.
+    pub fn draft_vocab_size(&self) -> usize {
+        self.last[0].dim(0)
     }
 
     /// Type of weights and states.

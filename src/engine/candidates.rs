@@ -5,8 +5,9 @@ use crate::device::{DType, Device, Tensor};
 use crate::engine::mailbox::Mailbox;
 use crate::error::Result;
 use crate::kernels::draft::{
-    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
+    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk, topk_workspace,
 };
+use crate::kernels::slices::SliceWorkspace;
 use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::Pass;
 
@@ -25,13 +26,14 @@ pub(super) struct Candidates {
     run_ancestors: Tensor,
     run_feature_row: Tensor,
     row_run: Tensor,
+    workspace: SliceWorkspace,
     /// Children of the latest pass.
     children: Mailbox,
 }
 
 impl Candidates {
-    /// Room for rounds of so many sequences and, beside their roots, so many rows.
-    pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
+    /// Room for rounds of so many sequences and, beside their roots, so many rows, each of `vocab_size` logits.
+    pub fn new(device: &Device, max_rows: usize, max_sequences: usize, vocab_size: usize) -> Result<Self> {
         let max_candidates = (max_sequences + max_rows) * MAX_TOP_K;
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
         // Zeroed: the start-up sweep runs candidates that no pass has brought.
@@ -45,6 +47,7 @@ impl Candidates {
             run_ancestors: uninit(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
             run_feature_row: uninit(DType::I32, &[max_sequences, MAX_RUNS])?,
             row_run: uninit(DType::I32, &[max_rows])?,
+            workspace: topk_workspace(device, max_rows, vocab_size, MAX_TOP_K)?,
             children: Mailbox::new(device, 2 * max_rows * MAX_TOP_K)?,
             device: device.clone(),
         })
@@ -116,6 +119,7 @@ impl Candidates {
                 tokens: &tokens,
                 logp: &logp,
                 path_logp: &path_logp,
+                workspace: &self.workspace,
             },
         )?;
         self.children.post(&both, 2 * count)

@@ -65,7 +65,7 @@ impl Drafting {
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
             moves: [moves()?, moves()?],
             turn: 0,
-            candidates: Candidates::new(device, max_rows, max_sequences)?,
+            candidates: Candidates::new(device, max_rows, max_sequences, network.layer().draft_vocab_size())?,
             root_outputs: vec![0; max_sequences],
             at_roots: false,
             network,

@@ -7,8 +7,9 @@ use crate::drafter::Medusa;
 use crate::engine::mailbox::Mailbox;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
-use crate::kernels::draft::{DraftTopkArgs, draft_topk};
+use crate::kernels::draft::{DraftTopkArgs, draft_topk, topk_workspace};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::slices::SliceWorkspace;
 
 /// Heads, the states that they read, and the children of the present round.
 pub(super) struct HeadsProposer {
@@ -30,6 +31,7 @@ pub(super) struct HeadsProposer {
     /// they are read as one. f32.
     children: Tensor,
     path_logp: Tensor,
+    workspace: SliceWorkspace,
     /// The host's copy of `children`.
     host_children: Mailbox,
     /// Sequences of the round that draft, in the order of the pass.
@@ -54,6 +56,7 @@ impl HeadsProposer {
             root_logp: Tensor::zeros(device, DType::F32, &[most])?,
             children: uninit(DType::I32, &[2 * most * MAX_TOP_K])?,
             path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
+            workspace: topk_workspace(device, most, heads.draft_vocab_size(), MAX_TOP_K)?,
             host_children: Mailbox::new(device, 2 * most * MAX_TOP_K)?,
             drafting: Vec::new(),
             level_tokens: Vec::new(),
@@ -132,6 +135,7 @@ impl HeadsProposer {
                 tokens: &tokens,
                 logp: &logp,
                 path_logp: &path_logp,
+                workspace: &self.workspace,
             },
         )?;
         self.host_children.post(&both, 2 * children)

@@ -4,8 +4,9 @@ use crate::device::{DType, Device, Tensor};
 use crate::engine::commit::TokenLogprobs;
 use crate::engine::request::MAX_TOP_LOGPROBS;
 use crate::error::Result;
-use crate::kernels::draft::{DraftTopkArgs, draft_topk};
+use crate::kernels::draft::{DraftTopkArgs, draft_topk, topk_workspace};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::slices::SliceWorkspace;
 
 /// Rows read in one go; a round rarely emits more for one sequence.
 const MAX_ROWS: usize = 16;
@@ -21,6 +22,7 @@ pub(super) struct LogprobReader {
     tokens: Tensor,
     logp: Tensor,
     path_logp: Tensor,
+    workspace: SliceWorkspace,
 }
 
 impl LogprobReader {
@@ -35,6 +37,7 @@ impl LogprobReader {
             tokens: tensor(DType::I32, MAX_ROWS * MAX_TOP_LOGPROBS)?,
             logp: tensor(DType::F32, MAX_ROWS * MAX_TOP_LOGPROBS)?,
             path_logp: tensor(DType::F32, MAX_ROWS * MAX_TOP_LOGPROBS)?,
+            workspace: topk_workspace(device, MAX_ROWS, vocab_size, MAX_TOP_LOGPROBS)?,
         })
     }
 
@@ -72,6 +75,7 @@ impl LogprobReader {
                 tokens: &tokens,
                 logp: &logp,
                 path_logp: &path_logp,
+                workspace: &self.workspace,
             },
         )?;
         let (tokens, logp) = (tokens.to_vec::<i32>()?, logp.to_vec::<f32>()?);

@@ -14,7 +14,8 @@ use crate::engine::pictures::Pictures;
 use crate::engine::sequence::Sequence;
 use crate::error::{Error, Result};
 use crate::kernels::kv_compact::{KvCompactArgs, kv_compact};
-use crate::kernels::sampler::{SampleArgs, SamplerParams, sample};
+use crate::kernels::sampler::{SampleArgs, SamplerParams, sample, sample_workspace};
+use crate::kernels::slices::SliceWorkspace;
 use crate::kernels::verify::{VerifyWalkArgs, verify_walk};
 use crate::kv_cache::KvCache;
 use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE, Pass, Row, Taps, causal_words};
@@ -42,6 +43,7 @@ pub(super) struct Verifier {
     pub graphs: PassGraphs,
     /// One `SamplerParams` a sequence slot.
     params: Tensor,
+    workspace: SliceWorkspace,
     /// What passes come to, in turns: one may be under way while the one before it is read.
     results: [Results; 2],
     /// Which of them the latest pass has.
@@ -99,6 +101,7 @@ impl Verifier {
             kv,
             pass: Pass::new(device, max_rows, max_sequences)?.with_sections(sections).with_tread(tread),
             graphs: PassGraphs::new(device),
+            workspace: sample_workspace(device, max_rows, vocab_size)?,
             params: Tensor::zeros(device, DType::U8, &[max_sequences, size_of::<SamplerParams>()])?,
             results: [results()?, results()?],
             turn: 0,
@@ -180,6 +183,7 @@ impl Verifier {
                 params: &self.params,
                 positions: &self.pass.draw_positions(),
                 out: &self.results[self.turn].device.rows(self.drawn()),
+                workspace: &self.workspace,
             },
         )
     }

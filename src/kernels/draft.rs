@@ -3,6 +3,7 @@
 
 use super::sampler::MAX_VOCAB_SIZE;
 use super::shape::Dims;
+use super::slices::{SliceWorkspace, num_slices};
 use crate::device::{DType, Device, LaunchArgs, Tensor};
 use crate::error::Result;
 
@@ -10,6 +11,8 @@ use crate::error::Result;
 pub const MAX_TOP_K: usize = 32;
 /// Most runs of a sequence in a round.
 pub const MAX_RUNS: usize = 256;
+/// Rows of one launch of [`draft_topk`], which bounds the workspace; longer batches are cut.
+const MAX_TOPK_ROWS: usize = 256;
 /// Integers of a [`FrontierRow`].
 const FRONTIER_FIELDS: usize = 4;
 
@@ -29,6 +32,21 @@ pub struct DraftTopkArgs<'a> {
     pub logp: &'a Tensor,
     /// Out, F32 `[R, k]`: log-probability of the path.
     pub path_logp: &'a Tensor,
+    /// Room for this many rows, logits and children.
+    pub workspace: &'a SliceWorkspace,
+}
+
+/// The workspace of [`draft_topk`] for up to `max_rows` rows of `vocab_size` logits, `k` children each.
+///
+/// # Errors
+/// A lack of memory.
+pub fn topk_workspace(
+    device: &Device,
+    max_rows: usize,
+    vocab_size: usize,
+    k: usize,
+) -> Result<SliceWorkspace> {
+    SliceWorkspace::new(device, max_rows.min(MAX_TOPK_ROWS), vocab_size, k + 1)
 }
 
 /// The `k` likeliest children of every row: log-softmax, then top-k, ties to the smaller draft id.
@@ -54,29 +72,37 @@ pub fn draft_topk(device: &Device, args: DraftTopkArgs) -> Result<()> {
     if num_rows == 0 {
         return Ok(());
     }
-    let launch_args = LaunchArgs::new()
-        .overlapping()
-        .ptr(args.logits)
-        .ptr_or_null(args.d2t)
-        .ptr(args.parent_logp)
-        .ptr(args.tokens)
-        .ptr(args.logp)
-        .ptr(args.path_logp)
-        .i32(vocab_size)
-        .i32(args.k);
-    let block = topk_block_size(vocab_size);
-    // SAFETY: arguments in the order of draft_topk_f32; one block a row, so accesses to [R, Vd], [R] and [R,
-    // k] are in bounds by the checks above. Writes the three outputs only.
-    unsafe { device.launch("draft_topk_f32", [num_rows as u32, 1, 1], [block, 1, 1], 0, &launch_args) }
+    let most_rows = num_rows.min(MAX_TOPK_ROWS);
+    let scratch = args.workspace.of_launch(&dims, most_rows, vocab_size, args.k + 1)?;
+    for start in (0..num_rows).step_by(MAX_TOPK_ROWS) {
+        let rows = start..num_rows.min(start + MAX_TOPK_ROWS);
+        let num_rows = rows.len();
+        let launch_args = LaunchArgs::new()
+            .overlapping()
+            .ptr(&args.logits.rows(rows.clone()))
+            .ptr_or_null(args.d2t)
+            .ptr(&args.parent_logp.rows(rows.clone()))
+            .ptr(&args.tokens.rows(rows.clone()))
+            .ptr(&args.logp.rows(rows.clone()))
+            .ptr(&args.path_logp.rows(rows))
+            .ptr_or_null(scratch.map(|(lists, _)| lists))
+            .ptr_or_null(scratch.map(|(_, tickets)| tickets))
+            .i32(vocab_size)
+            .i32(args.k);
+        let (grid, block) = topk_geometry(num_rows, vocab_size);
+        // SAFETY: arguments in the order of draft_topk_f32; a block a row and slice, so accesses to [R, Vd], [R] and
+        // [R, k] are in bounds by the checks above, those to the workspace by of_launch. Writes the three outputs and
+        // the workspace only.
+        unsafe { device.launch("draft_topk_f32", grid, [block, 1, 1], 0, &launch_args)? };
+    }
+    Ok(())
 }
 
-/// Threads a row; the result does not depend on it. Bounded by the kernel's list of finalists.
-fn topk_block_size(vocab_size: usize) -> u32 {
-    match vocab_size {
-        0..2048 => 64,
-        2048..16384 => 256,
-        _ => 512,
-    }
+/// Grid, and threads of a block: a batch of loads each over a whole slice. The result does not depend on the threads. They are
+/// bounded by the kernel's list of finalists.
+fn topk_geometry(num_rows: usize, vocab_size: usize) -> ([u32; 3], u32) {
+    let block = if vocab_size < 2048 { 64 } else { 256 };
+    ([num_rows as u32, num_slices(vocab_size) as u32, 1], block)
 }
 
 /// One candidate to be run in the next drafter pass: an entry of [`DraftFrontierArgs::frontier`].
@@ -287,9 +313,17 @@ mod tests {
     }
 
     #[test]
-    fn finalists_of_all_warps_fit() {
-        assert!(
-            [1, 1024, 32_000, 152_064].iter().all(|&v| topk_block_size(v) / 32 * MAX_TOP_K as u32 <= 512)
-        );
+    fn finalists_of_all_warps_fit_and_every_slice_has_a_thread() {
+        for vocab_size in [1, 1024, 4096, 4097, 32_000, 152_064, MAX_VOCAB_SIZE - 1] {
+            let ([_, slices, _], block) = topk_geometry(7, vocab_size);
+            assert!(block / 32 * MAX_TOP_K as u32 <= 512 && (slices == 1 || slices <= block), "{vocab_size}");
+        }
+    }
+
+    #[test]
+    fn slices_cover_the_vocabulary() {
+        assert_eq!(topk_geometry(3, 4096).0, [3, 1, 1]);
+        assert_eq!(topk_geometry(3, 4097).0, [3, 2, 1]);
+        assert_eq!(topk_geometry(1, 128_256).0, [1, 32, 1]);
     }
 }

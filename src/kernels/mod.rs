@@ -21,6 +21,7 @@ pub mod rope;
 pub mod sampler;
 mod shape;
 pub mod silu_residual;
+pub mod slices;
 pub mod token_mask;
 pub mod tree_attention;
 pub mod verify;

@@ -1,12 +1,17 @@
 //! Launch wrapper of `kernels/sampler.cu`: the next token of every row of logits.
 
 use super::shape::Dims;
+use super::slices::{SliceWorkspace, num_slices};
 use crate::device::{DType, Device, LaunchArgs, Tensor};
 use crate::error::Result;
 use crate::sampling::SamplingParams;
 
 /// Vocabularies are smaller, so that the masses of all tokens add up within 64 bits.
 pub(super) const MAX_VOCAB_SIZE: usize = 1 << 18;
+/// With more rows every one has a block of its own: they keep a GPU busy, and blocks over slices would leave at once where rows are filtered.
+const MAX_SLICED_ROWS: usize = 64;
+/// What a block leaves of its slice, u64.
+const SLICE_WORDS: usize = 2;
 
 /// How one sequence samples, as the kernel reads it.
 #[repr(C)]
@@ -53,6 +58,16 @@ pub struct SampleArgs<'a> {
     pub positions: &'a Tensor,
     /// Out, I32 `[T]`: the token; -1 where no logit is a number above -inf.
     pub out: &'a Tensor,
+    /// Room for this many rows and logits.
+    pub workspace: &'a SliceWorkspace,
+}
+
+/// The workspace of [`sample`] for up to `max_rows` rows of `vocab_size` logits.
+///
+/// # Errors
+/// A lack of memory.
+pub fn sample_workspace(device: &Device, max_rows: usize, vocab_size: usize) -> Result<SliceWorkspace> {
+    SliceWorkspace::new(device, max_rows.min(MAX_SLICED_ROWS), vocab_size, SLICE_WORDS)
 }
 
 /// Draws (or, at temperature 0, finds) the next token of each row. The token of a row depends on the row, its
@@ -74,6 +89,11 @@ pub fn sample(device: &Device, args: SampleArgs) -> Result<()> {
     if num_rows == 0 {
         return Ok(());
     }
+    let grid = grid(num_rows, vocab_size);
+    let scratch = match grid[1] {
+        1 => None,
+        _ => args.workspace.of_launch(&dims, num_rows, vocab_size, SLICE_WORDS)?,
+    };
     let launch_args = LaunchArgs::new()
         .overlapping()
         .ptr(args.logits)
@@ -81,13 +101,19 @@ pub fn sample(device: &Device, args: SampleArgs) -> Result<()> {
         .ptr(args.params)
         .ptr(args.positions)
         .ptr(args.out)
+        .ptr_or_null(scratch.map(|(found, _)| found))
+        .ptr_or_null(scratch.map(|(_, tickets)| tickets))
         .i32(vocab_size);
-    // SAFETY: arguments in the order of sample_f32; one block a row, so every access to [T, V] and [T] is in
-    // bounds by the checks above; row_sequence must hold indices below B, which the caller owns. Writes `out`
-    // only.
-    unsafe {
-        device.launch("sample_f32", [num_rows as u32, 1, 1], [block_size(vocab_size), 1, 1], 0, &launch_args)
-    }
+    // SAFETY: arguments in the order of sample_f32; a block a row or a row and slice, so every access to [T, V] and [T]
+    // is in bounds by the checks above, to the workspace by of_launch; row_sequence must hold indices below B, which
+    // the caller owns. Writes `out` and the workspace only.
+    unsafe { device.launch("sample_f32", grid, [block_size(vocab_size), 1, 1], 0, &launch_args) }
+}
+
+/// A block a slice where there are few rows, else a block a row. The result does not depend on it.
+fn grid(num_rows: usize, vocab_size: usize) -> [u32; 3] {
+    let slices = if num_rows <= MAX_SLICED_ROWS { num_slices(vocab_size) } else { 1 };
+    [num_rows as u32, slices as u32, 1]
 }
 
 /// Threads a row: enough to keep many loads in flight over a large vocabulary, few for a small one. The
@@ -110,6 +136,15 @@ mod tests {
         let words: [u32; 6] = bytemuck::cast(SamplerParams::from(&params));
         assert_eq!(words, [1.0f32.to_bits(), 2.0f32.to_bits(), 3.0f32.to_bits(), 4, 6, 5]);
         assert_eq!(SamplerParams::BYTES, 24);
+    }
+
+    #[test]
+    fn few_rows_have_a_block_a_slice() {
+        assert_eq!(grid(64, 128_256), [64, 32, 1]);
+        assert_eq!(grid(65, 128_256), [65, 1, 1]);
+        assert_eq!(grid(1, 4096), [1, 1, 1]);
+        // Every slice has a thread of the block that puts them together.
+        assert!([4097, 16_384, MAX_VOCAB_SIZE - 1].iter().all(|&v| grid(1, v)[1] <= block_size(v)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Oracles of `kernels/draft.cu`: children by a sort, beam by a sort, next pass by set operations.
 #![forbid(unsafe_code)]
 
-use crate::sampling::{portable_exp, portable_ln};
+use crate::sampling::{SLICE_LEN, mass, mass_in_row, portable_exp, portable_ln};
 
 /// One proposed child.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,10 +16,10 @@ pub struct Child {
 
 /// The `k` likeliest children of a node with `parent_logp`, from its row of draft logits.
 pub fn topk(logits: &[f32], d2t: Option<&[i32]>, parent_logp: f32, k: usize) -> Vec<Child> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let relative = |logit: f32| if logit == max { 0.0 } else { logit - max };
+    let max = greatest(logits);
+    let relative = |logit: f32| relative_to(logit, max);
     let is_possible = max > f32::NEG_INFINITY;
-    let mass: u64 = logits.iter().map(|&x| (portable_exp(relative(x)) * (1u64 << 40) as f32) as u64).sum();
+    let mass: u64 = logits.chunks(SLICE_LEN).map(|slice| slice_mass(slice, max)).sum();
     let ln_mass = portable_ln(mass as f32 / (1u64 << 40) as f32);
     descending(logits)
         .into_iter()
@@ -31,6 +31,23 @@ pub fn topk(logits: &[f32], d2t: Option<&[i32]>, parent_logp: f32, k: usize) -> 
             Child { token: id as i32 + d2t.map_or(0, |d2t| d2t[id]), logp, path_logp: parent_logp + logp }
         })
         .collect()
+}
+
+/// The weights of a slice in a row whose greatest logit is `row_max`, added up relative to the slice's own greatest.
+fn slice_mass(slice: &[f32], row_max: f32) -> u64 {
+    let max = greatest(slice);
+    let own: u64 = slice.iter().map(|&x| mass(portable_exp(relative_to(x, max)))).sum();
+    // Where nothing is possible, nothing has mass.
+    if max > f32::NEG_INFINITY { mass_in_row(own, portable_exp(relative_to(max, row_max))) } else { 0 }
+}
+
+fn greatest(logits: &[f32]) -> f32 {
+    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// 0 for the greatest, even if it is infinite.
+fn relative_to(logit: f32, max: f32) -> f32 {
+    if logit == max { 0.0 } else { logit - max }
 }
 
 /// Indices of `values`, greatest first, equals in order; NaN counts as -inf.
@@ -84,6 +101,20 @@ mod tests {
         assert!((total - 1.0).abs() < 1e-5, "{total}");
         assert!(children.iter().all(|child| child.path_logp == child.logp - 1.0));
         assert!(children.windows(2).all(|pair| pair[0].logp >= pair[1].logp));
+    }
+
+    /// Slices without a possible token, with the greatest, far below it and one token long.
+    #[test]
+    fn slices_add_up_to_the_row() {
+        let mut logits: Vec<f32> = (0..3 * SLICE_LEN + 1).map(|i| ((i * 37) % 101) as f32 * 0.1).collect();
+        logits[SLICE_LEN..2 * SLICE_LEN].fill(f32::NAN);
+        logits[2 * SLICE_LEN..3 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 12.0);
+        logits[7] = 14.0;
+        let total: f64 =
+            logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();
+        let likeliest = topk(&logits, None, 0.0, 1)[0];
+        assert_eq!(likeliest.token, 7);
+        assert!((f64::from(likeliest.logp) - (14.0 - total.ln())).abs() < 1e-6, "{likeliest:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! follow.
 #![forbid(unsafe_code)]
 
-use crate::sampling::{LOWEST_EXPONENT, SamplingParams, gumbel, portable_exp};
+use crate::sampling::{LOWEST_EXPONENT, SamplingParams, gumbel, mass, portable_exp};
 
 /// The token of a row of logits drawn at absolute `position`; -1 if no logit is a number above -inf.
 pub fn sample(logits: &[f32], params: &SamplingParams, position: i32) -> i32 {
@@ -50,7 +50,6 @@ fn weight_bound(relative: &[f32], params: &SamplingParams) -> f32 {
     }
     if params.top_p < 1.0 {
         // Mass in units of 2^-40: integers add up to the same total in any order.
-        let mass = |w: f32| (w * (1u64 << 40) as f32) as u64;
         let total: u64 = weights.iter().map(|&w| mass(w)).sum();
         let wanted = ((total as f64 * f64::from(params.top_p)).ceil() as u64).max(1);
         let mut reached = 0;

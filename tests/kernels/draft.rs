@@ -1,9 +1,10 @@
 use smart_run::device::{DType, Device, Tensor};
 use smart_run::kernels::draft::{
     DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, FrontierRow, RunTables, draft_beam, draft_frontier,
-    draft_topk,
+    draft_topk, topk_workspace,
 };
 use smart_run::reference::draft as oracle;
+use smart_run::sampling::SLICE_LEN;
 
 use crate::common::device::device;
 use crate::common::inputs::Rng;
@@ -17,6 +18,10 @@ fn offsets(vocab_size: usize) -> Vec<i32> {
     (0..vocab_size as i32).map(|id| id / 3).collect()
 }
 
+fn bits(floats: &Tensor) -> Vec<i32> {
+    floats.to_vec::<f32>().unwrap().into_iter().map(|value| value.to_bits() as i32).collect()
+}
+
 fn check_topk(device: &Device, name: &str, rows: &[Vec<f32>], k: usize, has_offsets: bool) {
     let (num_rows, vocab_size) = (rows.len(), rows[0].len());
     let parent_logp: Vec<f32> = (0..num_rows).map(|row| -0.37 * row as f32).collect();
@@ -25,16 +30,29 @@ fn check_topk(device: &Device, name: &str, rows: &[Vec<f32>], k: usize, has_offs
     let tokens = Tensor::uninit(device, DType::I32, &[num_rows, k]).unwrap();
     let logp = Tensor::uninit(device, DType::F32, &[num_rows, k]).unwrap();
     let path_logp = Tensor::uninit(device, DType::F32, &[num_rows, k]).unwrap();
-    let args = DraftTopkArgs {
-        logits: &Tensor::from_slice(device, &rows.concat(), &[num_rows, vocab_size]).unwrap(),
-        d2t: has_offsets.then_some(&d2t_device),
-        parent_logp: &Tensor::from_slice(device, &parent_logp, &[num_rows]).unwrap(),
-        k,
-        tokens: &tokens,
-        logp: &logp,
-        path_logp: &path_logp,
+    let logits = Tensor::from_slice(device, &rows.concat(), &[num_rows, vocab_size]).unwrap();
+    let parents = Tensor::from_slice(device, &parent_logp, &[num_rows]).unwrap();
+    let workspace = topk_workspace(device, num_rows, vocab_size, k).unwrap();
+    let launch = || {
+        for out in [&tokens, &logp, &path_logp] {
+            out.fill_bytes(0xff).unwrap();
+        }
+        let args = DraftTopkArgs {
+            logits: &logits,
+            d2t: has_offsets.then_some(&d2t_device),
+            parent_logp: &parents,
+            k,
+            tokens: &tokens,
+            logp: &logp,
+            path_logp: &path_logp,
+            workspace: &workspace,
+        };
+        draft_topk(device, args).unwrap();
+        [tokens.to_vec::<i32>().unwrap(), bits(&logp), bits(&path_logp)]
     };
-    draft_topk(device, args).unwrap();
+    let first = launch();
+    // The workspace is as it was, whoever came last.
+    assert_eq!(first, launch(), "{name}, the second of two launches");
     let (tokens, logp, path_logp) =
         (tokens.to_vec::<i32>().unwrap(), logp.to_vec::<f32>().unwrap(), path_logp.to_vec::<f32>().unwrap());
     for (row, logits) in rows.iter().enumerate() {
@@ -90,6 +108,115 @@ fn topk_does_not_depend_on_the_schedule() {
     for mode in held.modes().into_iter().chain(held.schedules()) {
         held.enter(mode);
         check_topk(device, &format!("{mode:?}"), &rows[..3], 10, true);
+    }
+}
+
+/// Vocabularies that end before, at and behind a boundary of slices.
+#[test]
+fn topk_over_slices_agrees_with_the_oracle() {
+    let held = device();
+    let device: &Device = &held;
+    for (vocab_size, k) in [
+        (SLICE_LEN - 1, 10),
+        (SLICE_LEN, 10),
+        (SLICE_LEN + 1, 10),
+        (2 * SLICE_LEN - 4, 5),
+        (2 * SLICE_LEN + 3, 32),
+        (3 * SLICE_LEN + 4, 1),
+    ] {
+        for mode in held.modes() {
+            held.enter(mode);
+            check_topk(
+                device,
+                &format!("{mode:?}, vocabulary {vocab_size}, k {k}"),
+                &risky_rows(vocab_size),
+                k,
+                true,
+            );
+        }
+    }
+}
+
+/// Where the best are: the last token of a slice and the first of the next, one in every slice, all in the last; with ties and
+/// slices in which nothing is possible.
+#[test]
+fn topk_finds_children_wherever_slices_end() {
+    let held = device();
+    let device: &Device = &held;
+    let (slices, k) = (5, 32);
+    let vocab_size = (slices - 1) * SLICE_LEN + 13;
+    let background = normals(&mut Rng::new(12), vocab_size, 1.0);
+    let with = |places: &[usize], value: fn(usize) -> f32| {
+        let mut row = background.clone();
+        places.iter().enumerate().for_each(|(i, &place)| row[place] = value(i));
+        row
+    };
+    let boundaries: Vec<usize> =
+        (1..slices).flat_map(|slice| [slice * SLICE_LEN - 1, slice * SLICE_LEN]).collect();
+    let spread: Vec<usize> = (0..k).map(|i| (i * 517 + i % 2 * SLICE_LEN) % vocab_size).collect();
+    let last: Vec<usize> = (vocab_size - 13..vocab_size).collect();
+    let mut possible_in_one = vec![f32::NEG_INFINITY; vocab_size];
+    possible_in_one[2 * SLICE_LEN..2 * SLICE_LEN + 40].fill(-3.0);
+    let mut nan_but_two = vec![f32::NAN; vocab_size];
+    (nan_but_two[SLICE_LEN - 1], nan_but_two[vocab_size - 1]) = (1.0, 1.0);
+    // A slice far below the others has mass of its own, and none in the row.
+    let mut far_below = background.clone();
+    far_below[SLICE_LEN..2 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 500.0);
+    let mut infinite = background.clone();
+    (infinite[3], infinite[SLICE_LEN + 3], infinite[SLICE_LEN + 4]) =
+        (f32::INFINITY, f32::INFINITY, f32::INFINITY);
+    let rows = [
+        with(&boundaries, |_| 9.0),
+        with(&boundaries, |i| 9.0 + (i % 3) as f32),
+        with(&spread, |_| 7.0),
+        with(&spread, |i| 7.0 + i as f32 * 0.1),
+        with(&last, |i| 8.0 - i as f32 * 0.1),
+        vec![0.5; vocab_size],
+        possible_in_one,
+        nan_but_two,
+        far_below,
+        infinite,
+    ];
+    for mode in held.modes().into_iter().chain(held.schedules()) {
+        held.enter(mode);
+        check_topk(device, &format!("{mode:?}"), &rows, k, false);
+    }
+}
+
+/// More rows than one launch has.
+#[test]
+fn topk_of_many_rows_agrees_with_the_oracle() {
+    let held = device();
+    let device: &Device = &held;
+    let mut random = Rng::new(31);
+    let rows: Vec<Vec<f32>> = (0..260).map(|_| normals(&mut random, SLICE_LEN + 8, 2.0)).collect();
+    for mode in held.modes() {
+        held.enter(mode);
+        check_topk(device, &format!("{mode:?}"), &rows, 3, false);
+    }
+}
+
+#[test]
+fn topk_wants_a_workspace_for_its_slices() {
+    let held = device();
+    let device: &Device = &held;
+    let floats = |shape: &[usize]| Tensor::zeros(device, DType::F32, shape).unwrap();
+    let message = |workspace| {
+        let args = DraftTopkArgs {
+            logits: &floats(&[2, SLICE_LEN + 1]),
+            d2t: None,
+            parent_logp: &floats(&[2]),
+            k: 3,
+            tokens: &Tensor::zeros(device, DType::I32, &[2, 3]).unwrap(),
+            logp: &floats(&[2, 3]),
+            path_logp: &floats(&[2, 3]),
+            workspace: &workspace,
+        };
+        draft_topk(device, args).unwrap_err().to_string()
+    };
+    for (rows, vocab_size, k) in [(1, SLICE_LEN + 1, 3), (2, SLICE_LEN, 3), (2, SLICE_LEN + 1, 2)] {
+        let message = message(topk_workspace(device, rows, vocab_size, k).unwrap());
+        assert!(message.contains("draft_topk: workspace"), "{message}");
     }
 }
 

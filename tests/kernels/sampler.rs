@@ -1,7 +1,7 @@
 use smart_run::device::{DType, Device, Tensor};
-use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample};
+use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample, sample_workspace};
 use smart_run::reference::sampler as oracle;
-use smart_run::sampling::SamplingParams;
+use smart_run::sampling::{SLICE_LEN, SamplingParams, gumbel};
 
 use crate::common::device::device;
 use crate::common::inputs::Rng;
@@ -32,16 +32,30 @@ impl Batch {
         // Parameters in reverse order, so that row_sequence is not the identity.
         let params: Vec<SamplerParams> = self.params.iter().rev().map(SamplerParams::from).collect();
         let row_sequence: Vec<i32> = (0..rows as i32).rev().collect();
-        let out = Tensor::from_slice(device, &vec![-7; rows + 1], &[rows + 1]).unwrap();
-        let args = SampleArgs {
-            logits: &Tensor::from_slice(device, &self.logits, &[rows, self.vocab_size]).unwrap(),
-            row_sequence: &Tensor::from_slice(device, &row_sequence, &[rows]).unwrap(),
-            params: &SamplerParams::upload(device, &params).unwrap(),
-            positions: &Tensor::from_slice(device, &self.positions, &[rows]).unwrap(),
-            out: &out.rows(0..rows),
+        let out = Tensor::uninit(device, DType::I32, &[rows + 1]).unwrap();
+        let logits = Tensor::from_slice(device, &self.logits, &[rows, self.vocab_size]).unwrap();
+        let row_sequence = Tensor::from_slice(device, &row_sequence, &[rows]).unwrap();
+        let params = SamplerParams::upload(device, &params).unwrap();
+        let positions = Tensor::from_slice(device, &self.positions, &[rows]).unwrap();
+        let workspace = sample_workspace(device, rows, self.vocab_size).unwrap();
+        let launch = || {
+            out.write(&vec![-7; rows + 1]).unwrap();
+            let args = SampleArgs {
+                logits: &logits,
+                row_sequence: &row_sequence,
+                params: &params,
+                positions: &positions,
+                out: &out.rows(0..rows),
+                workspace: &workspace,
+            };
+            sample(device, args).unwrap();
+            out.to_vec::<i32>().unwrap()
         };
-        sample(device, args).unwrap();
-        let mut tokens: Vec<i32> = out.to_vec().unwrap();
+        let mut tokens = launch();
+        if self.vocab_size > SLICE_LEN {
+            // The workspace is as it was, whoever came last.
+            assert_eq!(tokens, launch(), "the second of two launches");
+        }
         assert_eq!(tokens.pop(), Some(-7), "wrote behind the output");
         tokens
     }
@@ -114,26 +128,137 @@ fn every_risky_row_under_every_risky_setting_agrees_with_the_oracle() {
     let held = device();
     let device: &Device = &held;
     // One token; less than a quad; not a multiple of four; a multiple of four but not of the block; several
-    // quads a thread.
-    for vocab_size in [1, 3, 130, 1000, 1031] {
-        let (mut rows, mut params) = (Vec::new(), Vec::new());
-        for (_, row) in risky_rows(vocab_size) {
-            for (_, setting) in risky_params() {
-                rows.push(row.clone());
-                params.push(setting);
-            }
-        }
-        let batch = Batch::new(&rows, &params);
-        let want = batch.oracle();
-        for mode in held.modes() {
-            held.enter(mode);
-            for (i, (got, want)) in batch.run(device).iter().zip(&want).enumerate() {
-                let (row, setting) = (i / risky_params().len(), i % risky_params().len());
-                let names = (risky_rows(vocab_size)[row].0, risky_params()[setting].0);
-                assert_eq!(got, want, "{mode:?}, vocabulary {vocab_size}, {names:?}");
+    // quads a thread; two slices, the second of one token and nearly full.
+    for vocab_size in [1, 3, 130, 1000, 1031, SLICE_LEN + 1, 2 * SLICE_LEN - 4] {
+        for (name, row) in risky_rows(vocab_size) {
+            // One batch a row, so that few rows have a block a slice.
+            let settings: Vec<_> = risky_params().into_iter().map(|(_, setting)| setting).collect();
+            let batch = Batch::new(&vec![row; settings.len()], &settings);
+            let want = batch.oracle();
+            for mode in held.modes() {
+                held.enter(mode);
+                for ((got, want), (setting, _)) in batch.run(device).iter().zip(&want).zip(risky_params()) {
+                    assert_eq!(got, want, "{mode:?}, vocabulary {vocab_size}, {name}, {setting}");
+                }
             }
         }
     }
+}
+
+/// Logits under which the tokens `chosen` all score nearly the same when `HOT` draws at `position`, so that rounding alone decides. The
+/// last slice but one has a likelier token with little noise, to which the row's scores are relative; the others hardly count.
+fn levelled(vocab_size: usize, position: i32, chosen: fn(usize) -> bool) -> Vec<f32> {
+    let noise = |token: usize| gumbel(HOT.seed, position, token);
+    let level = |score: f32, token| (score - noise(token)) * HOT.temperature;
+    let mut row: Vec<f32> =
+        (0..vocab_size).map(|token| if chosen(token) { level(3.0, token) } else { -30.0 }).collect();
+    let quiet = (2 * SLICE_LEN..3 * SLICE_LEN).min_by(|&a, &b| noise(a).total_cmp(&noise(b))).unwrap();
+    row[quiet] = level(2.9, quiet);
+    row
+}
+
+/// The tokens of a slice compared relative to its own greatest logit may come in another order than in the row.
+#[test]
+fn slices_decide_near_ties_as_the_row_does() {
+    let held = device();
+    let device: &Device = &held;
+    let vocab_size = 3 * SLICE_LEN + 5;
+    let choices: [fn(usize) -> bool; 5] = [
+        |_| true,
+        // Of one thread, of one slice, of two slices, of every slice.
+        |token| token == SLICE_LEN + 1 || token == SLICE_LEN + 2,
+        |token| token / SLICE_LEN == 1 && token % 300 == 7,
+        |token| token == SLICE_LEN - 1 || token == SLICE_LEN,
+        |token| token % 64 == 7,
+    ];
+    let rows: Vec<Vec<f32>> =
+        (0..60).map(|i| levelled(vocab_size, 100 + 7 * i as i32, choices[i % 5])).collect();
+    let min_p = SamplingParams { min_p: 1e-4, ..HOT };
+    let params: Vec<_> = (0..60).map(|i| if i < 30 { HOT } else { min_p }).collect();
+    let batch = Batch::new(&rows, &params);
+    for mode in held.modes() {
+        held.enter(mode);
+        batch.check(device, &format!("{mode:?}"));
+    }
+    // Slices behind the 32nd.
+    let far = (0..16)
+        .map(|i| levelled(34 * SLICE_LEN, 100 + 7 * i, |token| token / SLICE_LEN == 33 && token % 99 == 5));
+    let far = Batch::new(&far.collect::<Vec<_>>(), &[HOT; 16]);
+    for mode in held.modes() {
+        held.enter(mode);
+        far.check(device, &format!("{mode:?}, many slices"));
+    }
+    let few = Batch::new(&rows[..5], &params[..5]);
+    for mode in held.schedules() {
+        held.enter(mode);
+        few.check(device, &format!("{mode:?}"));
+    }
+}
+
+/// min-p goes by the row's greatest logit: what wins a slice may not count in the row, while others of the slice do.
+#[test]
+fn slices_keep_what_min_p_keeps_of_the_row() {
+    let held = device();
+    let device: &Device = &held;
+    let vocab_size = 3 * SLICE_LEN;
+    let mut random = Rng::new(71);
+    let mut rows = Vec::new();
+    let mut params = Vec::new();
+    for seed in 0..24 {
+        let mut row = normals(&mut random, vocab_size, 1.0);
+        // Greatest logits of the slices a little apart.
+        row[2 * SLICE_LEN..].iter_mut().for_each(|logit| *logit += 0.3);
+        row[SLICE_LEN..2 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 0.3);
+        rows.push(row);
+        params.push(SamplingParams { min_p: [0.02, 0.1, 0.3, 0.7][seed as usize % 4], seed, ..HOT });
+    }
+    let batch = Batch::new(&rows, &params);
+    for mode in held.modes() {
+        held.enter(mode);
+        batch.check(device, &format!("{mode:?}"));
+    }
+}
+
+/// With a block a slice and with a block a row, with and without filters side by side.
+#[test]
+fn few_rows_and_many_draw_the_same_tokens() {
+    let held = device();
+    let device: &Device = &held;
+    let mut random = Rng::new(44);
+    let rows: Vec<Vec<f32>> = (0..66).map(|_| normals(&mut random, SLICE_LEN + 100, 3.0)).collect();
+    let settings = [
+        SamplingParams::default(),
+        HOT,
+        SamplingParams { top_k: 5, ..HOT },
+        SamplingParams { top_p: 0.8, min_p: 0.1, ..HOT },
+        SamplingParams { min_p: 0.1, ..HOT },
+    ];
+    let params: Vec<_> = (0..66).map(|i| SamplingParams { seed: i, ..settings[i as usize % 5] }).collect();
+    let many = Batch::new(&rows, &params);
+    let few = Batch::new(&rows[..10], &params[..10]);
+    let want = many.oracle();
+    for mode in held.modes() {
+        held.enter(mode);
+        assert_eq!(many.run(device), want, "{mode:?}, a block a row");
+        assert_eq!(few.run(device), want[..10], "{mode:?}, a block a slice");
+    }
+}
+
+#[test]
+fn sampling_wants_a_workspace_for_its_slices() {
+    let held = device();
+    let device: &Device = &held;
+    let ints = Tensor::zeros(device, DType::I32, &[2]).unwrap();
+    let args = SampleArgs {
+        logits: &Tensor::zeros(device, DType::F32, &[2, SLICE_LEN + 1]).unwrap(),
+        row_sequence: &ints,
+        params: &SamplerParams::upload(device, &[SamplerParams::from(&HOT)]).unwrap(),
+        positions: &ints,
+        out: &ints,
+        workspace: &sample_workspace(device, 1, SLICE_LEN + 1).unwrap(),
+    };
+    let message = sample(device, args).unwrap_err().to_string();
+    assert!(message.contains("sample: workspace"), "{message}");
 }
 
 #[test]
@@ -297,6 +422,7 @@ fn shapes_are_checked() {
         params: &SamplerParams::upload(device, &[SamplerParams::from(&HOT)]).unwrap(),
         positions: &ints,
         out: &ints,
+        workspace: &sample_workspace(device, 3, 8).unwrap(),
     };
     let message = sample(device, args).unwrap_err().to_string();
     assert!(message.contains("sample: row_sequence") && message.contains("T=3"), "{message}");

@@ -155,8 +155,9 @@ uint32_t kept_bound(const Row& row, const SamplerParams& p) {
   return p.min_p > 0.0f ? std::max(bound, __float_as_uint(p.min_p)) : bound;
 }
 
+// A row after the other, whatever the slices: nothing is left to be put together.
 void sample(const simt::NativeLaunch& launch, const float* logits, const int* row_sequence,
-            const SamplerParams* params, const int* positions, int* out, int vocab_size) {
+            const SamplerParams* params, const int* positions, int* out, u64*, unsigned*, int vocab_size) {
   simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
     const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
     const SamplerParams& p = params[row_sequence[row_idx]];

@@ -1,7 +1,7 @@
 // replay FILE...: runs dumped launches by emulation; exits with 1 when one fails. Built by tools/sanitize.sh
 // together with the driver and the kernels; a sanitizer adds its own reports and exit code. Of each kernel
-// only the smallest REPLAY_PER_KERNEL launches are run (default 2): a fiber costs the race detector half a
-// millisecond.
+// only the smallest REPLAY_PER_KERNEL launches are run (default 2), of grids with one dimension and of others,
+// where blocks may share a result: a fiber costs the race detector half a millisecond.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -23,7 +23,7 @@ int main(int count, char** files) {
   size_t per_kernel = limit ? size_t(atoi(limit)) : 2;
 
   int failed = 0, run = 0;
-  std::map<std::string, std::vector<std::pair<uint64_t, const char*>>> by_kernel;
+  std::map<std::pair<std::string, bool>, std::vector<std::pair<uint64_t, const char*>>> by_kernel;
   for (int i = 1; i < count; i++) {
     std::string kernel;
     simt::Geometry geometry;
@@ -31,7 +31,8 @@ int main(int count, char** files) {
       fprintf(stderr, "%s\n", simt_last_error());
       failed++;
     } else {
-      by_kernel[kernel].emplace_back(geometry.num_blocks() * geometry.num_threads(), files[i]);
+      const bool is_flat = geometry.grid.y == 1 && geometry.grid.z == 1;
+      by_kernel[{kernel, is_flat}].emplace_back(geometry.num_blocks() * geometry.num_threads(), files[i]);
     }
   }
   for (auto& [kernel, launches] : by_kernel) {

@@ -1,0 +1,20 @@
+// WHAT      Which of several blocks that bring their parts of a result is the last, and so puts them together.
+//           Nobody waits: the others have left by then.
+//
+// REQUIRES  every thread of the block calls; the ticket is 0 before the launch, as it is again after it: a
+//           captured graph replays. What the others have written is read by load_fresh().
+#pragma once
+
+#include "prims.cuh"
+
+// Whether this block is the last of `num_blocks` with this ticket to come here: then it sees what all of them have
+// written before they came. `is_last` is shared memory that nobody needs at the moment.
+__device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned num_blocks, int& is_last) {
+  __threadfence();
+  __syncthreads();
+  // Counts to the last block and back to 0, for the next launch.
+  if (threadIdx.x == 0) is_last = atomicInc(ticket, num_blocks - 1) == num_blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return is_last;
+}
