@@ -18,9 +18,9 @@ pub(super) struct HostMemory {
     device_ptr: sys::CUdeviceptr,
 }
 
-// SAFETY: it owns its memory; the handle may be used from any thread with the context bound. What it holds is only reached through a buffer, by
-// that buffer's borrow rules, and by the device, in stream order.
+// SAFETY: it owns its memory, which any thread with the context bound may free.
 unsafe impl Send for HostMemory {}
+// SAFETY: what it holds is reached through one buffer, by that buffer's borrow rules, and by the device, in stream order.
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {

@@ -52,7 +52,7 @@ pub fn post_words(device: &Device, args: PostWordsArgs) -> Result<()> {
     let n = dims.get("n");
     let launch_args =
         LaunchArgs::new().overlapping().ptr(args.src).ptr(args.out).ptr(args.flag).pod(&args.ticket).i32(n);
-    // SAFETY: arguments in the order of post_words; both arrays have n words and the flag one by the checks above. Writes `out` and `flag`.
     let block = n.next_multiple_of(32).clamp(32, BLOCK) as u32;
+    // SAFETY: arguments in the order of post_words; both arrays have n words and the flag one by the checks above. Writes `out` and `flag`.
     unsafe { device.launch("post_words", [1, 1, 1], [block, 1, 1], 0, &launch_args) }
 }

@@ -188,7 +188,7 @@ fn geometry(
     };
     let fitting = || tiles.iter().filter(|tile| tile.tokens == tokens);
     let busy = fitting().find(|tile| grid(tile).iter().product::<u32>() >= wide_from_ctas);
-    let tile = busy.or(fitting().last()).expect("a tile of every number of tokens");
+    let tile = busy.or(fitting().next_back()).expect("a tile of every number of tokens");
     (tile, grid(tile), tile.shared_bytes())
 }
 
