@@ -2,7 +2,7 @@
 # Builds gpu-check/: the kernel and engine tests in one executable, the command line for whole runs, what the host driver computes
 # for the same cases, and run.sh, which runs it all on a machine that has a GPU but neither cargo nor a network. Runs the tests at
 # once if this machine has a GPU. See docs/gpu-check.md.
-# Usage: tools/gpu_check.sh        Environment: NVCC, CUDA_HOME, CUDA_ARCHS as for any build (CUDA_ARCHS=90a halves the size);
+# Usage: tools/gpu_check.sh        Environment: NVCC, CUDA_HOME, CUDA_ARCHS as for any build (CUDA_ARCHS=90a builds sooner);
 #   GPU_CHECK_SMART_RUN, a smart-run built already
 set -euo pipefail
 cd "$(dirname "$0")/.."

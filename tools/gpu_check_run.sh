@@ -99,11 +99,15 @@ sanitize() {
 
 conformance() {
   unpack gpu_check
-  unpack host.dump
   step "primitives against their oracles" 15 tests kernels::prims
   SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests kernels::
-  SMART_DUMPS=$scratch/host.dump:$scratch/device.dump step "kernels against the host driver" 10 \
-    tests --ignored --nocapture dumps_agree
+  if [ -e "$here/host.dump" ] || [ -e "$here/host.dump.xz" ]; then
+    unpack host.dump
+    SMART_DUMPS=$scratch/host.dump:$scratch/device.dump step "kernels against the host driver" 10 \
+      tests --ignored --nocapture dumps_agree
+  else
+    summary+=("SKIPPED kernels against the host driver: no host.dump here")
+  fi
   step "engine" 160 tests engine::
   if [ "$SMART_DEVICE" = host ]; then
     summary+=("SKIPPED compute-sanitizer: it needs a GPU")

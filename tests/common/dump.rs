@@ -12,13 +12,16 @@ use std::sync::{Mutex, OnceLock};
 
 use super::compare::Tol;
 
+/// Values that are kept of a comparison: enough to see how many bits differ, and a file that is quickly carried.
+const MOST_VALUES: usize = 1024;
+
 /// One comparison: the kernel's values and what its test allows.
 pub struct Entry {
     pub tol: Tol,
     pub values: Vec<f32>,
 }
 
-/// Appends `values` under the test file's name, the caller's line and `name` without the mode, the first time these occur.
+/// Appends `values`, evenly picked where they are many, under the test file's name, the caller's line and `name` without the mode, the first time these occur.
 #[track_caller]
 pub fn record(name: &str, values: &[f32], tol: Tol) {
     /// The file and the keys that it has.
@@ -36,8 +39,11 @@ pub fn record(name: &str, values: &[f32], tol: Tol) {
     let name = name.replace("Emulated", "").replace("Gpu", "");
     let key = format!("{file}:{}: {}", caller.line(), name.trim());
     let (file, seen) = &mut *dump.lock().unwrap();
+    // Odd, so that it walks through the columns of any usual width.
+    let step = values.len().div_ceil(MOST_VALUES) | 1;
+    let values: Vec<f32> = values.iter().copied().step_by(step).collect();
     let head = [key.len() as u32, values.len() as u32, tol.abs.to_bits(), tol.rel.to_bits()];
-    let entry = [bytemuck::cast_slice(&head), key.as_bytes(), bytemuck::cast_slice(values)].concat();
+    let entry = [bytemuck::cast_slice(&head), key.as_bytes(), bytemuck::cast_slice(&values)].concat();
     if seen.insert(key) {
         file.write_all(&entry).unwrap();
     }

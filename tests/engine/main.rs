@@ -9,6 +9,7 @@ mod eagle3_variants;
 mod early_ends;
 pub(crate) mod fixtures;
 mod grammars;
+mod large_vocabulary;
 mod lossless;
 mod medusa;
 mod pass_graphs;
