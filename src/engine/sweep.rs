@@ -242,7 +242,7 @@ fn time(device: &Device, warm_ups: usize, mut pass: impl FnMut() -> Result<()>) 
     Ok(end.micros_since(&begin)?.unwrap_or_default().max(1e-3))
 }
 
-/// A target pass over chains, with draws and walk.
+/// A target pass over chains, with draws, walk and compaction.
 fn verify_pass(
     (verifier, pool): (&mut Verifier, &PagePool),
     proposer: Option<&Proposer>,
@@ -271,7 +271,8 @@ fn verify_pass(
     let taps = proposer.and_then(|proposer| proposer.taps(verifier.pass.width()));
     let (logits, _) = verifier.forward(taps.as_ref().map(|(out, layers)| Taps { layers, out }))?;
     verifier.draw(&logits)?;
-    verifier.walk(nodes - 1)
+    verifier.walk(nodes - 1)?;
+    verifier.compact()
 }
 
 /// A drafter level of siblings with their children, the same number in each sequence.
