@@ -58,8 +58,8 @@ __device__ __forceinline__ QuadRange quads_of_slice(int slice, int row_len) {
   return {slice * kSliceQuads, next < end ? next : end};
 }
 
-constexpr int kInFlight =
-    4;  // quads that a thread loads before it looks at the first: all that it waits for is memory
+// Quads that a thread loads before it looks at the first: all that it waits for is memory.
+constexpr int kInFlight = 4;
 
 // use(quad, stride, quads) for batches of the quads of a range, which the threads of a block share: this thread has
 // quads `quad`, `quad + stride` and so on. The lanes of a warp stay together, as warp operations want it: beyond the

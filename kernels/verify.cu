@@ -22,6 +22,7 @@
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
+
 extern "C" __global__ void __launch_bounds__(kWarp)
     verify_walk(const int* __restrict__ seq_start, const int* __restrict__ tokens,
                 const int* __restrict__ parents, const int* __restrict__ drawn, int* __restrict__ accepted,

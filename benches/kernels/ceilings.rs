@@ -5,7 +5,8 @@ use std::time::Instant;
 use smart_run::Result;
 use smart_run::device::{Branch, ConditionalGraph, DType, Device, Event, PinnedBuffer, Tensor};
 use smart_run::kernels::ceilings::{PIECE, ReadArgs, Reader, count_down, empty, read};
-use smart_run::kernels::host_words::{PostWordsArgs, fetch_words, post_words};
+use smart_run::kernels::host_words::fetch_words;
+use smart_run::kernels::mailbox::Mailbox;
 
 use super::measure::{Timing, span, time_graph};
 use super::setting::Setting;
@@ -167,19 +168,19 @@ fn round_trip(device: &Device) -> Result<Timing> {
     })
 }
 
+/// Words that cross the bus in one go: 2 KiB.
 const WORDS: usize = 512;
 
 /// An empty kernel, and words that come back behind it: by a copy that the driver waits for, or posted to a host that watches.
 fn words_back(device: &Device, by_kernel: bool) -> Result<Timing> {
     let words = Tensor::zeros(device, DType::I32, &[WORDS])?;
-    let mut host = PinnedBuffer::<i32>::new(device, WORDS)?;
-    let mut watched = Watched::new(device)?;
-    let mapped = host.mapped();
+    let (mut host, mut mailbox) = (PinnedBuffer::<i32>::new(device, WORDS)?, Mailbox::new(device, WORDS)?);
     repeat(|| {
         let start = Instant::now();
         empty(device, false)?;
         if by_kernel {
-            watched.post(&words, &mapped)?;
+            mailbox.post(&words, WORDS)?;
+            mailbox.wait()?;
         } else {
             host.read_from(&words, WORDS)?;
             device.synchronize()?;
@@ -191,40 +192,18 @@ fn words_back(device: &Device, by_kernel: bool) -> Result<Timing> {
 /// Words that go to the device, and the host hears that they are there.
 fn words_there(device: &Device, by_kernel: bool) -> Result<Timing> {
     let words = Tensor::zeros(device, DType::I32, &[WORDS])?;
-    let host = PinnedBuffer::<i32>::new(device, WORDS)?;
-    let mut watched = Watched::new(device)?;
+    let (host, mut mailbox) = (PinnedBuffer::<i32>::new(device, WORDS)?, Mailbox::new(device, 0)?);
     let mapped = host.mapped();
-    let nothing = (words.rows(0..0), mapped.rows(0..0));
     repeat(|| {
         let start = Instant::now();
         match by_kernel {
             true => fetch_words(device, &mapped, &words)?,
             false => host.write_to(&words, WORDS)?,
         }
-        watched.post(&nothing.0, &nothing.1)?;
+        mailbox.post(&words, 0)?;
+        mailbox.wait()?;
         Ok(start.elapsed().as_secs_f64() * 1e6)
     })
-}
-
-/// A flag of the host's that kernels raise.
-struct Watched {
-    device: Device,
-    flag: PinnedBuffer<i32>,
-    ticket: i32,
-}
-
-impl Watched {
-    fn new(device: &Device) -> Result<Self> {
-        Ok(Self { device: device.clone(), flag: PinnedBuffer::new(device, 1)?, ticket: 0 })
-    }
-
-    /// Posts words and waits for them.
-    fn post(&mut self, src: &Tensor, out: &Tensor) -> Result<()> {
-        self.ticket += 1;
-        let args = PostWordsArgs { src, out, flag: &self.flag.mapped(), ticket: self.ticket };
-        post_words(&self.device, args)?;
-        self.flag.wait_for(0, self.ticket)
-    }
 }
 
 fn repeat(mut once: impl FnMut() -> Result<f64>) -> Result<Timing> {

@@ -29,6 +29,8 @@ pub use launch::LaunchArgs;
 pub use pinned::PinnedBuffer;
 pub use tensor::{DType, Element, Tensor};
 pub use tensor_core_family::TensorCoreFamily;
+#[cfg(test)]
+pub(crate) use tensor_core_family::WIDE_FROM_CTAS;
 use tensor_core_family::{Families, Operation};
 
 mod images {

@@ -145,8 +145,7 @@ impl<T: Element> PinnedBuffer<T> {
 const LOOKS: usize = 256;
 
 impl PinnedBuffer<i32> {
-    /// Watches element `index` until a kernel has made it `value`. Returns sooner than any wait of the driver's, which has to be told by the GPU
-    /// first.
+    /// Watches element `index` until a kernel has made it `value`; the driver is only asked whether all is well.
     ///
     /// # Errors
     /// The first failure of work issued so far; its end without that value.

@@ -88,7 +88,7 @@ impl Operation {
 }
 
 /// CTAs of a launch from which on a linear layer's tile with more weights is worth having: three quarters of a large GPU's SMs.
-const WIDE_FROM_CTAS: u32 = 96;
+pub(crate) const WIDE_FROM_CTAS: u32 = 96;
 
 /// The family of every operation.
 #[derive(Clone, Copy, Debug)]

@@ -143,7 +143,6 @@ impl Engine {
     /// Marks the end of a round whose walk has been issued, and starts to read it.
     fn issued(&mut self, rows: Vec<(usize, SequenceId)>, end: usize, waited: bool) -> Result<Issued> {
         self.ahead.ends[end].record()?;
-        // Behind the event: once the results are there, nearly always it has a time.
         let turn = self.verifier.start_reading()?;
         Ok(Issued { rows, turn, end, waited })
     }

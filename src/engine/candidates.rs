@@ -2,11 +2,11 @@
 
 use crate::control::MAX_TOP_K;
 use crate::device::{DType, Device, Tensor};
-use crate::engine::mailbox::Mailbox;
 use crate::error::Result;
 use crate::kernels::draft::{
     DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk, topk_workspace,
 };
+use crate::kernels::mailbox::Mailbox;
 use crate::kernels::slices::SliceWorkspace;
 use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::Pass;
@@ -127,8 +127,6 @@ impl Candidates {
 
     /// Waits for the children appended last: tokens and log-probabilities, `top_k` a row.
     pub fn read(&self) -> Result<(&[i32], &[f32])> {
-        let both = self.children.wait()?;
-        let (tokens, logps) = both.split_at(both.len() / 2);
-        Ok((tokens, bytemuck::cast_slice(logps)))
+        self.children.wait_children()
     }
 }

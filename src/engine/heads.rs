@@ -4,11 +4,11 @@
 use crate::control::{FrontierRow, MAX_TOP_K};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Medusa;
-use crate::engine::mailbox::Mailbox;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::draft::{DraftTopkArgs, draft_topk, topk_workspace};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::mailbox::Mailbox;
 use crate::kernels::slices::SliceWorkspace;
 
 /// Heads, the states that they read, and the children of the present round.
@@ -101,7 +101,7 @@ impl HeadsProposer {
             let place = place.expect("a node's root was run in the same round");
             let first = (usize::from(row.depth) * self.drafting.len() + place) * top_k;
             let children = first..first + top_k;
-            let (tokens, logps) = read(&self.host_children)?;
+            let (tokens, logps) = self.host_children.wait_children()?;
             self.level_tokens.extend_from_slice(&tokens[children.clone()]);
             self.level_logps.extend_from_slice(&logps[children]);
         }
@@ -146,13 +146,6 @@ impl HeadsProposer {
         if !self.level_tokens.is_empty() {
             return Ok((&self.level_tokens, &self.level_logps));
         }
-        read(&self.host_children)
+        self.host_children.wait_children()
     }
-}
-
-/// Tokens and log-probabilities.
-fn read(children: &Mailbox) -> Result<(&[i32], &[f32])> {
-    let both = children.wait()?;
-    let (tokens, logps) = both.split_at(both.len() / 2);
-    Ok((tokens, bytemuck::cast_slice(logps)))
 }

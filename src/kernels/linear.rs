@@ -331,9 +331,10 @@ fn launch_f32(device: &Device, args: &LinearArgs, gated: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::WIDE_FROM_CTAS;
 
-    const MMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Mma, 96);
-    const WGMMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Wgmma, 96);
+    const MMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Mma, WIDE_FROM_CTAS);
+    const WGMMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Wgmma, WIDE_FROM_CTAS);
 
     #[test]
     fn splits_give_small_weights_enough_ctas() {
@@ -398,7 +399,7 @@ mod tests {
             for family in TensorCoreFamily::ALL {
                 let splits = splits(n, 4096);
                 for (rows, wide_from) in
-                    [1, 64, 65, 128, 129, 256].map(|rows| [(rows, 1), (rows, 96)]).concat()
+                    [1, 64, 65, 128, 129, 256].map(|rows| [(rows, 1), (rows, WIDE_FROM_CTAS)]).concat()
                 {
                     let [x, y, _] = geometry((family, wide_from), rows, n, splits).1;
                     assert!((x * y) as usize <= tickets_len(n, 4096), "{family:?}: {rows} rows of {n}");

@@ -13,6 +13,7 @@ pub mod host_words;
 pub mod kv_compact;
 pub mod layernorm;
 pub mod linear;
+pub mod mailbox;
 pub mod penalties;
 #[doc(hidden)]
 pub mod prims_check;

@@ -1,5 +1,6 @@
 //! Rows of logits that several blocks share: vocabularies of more than one slice, as all but toys have. The models of `tests/golden` and
-//! `assets/demo` have one.
+//! `assets/demo` have one. Plain rounds have few rows, trees more than are sliced. On the host driver blocks only share where every thread is
+//! emulated (`SIMT_NATIVE=0`, a line of `make test`); native twins hold the workspaces to it.
 
 use std::path::Path;
 

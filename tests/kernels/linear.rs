@@ -108,8 +108,7 @@ fn every_case_matches_the_oracle() {
             let layer = Layer::new(&device, dtype, &weight, bias, case.k);
             let out_dtype = if case.f32_out { DType::F32 } else { dtype };
             let tol = tolerance(out_dtype, &x, &weight, case.k);
-            for linear_device in device.linear_families() {
-                let family = linear_device.linear_family().name();
+            for (family, linear_device) in device.linear_families() {
                 for mode in device.modes() {
                     device.enter(mode);
                     let name = format!("{} {} {family} {mode:?}", case.name, dtype.name());
@@ -145,8 +144,7 @@ fn a_row_has_the_same_bits_in_any_pass() {
         for (n, k) in INVARIANT_SHAPES {
             let [x, weight, bias] = inputs(dtype, 7, 200, n, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
-            for linear_device in device.linear_families() {
-                let family = linear_device.linear_family().name();
+            for (family, linear_device) in device.linear_families() {
                 for mode in device.modes() {
                     device.enter(mode);
                     rows_are_independent(&format!("{n}x{k} {} {family} {mode:?}", dtype.name()), n, |rows| {
@@ -165,8 +163,7 @@ fn a_row_of_nan_spoils_no_other_row() {
         let (rows, n, k) = (11, 24, 72);
         let [mut x, weight, _] = inputs(dtype, 8, rows, n, k);
         let layer = Layer::new(&device, dtype, &weight, None, k);
-        for linear_device in device.linear_families() {
-            let family = linear_device.linear_family().name();
+        for (family, linear_device) in device.linear_families() {
             for mode in device.modes() {
                 device.enter(mode);
                 let clean = layer.run(&linear_device, &x, dtype);
@@ -194,8 +191,7 @@ fn infinities_arrive() {
         (x[3], x[16]) = (f32::INFINITY, f32::NEG_INFINITY);
         let want = reference::linear::linear(&x, &weight, None, k);
         let layer = Layer::new(&device, dtype, &weight, None, k);
-        for linear_device in device.linear_families() {
-            let family = linear_device.linear_family().name();
+        for (family, linear_device) in device.linear_families() {
             for mode in device.modes() {
                 device.enter(mode);
                 let name = format!("{} {family} {mode:?}", dtype.name());
@@ -212,8 +208,7 @@ fn schedules_do_not_change_a_bit() {
         for (rows, n, k) in [(9, 24, 520), (3, 8, 1032)] {
             let [x, weight, bias] = inputs(dtype, 10, rows, n, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
-            for linear_device in device.linear_families() {
-                let family = linear_device.linear_family().name();
+            for (family, linear_device) in device.linear_families() {
                 device.enter(device.modes()[0]);
                 let want = layer.run(&linear_device, &x, dtype);
                 for mode in device.schedules() {
@@ -263,12 +258,12 @@ fn families_have_the_same_bits_on_the_host_driver() {
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
             for mode in device.modes() {
                 device.enter(mode);
-                let mut all =
-                    device.linear_families().into_iter().map(|family| layer.run(&family, &x, DType::F32));
-                let mma = all.next().expect("mma comes first");
-                assert_eq!(all.len(), 3);
-                for other in all {
-                    same_bits(&format!("{rows}x{n}x{k} {} {mode:?}", dtype.name()), &other, &mma);
+                let all = device.linear_families();
+                let mma = layer.run(&all[0].1, &x, DType::F32);
+                assert_eq!(all.len(), 4);
+                for (family, other) in &all[1..] {
+                    let name = format!("{rows}x{n}x{k} {} {family} {mode:?}", dtype.name());
+                    same_bits(&name, &layer.run(other, &x, DType::F32), &mma);
                 }
             }
         }

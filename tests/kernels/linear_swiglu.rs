@@ -89,8 +89,7 @@ fn every_case_matches_the_oracle() {
         for (seed, (name, rows, size, k, bias)) in CASES.into_iter().enumerate() {
             let [x, weight, biases] = inputs(dtype, seed as u64, rows, 2 * size, k);
             let layer = Layer::new(&device, dtype, &weight, bias.then_some(&biases[..]), k);
-            for linear_device in device.linear_families() {
-                let family = linear_device.linear_family().name();
+            for (family, linear_device) in device.linear_families() {
                 for mode in device.modes() {
                     device.enter(mode);
                     let want = layer.wanted(&linear_device, &x);
@@ -135,8 +134,7 @@ fn gates_where_the_exponential_overflows_or_vanishes() {
         let bias = rounded(dtype, bias.clone());
         let layer = Layer::new(&device, dtype, &[0.0; 32 * 16], Some(&bias), 16);
         let want = reference::swiglu::swiglu(&rounded(dtype, [&gates[..], &[2.0; 16]].concat()), 16);
-        for linear_device in device.linear_families() {
-            let family = linear_device.linear_family().name();
+        for (family, linear_device) in device.linear_families() {
             for mode in device.modes() {
                 device.enter(mode);
                 let got = layer.run(&linear_device, &[1.0; 16], true);
@@ -153,8 +151,7 @@ fn a_row_has_the_same_bits_in_any_pass() {
         for (size, k) in [(40, 72), (16, 1032)] {
             let [x, weight, bias] = inputs(dtype, 30, 200, 2 * size, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
-            for linear_device in device.linear_families() {
-                let family = linear_device.linear_family().name();
+            for (family, linear_device) in device.linear_families() {
                 for mode in device.modes() {
                     device.enter(mode);
                     rows_are_independent(
@@ -175,8 +172,7 @@ fn schedules_do_not_change_a_bit() {
         for (rows, size, k) in [(9, 16, 328), (3, 8, 1032)] {
             let [x, weight, bias] = inputs(dtype, 31, rows, 2 * size, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
-            for linear_device in device.linear_families() {
-                let family = linear_device.linear_family().name();
+            for (family, linear_device) in device.linear_families() {
                 device.enter(device.modes()[0]);
                 let want = layer.run(&linear_device, &x, true);
                 for mode in device.schedules() {

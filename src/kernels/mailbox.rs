@@ -3,12 +3,12 @@
 //! A copy of the driver's own and a wait for it go by the copy engine, two semaphores and the driver. Here the host watches a word of its own
 //! memory, and asks the driver only whether all is well.
 
-use crate::device::{DType, Device, PinnedBuffer, Tensor};
+use super::host_words::{PostWordsArgs, post_words};
+use crate::device::{Device, PinnedBuffer, Tensor};
 use crate::error::Result;
-use crate::kernels::host_words::{PostWordsArgs, post_words};
 
 /// Words on their way to the host: those of one [`Mailbox::post`] at a time, read by [`Mailbox::wait`].
-pub(super) struct Mailbox {
+pub struct Mailbox {
     device: Device,
     words: PinnedBuffer<i32>,
     /// The ticket of the latest post that is here.
@@ -23,16 +23,21 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     /// Room for so many words.
+    ///
+    /// # Errors
+    /// A lack of page-locked memory.
     pub fn new(device: &Device, len: usize) -> Result<Self> {
         let (words, flag) = (PinnedBuffer::new(device, len)?, PinnedBuffer::new(device, 1)?);
         let (mapped_words, mapped_flag) = (words.mapped(), flag.mapped());
         Ok(Self { device: device.clone(), words, flag, mapped_words, mapped_flag, ticket: 0, count: 0 })
     }
 
-    /// Has the device bring the first `count` words of `source` (i32) here once it has done what was issued before. What was posted before must
-    /// have been waited for.
+    /// Has the device bring the first `count` words of `source`, i32 `[n]`, here once it has done what was issued before. What was posted before
+    /// must have been waited for.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] for another dtype; a driver failure.
     pub fn post(&mut self, source: &Tensor, count: usize) -> Result<()> {
-        debug_assert_eq!(source.dtype(), DType::I32);
         (self.ticket, self.count) = (self.ticket.wrapping_add(1), count);
         post_words(
             &self.device,
@@ -52,6 +57,16 @@ impl Mailbox {
     pub fn wait(&self) -> Result<&[i32]> {
         self.flag.wait_for(0, self.ticket)?;
         Ok(&self.words.as_slice()[..self.count])
+    }
+
+    /// As [`Mailbox::wait`], of children: tokens, and as many f32 log-probabilities behind them.
+    ///
+    /// # Errors
+    /// As [`Mailbox::wait`].
+    pub fn wait_children(&self) -> Result<(&[i32], &[f32])> {
+        let both = self.wait()?;
+        let (tokens, logps) = both.split_at(both.len() / 2);
+        Ok((tokens, bytemuck::cast_slice(logps)))
     }
 }
 
