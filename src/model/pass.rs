@@ -472,3 +472,6 @@ impl Pass {
         self.array(ANCESTORS).retype(DType::U64, &[self.width(), 4])
     }
 }
+
+#[cfg(test)]
+mod tests;
