@@ -60,6 +60,11 @@ __device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, i
   }
 }
 
+// Sums of four neighbouring weights.
+struct Quad {
+  float value[4];
+};
+
 // A finished sum, with its bias.
 template <typename T>
 __device__ __forceinline__ float with_bias(float sum, const T* bias, int n) {
@@ -85,7 +90,60 @@ __device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, 
   }
 }
 
-// What follows the sum over K. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of
+#if HAS_CLUSTERS
+// Where K is cut and the parts of a tile are the blocks of a cluster: each leaves its sums in its shared memory, and
+// then adds up its share of the outputs over the parts of all.
+template <bool kGated, typename Shape, typename T, typename ForEachSum, typename Finish>
+__device__ __forceinline__ void add_in_cluster(const LinearOperands<T>& layer, const LinearPlace& place,
+                                               float* part, ForEachSum&& for_each_sum, Finish&& finish) {
+  // Four columns more than there are: neither the fragments of a warp nor its float4 meet in a bank.
+  constexpr int kStride = Shape::kWeights + 4;
+  static_assert(Shape::kTokens * kStride * sizeof(float) <= Shape::kStages * Shape::kStageElements * sizeof(T),
+                "the sums of a tile fit where its stages were");
+  constexpr int kQuads = (kGated ? Shape::kWeights / 2 : Shape::kWeights) / 4;  // outputs of a row, by fours
+  constexpr int kInFlight = 4;
+  __syncthreads();  // every warp has read its last tile
+  for_each_sum([&](int, int n, int token, float sum, float) {
+    part[(token - place.token0) * kStride + n - place.weight0] = sum;
+  });
+  cluster_sync();
+  auto total = [&](int token, int n) {
+    const float4* const own = reinterpret_cast<float4*>(part + token * kStride + n);
+    Quad sum{{0.0f, 0.0f, 0.0f, 0.0f}};
+    for (unsigned first = 0; first < gridDim.z; first += kInFlight) {
+      float4 parts[kInFlight];
+#pragma unroll
+      for (unsigned i = 0; i < kInFlight; ++i) {
+        if (first + i < gridDim.z) parts[i] = load_peer(own, first + i);
+      }
+#pragma unroll
+      for (unsigned i = 0; i < kInFlight; ++i) {
+        if (first + i >= gridDim.z) break;
+        sum.value[0] += parts[i].x;
+        sum.value[1] += parts[i].y;
+        sum.value[2] += parts[i].z;
+        sum.value[3] += parts[i].w;
+      }
+    }
+    return sum;
+  };
+  const int num_quads = min(Shape::kTokens, layer.num_rows - place.token0) * kQuads;
+  for (int i = blockIdx.z * Shape::kThreads + threadIdx.x; i < num_quads; i += gridDim.z * Shape::kThreads) {
+    const int token = i / kQuads, output = i % kQuads * 4;
+    const int n = kGated ? output / 8 * 16 + output % 8 : output;
+    const Quad sums = total(token, n);
+    const Quad up_sums = kGated ? total(token, n + 8) : Quad{};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (place.weight0 + n + j < layer.N)
+        finish(place.token0 + token, place.weight0 + n + j, sums.value[j], up_sums.value[j]);
+    }
+  }
+  cluster_sync();  // nobody reads here any more
+}
+#endif
+
+// What follows the sum over K; where K is cut the parts meet in memory, or in a cluster. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of
 // this thread that exists, where i is its register in the fragment of m16n8 and `other` the sum of weight row
 // n + 8 if i < 2, of n - 8 else: gate and up. `scratch` is shared memory that nobody needs any more.
 template <bool kGated,  // linear_swiglu
@@ -102,12 +160,18 @@ __device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, cons
     }
   };
 
-  if (layer.partial == nullptr) {
+  if (gridDim.z == 1) {
     for_each_sum([&](int i, int n, int token, float sum, float other) {
       if (!kGated || i < 2) finish(token, n, sum, other);
     });
     return;
   }
+#if HAS_CLUSTERS
+  if (layer.partial == nullptr) {
+    add_in_cluster<kGated, Shape>(layer, place, reinterpret_cast<float*>(scratch), for_each_sum, finish);
+    return;
+  }
+#endif
   const int64_t split_stride = static_cast<int64_t>(layer.num_rows) * layer.N;
   for_each_sum([&](int, int n, int token, float sum, float) {
     layer.partial[blockIdx.z * split_stride + static_cast<int64_t>(token) * layer.N + n] = sum;
