@@ -1,7 +1,7 @@
 // WHAT      Runs every primitive of prims.cuh on given inputs, so that one oracle judges both of its bodies:
 //           the PTX on a GPU, the lane-accurate one on the host driver. No engine launches these kernels.
 // SHAPES    every kernel reads and writes 32-bit words, so many as src/kernels/prims_check.rs says
-// LAUNCH    one block; threads as in src/kernels/prims_check.rs
+// LAUNCH    one block, or one cluster; threads as in src/kernels/prims_check.rs
 // TWINS     src/kernels/prims_check.rs, src/reference/prims_check.rs, tests/kernels/prims.rs
 #include "prims.cuh"
 
@@ -245,6 +245,28 @@ extern "C" __global__ void prims_named_barrier(const uint32_t* __restrict__ in, 
   out[thread] = value;
 }
 EXPORT_KERNEL(prims_named_barrier)
+
+// ---- clusters: four blocks of 64 threads with 16 bytes a thread; out = rank and size of the cluster, and what the
+// block two further on has for the mirrored thread, six words a thread
+
+#if HAS_CLUSTERS
+extern "C" __global__ void prims_cluster(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  SHARED(float4[64], own);
+  const int thread = threadIdx.x, rank = cluster_rank(), size = cluster_size();
+  own[thread] = reinterpret_cast<const float4*>(in)[blockIdx.x * 64 + thread];
+  cluster_sync();
+  const float4 peer = load_peer(own + (63 - thread), (rank + 2) % size);
+  cluster_sync();
+  uint32_t* const words = out + (blockIdx.x * 64 + thread) * 6;
+  words[0] = rank;
+  words[1] = size;
+  words[2] = __float_as_uint(peer.x);
+  words[3] = __float_as_uint(peer.y);
+  words[4] = __float_as_uint(peer.z);
+  words[5] = __float_as_uint(peer.w);
+}
+EXPORT_KERNEL(prims_cluster)
+#endif
 
 // ---- warp and bit operations of the language that kernels use: 16 words a lane
 

@@ -178,7 +178,7 @@ impl Device {
     }
 
     /// Whether the images for this GPU have the kernel.
-    pub(super) fn has_kernel(&self, name: &str) -> Result<bool> {
+    pub(crate) fn has_kernel(&self, name: &str) -> Result<bool> {
         self.bind()?;
         match self.kernel(name, 0) {
             Ok(_) => Ok(true),

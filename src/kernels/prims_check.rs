@@ -1,7 +1,7 @@
 //! Conformance kernels of the device primitives, for tests. See `kernels/prims_check.cu`.
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor};
+use crate::device::{ClusterLaunch, DType, Device, LaunchArgs, Tensor};
 use crate::error::Result;
 
 /// A conformance kernel.
@@ -23,6 +23,8 @@ pub enum Check {
     CpAsync,
     /// Barriers of some warps.
     NamedBarrier,
+    /// Shared memory of other blocks. Where the device has thread block clusters.
+    Cluster,
     /// Shuffles, votes, reductions and bit counts.
     Warp,
 }
@@ -60,7 +62,7 @@ impl WgmmaForm {
 }
 
 impl Check {
-    /// Kernel, threads of its one block, words it reads, words it writes.
+    /// Kernel, threads of a block, words it reads, words it writes.
     fn launch(self) -> (String, u32, usize, usize) {
         let (name, threads, num_inputs, num_outputs) = match self {
             Check::Conversions => ("prims_conversions", 128, 128, 1280),
@@ -75,9 +77,26 @@ impl Check {
             Check::Ldmatrix => ("prims_ldmatrix", 32, 128, 256),
             Check::CpAsync => ("prims_cp_async", 64, 768, 768),
             Check::NamedBarrier => ("prims_named_barrier", 128, 128, 128),
+            Check::Cluster => ("prims_cluster", 64, 4 * 64 * 4, 4 * 64 * 6),
             Check::Warp => ("prims_warp", 32, 32, 512),
         };
         (name.into(), threads, num_inputs, num_outputs)
+    }
+
+    /// Blocks, all of one cluster.
+    fn num_blocks(self) -> u32 {
+        if self == Check::Cluster { 4 } else { 1 }
+    }
+
+    /// Whether the device can run it.
+    ///
+    /// # Errors
+    /// A failure of the driver.
+    pub fn runs_on(self, device: &Device) -> Result<bool> {
+        let (kernel, threads, ..) = self.launch();
+        let grid = [self.num_blocks(), 1, 1];
+        let launch = ClusterLaunch { grid, threads, shared_bytes: 0, cluster: grid };
+        Ok(self.num_blocks() == 1 || device.has_kernel(&kernel)? && device.runs_clusters(&kernel, launch)?)
     }
 
     /// Words of its input.
@@ -95,7 +114,8 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
     let input = Tensor::from_slice::<i32>(device, bytemuck::cast_slice(input), &[input.len()])?;
     let out = Tensor::uninit(device, DType::I32, &[num_outputs])?;
     Dims::new("prims_check").fix("words", num_inputs).dense("input", &input, DType::I32, &["words"])?;
-    let args = LaunchArgs::new().ptr(&input).ptr(&out);
+    let grid = [check.num_blocks(), 1, 1];
+    let args = LaunchArgs::new().in_clusters(grid).ptr(&input).ptr(&out);
     // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes in all.
     let shared_bytes = match check {
         Check::Wgmma(_, _, width) => (64 + width) * 128,
@@ -103,6 +123,6 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
     };
     // SAFETY: arguments in the order of prims_check.cu; the kernel reads `num_inputs` and writes `num_outputs` words with
     // these threads, and both tensors have as many; tiles of `wgmma` fit the shared memory.
-    unsafe { device.launch(&kernel, [1, 1, 1], [threads, 1, 1], shared_bytes as u32, &args)? };
+    unsafe { device.launch(&kernel, grid, [threads, 1, 1], shared_bytes as u32, &args)? };
     Ok(out.to_vec::<i32>()?.into_iter().map(|word| word as u32).collect())
 }

@@ -184,6 +184,19 @@ fn named_barriers_order_pairs_of_warps() {
 }
 
 #[test]
+fn blocks_of_a_cluster_see_each_others_shared_memory() {
+    let device = device();
+    if !Check::Cluster.runs_on(&device).unwrap() {
+        assert!(!device.is_host());
+        eprintln!("skipped: {} has no thread block clusters", device.name());
+        return;
+    }
+    drop(device);
+    let input = words(9, Check::Cluster.num_inputs());
+    exact(Check::Cluster, &input, &oracle::cluster(&input));
+}
+
+#[test]
 fn warp_and_bit_operations() {
     for seed in 0..4 {
         let mut input = words(6 + seed, 32);
