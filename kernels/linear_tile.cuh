@@ -1,21 +1,16 @@
-// What the tensor-core kernels of linear layers share: how tiles get into shared memory, and what becomes of
-// finished sums.
+// What the tensor-core kernels of linear layers share: where tiles lie, and what becomes of finished sums.
 #pragma once
 #include "last_block.cuh"
 
 constexpr int kTileK = 64;  // 128 bytes a row: whole DRAM lines, and the swizzle's period
-constexpr int kChunk = 8;   // elements of a 16-byte copy
-constexpr int kRowChunks = kTileK / kChunk;
 
-// What a linear layer works on; see linear.cu.
+// Where the outputs of a linear layer go, and by what way; see linear.cu.
 template <typename T>
-struct LinearOperands {
-  const T* x;
-  const T* weight;
+struct LinearOutputs {
   const T* bias;
   void* out;
   float* partial;
-  int num_rows, N, K, x_stride, out_stride, tiles_per_split, out_is_f32;
+  int num_rows, N, K, out_stride, tiles_per_split, out_is_f32;
   unsigned* tickets;
 };
 
@@ -25,7 +20,7 @@ struct LinearPlace {
 };
 
 template <typename Shape, typename T>
-__device__ __forceinline__ LinearPlace linear_place(const LinearOperands<T>& layer) {
+__device__ __forceinline__ LinearPlace linear_place(const LinearOutputs<T>& layer) {
   LinearPlace place;
   // Unsigned: products of ints are taken for non-negative, which costs registers where addresses are made of them.
   place.token0 = blockIdx.x * Shape::kTokens;
@@ -33,31 +28,6 @@ __device__ __forceinline__ LinearPlace linear_place(const LinearOperands<T>& lay
   place.tile_begin = blockIdx.z * layer.tiles_per_split;
   place.tile_end = min((layer.K + kTileK - 1) / kTileK, place.tile_begin + layer.tiles_per_split);
   return place;
-}
-
-// Address of a 16-byte chunk in a tile of kTileK-element rows.
-template <typename T>
-__device__ __forceinline__ T* swizzled(T* tile, int row, int chunk) {
-  return tile + row * kTileK + (chunk ^ (row % kRowChunks)) * kChunk;
-}
-
-// Copies rows [row0, row0 + kRows) x one k tile of `source` into `tile`; what lies outside the matrix becomes
-// zero. kThreads threads of the CTA share the work.
-template <int kRows, int kThreads, typename T>
-__device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, int num_rows,
-                                           int64_t row_stride, int k0, int K) {
-  constexpr int kRowsPerPass = kThreads / kRowChunks;
-  const int chunk = threadIdx.x % kRowChunks;
-  const int k = k0 + chunk * kChunk;
-#pragma unroll
-  for (int first = 0; first < kRows; first += kRowsPerPass) {
-    const int row = first + threadIdx.x / kRowChunks;
-    if (kRows % kRowsPerPass == 0 || row < kRows) {
-      const bool inside = row0 + row < num_rows && k < K;
-      cp_async16(swizzled(tile, row, chunk), inside ? source + (row0 + row) * row_stride + k : source,
-                 inside);
-    }
-  }
 }
 
 // Sums of four neighbouring weights.
@@ -94,7 +64,7 @@ __device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, 
 // Where K is cut and the parts of a tile are the blocks of a cluster: each leaves its sums in its shared memory, and
 // then adds up its share of the outputs over the parts of all.
 template <bool kGated, typename Shape, typename T, typename ForEachSum, typename Finish>
-__device__ __forceinline__ void add_in_cluster(const LinearOperands<T>& layer, const LinearPlace& place,
+__device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, const LinearPlace& place,
                                                float* part, ForEachSum&& for_each_sum, Finish&& finish) {
   // Four columns more than there are: neither the fragments of a warp nor its float4 meet in a bank.
   constexpr int kStride = Shape::kWeights + 4;
@@ -139,7 +109,7 @@ __device__ __forceinline__ void add_in_cluster(const LinearOperands<T>& layer, c
         finish(place.token0 + token, place.weight0 + n + j, sums.value[j], up_sums.value[j]);
     }
   }
-  cluster_sync();  // nobody reads here any more
+  cluster_meet();  // nobody reads here any more
 }
 #endif
 
@@ -148,7 +118,7 @@ __device__ __forceinline__ void add_in_cluster(const LinearOperands<T>& layer, c
 // n + 8 if i < 2, of n - 8 else: gate and up. `scratch` is shared memory that nobody needs any more.
 template <bool kGated,  // linear_swiglu
           typename Shape, typename T, typename ForEachSum>
-__device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, const LinearPlace& place,
+__device__ __forceinline__ void finish_tile(const LinearOutputs<T>& layer, const LinearPlace& place,
                                             T* scratch, ForEachSum&& for_each_sum) {
   auto finish = [&](int token, int n, float sum, float up_sum) {
     const int64_t row = static_cast<int64_t>(token) * layer.out_stride;
@@ -196,15 +166,3 @@ __device__ __forceinline__ void finish_tile(const LinearOperands<T>& layer, cons
     }
   }
 }
-
-// An entry point: `body` gets the operands.
-#define LINEAR_KERNEL(name, T, threads, body)                                                                \
-  extern "C" __global__ void __launch_bounds__(threads)                                                      \
-      name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
-           void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
-           int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
-    const LinearOperands<T> layer{x,      weight, bias,     out,        partial,         num_rows,           \
-                                  N,      K,      x_stride, out_stride, tiles_per_split, out_is_f32,         \
-                                  tickets};                                                                  \
-    body(layer);                                                                                             \
-  }

@@ -26,11 +26,19 @@ PRIMITIVE int cluster_size() {
 }
 
 // All threads of all blocks of the cluster meet, and see what the others have written. Before shared memory of
-// another block is touched they have met once, as that block may not have started; and once after, before it ends.
+// another block is touched all have met once, as that block may not have started; and once after, before it ends.
 PRIMITIVE void cluster_sync() {
   PTX_OR_HOST(asm volatile("barrier.cluster.arrive.release.aligned;\n"
                            "barrier.cluster.wait.acquire.aligned;" :: : "memory"),
               simt::cluster_sync());
+}
+
+// The same where nothing that was written is to be seen: whoever is here has done with the shared memory of others, or
+// has barriers in it that mbarrier_init_fence made known. What is still on its way to memory is not waited for.
+PRIMITIVE void cluster_meet() {
+  PTX_OR_HOST(asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                           "barrier.cluster.wait.acquire.aligned;" :: : "memory"),
+              simt::cluster_meet());
 }
 
 // What the block of that rank has where this one has `own`, in shared memory; 16-byte aligned.

@@ -494,6 +494,7 @@ fn sanitizers_name_the_line() {
         ("thread", "missing_barrier_once", "data race", place("if (t % 32 == 0) partial")),
         ("thread", "wgmma_early_refill", "data race", place("WGMMA_SUM(bug_wgmma_early_refill")),
         ("thread", "cluster_no_sync", "data race", "planted_cluster.cu:".into()),
+        ("thread", "cluster_only_meets", "data race", "planted_cluster.cu:".into()),
         ("address", "dynamic_overrun", "use-after-poison", place("buffer[threadIdx.x + 1] = 1")),
         ("address", "red_zones", "use-after-poison", place("out[index] = value")),
         ("address", "static_overrun", "index 32 out of bounds", place("staging[threadIdx.x + 1] = 1")),

@@ -88,11 +88,11 @@ void Cluster::thread_exited() {
   if (barrier_->arrived && barrier_->arrived == alive()) open();
 }
 
-void Cluster::sync() {
+void Cluster::meet(bool sees_writes) {
   // One synchronisation object per parity, as of a block's barriers.
   void* round = reinterpret_cast<char*>(barrier_.get()) + (barrier_->generation & 1);
   Block* block = current_block();
-  tsan::release(round);
+  if (sees_writes) tsan::release(round);
   block->sleep(cluster_barrier_name);
   if (++barrier_->arrived == alive()) open();
   block->yield();
@@ -102,7 +102,11 @@ void Cluster::sync() {
 
 void cluster_sync() {
   tsan::Ignore ignore;
-  current_block()->cluster->sync();
+  current_block()->cluster->meet(true);
+}
+void cluster_meet() {
+  tsan::Ignore ignore;
+  current_block()->cluster->meet(false);
 }
 
 unsigned cluster_rank() {

@@ -24,8 +24,8 @@ class Cluster {
   bool has_ended() const;
   std::string describe_deadlock() const;
 
-  void sync();          // the running thread meets all others of the cluster
-  void thread_exited();  // the barrier opens, if it waited only for that one
+  void meet(bool sees_writes);  // the running thread waits for all others of the cluster
+  void thread_exited();         // the barrier opens, if it waited only for that one
   bool has_met() const { return barrier_->generation > 0; }
 
  private:

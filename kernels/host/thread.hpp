@@ -67,6 +67,7 @@ BarrierResult barrier(int id, int threads, int predicate);
 
 // Every thread of all blocks of the cluster that has not exited.
 void cluster_sync();
+void cluster_meet();      // and sees nothing of what the others have written
 unsigned cluster_rank();  // of this block
 unsigned cluster_size();
 
