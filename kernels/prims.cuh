@@ -1,4 +1,4 @@
-// The named device primitives, with prims_warpgroup.cuh and prims_cluster.cuh the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
+// The named device primitives, with prims_warpgroup.cuh, prims_bulk.cuh and prims_cluster.cuh the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
 // and a lane-accurate one for the host driver (host/), and a conformance test that runs both.
 //
 // A kernel file includes this header and other .cuh of ours, nothing else. It may use what is here and the
@@ -37,8 +37,10 @@ using simt_type = T;
 
 #else
 
+#include "host/bulk_copy.hpp"
 #include "host/condition.hpp"
 #include "host/kernel_registry.hpp"
+#include "host/mbarrier.hpp"
 #include "host/tensor_core.hpp"
 #include "host/warpgroup.hpp"
 
@@ -215,6 +217,10 @@ template <int N>
 PRIMITIVE void cp_async_wait() {
   PTX_OR_HOST(asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"), simt::async_copy_wait(N));
 }
+
+// ---- bulk copies and their barriers (Hopper) ---------------------------------------------------------------
+
+#include "prims_bulk.cuh"
 
 // ---- what other blocks of the same launch have written -----------------------------------------------------
 

@@ -228,6 +228,134 @@ __device__ void check_wgmma(const uint32_t* in, uint32_t* out) {
 CHECK_WGMMA_FORMS(prims_wgmma_bf16, bf16)
 CHECK_WGMMA_FORMS(prims_wgmma_f16, f16)
 
+// ---- bulk copies and mbarriers: boxes of 16 rows of 64 elements, from row -4 and column -8 on, three to the right
+// and four down, go through two slots; out = what they bring, [64][192], two elements a word
+
+constexpr int kBoxRows = 16, kBoxBytes = kBoxRows * 128, kBoxesAcross = 3, kBoxesDown = 4, kBoxSlots = 2;
+
+// Chunk `chunk` of row `row` of a tile.
+__device__ uint4 read_tile(const unsigned char* tile, int row, int chunk) {
+  return *reinterpret_cast<const uint4*>(tile + row * 128 + tile_chunk<128>(row, chunk) * 16);
+}
+
+// One thread of the first warp asks for boxes, the other two warps read them.
+__device__ void check_bulk_load(const TensorMap& map, uint32_t* out) {
+  DYN_SMEM_TILES(unsigned char, slots);
+  SHARED(uint64_t[kBoxSlots], full);
+  SHARED(uint64_t[kBoxSlots], empty);
+  constexpr int kBoxes = kBoxesAcross * kBoxesDown;
+  const int thread = threadIdx.x, reader = thread - 32;
+  if (thread == 0) {
+    prefetch_tensor_map(map);
+    for (int slot = 0; slot < kBoxSlots; ++slot) {
+      mbarrier_init(&full[slot], 1);
+      mbarrier_init(&empty[slot], 2);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (thread == 0) {
+    for (int box = 0; box < kBoxes; ++box) {
+      const int slot = box % kBoxSlots;
+      mbarrier_wait(&empty[slot], box / kBoxSlots % 2 ^ 1);
+      mbarrier_arrive_expect(&full[slot], kBoxBytes);
+      bulk_load(slots + slot * kBoxBytes, map, box % kBoxesAcross * 64 - 8, box / kBoxesAcross * kBoxRows - 4,
+                &full[slot]);
+    }
+  }
+  if (reader < 0) return;
+  for (int box = 0; box < kBoxes; ++box) {
+    const int slot = box % kBoxSlots;
+    mbarrier_wait(&full[slot], box / kBoxSlots % 2);
+    for (int i = reader; i < kBoxRows * 8; i += 64) {
+      const int row = box / kBoxesAcross * kBoxRows + i / 8, chunk = box % kBoxesAcross * 8 + i % 8;
+      reinterpret_cast<uint4*>(out)[row * kBoxesAcross * 8 + chunk] =
+          read_tile(slots + slot * kBoxBytes, i / 8, i % 8);
+    }
+    __syncwarp();
+    if (thread % 32 == 0) mbarrier_arrive(&empty[slot]);
+  }
+}
+
+extern "C" __global__ void prims_bulk_load(const __grid_constant__ TensorMap map,
+                                           uint32_t* __restrict__ out) {
+  check_bulk_load(map, out);
+}
+EXPORT_HOPPER_KERNEL(prims_bulk_load)
+
+// Boxes of four rows fill a tile: the swizzle goes by address. out = the tile, [16][64], two elements a word.
+__device__ void check_bulk_parts(const TensorMap& map, uint32_t* out) {
+  DYN_SMEM_TILES(unsigned char, tile);
+  SHARED(uint64_t, full);
+  const int thread = threadIdx.x;
+  if (thread == 0) {
+    mbarrier_init(&full, 4);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  // Four threads bring a box each, two of them before they say so.
+  if (thread < 4) {
+    if (thread < 2) bulk_load(tile + thread * 512, map, 0, thread * 4, &full);
+    mbarrier_arrive_expect(&full, 512);
+    if (thread >= 2) bulk_load(tile + thread * 512, map, 0, thread * 4, &full);
+  }
+  mbarrier_wait(&full, 0);
+  for (int i = thread; i < 16 * 8; i += 32) reinterpret_cast<uint4*>(out)[i] = read_tile(tile, i / 8, i % 8);
+}
+
+extern "C" __global__ void prims_bulk_parts(const __grid_constant__ TensorMap map,
+                                            uint32_t* __restrict__ out) {
+  check_bulk_parts(map, out);
+}
+EXPORT_HOPPER_KERNEL(prims_bulk_parts)
+
+// As prims_wgmma_*_tiles_n32 with A and B brought by bulk copies; C and the sums are `c` and `out`.
+template <class T>
+__device__ void check_bulk_wgmma(const TensorMap& map_a, const TensorMap& map_b, const uint32_t* c,
+                                 uint32_t* out) {
+  constexpr int kColumns = 32, kBytesA = 64 * 128, kBytesB = kColumns * 128;
+  DYN_SMEM_TILES(unsigned char, tiles);
+  SHARED(uint64_t, full);
+  if (threadIdx.x == 0) {
+    mbarrier_init(&full, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(&full, kBytesA + kBytesB);
+    bulk_load(tiles, map_a, 0, 0, &full);
+    bulk_load(tiles + kBytesA, map_b, 0, 0, &full);
+  }
+  __syncthreads();
+  const int top = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, left = threadIdx.x % 4 * 2;
+  float sums[kColumns / 2];
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) {
+    sums[i] = __uint_as_float(c[(top + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + left + i % 2]);
+  }
+  mbarrier_wait(&full, 0);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    wgmma<T, kColumns>(sums, wgmma_step(wgmma_tile(tiles), step),
+                       wgmma_step(wgmma_tile(tiles + kBytesA), step));
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_arrived(sums);
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) {
+    out[(top + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + left + i % 2] = __float_as_uint(sums[i]);
+  }
+}
+
+#define CHECK_BULK_WGMMA(name, T)                                                                           \
+  extern "C" __global__ void name(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, \
+                                  const uint32_t* __restrict__ c, uint32_t* __restrict__ out) {             \
+    check_bulk_wgmma<T>(a, b, c, out);                                                                      \
+  }                                                                                                         \
+  EXPORT_HOPPER_KERNEL(name)
+
+CHECK_BULK_WGMMA(prims_bulk_wgmma_bf16, bf16)
+CHECK_BULK_WGMMA(prims_bulk_wgmma_f16, f16)
+
 #endif  // HAS_WGMMA
 
 // ---- barriers between pairs of warps: what the partner warp wrote is there

@@ -56,6 +56,8 @@ void Block::start(dim3 block_index, void** parameters) {
   failing_thread.clear();
   variables_.clear();
   warpgroup_calls_.clear();
+  mbarriers.clear();
+  bulk_copies.clear();
   if (tsan::enabled) forget_history();
   start_shared();
   for (unsigned w = 0; w < num_warps; w++) {
@@ -70,6 +72,7 @@ void Block::start(dim3 block_index, void** parameters) {
   for (unsigned t = 0; t < num_threads; t++) {
     fibers[t].exited = fibers[t].has_waited = fibers[t].has_fenced_registers = false;
     fibers[t].waiting_for = nullptr;
+    fibers[t].waits_for = 0;
     fibers[t].copies.clear();
     fibers[t].group_ends.clear();
     fibers[t].products.clear();
@@ -85,6 +88,11 @@ void Block::abandon() {
 }
 
 bool Block::is_sound() {
+  if (!bulk_copies.empty()) {
+    error = "the block ended while a bulk copy to " + describe_shared(bulk_copies[0].tile) + " was under way";
+    failing_thread = ", thread " + std::to_string(bulk_copies[0].thread);
+    return false;
+  }
   error = broken_fences();
   if (error.empty()) error = incomplete_wgmma();
   return error.empty();
@@ -159,7 +167,10 @@ Fiber* Block::pick() {
 
 void Block::yield() {
   Fiber* self = current_fiber();
+  if (!bulk_copies.empty() && random() && next_random() % 8 == 0)
+    deliver(*this, next_random() % bulk_copies.size());
   Fiber* next = cluster->pick(*this);
+  while (!next && cluster->deliver_awaited()) next = cluster->pick(*this);
   if (next == self) return;
   if (!next) die(cluster->describe_deadlock(), false);
   current = next;
@@ -190,7 +201,7 @@ std::string Block::describe_threads() const {
     text += std::string(fibers[from].exited ? " " : " in ") + state(from);
     from = t;
   }
-  return text;
+  return text + describe_awaited(*this);
 }
 
 void fail(const char* what) {

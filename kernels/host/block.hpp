@@ -8,6 +8,7 @@
 #include "fiber.hpp"
 #include "kernel_registry.hpp"
 #include "thread.hpp"
+#include "transfers.hpp"
 
 namespace simt {
 
@@ -64,6 +65,8 @@ struct Fiber : Thread {
   std::vector<Product> products;      // issued, oldest first
   std::vector<uint32_t> product_ends;
   std::vector<AccumulatorsInFlight> in_flight;
+  uint32_t waits_for = 0;  // the mbarrier there, if not 0: shared memory begins behind a fence
+  unsigned number() const { return warp * 32 + lane; }
   explicit Fiber(unsigned number);
 };
 
@@ -91,12 +94,12 @@ struct Barrier {
   BarrierResult gathering{}, result{};
 };
 
-// 16 bytes of shared memory as cp.async or fill_tile left them: by which thread, and how often it had fenced by
-// then.
+// 16 bytes of shared memory as cp.async, fill_tile or a bulk copy left them: by which thread, and how often it had
+// fenced by then.
 struct ProxyWrite {
   enum : uint32_t { nobody = ~0u };
   uint32_t thread = nobody, fences = 0;
-  bool has_arrived = false;
+  bool has_arrived = false, is_bulk = false;
 };
 
 struct SharedVariable {
@@ -114,6 +117,8 @@ class Block : public BlockView {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<Barrier> barriers;
+  std::vector<Mbarrier> mbarriers;
+  std::vector<BulkCopy> bulk_copies;  // under way, oldest first
   unsigned num_threads = 0, num_warps = 0, alive = 0;
   std::string error;           // set by the fiber that fails
   std::string failing_thread;  // ", thread t", where one can be named
@@ -141,10 +146,14 @@ class Block : public BlockView {
 
   void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
 
-  const unsigned char* shared_begin() const { return arena_; }
+  unsigned char* shared_begin() const { return arena_; }
   uint32_t shared_offset(const void* p) const;       // fails outside of shared memory
-  void check_tile(uint32_t offset, uint32_t bytes);  // fails unless one variable holds it
+  bool holds_shared(uint32_t offset, uint32_t bytes) const;  // whether one variable does
+  std::string describe_shared(uint32_t offset) const;        // by its variable
+  void check_tile(uint32_t offset, uint32_t bytes);          // fails unless one variable holds it
   void note_write(const void* chunk, bool has_arrived);
+  void note_bulk_copy(uint32_t offset);  // of 16 bytes, under way
+  void note_arrival(uint32_t offset);    // of it: there for tensor cores
   void check_proxy(uint32_t offset);  // fails where tensor cores might not see what threads wrote
   void note_wgmma(const WgmmaCall& call);
   bool toss();  // in a random schedule

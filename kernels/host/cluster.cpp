@@ -57,6 +57,12 @@ Fiber* Cluster::pick(Block& from) {
   return nullptr;
 }
 
+bool Cluster::deliver_awaited() {
+  for (unsigned rank = 0; rank < size_; rank++)
+    if (simt::deliver_awaited(blocks_[rank])) return true;
+  return false;
+}
+
 unsigned Cluster::alive() const {
   unsigned threads = 0;
   for (unsigned rank = 0; rank < size_; rank++) threads += blocks_[rank].alive;
@@ -88,16 +94,24 @@ void Cluster::thread_exited() {
   if (barrier_->arrived && barrier_->arrived == alive()) open();
 }
 
+// One synchronisation object per parity, as of a block's barriers.
+void* Cluster::round() const {
+  return reinterpret_cast<char*>(barrier_.get()) + (barrier_->generation & 1);
+}
+
+void Cluster::publish() {
+  tsan::release(round());
+}
+
 void Cluster::meet(bool sees_writes) {
-  // One synchronisation object per parity, as of a block's barriers.
-  void* round = reinterpret_cast<char*>(barrier_.get()) + (barrier_->generation & 1);
+  void* met = round();
   Block* block = current_block();
-  if (sees_writes) tsan::release(round);
+  if (sees_writes) publish();
   block->sleep(cluster_barrier_name);
   if (++barrier_->arrived == alive()) open();
   block->yield();
   current_fiber()->waiting_for = nullptr;
-  tsan::acquire(round);
+  tsan::acquire(met);
 }
 
 void cluster_sync() {

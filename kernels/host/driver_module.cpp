@@ -20,18 +20,19 @@ namespace {
 struct Launch : Operation {
   const Kernel& kernel;
   Geometry geometry;
-  std::vector<unsigned char> bytes;
+  std::vector<ArgumentLine> lines;
   std::vector<void*> parameters;
 
   Launch(const Kernel& k, const Geometry& g, void** from) : kernel(k), geometry(g) {
     size_t total = 0;
     for (const Parameter& p : kernel.parameters) total = p.offset + p.size;
-    bytes.resize(total);
+    lines.resize((total + sizeof(ArgumentLine) - 1) / sizeof(ArgumentLine));
+    unsigned char* const bytes = reinterpret_cast<unsigned char*>(lines.data());
     parameters.reserve(kernel.parameters.size());
     for (size_t i = 0; i < kernel.parameters.size(); i++) {
       const Parameter& p = kernel.parameters[i];
-      memcpy(bytes.data() + p.offset, from[i], p.size);
-      parameters.push_back(bytes.data() + p.offset);
+      memcpy(bytes + p.offset, from[i], p.size);
+      parameters.push_back(bytes + p.offset);
     }
   }
 

@@ -136,11 +136,11 @@ Result replay_launch(const char* path) {
   kernel->max_dynamic_shared = dynamic_limit;
 
   if (in.u32() != kernel->parameters.size()) return refuse(path, "the kernel has other parameters now");
-  std::vector<std::vector<unsigned char>> values;
+  std::vector<std::vector<ArgumentLine>> values;
   std::vector<void*> parameters;
   for (const Parameter& parameter : kernel->parameters) {
     if (in.u32() != parameter.size) return refuse(path, "the kernel has other parameters now");
-    values.emplace_back(parameter.size);
+    values.emplace_back((parameter.size + sizeof(ArgumentLine) - 1) / sizeof(ArgumentLine));
     in.read(values.back().data(), parameter.size);
     parameters.push_back(values.back().data());
   }
@@ -165,7 +165,7 @@ Result replay_launch(const char* path) {
     auto& [from, target] = *std::prev(next);
     if (old > from + target.bytes) continue;
     DevicePointer now = target.to + (old - from);
-    memcpy(values[field.parameter].data() + field.offset, &now, sizeof now);
+    memcpy(static_cast<char*>(parameters[field.parameter]) + field.offset, &now, sizeof now);
   }
 
   Result result = check_geometry(*kernel, geometry);

@@ -19,6 +19,11 @@ struct Parameter {
   bool is_integer;
 };
 
+// Where the bytes of arguments are kept: a struct among them may ask for as much alignment as a tensor map does.
+struct alignas(128) ArgumentLine {
+  unsigned char bytes[128];
+};
+
 struct Kernel {
   const char* name;
   void (*invoke)(void** parameters);
@@ -110,6 +115,7 @@ struct Signature {
   static_assert((PointerFields<Args>::declared && ...),
                 "a struct parameter needs POINTER_FIELDS(Struct, ...)");
   static_assert((std::is_trivially_copyable_v<Args> && ...), "kernel parameters are plain data");
+  static_assert(((alignof(Args) <= alignof(ArgumentLine)) && ...), "arguments are kept in lines");
 };
 
 template <class... Args>

@@ -104,13 +104,25 @@ uint32_t Block::shared_offset(const void* p) const {
   return uint32_t(byte - arena_);
 }
 
-void Block::check_tile(uint32_t offset, uint32_t bytes) {
+bool Block::holds_shared(uint32_t offset, uint32_t bytes) const {
   auto holds = [&](uint32_t begin, uint32_t size) {
     return offset >= begin && offset + bytes <= begin + size;
   };
   bool found = holds(uint32_t(dynamic_shared - arena_), shared_bytes_);
   for (const SharedVariable& v : variables_) found |= holds(v.offset, v.bytes);
-  if (!found) fail("wgmma: a tile is not inside of the block's shared memory");
+  return found;
+}
+
+std::string Block::describe_shared(uint32_t offset) const {
+  auto byte = [&](uint32_t begin) { return "byte " + std::to_string(offset - begin) + " of "; };
+  for (const SharedVariable& v : variables_)
+    if (offset >= v.offset && offset < v.offset + v.bytes)
+      return byte(v.offset) + "shared variable `" + v.key->name + "`";
+  return byte(uint32_t(dynamic_shared - arena_)) + "dynamic shared memory";
+}
+
+void Block::check_tile(uint32_t offset, uint32_t bytes) {
+  if (!holds_shared(offset, bytes)) fail("wgmma: a tile is not inside of the block's shared memory");
 }
 
 unsigned char* Block::same_place(const Block& other, const void* place, size_t size) const {
@@ -135,10 +147,22 @@ void Block::note_write(const void* chunk, bool has_arrived) {
   proxy_writes_[size_t(begin - arena_) / 16] = {self.warp * 32 + self.lane, self.proxy_fences, has_arrived};
 }
 
+void Block::note_bulk_copy(uint32_t offset) {
+  if (proxy_writes_.empty()) proxy_writes_.resize(arena_bytes / 16);
+  ProxyWrite& write = proxy_writes_[offset / 16];
+  if (write.is_bulk) fail("bulk_load into a tile that another copy is still filling");
+  write = {.thread = current_fiber()->number(), .is_bulk = true};
+}
+
+void Block::note_arrival(uint32_t offset) {
+  proxy_writes_[offset / 16] = {};
+}
+
 void Block::check_proxy(uint32_t offset) {
   if (proxy_writes_.empty()) return;
   const ProxyWrite& write = proxy_writes_[offset / 16];
   if (write.thread == ProxyWrite::nobody) return;
+  if (write.is_bulk) fail("wgmma: a tile is still being filled by a bulk copy");
   if (!write.has_arrived) fail("wgmma: a tile is still being filled by cp.async");
   if (fibers[write.thread].proxy_fences == write.fences)
     fail("wgmma: a tile was filled by a thread that has not called fence_async_proxy since");

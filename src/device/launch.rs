@@ -2,7 +2,7 @@
 
 use cudarc::driver::sys;
 
-use super::{Device, Tensor, check, images};
+use super::{Device, Tensor, TensorMap, check, images};
 use crate::error::{Error, Result};
 
 /// A loaded kernel.
@@ -20,13 +20,17 @@ pub(super) struct Kernel {
 /// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
 const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
-const ARG_BYTES: usize = 512;
+const ARG_BYTES: usize = 1024;
 /// Lowest compute capability with programmatic dependent launch and thread block clusters.
 const HOPPER: i32 = 90;
 
+/// Where arguments are kept, as aligned as a tensor map.
+#[repr(align(128))]
+struct ArgBytes([u64; ARG_BYTES / 8]);
+
 /// Kernel arguments in order, held by value until the launch copies them.
 pub struct LaunchArgs {
-    bytes: [u64; ARG_BYTES / 8],
+    bytes: ArgBytes,
     offsets: [u16; MAX_ARGS],
     sizes: [u16; MAX_ARGS],
     count: usize,
@@ -46,7 +50,7 @@ impl LaunchArgs {
     #[inline(always)]
     pub fn new() -> Self {
         Self {
-            bytes: [0; ARG_BYTES / 8],
+            bytes: ArgBytes([0; ARG_BYTES / 8]),
             offsets: [0; MAX_ARGS],
             sizes: [0; MAX_ARGS],
             count: 0,
@@ -102,13 +106,23 @@ impl LaunchArgs {
         self.pod(&value)
     }
 
+    /// The map of a tensor, for `const __grid_constant__ TensorMap`.
+    #[inline(always)]
+    pub fn tensor_map(self, map: &TensorMap) -> Self {
+        self.bytes_at_multiple_of(align_of::<ArgBytes>(), bytemuck::bytes_of(map.words()))
+    }
+
     /// A plain parameter struct, laid out as in the kernel's source.
     #[inline(always)]
-    pub fn pod<T: bytemuck::NoUninit>(mut self, value: &T) -> Self {
-        let source = bytemuck::bytes_of(value);
-        let start = self.used.next_multiple_of(8);
+    pub fn pod<T: bytemuck::NoUninit>(self, value: &T) -> Self {
+        self.bytes_at_multiple_of(8, bytemuck::bytes_of(value))
+    }
+
+    #[inline(always)]
+    fn bytes_at_multiple_of(mut self, alignment: usize, source: &[u8]) -> Self {
+        let start = self.used.next_multiple_of(alignment);
         assert!(self.count < MAX_ARGS && start + source.len() <= ARG_BYTES, "kernel argument list too long");
-        bytemuck::cast_slice_mut::<u64, u8>(&mut self.bytes)[start..start + source.len()]
+        bytemuck::cast_slice_mut::<u64, u8>(&mut self.bytes.0)[start..start + source.len()]
             .copy_from_slice(source);
         (self.offsets[self.count], self.sizes[self.count]) = (start as u16, source.len() as u16);
         self.count += 1;
@@ -145,7 +159,7 @@ impl Device {
         if found.parameter_sizes[args.count] != 0 {
             return Err(parameter_mismatch(kernel, &found, args));
         }
-        let base = args.bytes.as_ptr().cast::<u8>();
+        let base = args.bytes.0.as_ptr().cast::<u8>();
         let mut pointers = [std::ptr::null_mut(); MAX_ARGS];
         for (pointer, &offset) in pointers.iter_mut().zip(&args.offsets[..args.count]) {
             *pointer = base.wrapping_add(offset as usize).cast_mut().cast();

@@ -13,6 +13,7 @@ mod launch;
 mod pinned;
 mod tensor;
 mod tensor_core_family;
+pub mod tensor_map;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,7 @@ pub use tensor::{DType, Element, Tensor};
 pub use tensor_core_family::TensorCoreFamily;
 #[cfg(test)]
 pub(crate) use tensor_core_family::WIDE_FROM_CTAS;
+pub use tensor_map::TensorMap;
 use tensor_core_family::{Families, Operation};
 
 mod images {

@@ -61,6 +61,23 @@ pub fn cp_async(input: &[u32]) -> Vec<u32> {
     (0..192).flat_map(|i| copy(i / 64, if i / 64 == 2 { (i % 64) ^ 33 } else { i % 64 })).collect()
 }
 
+/// What boxes of `box_rows` rows and 64 columns bring of the leading `columns` of each row of `matrix[rows][stride]`: `down` of them below each
+/// other and `across` side by side, the first at `row` and `column`. Elements outside are 0.
+pub fn boxes(
+    matrix: &[u16],
+    [stride, columns]: [usize; 2],
+    [row, column]: [isize; 2],
+    [down, across, box_rows]: [usize; 3],
+) -> Vec<u16> {
+    let rows = matrix.len() / stride;
+    let element = |i: usize| {
+        let row = usize::try_from(row + (i / (across * 64)) as isize).ok().filter(|&row| row < rows)?;
+        let column = usize::try_from(column + (i % (across * 64)) as isize).ok().filter(|&c| c < columns)?;
+        Some(matrix[row * stride + column])
+    };
+    (0..down * box_rows * across * 64).map(|i| element(i).unwrap_or(0)).collect()
+}
+
 /// Four rounds in which every thread takes three times its partner's word plus one.
 pub fn named_barrier(input: &[u32]) -> Vec<u32> {
     let round = |words: Vec<u32>| -> Vec<u32> {
@@ -123,6 +140,18 @@ mod tests {
             [0.5, 16.5, 32.5],
             "row 0 of the left factor times the columns of the right"
         );
+    }
+
+    #[test]
+    fn boxes_reach_beyond_a_matrix() {
+        // Two rows of three elements, four apart.
+        let matrix = [1, 2, 3, 99, 5, 6, 7, 99];
+        let got = boxes(&matrix, [4, 3], [-1, -1], [1, 1, 4]);
+        assert_eq!(got.len(), 4 * 64);
+        assert_eq!(got[..64], [0; 64]);
+        assert_eq!(got[64..][..6], [0, 1, 2, 3, 0, 0]);
+        assert_eq!(got[128..][..6], [0, 5, 6, 7, 0, 0]);
+        assert_eq!(got[192..], [0; 64]);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Every primitive of `kernels/prims.cuh` against its oracle. On a GPU this judges the PTX, on the host driver its stand-in.
 
 use half::{bf16, f16};
-use smart_run::device::{DType, TensorCoreFamily};
-use smart_run::kernels::prims_check::{Check, WgmmaForm, prims_check};
+use smart_run::device::{DType, Device, Tensor, TensorCoreFamily, TensorMap};
+use smart_run::kernels::prims_check::{
+    BULK_COLUMNS, BULK_STRIDE, Check, WgmmaForm, prims_check,
+};
 use smart_run::reference::prims_check as oracle;
 
 use crate::common::compare::{Tol, close};
@@ -129,8 +131,7 @@ fn mma_of_small_integers_is_exact() {
 #[test]
 fn wgmma_multiplies_tiles_and_registers() {
     let device = device();
-    if device.with_linear_family(TensorCoreFamily::Wgmma).is_err() {
-        eprintln!("skipped: {} has no wgmma", device.name());
+    if !has_hopper(&device) {
         return;
     }
     let dtypes = [(DType::Bf16, BF16), (DType::F16, F16)];
@@ -163,10 +164,77 @@ fn wgmma_multiplies_tiles_and_registers() {
     }
 }
 
+/// Whether what Hopper alone has is there; says so if not.
+fn has_hopper(device: &Device) -> bool {
+    let has_it = device.with_linear_family(TensorCoreFamily::Wgmma).is_ok();
+    if !has_it {
+        eprintln!("skipped: {} is no Hopper", device.name());
+    }
+    has_it
+}
+
+#[test]
+fn bulk_copies_bring_boxes_through_slots() {
+    if !has_hopper(&device()) {
+        return;
+    }
+    let input = words(7, Check::BulkLoad.num_inputs());
+    let want = oracle::boxes(&halves(&input), [BULK_STRIDE, BULK_COLUMNS], [-4, -8], [4, 3, 16]);
+    exact(Check::BulkLoad, &input, &whole(&want));
+}
+
+#[test]
+fn small_boxes_fill_a_tile_one_after_the_other() {
+    if !has_hopper(&device()) {
+        return;
+    }
+    let input = words(8, Check::BulkParts.num_inputs());
+    exact(Check::BulkParts, &input, &input);
+}
+
+/// Without a fence between the copies and tensor cores.
+#[test]
+fn wgmma_multiplies_what_bulk_copies_bring() {
+    if !has_hopper(&device()) {
+        return;
+    }
+    for (dtype, format) in [(DType::Bf16, BF16), (DType::F16, F16)] {
+        let mut random = Rng::new(11);
+        let mut integers =
+            |count: usize| -> Vec<f32> { (0..count).map(|_| random.below(17) as f32 - 8.0).collect() };
+        let (a, b, c) = (integers(64 * 64), integers(32 * 64), integers(64 * 32));
+        let input = [pairs(&a, format), pairs(&b, format), bits(&c)].concat();
+        exact(Check::BulkWgmma(dtype), &input, &bits(&oracle::wgmma(&a, &b, &c)));
+    }
+}
+
+#[test]
+fn tensor_maps_of_what_cannot_be_copied_so_are_refused() {
+    let device = device();
+    if !has_hopper(&device) {
+        return;
+    }
+    let tensor = |dtype, shape: &[usize]| Tensor::zeros(&device, dtype, shape).unwrap();
+    let good = tensor(DType::Bf16, &[4, 80]);
+    let map = TensorMap::new(&good.columns(8..71), 256).unwrap();
+    assert_eq!((map.box_rows(), map.box_bytes()), (256, 256 * 128));
+    let refused = |tensor: &Tensor, box_rows, reason: &str| {
+        let error = TensorMap::new(tensor, box_rows).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    };
+    refused(&good, 0, "boxes of 1 to 256 rows");
+    refused(&good, 257, "boxes of 1 to 256 rows");
+    refused(&good.columns(4..68), 8, "multiples of 16 bytes");
+    refused(&tensor(DType::Bf16, &[4, 68]), 8, "multiples of 16 bytes");
+    refused(&tensor(DType::F32, &[4, 64]), 8, "bf16 or f16");
+    refused(&tensor(DType::Bf16, &[64]), 8, "[rows, columns]");
+    refused(&good.rows(0..0), 8, "1 to 2^31 - 1 rows");
+}
+
 #[test]
 fn ldmatrix_deals_out_rows_or_columns() {
     let input = words(3, 128);
-    let matrices: Vec<u16> = input.iter().flat_map(|&word| [word as u16, (word >> 16) as u16]).collect();
+    let matrices = halves(&input);
     let want = [oracle::ldmatrix(&matrices, false), oracle::ldmatrix(&matrices, true)].concat();
     exact(Check::Ldmatrix, &input, &want);
 }
@@ -218,6 +286,15 @@ fn a_wrong_number_of_words_is_refused() {
 fn pairs(values: &[f32], format: oracle::Format) -> Vec<u32> {
     let pair = |p: &[f32]| u32::from((format.to_bits)(p[0])) | u32::from((format.to_bits)(p[1])) << 16;
     values.chunks(2).map(pair).collect()
+}
+
+/// The 16-bit elements of words, the low half first.
+fn halves(words: &[u32]) -> Vec<u16> {
+    words.iter().flat_map(|&word| [word as u16, (word >> 16) as u16]).collect()
+}
+
+fn whole(halves: &[u16]) -> Vec<u32> {
+    halves.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

@@ -24,6 +24,8 @@ static void mismatched_twin(const simt::NativeLaunch&, float* out, float n) {
 }
 NATIVE_TWIN(mismatched, mismatched_twin)
 
+std::string bulk_sum(const char* name);  // of bulk_cases.cpp
+
 // ---- healthy kernels --------------------------------------------------------------------------------------
 
 static bool sum_is_right(const char* name) {
@@ -141,7 +143,8 @@ CASE(healthy) {
     bool right = sum_is_right("healthy_sum") && pipeline_is_right("healthy_pipeline") &&
                  mma_is_right<bf16>("healthy_mma_bf16", to_bf16) &&
                  mma_is_right<f16>("healthy_mma_f16", to_f16) && transpose_is_right() && counts_are_right() &&
-                 last_block_is_right() && wgmma_sum("healthy_wgmma").empty();
+                 last_block_is_right() && wgmma_sum("healthy_wgmma").empty() &&
+                 bulk_sum("healthy_bulk").empty();
     printf("seed %u: %s\n", seed, right ? "right" : "WRONG");
   }
 }
@@ -296,7 +299,8 @@ CASE(native_twin) {
 CASE(everything) {
   printf("%d\n", sum_is_right("healthy_sum") && pipeline_is_right("healthy_pipeline") &&
                      mma_is_right<bf16>("healthy_mma_bf16", to_bf16) && transpose_is_right() &&
-                     counts_are_right() && last_block_is_right() && wgmma_sum("healthy_wgmma").empty());
+                     counts_are_right() && last_block_is_right() && wgmma_sum("healthy_wgmma").empty() &&
+                     bulk_sum("healthy_bulk").empty());
   struct {
     Pointer in, out;
     int n;
