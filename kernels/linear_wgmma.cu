@@ -164,7 +164,7 @@ __device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap
     }
   };
   finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
-  if (shares) cluster_meet();  // no barrier of this block is arrived at any more
+  if (shares) cluster_meet();  // what this block has fetched for others has arrived
 }
 
 #define LINEAR(name, T, gated, ...)                                                                        \

@@ -133,6 +133,8 @@ void fiber_main() {
     block->alive--;
     block->exit_warp(warp);
     block->exit_barriers();
+    if (!block->alive && block->cluster->awaits_copies_of(block->rank))
+      fail("a block ended while its bulk copies to others of the cluster were under way");
     block->cluster->thread_exited();
     if (!block->cluster->has_ended())
       block->yield();

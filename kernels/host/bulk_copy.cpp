@@ -78,7 +78,8 @@ static void announce(Block& block, const BulkCopy& copy) {
 static void issue(Block& block, void* tile, const TensorMap& map, int column, int row, uint64_t* address) {
   Mbarrier& barrier = find_mbarrier(block, address, "bulk_load");
   if (!barrier.is_fenced) fail("bulk_load: its mbarrier was initialised without mbarrier_init_fence");
-  const BulkCopy copy{map, column, row, block.shared_offset(tile), barrier.offset, current_fiber()->number()};
+  const BulkCopy copy{map, column, row, block.shared_offset(tile), barrier.offset, current_fiber()->number(),
+                      current_block()->rank};
   check(block, copy);
   announce(block, copy);
   tsan::release(phase_of(block, barrier, barrier.phase));

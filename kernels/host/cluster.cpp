@@ -57,6 +57,13 @@ Fiber* Cluster::pick(Block& from) {
   return nullptr;
 }
 
+bool Cluster::awaits_copies_of(unsigned issuer) const {
+  for (unsigned rank = 0; rank < size_; rank++)
+    for (const BulkCopy& copy : blocks_[rank].bulk_copies)
+      if (copy.rank == issuer && rank != issuer) return true;
+  return false;
+}
+
 bool Cluster::deliver_awaited() {
   for (unsigned rank = 0; rank < size_; rank++)
     if (simt::deliver_awaited(blocks_[rank])) return true;

@@ -22,6 +22,7 @@ class Cluster {
 
   Fiber* pick(Block& from);  // a ready fiber, of that block rather than of another; null: none
   bool has_ended() const;
+  bool awaits_copies_of(unsigned rank) const;  // in other blocks
   bool deliver_awaited();  // does the first bulk copy that a thread waits for; false: none
   std::string describe_deadlock() const;
 

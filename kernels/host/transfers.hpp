@@ -30,7 +30,7 @@ struct BulkCopy {
   TensorMap map;
   int column, row;
   uint32_t tile, barrier;  // in the block's shared memory
-  unsigned thread;         // that issued it
+  unsigned thread, rank;   // that issued it, and of its block in the cluster
 };
 
 // The mbarrier at an address, or an error that begins with `call`.

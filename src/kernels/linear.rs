@@ -295,14 +295,18 @@ fn clusters(
 ) -> Result<([u32; 3], [u32; 3])> {
     let [x, y, parts] = grid;
     let (grid_in_clusters, cluster) = match splits.count {
-        1 => ([x, y.next_multiple_of(tile.sharing), 1], [1, tile.sharing, 1]),
+        1 => {
+            // Both are powers of two, so that every block has whole boxes of the tokens.
+            let sharing = tile.sharing.min(1 << y.ilog2());
+            ([x, y.next_multiple_of(sharing), 1], [1, sharing, 1])
+        }
         _ => (grid, [1, 1, parts]),
     };
     let size = cluster.iter().product::<u32>();
     let (threads, shared_bytes) = (tile.threads, tile.shared_bytes());
     let launch = ClusterLaunch { grid: grid_in_clusters, threads, shared_bytes, cluster };
-    let worth_it = size > 1 && size as usize <= MAX_CLUSTER && y >= cluster[1];
-    Ok(match worth_it && device.runs_clusters(kernel, launch)? {
+    let may_run = size > 1 && size as usize <= MAX_CLUSTER;
+    Ok(match may_run && device.runs_clusters(kernel, launch)? {
         true => (grid_in_clusters, cluster),
         false => (grid, [1; 3]),
     })
