@@ -167,7 +167,8 @@ def kernels(folder: Path) -> None:
     layer = lambda sizes: (f"{sizes['rows']} rows", f"{sizes['model']} {sizes['layer']}")
     instructions("Linear layers", "layers", families["linear"], layer, source)
     for wide in ("mma", "wgmma"):
-        instructions("Linear layers", "layers", families["linear"], layer, source, (f"{wide}, narrow tiles", wide))
+        for without in ("narrow tiles", "no clusters"):
+            instructions("Linear layers", "layers", families["linear"], layer, source, (f"{wide}, {without}", wide))
     nodes = lambda sizes: (f"{sizes['nodes']} nodes", json.dumps(sizes | {"instructions": None}))
     instructions("Attention", "shapes", families["attention"], nodes, source)
     if missing:

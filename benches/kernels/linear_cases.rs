@@ -15,16 +15,22 @@ use super::shapes::LinearShape;
 /// A family of kernels, and for which rows it is measured.
 type Family = (&'static str, Device, RangeInclusive<usize>);
 
-/// The families of the device, and each again without its wide tiles, where it has some.
+/// The families of the device, and each again without its wide tiles, where it has some, and without clusters.
 fn families(device: &Device) -> Vec<Family> {
-    let narrow = |family| match family {
-        TensorCoreFamily::Mma => ("mma, narrow tiles", 17..=64),
-        TensorCoreFamily::Wgmma => ("wgmma, narrow tiles", 17..=128),
+    let names = |family| match family {
+        TensorCoreFamily::Mma => ("mma, narrow tiles", 17..=64, "mma, no clusters"),
+        TensorCoreFamily::Wgmma => ("wgmma, narrow tiles", 17..=128, "wgmma, no clusters"),
     };
     let there = |family: TensorCoreFamily| {
         let usual = device.with_linear_family(family).ok()?;
-        let ((name, rows), without) = (narrow(family), usual.with_wide_tiles_from(u32::MAX));
-        Some([(family.name(), usual, 1..=usize::MAX), (name, without, rows)])
+        let (narrow, narrow_rows, apart) = names(family);
+        let (without_wide, without_clusters) =
+            (usual.with_wide_tiles_from(u32::MAX), usual.with_clusters(false));
+        Some([
+            (family.name(), usual, 1..=usize::MAX),
+            (narrow, without_wide, narrow_rows),
+            (apart, without_clusters, 1..=256),
+        ])
     };
     TensorCoreFamily::ALL.into_iter().filter_map(there).flatten().collect()
 }
