@@ -112,24 +112,19 @@ CASE(bulk_early_read) {
   printf("in order: %s\n", bulk_sum("bug_bulk_early_read").c_str());
 }
 
-// Right in order; so are most schedules of a missing barrier, which a thread that comes too early names.
 CASE(bulk_schedules) {
   for (const char* name : {"bug_bulk_early_refill", "bug_bulk_no_barrier"}) {
-    simt_set_option("seed", 0);
-    const std::string in_order = bulk_sum(name);
-    simt_reset();
     int caught = 0;
-    for (unsigned seed = 1; seed <= 40; seed++) {
+    for (unsigned seed = 0; seed < 40; seed++) {
       simt_set_option("seed", seed);
       caught += !bulk_sum(name).empty();
       simt_reset();
     }
-    printf("%s: %s in order, %s of 40\n", name, in_order.empty() ? "right" : in_order.c_str(),
-           caught >= 20 ? "caught in half" : std::to_string(caught).c_str());
+    printf("%s: %d of 40\n", name, caught);
   }
 }
 
-// For the sanitizers: right in order.
+// For the sanitizers.
 CASE(bulk_early_refill_once) {
   (void)bulk_sum("bug_bulk_early_refill");
 }

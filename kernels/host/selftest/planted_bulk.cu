@@ -46,7 +46,7 @@ __device__ __forceinline__ void bulk_sum(const TensorMap& map, float* out, int t
       const int slot = tile % 2;
       uint64_t* const barrier = reinterpret_cast<uint64_t*>(reinterpret_cast<unsigned char*>(&full[slot]) +
                                                             (kBug == BulkBug::crooked_barrier ? 4 : 0));
-      // What arrives first is not what has been read.
+      // That a box has arrived does not say that it was read.
       mbarrier_wait(kBug == BulkBug::early_refill ? &full[slot] : &empty[slot], tile / 2 % 2 ^ 1);
       mbarrier_arrive_expect(barrier, kBug == BulkBug::few_bytes    ? kTileBytes / 2
                                       : kBug == BulkBug::many_bytes ? kTileBytes * 2
@@ -69,6 +69,7 @@ __device__ __forceinline__ void bulk_sum(const TensorMap& map, float* out, int t
           ring + slot * kTileBytes + row * 128 + tile_chunk<128>(row, lane / 4) * 16;
       for (int i = 0; i < 2; i++) sums[i] += to_float(reinterpret_cast<const bf16*>(chunk)[lane % 4 * 2 + i]);
     }
+    if (kBug == BulkBug::early_read) mbarrier_wait(&full[slot], tile / 2 % 2);
     __syncwarp();
     if (lane == 0 && kBug != BulkBug::missing_arrival) mbarrier_arrive(&empty[slot]);
   }
