@@ -43,6 +43,8 @@
 #include "reduce.cuh"
 
 constexpr int kThreads = 128;  // four warps: enough to fill a stage with four 16-byte copies a thread
+constexpr int kChunk = 8;   // elements of a 16-byte copy
+constexpr int kRowChunks = kTileK / kChunk;
 
 // The tile of a CTA. Its four or eight warps form a grid, kWarpsAlongTokens of them on the side of the tokens.
 template <int kTokens_, int kWeights_, int kWarpsAlongTokens_, int kStages_, int kThreads_ = ::kThreads>
@@ -60,10 +62,36 @@ struct Tile {
   static_assert(kWeights % (kThreads / kRowChunks) == 0, "a weight tile is filled in whole passes");
 };
 
+// Address of a 16-byte chunk in a tile of kTileK-element rows.
+template <typename T>
+__device__ __forceinline__ T* swizzled(T* tile, int row, int chunk) {
+  return tile + row * kTileK + (chunk ^ (row % kRowChunks)) * kChunk;
+}
+
+// Copies rows [row0, row0 + kRows) x one k tile of `source` into `tile`; what lies outside the matrix becomes
+// zero. kThreads threads of the CTA share the work.
+template <int kRows, int kThreads, typename T>
+__device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, int num_rows,
+                                           int64_t row_stride, int k0, int K) {
+  constexpr int kRowsPerPass = kThreads / kRowChunks;
+  const int chunk = threadIdx.x % kRowChunks;
+  const int k = k0 + chunk * kChunk;
+#pragma unroll
+  for (int first = 0; first < kRows; first += kRowsPerPass) {
+    const int row = first + threadIdx.x / kRowChunks;
+    if (kRows % kRowsPerPass == 0 || row < kRows) {
+      const bool inside = row0 + row < num_rows && k < K;
+      cp_async16(swizzled(tile, row, chunk), inside ? source + (row0 + row) * row_stride + k : source,
+                 inside);
+    }
+  }
+}
+
 template <typename T,      // element type: bf16 or f16
           typename Shape,  // a Tile
           bool kGated>     // linear_swiglu
-__device__ __forceinline__ void linear_mma(const LinearOperands<T>& layer) {
+__device__ __forceinline__ void linear_mma(const T* x, const T* weight, int x_stride,
+                                           const LinearOutputs<T>& layer) {
   let_successor_start();
   DYN_SMEM(T, stages);
   const int lane_idx = threadIdx.x % 32;
@@ -77,7 +105,7 @@ __device__ __forceinline__ void linear_mma(const LinearOperands<T>& layer) {
   auto fetch_weights = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements;
     if (tile < place.tile_end) {
-      fetch_tile<Shape::kWeights, Shape::kThreads>(stage, layer.weight, place.weight0, layer.N, layer.K,
+      fetch_tile<Shape::kWeights, Shape::kThreads>(stage, weight, place.weight0, layer.N, layer.K,
                                                    tile * kTileK, layer.K);
     }
   };
@@ -85,8 +113,8 @@ __device__ __forceinline__ void linear_mma(const LinearOperands<T>& layer) {
   auto fetch_tokens = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
     if (tile < place.tile_end) {
-      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, layer.x, place.token0, layer.num_rows,
-                                                  layer.x_stride, tile * kTileK, layer.K);
+      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, x, place.token0, layer.num_rows,
+                                                  x_stride, tile * kTileK, layer.K);
     }
     cp_async_commit();
   };
@@ -247,8 +275,15 @@ __device__ __forceinline__ void linear_fma(const float* x, const float* weight, 
 LINEAR_FMA(linear_f32, false)
 LINEAR_FMA(linear_swiglu_f32, true)
 
-#define LINEAR(name, T, gated, ...)                                                                \
-  LINEAR_KERNEL(name, T, (Tile<__VA_ARGS__>::kThreads), (linear_mma<T, Tile<__VA_ARGS__>, gated>)) \
+#define LINEAR(name, T, gated, ...)                                                                          \
+  extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__>::kThreads)                                  \
+      name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
+           void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
+           int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
+    const LinearOutputs<T> layer{bias, out,        partial,         num_rows,   N,                           \
+                                 K,    out_stride, tiles_per_split, out_is_f32, tickets};                    \
+    linear_mma<T, Tile<__VA_ARGS__>, gated>(x, weight, x_stride, layer);                                     \
+  }                                                                                                          \
   EXPORT_KERNEL(name)
 
 #define LINEAR_FAMILY(name, T, gated)                   \

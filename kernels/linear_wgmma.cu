@@ -1,9 +1,12 @@
 // WHAT      linear and linear_swiglu on Hopper's warpgroup tensor cores: a family beside that of linear.cu,
 //           for all widths, of which a process uses one (SMART_LINEAR). Defined in images for sm_90a alone.
-// MATH, SHAPES, REQUIRES  those of linear.cu, and its arguments
+// MATH, SHAPES, REQUIRES  those of linear.cu
+// ARGUMENTS those of linear.cu, x and weight as tensor maps with boxes of 64 columns: of kTokens / num_sharing
+//           rows, and of kWeights
 // LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>[_w<weights>]: grid (token tiles, weight tiles, splits of K), 128
-//           threads for each 64 weights of a tile, dynamic shared memory kStages * (tokens + weights) * 128 bytes. May
-//           overlap its predecessors: weights are on their way before it waits.
+//           threads for each 64 weights of a tile and 32 more, dynamic shared memory kStages * (tokens + weights) *
+//           128 bytes. num_sharing blocks along y form a cluster (1: none has to), with all splits' z where
+//           `partial` is null and K is split. May overlap its predecessors: weights are on their way before it waits.
 // NUMERICS  those of linear.cu: one accumulator an output, ascending K in steps of 16, splits by (N, K)
 //           alone. Within a step tensor cores add as they please, so that bits of the two families may differ
 //           on a GPU; on the host driver they are the same.
@@ -15,111 +18,139 @@
 // of W weights and T tokens reads T / W bytes of tokens for each byte of weights, all of them from L2, which
 // gives an SM one and a half times what memory does, at a guess. So where 64 tokens and more come together
 // 256 weights share them, in a CTA that has its SM for itself, if the layer has enough weights to keep most SMs
-// busy; 32 tokens share 128. Nothing here has run on a GPU yet; what fence_async_proxy costs while copies are
-// under way is the first thing to measure.
+// busy; 32 tokens share 128. And the CTAs of a cluster share them once more: each fetches a part of the rows for
+// all. Nothing here has run on a GPU yet.
 //
-// Schedule: weights are the 64-side of wgmma, tokens the other. cp.async fills a ring of stages. In step t
-// all threads wait for their copies of tile t and meet; the products of t are issued; then the slot of tile
-// t - 2 is filled anew, with which every warp had finished when it came to the barrier; then the products of
-// t - 1 are waited for. So there is always a group of products under way, and tensor cores never drain
-// between tiles. kStages - 2 tiles are in flight, of narrow ones three, in so little memory that CTAs share
-// an SM; wide ones have an SM for themselves, and two or three.
+// Schedule: weights are the 64-side of wgmma, tokens the other. One thread, in a warp of its own, asks the copy
+// engine for whole tiles, kStages of them ahead; the other warps multiply what has arrived. Two barriers a slot:
+// `full` counts the bytes of its tiles; at `empty` every warp arrives, of all CTAs that share tokens, once its
+// products of them have ended, which is one tile later: there is always a group of products under way, and tensor
+// cores never drain between tiles. No barrier of the block, and no thread but one that makes addresses.
 //
 // Tiles of up to 64 tokens are multiplied whole, also where rows are missing: a step of 64 tokens takes 32
-// cycles, so a tile of 8 KB of weights 128, and memory takes over 400 to bring them to an SM. Copies of
-// missing rows read nothing.
+// cycles, so a tile of 8 KB of weights 128, and memory takes over 400 to bring them to an SM. Boxes
+// of missing rows read nothing.
 #include "prims.cuh"
 #include "linear_tile.cuh"
 
 #if HAS_WGMMA
 
-// The tile of a CTA: a warpgroup for each 64 weights.
+// The tile of a CTA: a warpgroup for each 64 weights, and a warp that fetches.
 template <int kTokens_, int kWeights_, int kStages_>
 struct Tile {
   static constexpr int kTokens = kTokens_;
   static constexpr int kWeights = kWeights_;
-  static constexpr int kThreads = kWeights / 64 * 128;
+  static constexpr int kWarps = kWeights / 16;  // that multiply
+  static constexpr int kThreads = kWarps * 32 + 32;
   static constexpr int kStages = kStages_;
   static constexpr int kStageElements = (kTokens + kWeights) * kTileK;
   static constexpr int kGroups = kTokens / 8;  // n8 groups of a warp's fragments
-  // A tile is being multiplied, and the one before it may still be read.
-  static constexpr int kAhead = kStages - 2;
-  static_assert(kAhead >= 1, "tiles arrive while others are multiplied");
+  static_assert(kStages >= 3, "tiles arrive while one is multiplied and the one before it may still be read");
   static_assert(kTokens % 8 == 0 && kWeights % 64 == 0, "tiles of a stage start on 1024 bytes");
 };
 
 template <typename T,      // element type: bf16 or f16
           typename Shape,  // a Tile
           bool kGated>     // linear_swiglu
-__device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
+__device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap& weight,
+                                             const LinearOutputs<T>& layer, int num_sharing) {
   let_successor_start();
   DYN_SMEM_TILES(T, stages);
+  SHARED(uint64_t[Shape::kStages], full);
+  SHARED(uint64_t[Shape::kStages], empty);
   const int lane_idx = threadIdx.x % 32;
   const int warp_idx = threadIdx.x / 32;
+  const bool multiplies = warp_idx < Shape::kWarps;
+  const bool fetches = warp_idx == Shape::kWarps && lane_idx == 0;
+  const bool shares = num_sharing > 1;
   const LinearPlace place = linear_place<Shape>(layer);
 
   // A stage holds the weight tile, then the token tile.
   auto fetch_weights = [&](int tile, int slot) {
-    T* const stage = stages + slot * Shape::kStageElements;
-    if (tile < place.tile_end) {
-      fetch_tile<Shape::kWeights, Shape::kThreads>(stage, layer.weight, place.weight0, layer.N, layer.K,
-                                                   tile * kTileK, layer.K);
-    }
+    mbarrier_arrive_expect(&full[slot], Shape::kStageElements * sizeof(T));
+    bulk_load(stages + slot * Shape::kStageElements, weight, tile * kTileK, place.weight0, &full[slot]);
   };
-  // Groups are committed even when empty: the wait counts them.
   auto fetch_tokens = [&](int tile, int slot) {
-    T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
-    if (tile < place.tile_end) {
-      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, layer.x, place.token0, layer.num_rows,
-                                                  layer.x_stride, tile * kTileK, layer.K);
+    T* const tokens = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
+    if (!shares) {
+      bulk_load(tokens, x, tile * kTileK, place.token0, &full[slot]);
+      return;
     }
-    cp_async_commit();
+    const int rows = Shape::kTokens / num_sharing;
+    const int first = cluster_rank() * rows;
+    bulk_load_multicast(tokens + first * kTileK, x, tile * kTileK, place.token0 + first, &full[slot],
+                        (1 << num_sharing) - 1);
   };
+
+  // Weights come first, while the tokens may still be in the making.
+  const int first_end = min(place.tile_end, place.tile_begin + Shape::kStages);
+  if (fetches) {
+    for (int slot = 0; slot < Shape::kStages; ++slot) {
+      mbarrier_init(&full[slot], 1);
+      mbarrier_init(&empty[slot], Shape::kWarps * num_sharing);
+    }
+    mbarrier_init_fence();
+    for (int tile = place.tile_begin; tile < first_end; ++tile) fetch_weights(tile, tile - place.tile_begin);
+  }
+  __syncwarp();
+  if (shares) {
+    cluster_meet();  // the others' barriers are there
+  } else {
+    __syncthreads();
+  }
+  wait_for_predecessors();
 
   float sums[Shape::kTokens / 2];
 #pragma unroll
   for (int i = 0; i < Shape::kTokens / 2; ++i) sums[i] = 0.0f;
 
-  auto multiply = [&](int slot) {
-    T* const stage = stages + slot * Shape::kStageElements;
-    const uint64_t weights = wgmma_tile(stage + warp_idx / 4 * (64 * kTileK));
-    const uint64_t tokens = wgmma_tile(stage + Shape::kWeights * kTileK);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < kTileK / 16; ++step) {
-      wgmma<T, Shape::kTokens>(sums, wgmma_step(weights, step), wgmma_step(tokens, step));
+  if (fetches) {
+    for (int tile = place.tile_begin; tile < first_end; ++tile) fetch_tokens(tile, tile - place.tile_begin);
+    int slot = 0, parity = 0;
+    for (int tile = first_end; tile < place.tile_end; ++tile) {
+      mbarrier_wait(&empty[slot], parity);
+      fetch_weights(tile, slot);
+      fetch_tokens(tile, slot);
+      if (++slot == Shape::kStages) slot = 0, parity ^= 1;
     }
-    wgmma_commit();
-  };
-
-  // Weights come first, while the tokens may still be in the making; they belong to the group of the first.
-#pragma unroll
-  for (int stage = 0; stage < Shape::kAhead; ++stage) fetch_weights(place.tile_begin + stage, stage);
-  wait_for_predecessors();
-#pragma unroll
-  for (int stage = 0; stage < Shape::kAhead; ++stage) fetch_tokens(place.tile_begin + stage, stage);
-  int slot = 0;
-  int free_slot = Shape::kAhead;
-  for (int tile = place.tile_begin; tile < place.tile_end; ++tile) {
-    cp_async_wait<Shape::kAhead - 1>();
-    fence_async_proxy();
-    __syncthreads();
-    multiply(slot);
-    fetch_weights(tile + Shape::kAhead, free_slot);
-    fetch_tokens(tile + Shape::kAhead, free_slot);
-    wgmma_wait<1>();
-    slot = slot + 1 == Shape::kStages ? 0 : slot + 1;
-    free_slot = free_slot + 1 == Shape::kStages ? 0 : free_slot + 1;
   }
-  cp_async_wait<0>();
-  wgmma_wait<0>();
-  wgmma_arrived(sums);
+  if (multiplies) {
+    int slot = 0, parity = 0, last_slot = 0;
+    for (int tile = place.tile_begin; tile < place.tile_end; ++tile) {
+      mbarrier_wait(&full[slot], parity);
+      T* const stage = stages + slot * Shape::kStageElements;
+      const uint64_t weights = wgmma_tile(stage + warp_idx / 4 * (64 * kTileK));
+      const uint64_t tokens = wgmma_tile(stage + Shape::kWeights * kTileK);
+      wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < kTileK / 16; ++step) {
+        wgmma<T, Shape::kTokens>(sums, wgmma_step(weights, step), wgmma_step(tokens, step));
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      // The slot of the tile before, if it will be filled again.
+      if (tile > place.tile_begin && tile - 1 + Shape::kStages < place.tile_end) {
+        __syncwarp();  // every lane has waited
+        if (shares) {
+          if (lane_idx < num_sharing) mbarrier_arrive_at(&empty[last_slot], lane_idx);
+        } else if (lane_idx == 0) {
+          mbarrier_arrive(&empty[last_slot]);
+        }
+      }
+      last_slot = slot;
+      if (++slot == Shape::kStages) slot = 0, parity ^= 1;
+    }
+    wgmma_wait<0>();
+    wgmma_arrived(sums);
+  }
+  __syncwarp();
 
   // sums[4 * group + i]: weight row lane / 4 (+ 8 for i >= 2) of the warp's 16,
   // token 8 * group + 2 * (lane % 4) + i % 2.
   const int first_n = place.weight0 + warp_idx * 16 + lane_idx / 4;
   const int first_token = place.token0 + lane_idx % 4 * 2;
   auto for_each_sum = [&](auto&& use) {
+    if (!multiplies) return;
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
 #pragma unroll
@@ -133,11 +164,18 @@ __device__ __forceinline__ void linear_wgmma(const LinearOperands<T>& layer) {
     }
   };
   finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
+  if (shares) cluster_meet();  // no barrier of this block is arrived at any more
 }
 
-#define LINEAR(name, T, gated, tokens, weights, stages)                  \
-  LINEAR_KERNEL(name, T, (Tile<tokens, weights, stages>::kThreads),      \
-                (linear_wgmma<T, Tile<tokens, weights, stages>, gated>)) \
+#define LINEAR(name, T, gated, ...)                                                                        \
+  extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__>::kThreads)                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,                  \
+           const T* __restrict__ bias, void* __restrict__ out, float* partial, int num_rows, int N, int K, \
+           int out_stride, int tiles_per_split, int out_is_f32, unsigned* tickets, int num_sharing) {      \
+    const LinearOutputs<T> layer{bias, out,        partial,         num_rows,   N,                         \
+                                 K,    out_stride, tiles_per_split, out_is_f32, tickets};                  \
+    linear_wgmma<T, Tile<__VA_ARGS__>, gated>(x, weight, layer, num_sharing);                              \
+  }                                                                                                        \
   EXPORT_HOPPER_KERNEL(name)
 
 #define LINEAR_FAMILY(name, T, gated)             \

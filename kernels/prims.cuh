@@ -1,4 +1,4 @@
-// The named device primitives, with prims_warpgroup.cuh and prims_bulk.cuh the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
+// The named device primitives, with prims_warpgroup.cuh, prims_bulk.cuh and prims_cluster.cuh the only place with PTX. Every primitive has two bodies, inline PTX for nvcc
 // and a lane-accurate one for the host driver (host/), and a conformance test that runs both.
 //
 // A kernel file includes this header and other .cuh of ours, nothing else. It may use what is here and the
@@ -193,6 +193,10 @@ PRIMITIVE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 // ---- tensor cores of a warpgroup (Hopper) ------------------------------------------------------------------
 
 #include "prims_warpgroup.cuh"
+
+// ---- blocks that run together (Hopper) ----------------------------------------------------------------------
+
+#include "prims_cluster.cuh"
 
 // ---- asynchronous copies, global to shared ----------------------------------------------------------------
 

@@ -43,23 +43,54 @@ PRIMITIVE void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
       simt::mbarrier_arrive(barrier, bytes));
 }
 
-// Returns once the phase of this parity has ended.
+// The same at the mbarrier that the block of that rank of the cluster has where this one has `barrier`; this block's own
+// included. That block has not ended, and its mbarriers were made known: by mbarrier_init_fence and a barrier of the
+// cluster.
+PRIMITIVE void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+  PTX_OR_HOST(asm volatile("{\n"
+                           ".reg .b32 peer;\n"
+                           "mapa.shared::cluster.u32 peer, %0, %1;\n"
+                           "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [peer];\n"
+                           "}" ::"r"(shared_address(barrier)),
+                           "r"(rank) : "memory"),
+              simt::mbarrier_arrive_at(barrier, rank));
+}
+
+#define MBARRIER_TRY_WAIT(semantics)              \
+  asm volatile(                                   \
+      "{\n"                                       \
+      ".reg .pred over;\n"                        \
+      "mbarrier.try_wait.parity" semantics        \
+      ".shared::cta.b64 over, [%1], %2;\n"        \
+      "selp.u32 %0, 1, 0, over;\n"                \
+      "}"                                         \
+      : "=r"(is_over)                             \
+      : "r"(shared_address(barrier)), "r"(parity) \
+      : "memory")
+
+// Returns once the phase of this parity has ended, and sees what threads of this block had written when they arrived,
+// and what bulk copies have brought.
 PRIMITIVE void mbarrier_wait(uint64_t* barrier, int parity) {
 #ifdef __CUDACC__
   uint32_t is_over;
   do {
-    asm volatile(
-        "{\n"
-        ".reg .pred over;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, over;\n"
-        "}"
-        : "=r"(is_over)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    MBARRIER_TRY_WAIT("");
   } while (!is_over);
 #else
-  simt::mbarrier_wait(barrier, parity);
+  simt::mbarrier_wait(barrier, parity, false);
+#endif
+}
+
+// The same where threads of other blocks arrive (mbarrier_arrive_at). A wait acquires at the scope of its block unless
+// it says otherwise, and by PTX's memory model a release of another block takes a scope that has both.
+PRIMITIVE void mbarrier_wait_cluster(uint64_t* barrier, int parity) {
+#ifdef __CUDACC__
+  uint32_t is_over;
+  do {
+    MBARRIER_TRY_WAIT(".acquire.cluster");
+  } while (!is_over);
+#else
+  simt::mbarrier_wait(barrier, parity, true);
 #endif
 }
 
@@ -89,6 +120,18 @@ PRIMITIVE void bulk_load(void* tile, const TensorMap& map, int column, int row, 
                            " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(tile)),
                            "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory"),
               simt::issue_bulk_copy(tile, map, column, row, barrier));
+}
+
+// The same to every block of the cluster whose rank is a bit of `blocks`: each gets the box where this one has `tile`,
+// and is told at the mbarrier that it has where this one has `barrier`. Each expects the bytes of all boxes that it
+// gets, whoever asks for them.
+PRIMITIVE void bulk_load_multicast(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
+                                   uint16_t blocks) {
+  PTX_OR_HOST(
+      asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                   ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(tile)),
+                   "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks) : "memory"),
+      simt::issue_multicast(tile, map, column, row, barrier, blocks));
 }
 
 #endif  // HAS_WGMMA

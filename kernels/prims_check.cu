@@ -1,7 +1,7 @@
 // WHAT      Runs every primitive of prims.cuh on given inputs, so that one oracle judges both of its bodies:
 //           the PTX on a GPU, the lane-accurate one on the host driver. No engine launches these kernels.
 // SHAPES    every kernel reads and writes 32-bit words, so many as src/kernels/prims_check.rs says
-// LAUNCH    one block; threads as in src/kernels/prims_check.rs
+// LAUNCH    one block, or one cluster; threads as in src/kernels/prims_check.rs
 // TWINS     src/kernels/prims_check.rs, src/reference/prims_check.rs, tests/kernels/prims.rs
 #include "prims.cuh"
 
@@ -309,6 +309,55 @@ extern "C" __global__ void prims_bulk_parts(const __grid_constant__ TensorMap ma
 }
 EXPORT_HOPPER_KERNEL(prims_bulk_parts)
 
+// Tiles of 16 rows of 64 elements go through two slots of all blocks of a cluster, of which each brings its share of the
+// rows to all. out = [blocks][96][64], two elements a word: every block has read all of it.
+__device__ void check_bulk_multicast(const TensorMap& map, uint32_t* out) {
+  DYN_SMEM_TILES(unsigned char, slots);
+  SHARED(uint64_t[2], full);
+  SHARED(uint64_t[2], empty);
+  constexpr int kTiles = 6, kRows = 16, kBytes = kRows * 128;
+  const int thread = threadIdx.x, lane = thread % 32, blocks = cluster_size();
+  const int share = kRows / blocks, first = cluster_rank() * share;
+  if (thread == 0) {
+    for (int slot = 0; slot < 2; ++slot) {
+      mbarrier_init(&full[slot], 1);
+      mbarrier_init(&empty[slot], blocks);
+    }
+    mbarrier_init_fence();
+  }
+  __syncwarp();
+  cluster_meet();
+  if (thread == 0) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int slot = tile % 2;
+      mbarrier_wait_cluster(&empty[slot], tile / 2 % 2 ^ 1);
+      mbarrier_arrive_expect(&full[slot], kBytes);
+      bulk_load_multicast(slots + slot * kBytes + first * 128, map, 0, tile * kRows + first, &full[slot],
+                          (1 << blocks) - 1);
+    }
+  }
+  if (thread >= 32) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int slot = tile % 2;
+      mbarrier_wait(&full[slot], tile / 2 % 2);
+      for (int i = lane; i < kRows * 8; i += 32) {
+        reinterpret_cast<uint4*>(out)[(blockIdx.x * kTiles + tile) * kRows * 8 + i] =
+            read_tile(slots + slot * kBytes, i / 8, i % 8);
+      }
+      __syncwarp();
+      if (lane < blocks) mbarrier_arrive_at(&empty[slot], lane);
+    }
+  }
+  __syncwarp();
+  cluster_meet();
+}
+
+extern "C" __global__ void prims_bulk_multicast(const __grid_constant__ TensorMap map,
+                                                uint32_t* __restrict__ out) {
+  check_bulk_multicast(map, out);
+}
+EXPORT_HOPPER_KERNEL(prims_bulk_multicast)
+
 // As prims_wgmma_*_tiles_n32 with A and B brought by bulk copies; C and the sums are `c` and `out`.
 template <class T>
 __device__ void check_bulk_wgmma(const TensorMap& map_a, const TensorMap& map_b, const uint32_t* c,
@@ -373,6 +422,28 @@ extern "C" __global__ void prims_named_barrier(const uint32_t* __restrict__ in, 
   out[thread] = value;
 }
 EXPORT_KERNEL(prims_named_barrier)
+
+// ---- clusters: four blocks of 64 threads with 16 bytes a thread; out = rank and size of the cluster, and what the
+// block two further on has for the mirrored thread, six words a thread
+
+#if HAS_CLUSTERS
+extern "C" __global__ void prims_cluster(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  SHARED(float4[64], own);
+  const int thread = threadIdx.x, rank = cluster_rank(), size = cluster_size();
+  own[thread] = reinterpret_cast<const float4*>(in)[blockIdx.x * 64 + thread];
+  cluster_sync();
+  const float4 peer = load_peer(own + (63 - thread), (rank + 2) % size);
+  cluster_sync();
+  uint32_t* const words = out + (blockIdx.x * 64 + thread) * 6;
+  words[0] = rank;
+  words[1] = size;
+  words[2] = __float_as_uint(peer.x);
+  words[3] = __float_as_uint(peer.y);
+  words[4] = __float_as_uint(peer.z);
+  words[5] = __float_as_uint(peer.w);
+}
+EXPORT_KERNEL(prims_cluster)
+#endif
 
 // ---- warp and bit operations of the language that kernels use: 16 words a lane
 

@@ -211,6 +211,33 @@ fn tensor_maps_that_a_gpu_refuses_are_refused() {
 }
 
 #[test]
+fn clusters_are_right_under_every_schedule() {
+    for threads in ["1", "4"] {
+        let Some(text) = observe_with("cluster", &[("SIMT_THREADS", threads)]) else { return };
+        assert_eq!(text.lines().filter(|line| line.ends_with(": right")).count(), 84, "{text}");
+    }
+}
+
+#[test]
+fn misuse_of_clusters_is_named() {
+    expect(
+        "cluster_misuse",
+        &[
+            "launch: 719 ... before the first cluster_sync: it may not have started (kernel bug_cluster_no_first_sync, block (0,0,0), thread 0)",
+            "launch: 719 ... of a block of the cluster that has ended (kernel bug_cluster_no_last_sync, block (",
+            "launch: 719 ... a block of the cluster is named that does not exist (kernel bug_cluster_wrong_rank",
+            "launch: 719 ... not inside of one variable that it has, too (kernel bug_cluster_wrong_place",
+            "launch: 719 ... block 0 of the cluster: t0..31 in cluster_sync, t32..63 in __syncthreads; block 1 of the cluster: t0..31 in cluster_sync, t32..63 exited (kernel bug_cluster_half_syncs",
+            "grid: 1 ... the grid is not made of whole clusters (kernel healthy_cluster)",
+            "cluster: 1 ... a cluster of 16 blocks; at most 8 run everywhere",
+            "nothing: 1 ... the cluster has no blocks",
+            "afterwards: right",
+        ],
+    );
+    expect("cluster_no_sync", &["in order: wrong"]);
+}
+
+#[test]
 fn unwritten_shared_memory_is_nan() {
     expect("uninitialised_shared", &["values: 1 nan"]);
 }
@@ -540,6 +567,8 @@ fn sanitizers_name_the_line() {
         ("thread", "wgmma_early_refill", "data race", place("WGMMA_SUM(bug_wgmma_early_refill")),
         ("thread", "bulk_early_refill_once", "data race", bulk_place("sums[i] +=")),
         ("thread", "bulk_no_barrier_once", "data race", bulk_place("BULK_SUM(bug_bulk_no_barrier")),
+        ("thread", "cluster_no_sync", "data race", "planted_cluster.cu:".into()),
+        ("thread", "cluster_only_meets", "data race", "planted_cluster.cu:".into()),
         ("address", "dynamic_overrun", "use-after-poison", place("buffer[threadIdx.x + 1] = 1")),
         ("address", "red_zones", "use-after-poison", place("out[index] = value")),
         ("address", "static_overrun", "index 32 out of bounds", place("staging[threadIdx.x + 1] = 1")),

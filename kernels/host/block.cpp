@@ -1,5 +1,5 @@
 // Scheduling the fibers of a block, and its barriers.
-#include "block.hpp"
+#include "cluster.hpp"
 
 #include <stdlib.h>
 
@@ -45,9 +45,9 @@ void Block::prepare(const Kernel& k, const Geometry& geometry, uint64_t seed, vo
   lay_out_shared();
 }
 
-bool Block::run(uint64_t number, void** parameters) {
-  index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y),
-           unsigned(number / (uint64_t(grid.x) * grid.y))};
+void Block::start(dim3 block_index, void** parameters) {
+  index = {block_index.x, block_index.y, block_index.z};
+  const uint64_t number = index.x + uint64_t(grid.x) * (index.y + uint64_t(grid.y) * index.z);
   parameters_ = parameters;
   random_state_ = (seed_ * 0x9E3779B97F4A7C15u) ^ (number * 0xD1B54A32D192ED03u) ^ 0x2545F4914F6CDD1Du;
   alive = num_threads;
@@ -80,20 +80,21 @@ bool Block::run(uint64_t number, void** parameters) {
     fibers[t].in_flight.clear();
     if (tsan::enabled || asan::enabled) fibers[t].stack.rewind(fiber_main);
   }
-
   tsan::release(this);
-  Fiber* first = pick();
-  current = first;
-  first->stack.resume(home_);
-  current = nullptr;
+}
 
-  if (!error.empty()) {  // fibers were left where they stood
-    for (unsigned t = 0; t < num_threads; t++) fibers[t].stack.rewind(fiber_main);
-    return false;
-  }
+void Block::abandon() {
+  for (unsigned t = 0; t < num_threads; t++) fibers[t].stack.rewind(fiber_main);
+}
+
+bool Block::is_sound() {
   if (!bulk_copies.empty()) {
-    error = "the block ended while a bulk copy to " + describe_shared(bulk_copies[0].tile) + " was under way";
-    failing_thread = ", thread " + std::to_string(bulk_copies[0].thread);
+    const BulkCopy& copy = bulk_copies[0];
+    error = "the block ended while a bulk copy to " + describe_shared(copy.tile) + " was under way";
+    if (copy.is_from_peer)
+      error += ", which another block of the cluster asked for";
+    else
+      failing_thread = ", thread " + std::to_string(copy.thread);
     return false;
   }
   error = broken_fences();
@@ -136,10 +137,11 @@ void fiber_main() {
     block->alive--;
     block->exit_warp(warp);
     block->exit_barriers();
-    if (block->alive)
+    block->cluster->thread_exited();
+    if (!block->cluster->has_ended())
       block->yield();
     else
-      self->stack.suspend(block->home_, false);
+      self->stack.suspend(block->cluster->home, false);
   }
 }
 
@@ -169,12 +171,11 @@ Fiber* Block::pick() {
 
 void Block::yield() {
   Fiber* self = current_fiber();
-  if (!bulk_copies.empty() && random() && next_random() % 8 == 0)
-    deliver(*this, next_random() % bulk_copies.size());
-  Fiber* next = pick();
-  while (!next && deliver_awaited(*this)) next = pick();
+  deliver_by_chance(*this);
+  Fiber* next = cluster->pick(*this);
+  while (!next && deliver_awaited(*cluster)) next = cluster->pick(*this);
   if (next == self) return;
-  if (!next) die(describe_deadlock(), false);
+  if (!next) die(cluster->describe_deadlock(), false);
   current = next;
   self->stack.hand_over(next->stack);
 }
@@ -187,15 +188,15 @@ void Block::die(std::string text, bool name_thread) {
   error = std::move(text);
   Fiber* self = current_fiber();
   if (name_thread) failing_thread = ", thread " + std::to_string(self->warp * 32 + self->lane);
-  self->stack.suspend(home_, true);
+  self->stack.suspend(cluster->home, true);
   __builtin_unreachable();
 }
 
-std::string Block::describe_deadlock() const {
+std::string Block::describe_threads() const {
   auto state = [&](unsigned t) -> const char* {
     return fibers[t].exited ? "exited" : fibers[t].waiting_for ? fibers[t].waiting_for : "ready";
   };
-  std::string text = "divergent synchronisation, no thread can go on:";
+  std::string text;
   for (unsigned from = 0, t = 1; t <= num_threads; t++) {
     if (t < num_threads && state(t) == state(from)) continue;
     text += (from ? ", t" : " t") + std::to_string(from);
@@ -232,8 +233,18 @@ void Block::open(Barrier& b) {
   b.gathering = {0, 1, 0};
   b.arrived = 0;
   b.generation++;
+  wake(b.name);
+}
+
+void Block::sleep(const char* name) {
+  Fiber* self = current_fiber();
+  warps[self->warp].ready &= ~(1u << self->lane);
+  self->waiting_for = name;
+}
+
+void Block::wake(const char* name) {
   for (unsigned t = 0; t < num_threads; t++)
-    if (fibers[t].waiting_for == b.name && !fibers[t].exited) warps[t >> 5].ready |= 1u << (t & 31);
+    if (fibers[t].waiting_for == name && !fibers[t].exited) warps[t >> 5].ready |= 1u << (t & 31);
 }
 
 void Block::exit_barriers() {
@@ -256,8 +267,7 @@ BarrierResult barrier(int id, int threads, int predicate) {
   // and write-after-read races would be missed.
   void* round = reinterpret_cast<char*>(&b) + (b.generation & 1);
   tsan::release(round);
-  block->warps[self->warp].ready &= ~(1u << self->lane);
-  self->waiting_for = b.name;
+  block->sleep(b.name);
   if (b.arrived >= (threads ? threads : int(block->alive))) block->open(b);
   block->yield();
   self->waiting_for = nullptr;

@@ -16,7 +16,9 @@ struct Geometry {
   dim3 grid, block;
   uint32_t shared_bytes = 0;
   bool overlaps = false;  // may start before its predecessor has ended
+  dim3 cluster{};         // blocks that run together
   uint64_t num_blocks() const { return uint64_t(grid.x) * grid.y * grid.z; }
+  uint32_t cluster_size() const { return cluster.x * cluster.y * cluster.z; }
   uint32_t num_threads() const { return block.x * block.y * block.z; }
 };
 
@@ -105,9 +107,13 @@ struct SharedVariable {
   uint32_t offset, bytes;
 };
 
+class Cluster;
+
 class Block : public BlockView {
  public:
   const Kernel* kernel = nullptr;
+  Cluster* cluster = nullptr;  // of which it is a part
+  unsigned rank = 0;           // in it
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<Barrier> barriers;
@@ -119,12 +125,18 @@ class Block : public BlockView {
 
   ~Block();
 
-  // Before the blocks of a launch; then per block. False when the block failed.
+  // Before the blocks of a launch; then per block, before and after its fibers run.
   // `launch_end`: what the race detector takes for the end of the launch.
   void prepare(const Kernel& kernel, const Geometry& geometry, uint64_t seed, void* launch_end);
-  bool run(uint64_t block_number, void** parameters);
+  void start(dim3 block_index, void** parameters);
+  bool is_sound();  // what only shows at the end
+  void abandon();   // fibers stay where they stand, for good
 
-  void yield();          // to any ready fiber, perhaps this one
+  Fiber* pick();                                // a ready fiber; null: none
+  std::string describe_threads() const;         // where each of them stands
+  void sleep(const char* name);                 // the running thread waits for that
+  void wake(const char* name);                  // all that do
+  void yield();                                 // to any ready fiber of the cluster, perhaps this one
   void maybe_preempt();  // in a random schedule
   [[noreturn]] void die(std::string text, bool name_thread = true);
   bool random() const { return seed_ != 0; }
@@ -145,12 +157,12 @@ class Block : public BlockView {
   void check_proxy(uint32_t offset);  // fails where tensor cores might not see what threads wrote
   void note_wgmma(const WgmmaCall& call);
   bool toss();  // in a random schedule
+  uint64_t next_random();
+  // Where here is what lies at `place` there; null where that is not inside of one variable that both have.
+  unsigned char* same_place(const Block& other, const void* place, size_t size) const;
 
  private:
   friend void fiber_main();
-  Fiber* pick();
-  uint64_t next_random();
-  std::string describe_deadlock() const;
   void make_barriers();
   void open(Barrier& barrier);
   friend BarrierResult barrier(int, int, int);
@@ -163,7 +175,6 @@ class Block : public BlockView {
   std::string broken_fences();  // empty: none
   std::string incomplete_wgmma() const;
 
-  FiberStack::Home home_;
   unsigned running_warp_ = 0;
   void* launch_end_ = nullptr;
   uint64_t seed_ = 0, random_state_ = 1;

@@ -3,7 +3,9 @@
 
 #include <string.h>
 
-#include "block.hpp"
+#include <algorithm>
+
+#include "cluster.hpp"
 #include "memory.hpp"
 #include "sanitizer.hpp"
 
@@ -52,15 +54,16 @@ static void check(Block& block, const BulkCopy& copy) {
     fail("bulk_load: the tensor map was not made by cuTensorMapEncodeTiled");
   if (copy.tile % 128) fail("bulk_load: the tile's address is no multiple of 128 bytes");
   if (!block.holds_shared(copy.tile, map.box_bytes()))
-    block.die("bulk_load: a box of " + std::to_string(map.box_bytes()) + " bytes at " +
-              block.describe_shared(copy.tile) + " is not inside of one shared variable");
+    current_block()->die("bulk_load: a box of " + std::to_string(map.box_bytes()) + " bytes at " +
+                         block.describe_shared(copy.tile) + " is not inside of one shared variable");
   AllocationRange range;
   const auto base = reinterpret_cast<DevicePointer>(map.base);
   const uint64_t bytes = (map.rows - 1) * map.row_bytes + map.columns * 2;
   if (!find_memory(base, &range)) fail("bulk_load: the tensor map's memory is not live");
   if (base + bytes > range.begin + range.bytes)
-    block.die("bulk_load: the tensor map has " + std::to_string(bytes) +
-              " bytes, but its allocation ends after " + std::to_string(range.begin + range.bytes - base));
+    current_block()->die("bulk_load: the tensor map has " + std::to_string(bytes) +
+                         " bytes, but its allocation ends after " +
+                         std::to_string(range.begin + range.bytes - base));
 }
 
 // The engine reads, and the writes are the issuing thread's, ordered before whoever waits for the barrier.
@@ -74,11 +77,18 @@ static void announce(Block& block, const BulkCopy& copy) {
   tsan::writes(shared + copy.tile, copy.map.box_bytes());
 }
 
-void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* address) {
-  Block& block = *current_block();
+// To shared memory of `block`.
+static void issue(Block& block, const void* tile, const TensorMap& map, int column, int row,
+                  const uint64_t* address) {
   Mbarrier& barrier = find_mbarrier(block, address, "bulk_load");
   if (!barrier.is_fenced) fail("bulk_load: its mbarrier was initialised without mbarrier_init_fence");
-  const BulkCopy copy{map, column, row, block.shared_offset(tile), barrier.offset, current_fiber()->number()};
+  const BulkCopy copy{.map = map,
+                      .column = column,
+                      .row = row,
+                      .tile = block.shared_offset(tile),
+                      .barrier = barrier.offset,
+                      .thread = current_fiber()->number(),
+                      .is_from_peer = &block != current_block()};
   check(block, copy);
   announce(block, copy);
   tsan::release(phase_of(block, barrier, barrier.phase));
@@ -90,7 +100,29 @@ void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint
   barrier.issued += map.box_bytes();
   block.bulk_copies.push_back(copy);
   if (block.toss()) deliver(block, block.bulk_copies.size() - 1);
-  block.maybe_preempt();
+}
+
+void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier) {
+  Block& self = *current_block();
+  issue(self, tile, map, column, row, barrier);
+  self.maybe_preempt();
+}
+
+void issue_multicast(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
+                     uint16_t blocks) {
+  Block& self = *current_block();
+  for (unsigned rank = 0; blocks >> rank; rank++) {
+    if (!(blocks >> rank & 1)) continue;
+    if (rank == self.rank) {
+      issue(self, tile, map, column, row, barrier);
+      continue;
+    }
+    const void* their_tile = peer_shared(tile, map.box_bytes(), rank);
+    const void* their_barrier = peer_shared(barrier, sizeof *barrier, rank);
+    issue(self.cluster->block(rank), their_tile, map, column, row,
+          static_cast<const uint64_t*>(their_barrier));
+  }
+  self.maybe_preempt();
 }
 
 void deliver(Block& block, size_t index) {
@@ -108,13 +140,22 @@ void deliver(Block& block, size_t index) {
   }
 }
 
-bool deliver_awaited(Block& block) {
-  for (size_t i = 0; i < block.bulk_copies.size(); i++) {
-    for (unsigned t = 0; t < block.num_threads; t++) {
-      if (block.fibers[t].waits_for != block.bulk_copies[i].barrier) continue;
-      deliver(block, i);
-      return true;
-    }
+void deliver_by_chance(Block& block) {
+  if (!block.random() || block.bulk_copies.empty() || block.next_random() % 8) return;
+  deliver(block, block.next_random() % block.bulk_copies.size());
+}
+
+static bool is_awaited(const Block& block, uint32_t barrier) {
+  for (unsigned t = 0; t < block.num_threads; t++)
+    if (block.fibers[t].waits_for == barrier) return true;
+  return false;
+}
+
+bool deliver_awaited(Cluster& cluster) {
+  for (unsigned rank = 0; rank < cluster.size(); rank++) {
+    Block& block = cluster.block(rank);
+    for (size_t i = 0; i < block.bulk_copies.size(); i++)
+      if (is_awaited(block, block.bulk_copies[i].barrier)) return deliver(block, i), true;
   }
   return false;
 }

@@ -138,6 +138,9 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, int) {
     case 115:
       *value = 1;
       break;  // MEMORY_POOLS_SUPPORTED
+    case 120:
+      *value = 1;
+      break;  // CLUSTER_LAUNCH
     default:
       *value = 0;
   }

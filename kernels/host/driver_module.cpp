@@ -10,6 +10,7 @@
 #include "launch.hpp"
 #include "options.hpp"
 #include "planned_failure.hpp"
+#include "pool.hpp"
 
 using namespace simt;
 
@@ -169,6 +170,7 @@ struct LaunchAttribute {
   union {
     char bytes[64];
     int flag;
+    unsigned dim[3];
   } value;
 };
 struct LaunchConfig {
@@ -178,21 +180,35 @@ struct LaunchConfig {
   unsigned num_attributes;
 };
 
+static constexpr int cluster_dimension = 4, programmatic_stream_serialization = 6;
+
+// An OS thread stands for a multiprocessor, and runs a whole cluster.
+DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, const Kernel* kernel, const LaunchConfig* config) {
+  ENTER_DRIVER();
+  const int threads = int(config->block_x * config->block_y * config->block_z);
+  const int result =
+      cuOccupancyMaxActiveBlocksPerMultiprocessor(clusters, kernel, threads, config->shared_bytes);
+  if (result == CUDA_SUCCESS) *clusters *= int(num_threads());
+  return result;
+}
+
 // Launches run one after the other here, whatever they allow; kernels of launches that may overlap are held to
 // the rule that makes that safe, as far as it shows (wait_for_predecessors).
 DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, const Kernel* kernel, void** parameters,
                             void** extra) {
   ENTER_DRIVER();
-  constexpr int programmatic_stream_serialization = 6;
   Geometry geometry{{config->grid_x, config->grid_y, config->grid_z},
                     {config->block_x, config->block_y, config->block_z},
                     config->shared_bytes};
   for (unsigned i = 0; i < config->num_attributes; i++) {
     const LaunchAttribute& attribute = config->attributes[i];
-    if (attribute.id != programmatic_stream_serialization)
+    if (attribute.id == programmatic_stream_serialization)
+      geometry.overlaps = attribute.value.flag != 0;
+    else if (attribute.id == cluster_dimension)
+      geometry.cluster = dim3(attribute.value.dim[0], attribute.value.dim[1], attribute.value.dim[2]);
+    else
       return error(CUDA_ERROR_NOT_SUPPORTED,
                    "cuLaunchKernelEx: launch attribute " + std::to_string(attribute.id));
-    geometry.overlaps = attribute.value.flag != 0;
   }
   return launch("cuLaunchKernelEx", kernel, geometry, config->stream, parameters, extra);
 }

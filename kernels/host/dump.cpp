@@ -15,7 +15,7 @@ namespace simt {
 
 namespace {
 
-constexpr char magic[] = "SIMTLNC1";
+constexpr char magic[] = "SIMTLNC2";
 constexpr size_t most_per_kernel = 8;
 
 struct Closer {
@@ -24,11 +24,11 @@ struct Closer {
 using File = std::unique_ptr<FILE, Closer>;
 
 bool is_new(const Kernel& kernel, const Geometry& g) {
-  using Shape = std::tuple<unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, uint32_t>;
+  using Shape = std::tuple<unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, uint32_t, unsigned>;
   static std::map<const Kernel*, std::set<Shape>> seen;
   auto& shapes = seen[&kernel];
   if (shapes.size() >= most_per_kernel) return false;
-  return shapes.emplace(g.grid.x, g.grid.y, g.grid.z, g.block.x, g.block.y, g.block.z, g.shared_bytes).second;
+  return shapes.emplace(g.grid.x, g.grid.y, g.grid.z, g.block.x, g.block.y, g.block.z, g.shared_bytes, g.cluster_size()).second;
 }
 
 DevicePointer pointer_at(PointerField field, void** parameters) {
@@ -82,7 +82,7 @@ void dump_launch(const Kernel& kernel, const Geometry& g, void** parameters) {
   write_u32(file.get(), uint32_t(strlen(kernel.name)));
   fwrite(kernel.name, strlen(kernel.name), 1, file.get());
   for (uint32_t v : {g.grid.x, g.grid.y, g.grid.z, g.block.x, g.block.y, g.block.z, g.shared_bytes,
-                     kernel.max_dynamic_shared})
+                     kernel.max_dynamic_shared, g.cluster.x, g.cluster.y, g.cluster.z})
     write_u32(file.get(), v);
   write_u32(file.get(), uint32_t(kernel.parameters.size()));
   for (size_t i = 0; i < kernel.parameters.size(); i++) {
@@ -104,9 +104,9 @@ static bool read_header(Reader& in, std::string* name, Geometry* geometry, uint3
   if (!in.ok || memcmp(head, magic, 8)) return false;
   in.read(text, std::min<size_t>(in.u32(), sizeof text - 1));
   *name = text;
-  uint32_t v[8];
+  uint32_t v[11];
   for (uint32_t& value : v) value = in.u32();
-  *geometry = {{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6]};
+  *geometry = {{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6], false, {v[8], v[9], v[10]}};
   *dynamic_limit = v[7];
   return in.ok;
 }

@@ -4,7 +4,7 @@
 // eight per kernel and process, and none over SIMT_DUMP_MAX bytes (16 MiB). File
 // KERNEL-PROCESS-NUMBER.launch, little-endian:
 //
-//   "SIMTLNC1"
+//   "SIMTLNC2"
 //   u32 length, kernel name
 //   u32 grid x y z, block x y z, dynamic shared bytes, dynamic shared limit
 //   u32 number of parameters; for each: u32 size, bytes

@@ -76,6 +76,12 @@ Result check_geometry(const Kernel& kernel, const Geometry& g) {
   uint64_t threads = uint64_t(g.block.x) * g.block.y * g.block.z;
   if (threads > 1024 || g.block.z > 64)
     return refuse("a block of " + std::to_string(threads) + " threads; at most 1024 are possible");
+  if (!g.cluster_size()) return refuse("the cluster has no blocks");
+  if (g.grid.x % g.cluster.x || g.grid.y % g.cluster.y || g.grid.z % g.cluster.z)
+    return refuse("the grid is not made of whole clusters");
+  if (g.cluster_size() > max_cluster)
+    return refuse("a cluster of " + std::to_string(g.cluster_size()) + " blocks; at most " +
+                  std::to_string(max_cluster) + " run everywhere");
   if (g.shared_bytes > kernel.max_dynamic_shared)
     return refuse(std::to_string(g.shared_bytes) + " bytes of dynamic shared memory, but only " +
                   std::to_string(kernel.max_dynamic_shared) +
@@ -95,25 +101,25 @@ struct Emulation {
   void** parameters;
   uint64_t seed;
   uint64_t number;  // of the launch in this process
-  uint64_t num_blocks = geometry.num_blocks();
-  // Blocks run in order or, under a seed, as a walk through all of them goes: a stride without a common factor.
+  uint64_t num_clusters = geometry.num_blocks() / geometry.cluster_size();
+  // Clusters run in order or, under a seed, as a walk through all of them goes: a stride without a common factor.
   uint64_t stride = 1, start = 0;
   std::atomic<bool> failed{false};
   std::mutex mutex{};
   std::string what{};
   char finish = 0;  // its address stands for the end of the launch
 
-  void shuffle_blocks() {
+  void shuffle_clusters() {
     if (seed == 0) return;
     const uint64_t mixed = seed * 0x9e3779b97f4a7c15ull;
-    start = (mixed >> 32) % num_blocks;
-    stride = mixed % num_blocks;
-    while (std::gcd(stride, num_blocks) != 1) stride++;
+    start = (mixed >> 32) % num_clusters;
+    stride = mixed % num_clusters;
+    while (std::gcd(stride, num_clusters) != 1) stride++;
   }
 
-  void run_blocks(uint32_t begin, uint32_t end) {
+  void run_clusters(uint32_t begin, uint32_t end) {
     // One executor per OS thread, kept with its fibers and stacks for the next launch.
-    static thread_local Block executor;
+    static thread_local Cluster executor;
     static thread_local uint64_t prepared_for = 0;
     if (prepared_for != number) {
       catch_faults_on_this_thread();
@@ -122,7 +128,7 @@ struct Emulation {
       prepared_for = number;
     }
     for (uint32_t i = begin; i < end && !failed.load(std::memory_order_relaxed); i++) {
-      if (!executor.run((i * stride + start) % num_blocks, parameters)) report(executor);
+      if (!executor.run((i * stride + start) % num_clusters, parameters)) report(executor.failed());
     }
   }
 
@@ -148,16 +154,16 @@ Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters
   if (num_blocks > UINT32_MAX) return error(CUDA_ERROR_NOT_SUPPORTED, "more than 2^32 blocks");
   Emulation emulation{kernel, geometry, parameters, options().seed.load(std::memory_order_relaxed),
                       ++num_emulations};
-  emulation.shuffle_blocks();
+  emulation.shuffle_clusters();
   tsan::release(&emulation);
   // Waking workers for a launch this small would take longer than the launch.
   if (num_blocks * geometry.num_threads() <= 256) {
-    emulation.run_blocks(0, uint32_t(num_blocks));
+    emulation.run_clusters(0, uint32_t(emulation.num_clusters));
   } else {
     auto range = [](void* context, uint32_t begin, uint32_t end) {
-      static_cast<Emulation*>(context)->run_blocks(begin, end);
+      static_cast<Emulation*>(context)->run_clusters(begin, end);
     };
-    parallel_ranges(uint32_t(num_blocks), 1, range, &emulation);
+    parallel_ranges(uint32_t(emulation.num_clusters), 1, range, &emulation);
   }
   tsan::acquire(&emulation.finish);
   if (emulation.failed) return sticky_error(CUDA_ERROR_LAUNCH_FAILED, emulation.what);

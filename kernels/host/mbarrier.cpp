@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "block.hpp"
+#include "cluster.hpp"
 #include "sanitizer.hpp"
 
 namespace simt {
@@ -16,15 +16,22 @@ static void store_word(Block& block, const Mbarrier& barrier) {
 }
 
 static std::string place(const Block& block, const Mbarrier& barrier) {
-  return "the mbarrier at " + block.describe_shared(barrier.offset);
+  const bool is_own = &block == current_block();
+  return "the mbarrier at " + block.describe_shared(barrier.offset) +
+         (is_own ? "" : " of block " + std::to_string(block.rank) + " of the cluster");
+}
+
+// A failure that the running thread brings about, whichever block the mbarrier is in.
+[[noreturn]] static void die(std::string text) {
+  current_block()->die(std::move(text));
 }
 
 static uint32_t checked_offset(Block& block, const uint64_t* barrier, const char* call) {
   if (reinterpret_cast<uintptr_t>(barrier) % 8)
-    block.die(std::string(call) + ": the mbarrier's address is no multiple of 8 bytes");
+    die(std::string(call) + ": the mbarrier's address is no multiple of 8 bytes");
   const uint32_t offset = block.shared_offset(barrier);
   if (!block.holds_shared(offset, 8))
-    block.die(std::string(call) + ": the mbarrier is not inside of a shared variable");
+    die(std::string(call) + ": the mbarrier is not inside of a shared variable");
   return offset;
 }
 
@@ -36,22 +43,22 @@ Mbarrier& find_mbarrier(Block& block, const uint64_t* barrier, const char* call)
     if (found.offset != offset) continue;
     const uint64_t word = found.word();
     if (memcmp(barrier, &word, sizeof word))
-      block.die(std::string(call) + ": " + place(block, found) + " was overwritten");
+      die(std::string(call) + ": " + place(block, found) + " was overwritten");
     return found;
   }
-  block.die(std::string(call) + ": no mbarrier_init of the mbarrier at " + block.describe_shared(offset));
+  die(std::string(call) + ": no mbarrier_init of the mbarrier at " + block.describe_shared(offset));
 }
 
 // Each parity has its own, as with barriers: who waits late does not see arrivals of the next phase.
-void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity) {
-  return block.shared_begin() + barrier.offset + (parity & 1);
+void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity, bool of_peers) {
+  return block.shared_begin() + barrier.offset + (parity & 1) + (of_peers ? 2 : 0);
 }
 
 void settle(Block& block, Mbarrier& barrier) {
   if (barrier.missing || barrier.expected != barrier.brought) return store_word(block, barrier);
   if (barrier.issued != barrier.brought)
-    block.die(place(block, barrier) + " ends a phase that expects " + std::to_string(barrier.expected) +
-              " bytes, but its copies bring " + std::to_string(barrier.issued));
+    die(place(block, barrier) + " ends a phase that expects " + std::to_string(barrier.expected) +
+        " bytes, but its copies bring " + std::to_string(barrier.issued));
   barrier.phase++;
   barrier.missing = barrier.arrivals;
   barrier.expected = barrier.issued = barrier.brought = 0;
@@ -97,29 +104,42 @@ void mbarrier_init(uint64_t* barrier, int arrivals) {
 }
 
 void mbarrier_init_fence() {
+  Block& block = *current_block();
   const unsigned self = current_fiber()->number();
-  for (Mbarrier& barrier : current_block()->mbarriers) barrier.is_fenced |= barrier.initialiser == self;
+  for (Mbarrier& barrier : block.mbarriers) barrier.is_fenced |= barrier.initialiser == self;
+  tsan::release(block.cluster->fences());
 }
 
-void mbarrier_arrive(uint64_t* address, int bytes) {
-  Block& block = *current_block();
+static void arrive(Block& block, const uint64_t* address, int bytes) {
+  const bool is_own = &block == current_block();
   Mbarrier& barrier = find_mbarrier(block, address, "mbarrier_arrive");
-  if (bytes < 0 || bytes > most_bytes)
-    block.die("mbarrier_arrive_expect of " + std::to_string(bytes) + " bytes");
+  if (bytes < 0 || bytes > most_bytes) die("mbarrier_arrive_expect of " + std::to_string(bytes) + " bytes");
+  if (!is_own && !barrier.is_fenced)
+    die("mbarrier_arrive_at: " + place(block, barrier) + " was initialised without mbarrier_init_fence");
   if (!barrier.missing)
-    block.die("mbarrier_arrive: " + place(block, barrier) + " has had all " +
-              std::to_string(barrier.arrivals) +
-              " arrivals of its phase, which has not ended: " + std::to_string(barrier.expected) +
-              " bytes are expected, " + std::to_string(barrier.brought) + " were brought");
-  tsan::release(phase_of(block, barrier, barrier.phase));
+    die("mbarrier_arrive: " + place(block, barrier) + " has had all " + std::to_string(barrier.arrivals) +
+        " arrivals of its phase, which has not ended: " + std::to_string(barrier.expected) +
+        " bytes are expected, " + std::to_string(barrier.brought) + " were brought");
+  tsan::release(phase_of(block, barrier, barrier.phase, !is_own));
   tsan::Ignore ignore;
   barrier.missing--;
   barrier.expected += bytes;
   settle(block, barrier);
-  block.maybe_preempt();
+  current_block()->maybe_preempt();
 }
 
-void mbarrier_wait(uint64_t* address, int parity) {
+void mbarrier_arrive(uint64_t* barrier, int bytes) {
+  arrive(*current_block(), barrier, bytes);
+}
+
+void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+  Block& self = *current_block();
+  if (rank == int(self.rank)) return arrive(self, barrier, 0);
+  const unsigned char* theirs = peer_shared(barrier, sizeof *barrier, unsigned(rank));
+  arrive(self.cluster->block(unsigned(rank)), reinterpret_cast<const uint64_t*>(theirs), 0);
+}
+
+void mbarrier_wait(uint64_t* address, int parity, bool of_cluster) {
   Block& block = *current_block();
   Fiber& self = *current_fiber();
   // Asked again after every pause: who sleeps through two phases waits on, as on a GPU.
@@ -127,10 +147,10 @@ void mbarrier_wait(uint64_t* address, int parity) {
     const Mbarrier& barrier = find_mbarrier(block, address, "mbarrier_wait");
     if ((barrier.phase & 1) != (uint32_t(parity) & 1)) {
       tsan::acquire(phase_of(block, barrier, uint32_t(parity)));
+      if (of_cluster) tsan::acquire(phase_of(block, barrier, uint32_t(parity), true));
       break;
     }
-    block.warps[self.warp].ready &= ~(1u << self.lane);
-    self.waiting_for = "mbarrier_wait";
+    block.sleep("mbarrier_wait");
     self.waits_for = barrier.offset;
     block.yield();
     self.waiting_for = nullptr;

@@ -11,6 +11,10 @@ void mbarrier_init_fence();
 // One arrival, which adds `bytes` to what copies have to bring in this phase.
 void mbarrier_arrive(uint64_t* barrier, int bytes);
 
-void mbarrier_wait(uint64_t* barrier, int parity);
+// One at the same place of another block of the cluster, or of this one.
+void mbarrier_arrive_at(uint64_t* barrier, int rank);
+
+// `of_cluster`: sees what threads of other blocks have written before they arrived.
+void mbarrier_wait(uint64_t* barrier, int parity, bool of_cluster);
 
 }  // namespace simt

@@ -125,6 +125,20 @@ void Block::check_tile(uint32_t offset, uint32_t bytes) {
   if (!holds_shared(offset, bytes)) fail("wgmma: a tile is not inside of the block's shared memory");
 }
 
+unsigned char* Block::same_place(const Block& other, const void* place, size_t size) const {
+  const auto* byte = static_cast<const unsigned char*>(place);
+  auto inside = [&](const unsigned char* begin, uint32_t length) {
+    return byte >= begin && byte + size <= begin + length;
+  };
+  if (inside(other.dynamic_shared, shared_bytes_)) return dynamic_shared + (byte - other.dynamic_shared);
+  for (const SharedVariable& theirs : other.variables_) {
+    if (!inside(other.arena_ + theirs.offset, theirs.bytes)) continue;
+    for (const SharedVariable& own : variables_)
+      if (own.key == theirs.key) return arena_ + own.offset + (byte - (other.arena_ + theirs.offset));
+  }
+  return nullptr;
+}
+
 void Block::note_write(const void* chunk, bool has_arrived) {
   const auto* begin = static_cast<const unsigned char*>(chunk);
   if (begin < arena_ || begin >= arena_ + arena_bytes) return;

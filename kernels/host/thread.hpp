@@ -63,6 +63,19 @@ struct BarrierResult {
 // `threads` = 0: every thread of the block that has not exited.
 BarrierResult barrier(int id, int threads, int predicate);
 
+// ---- cluster ----------------------------------------------------------------------------------------------
+
+// Every thread of all blocks of the cluster that has not exited.
+void cluster_sync();
+void cluster_meet();      // and sees nothing of what the others have written
+unsigned cluster_rank();  // of this block
+unsigned cluster_size();
+
+// What the block of that rank has where this one has `own`, both in shared memory.
+float4 load_peer(const float4* own, unsigned rank);
+// Where that lies; fails where that block may not have it (any more).
+unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank);
+
 // ---- shared memory ----------------------------------------------------------------------------------------
 
 // Identity of a SHARED variable: the address of its key; the name is for error texts.

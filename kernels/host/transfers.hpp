@@ -10,6 +10,7 @@
 namespace simt {
 
 class Block;
+class Cluster;
 
 struct Mbarrier {
   uint32_t offset;        // in the block's shared memory
@@ -31,6 +32,7 @@ struct BulkCopy {
   int column, row;
   uint32_t tile, barrier;  // in the block's shared memory
   unsigned thread;         // that issued it
+  bool is_from_peer;       // a thread of another block
 };
 
 // The mbarrier at an address, or an error that begins with `call`.
@@ -39,14 +41,18 @@ Mbarrier& find_mbarrier(Block& block, const uint64_t* barrier, const char* call)
 // Ends the phase if everything has come: lets its waiters go on.
 void settle(Block& block, Mbarrier& barrier);
 
-// What the race detector takes for the phase of this parity.
-void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity);
+// What the race detector takes for the phase of this parity: two objects, as only some waits see what threads of other
+// blocks did before they arrived.
+void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity, bool of_peers = false);
 
 // Does a copy that is under way.
 void deliver(Block& block, size_t index);
 
+// In a random schedule: does one that is under way, now and then.
+void deliver_by_chance(Block& block);
+
 // Does the first copy that someone waits for; false if there is none.
-bool deliver_awaited(Block& block);
+bool deliver_awaited(Cluster& cluster);
 
 // For error texts: mbarriers that threads wait for, and what they miss.
 std::string describe_awaited(const Block& block);

@@ -8,21 +8,21 @@ use crate::error::{Error, Result};
 /// A loaded kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
-    function: sys::CUfunction,
+    pub(super) function: sys::CUfunction,
     /// Dynamic shared memory allowed so far, bytes.
     shared_limit: u32,
     /// Sizes of the parameters as the driver reports them, in order; zero-terminated.
     parameter_sizes: [u16; MAX_ARGS + 1],
-    /// Whether its image was compiled for an architecture on which launches can overlap.
-    can_overlap: bool,
+    /// Whether its image was compiled for an architecture on which launches can overlap, and blocks run in clusters.
+    pub(super) runs_on_hopper: bool,
 }
 
 /// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
 const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
 const ARG_BYTES: usize = 1024;
-/// Lowest compute capability with programmatic dependent launch.
-const OVERLAP_ARCH: i32 = 90;
+/// Lowest compute capability with programmatic dependent launch and thread block clusters.
+const HOPPER: i32 = 90;
 
 /// Where arguments are kept, as aligned as a tensor map.
 #[repr(align(128))]
@@ -36,6 +36,7 @@ pub struct LaunchArgs {
     count: usize,
     used: usize,
     overlaps: bool,
+    cluster: [u32; 3],
 }
 
 impl Default for LaunchArgs {
@@ -55,6 +56,7 @@ impl LaunchArgs {
             count: 0,
             used: 0,
             overlaps: false,
+            cluster: [1; 3],
         }
     }
 
@@ -63,6 +65,14 @@ impl LaunchArgs {
     #[inline(always)]
     pub fn overlapping(mut self) -> Self {
         self.overlaps = true;
+        self
+    }
+
+    /// Makes so many blocks along each side of the grid run together, as a thread block cluster. For launches that
+    /// [`Device::runs_clusters`] says yes to.
+    #[inline(always)]
+    pub(crate) fn in_clusters(mut self, cluster: [u32; 3]) -> Self {
+        self.cluster = cluster;
         self
     }
 
@@ -154,27 +164,12 @@ impl Device {
         for (pointer, &offset) in pointers.iter_mut().zip(&args.offsets[..args.count]) {
             *pointer = base.wrapping_add(offset as usize).cast_mut().cast();
         }
-        let serialization = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let overlaps = args.overlaps && found.can_overlap && self.inner.overlaps_launches;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: serialization,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid[0],
-            gridDimY: grid[1],
-            gridDimZ: grid[2],
-            blockDimX: block[0],
-            blockDimY: block[1],
-            blockDimZ: block[2],
-            sharedMemBytes: shared_bytes,
-            hStream: self.stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(overlaps),
-        };
+        let overlaps = args.overlaps && found.runs_on_hopper && self.inner.overlaps_launches;
+        let mut attributes = [cluster_attribute(args.cluster), overlap_attribute()];
+        let asked = usize::from(args.cluster == [1; 3])..1 + usize::from(overlaps);
+        let config = config(grid, block, shared_bytes, self.stream(), &mut attributes[asked]);
         // SAFETY: `pointers` holds one pointer per kernel parameter, sizes checked above, each into `args`, which the driver only reads, as
-        // it does `config` and `attribute`, before the call returns. The caller vouches for meaning and bounds.
+        // it does `config` and `attributes`, before the call returns. The caller vouches for meaning and bounds.
         let status = unsafe {
             sys::cuLaunchKernelEx(&config, found.function, pointers.as_mut_ptr(), std::ptr::null_mut())
         };
@@ -197,7 +192,7 @@ impl Device {
     }
 
     /// Whether the images for this GPU have the kernel.
-    pub(super) fn has_kernel(&self, name: &str) -> Result<bool> {
+    pub(crate) fn has_kernel(&self, name: &str) -> Result<bool> {
         self.bind()?;
         match self.kernel(name, 0) {
             Ok(_) => Ok(true),
@@ -206,7 +201,7 @@ impl Device {
         }
     }
 
-    fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
+    pub(super) fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
         let mut modules = self.inner.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !modules.kernels.contains_key(name) {
             let kernel = self.find_kernel(&mut modules.loaded, name)?;
@@ -241,12 +236,12 @@ impl Device {
                 let parameter_sizes = parameter_sizes(name, function)?;
                 // The architecture that the image was made for: one for an older GPU runs on newer ones, too.
                 let made_for = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
-                let can_overlap = made_for >= OVERLAP_ARCH;
+                let runs_on_hopper = made_for >= HOPPER;
                 return Ok(Kernel {
                     function,
                     shared_limit: DEFAULT_SHARED_LIMIT,
                     parameter_sizes,
-                    can_overlap,
+                    runs_on_hopper,
                 });
             }
             if status != sys::CUresult::CUDA_ERROR_NOT_FOUND {
@@ -268,6 +263,46 @@ impl Device {
         check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image) })?;
         loaded.push(module);
         Ok(true)
+    }
+}
+
+/// A launch's shape as the driver takes it, and what is asked for beyond that. The attributes must outlive it.
+pub(super) fn config(
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: grid[0],
+        gridDimY: grid[1],
+        gridDimZ: grid[2],
+        blockDimX: block[0],
+        blockDimY: block[1],
+        blockDimZ: block[2],
+        sharedMemBytes: shared_bytes,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
+}
+
+fn overlap_attribute() -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    }
+}
+
+pub(super) fn cluster_attribute([x, y, z]: [u32; 3]) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        },
     }
 }
 

@@ -3,6 +3,7 @@
 //! The engine knows one API, the CUDA driver's. On a machine without a GPU the same calls are answered by the host
 //! driver ([`driver`]), which runs the same kernels on the CPU. Nothing here knows a model or a kernel's meaning.
 
+mod cluster;
 mod conditional;
 mod conditions;
 pub mod driver;
@@ -21,6 +22,7 @@ use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::error::{Error, Result};
+pub use cluster::{ClusterLaunch, MAX_CLUSTER};
 pub use conditional::{Branch, ConditionalGraph};
 pub use conditions::ConditionsProbe;
 pub use driver::DeviceChoice;
@@ -58,6 +60,8 @@ struct Inner {
     /// See [`LaunchArgs::overlapping`].
     overlaps_launches: bool,
     modules: Mutex<Modules>,
+    /// What [`Device::runs_clusters`] has found, by kernel and launch.
+    clusters: Mutex<HashMap<(usize, ClusterLaunch), bool>>,
 }
 
 #[derive(Default)]
@@ -108,9 +112,10 @@ impl Device {
             ));
         }
         let overlaps_launches = std::env::var_os("SMART_OVERLAP").is_none_or(|value| value != "0");
-        let modules = Mutex::default();
-        let inner = Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules });
-        let mut device = Self { inner, families: Families::default() };
+        let (modules, clusters) = (Mutex::default(), Mutex::default());
+        let inner = Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules, clusters });
+        let mut device = Self { inner, families: Families::default() }
+            .with_clusters(std::env::var_os("SMART_CLUSTERS").is_none_or(|value| value != "0"));
         for operation in Operation::ALL {
             device = device.with_family(operation, operation.wanted()?)?;
         }
@@ -151,6 +156,14 @@ impl Device {
     pub fn with_wide_tiles_from(&self, ctas: u32) -> Self {
         let mut families = self.families;
         families.wide_from_ctas = ctas;
+        Self { inner: self.inner.clone(), families }
+    }
+
+    /// The same device with or without thread block clusters, whatever `SMART_CLUSTERS` says: for tests and measurements. They decide speed only.
+    #[doc(hidden)]
+    pub fn with_clusters(&self, clusters: bool) -> Self {
+        let mut families = self.families;
+        families.clusters = clusters;
         Self { inner: self.inner.clone(), families }
     }
 

@@ -90,19 +90,21 @@ impl Operation {
 /// CTAs of a launch from which on a linear layer's tile with more weights is worth having: three quarters of a large GPU's SMs.
 pub(crate) const WIDE_FROM_CTAS: u32 = 96;
 
-/// The family of every operation.
+/// The family of every operation, and what else tells its kernels apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Families {
     linear: TensorCoreFamily,
     attention: TensorCoreFamily,
     /// See [`WIDE_FROM_CTAS`].
     pub(super) wide_from_ctas: u32,
+    /// Whether launches may use thread block clusters.
+    pub(super) clusters: bool,
 }
 
 impl Default for Families {
     fn default() -> Self {
         let mma = TensorCoreFamily::default();
-        Self { linear: mma, attention: mma, wide_from_ctas: WIDE_FROM_CTAS }
+        Self { linear: mma, attention: mma, wide_from_ctas: WIDE_FROM_CTAS, clusters: true }
     }
 }
 

@@ -2,7 +2,7 @@
 //! `kernels/linear_wgmma.cu` for the family of [`TensorCoreFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor, TensorCoreFamily};
+use crate::device::{ClusterLaunch, DType, Device, LaunchArgs, MAX_CLUSTER, Tensor, TensorCoreFamily};
 use crate::error::Result;
 
 /// Operands of [`linear`] and [`linear_swiglu`].
@@ -284,9 +284,16 @@ fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Re
     let (tile, grid, shared_bytes) =
         geometry((device.linear_family(), device.wide_from_ctas()), rows, n, splits);
     let kernel = tile.kernels[usize::from(args.x.dtype() != DType::Bf16)][usize::from(gated)];
-    let workspace = Some(args.workspace).filter(|_| splits.count > 1);
+    let threads = tile.threads;
+    // The parts of a tile's K meet in shared memory where they can: a block that had to fetch them all from memory would be long at it.
+    let cluster = [1, 1, splits.count as u32];
+    let meet_in_cluster = splits.count > 1
+        && splits.count <= MAX_CLUSTER
+        && device.runs_clusters(kernel, ClusterLaunch { grid, threads, shared_bytes, cluster })?;
+    let workspace = Some(args.workspace).filter(|_| splits.count > 1 && !meet_in_cluster);
     let launch_args = LaunchArgs::new()
         .overlapping()
+        .in_clusters(if meet_in_cluster { cluster } else { [1; 3] })
         .ptr(args.x)
         .ptr(args.weight)
         .ptr_or_null(args.bias)
@@ -304,7 +311,8 @@ fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Re
     // with the strides given, rows 16-byte aligned, all checked by the caller; reads and writes outside are
     // predicated by rows, n and k. Written: out, and with splits the first splits * rows * n partial sums and a ticket for
     // each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.
-    unsafe { device.launch(kernel, grid, [tile.threads, 1, 1], shared_bytes, &launch_args) }
+    // In a cluster parts need no memory.
+    unsafe { device.launch(kernel, grid, [threads, 1, 1], shared_bytes, &launch_args) }
 }
 
 /// The f32 kernel, which has no splits and no alignment rule. Operands are checked.

@@ -1,7 +1,7 @@
 //! Conformance kernels of the device primitives, for tests. See `kernels/prims_check.cu`.
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor, TensorMap};
+use crate::device::{ClusterLaunch, DType, Device, LaunchArgs, Tensor, TensorMap};
 use crate::error::Result;
 
 /// A conformance kernel.
@@ -22,6 +22,8 @@ pub enum Check {
     BulkLoad,
     /// A tile filled by boxes of four rows.
     BulkParts,
+    /// Boxes that so many blocks of a cluster bring to each other: 2 or 4.
+    BulkMulticast(usize),
     /// `wgmma` of 32 columns whose tiles bulk copies bring, of bf16 or f16; words as of [`Check::Wgmma`].
     BulkWgmma(DType),
     /// `ldmatrix`, plain and transposed.
@@ -30,6 +32,8 @@ pub enum Check {
     CpAsync,
     /// Barriers of some warps.
     NamedBarrier,
+    /// Shared memory of other blocks. Where the device has thread block clusters.
+    Cluster,
     /// Shuffles, votes, reductions and bit counts.
     Warp,
 }
@@ -74,7 +78,7 @@ impl WgmmaForm {
 }
 
 impl Check {
-    /// Kernel, threads of its one block, words it reads, words it writes.
+    /// Kernel, threads of a block, words it reads, words it writes.
     fn launch(self) -> (String, u32, usize, usize) {
         let (name, threads, num_inputs, num_outputs) = match self {
             Check::Conversions => ("prims_conversions", 128, 128, 1280),
@@ -88,6 +92,7 @@ impl Check {
             }
             Check::BulkLoad => ("prims_bulk_load", 96, BULK_ROWS * BULK_STRIDE / 2, 64 * 192 / 2),
             Check::BulkParts => ("prims_bulk_parts", 32, 16 * 32, 16 * 32),
+            Check::BulkMulticast(blocks) => ("prims_bulk_multicast", 64, 96 * 32, blocks * 96 * 32),
             Check::BulkWgmma(dtype) => {
                 let (_, threads, num_inputs, num_outputs) =
                     Check::Wgmma(WgmmaForm::Tiles, dtype, 32).launch();
@@ -96,9 +101,30 @@ impl Check {
             Check::Ldmatrix => ("prims_ldmatrix", 32, 128, 256),
             Check::CpAsync => ("prims_cp_async", 64, 768, 768),
             Check::NamedBarrier => ("prims_named_barrier", 128, 128, 128),
+            Check::Cluster => ("prims_cluster", 64, 4 * 64 * 4, 4 * 64 * 6),
             Check::Warp => ("prims_warp", 32, 32, 512),
         };
         (name.into(), threads, num_inputs, num_outputs)
+    }
+
+    /// Blocks, all of one cluster.
+    fn num_blocks(self) -> u32 {
+        match self {
+            Check::Cluster => 4,
+            Check::BulkMulticast(blocks) => blocks as u32,
+            _ => 1,
+        }
+    }
+
+    /// Whether the device can run it.
+    ///
+    /// # Errors
+    /// A failure of the driver.
+    pub fn runs_on(self, device: &Device) -> Result<bool> {
+        let (kernel, threads, ..) = self.launch();
+        let grid = [self.num_blocks(), 1, 1];
+        let launch = ClusterLaunch { grid, threads, shared_bytes: 0, cluster: grid };
+        Ok(device.has_kernel(&kernel)? && (self.num_blocks() == 1 || device.runs_clusters(&kernel, launch)?))
     }
 
     /// Words of its input.
@@ -119,11 +145,15 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
     let matrix = |dtype, begin: usize, rows: usize, stride: usize| {
         input.rows(begin..begin + rows * stride / 2).retype(dtype, &[rows, stride])
     };
-    let args = LaunchArgs::new();
+    let grid = [check.num_blocks(), 1, 1];
+    let args = LaunchArgs::new().in_clusters(grid);
     let args = match check {
         Check::BulkLoad => {
             let matrix = matrix(DType::Bf16, 0, BULK_ROWS, BULK_STRIDE).columns(0..BULK_COLUMNS);
             args.tensor_map(&TensorMap::new(&matrix, 16)?)
+        }
+        Check::BulkMulticast(blocks) => {
+            args.tensor_map(&TensorMap::new(&matrix(DType::Bf16, 0, 96, 64), 16 / blocks)?)
         }
         Check::BulkParts => args.tensor_map(&TensorMap::of_weights(&matrix(DType::F16, 0, 16, 64), 4)?),
         Check::BulkWgmma(dtype) => {
@@ -133,17 +163,16 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
         }
         _ => args.ptr(&input),
     };
-    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes in all. Two boxes of 16 rows; four of
-    // four.
+    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes in all. Two tiles of 16 rows; one.
     let shared_bytes = match check {
         Check::Wgmma(_, _, width) => (64 + width) * 128,
         Check::BulkWgmma(_) => (64 + 32) * 128,
-        Check::BulkLoad => 2 * 16 * 128,
+        Check::BulkLoad | Check::BulkMulticast(_) => 2 * 16 * 128,
         Check::BulkParts => 16 * 128,
         _ => 0,
     };
     // SAFETY: arguments in the order of prims_check.cu; the kernel reads `num_inputs` and writes `num_outputs` words with
     // these threads, and both tensors have as many; tiles of `wgmma` fit the shared memory.
-    unsafe { device.launch(&kernel, [1, 1, 1], [threads, 1, 1], shared_bytes as u32, &args.ptr(&out))? };
+    unsafe { device.launch(&kernel, grid, [threads, 1, 1], shared_bytes as u32, &args.ptr(&out))? };
     Ok(out.to_vec::<i32>()?.into_iter().map(|word| word as u32).collect())
 }

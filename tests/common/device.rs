@@ -51,15 +51,16 @@ impl TestDevice {
         (1..=8).map(|seed| if self.is_host() { Mode::Shuffled(seed) } else { Mode::Gpu }).collect()
     }
 
-    /// The device once for each family of linear layers that it has, as usual and with tiles that are always wide, and what to call it: all on the
-    /// host driver, `mma` alone on a GPU that is no Hopper.
+    /// The device once for each family of linear layers that it has, as usual, with tiles that are always wide and without clusters, and what to
+    /// call it: all on the host driver, `mma` alone on a GPU that is no Hopper.
     #[allow(dead_code)] // of the tests that include this module, those of linear layers
     pub fn linear_families(&self) -> Vec<(String, Device)> {
-        let both = |device: Device| {
-            let (family, wide) = (device.linear_family().name(), device.with_wide_tiles_from(1));
-            [(family.into(), device), (format!("{family} wide"), wide)]
+        let variants = |device: Device| {
+            let family = device.linear_family().name();
+            let (wide, apart) = (device.with_wide_tiles_from(1), device.with_clusters(false));
+            [(family.into(), device), (format!("{family} wide"), wide), (format!("{family} apart"), apart)]
         };
-        self.families("linear layers", Device::with_linear_family).into_iter().flat_map(both).collect()
+        self.families("linear layers", Device::with_linear_family).into_iter().flat_map(variants).collect()
     }
 
     /// The same for the families of attention.

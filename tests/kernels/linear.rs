@@ -20,7 +20,7 @@ const fn case(name: &'static str, rows: usize, n: usize, k: usize, bias: bool, f
     Case { name, rows, n, k, bias, f32_out }
 }
 
-const CASES: [Case; 19] = [
+const CASES: [Case; 21] = [
     case("one_row", 1, 64, 64, false, false),
     case("one_output", 3, 1, 64, true, false),
     case("k_of_one_chunk", 4, 16, 8, false, false),
@@ -39,6 +39,8 @@ const CASES: [Case; 19] = [
     case("beyond_the_widest_tile", 257, 72, 72, true, false),
     case("splits_of_k", 7, 24, 1024, true, false),
     case("last_split_of_one_chunk", 9, 72, 1032, true, true),
+    case("as_many_splits_as_a_cluster_has_blocks", 5, 70, 4096, true, false),
+    case("more_splits_than_a_cluster_has_blocks", 3, 24, 4616, true, true),
     case("rows_beyond_one_workspace", 260, 8, 1024, true, false),
 ];
 
@@ -205,7 +207,7 @@ fn infinities_arrive() {
 fn schedules_do_not_change_a_bit() {
     let device = device();
     for dtype in MODEL_DTYPES {
-        for (rows, n, k) in [(9, 24, 520), (3, 8, 1032)] {
+        for (rows, n, k) in [(9, 24, 520), (3, 70, 1544)] {
             let [x, weight, bias] = inputs(dtype, 10, rows, n, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);
             for (family, linear_device) in device.linear_families() {
@@ -260,7 +262,7 @@ fn families_have_the_same_bits_on_the_host_driver() {
                 device.enter(mode);
                 let all = device.linear_families();
                 let mma = layer.run(&all[0].1, &x, DType::F32);
-                assert_eq!(all.len(), 4);
+                assert_eq!(all.len(), 6);
                 for (family, other) in &all[1..] {
                     let name = format!("{rows}x{n}x{k} {} {family} {mode:?}", dtype.name());
                     same_bits(&name, &layer.run(other, &x, DType::F32), &mma);

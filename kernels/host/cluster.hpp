@@ -1,0 +1,49 @@
+// Blocks that run at the same time, on one OS thread, and see each other's shared memory: a thread block
+// cluster. A launch without clusters is one of clusters of a single block.
+#pragma once
+#include <deque>
+#include <memory>
+
+#include "block.hpp"
+
+namespace simt {
+
+class Cluster {
+ public:
+  FiberStack::Home home;
+
+  // As those of Block, for all blocks of a cluster.
+  void prepare(const Kernel& kernel, const Geometry& geometry, uint64_t seed, void* launch_end);
+  bool run(uint64_t cluster_number, void** parameters);
+
+  unsigned size() const { return size_; }
+  Block& block(unsigned rank) { return blocks_[rank]; }
+  const Block& failed() const { return *failed_; }  // after a run that failed
+
+  Fiber* pick(Block& from);  // a ready fiber, of that block rather than of another; null: none
+  bool has_ended() const;
+  std::string describe_deadlock() const;
+
+  void meet(bool sees_writes);  // the running thread waits for all others of the cluster
+  void thread_exited();         // the barrier opens, if it waited only for that one
+  // What the race detector takes for what mbarrier_init_fence makes known to whoever meets behind it. It takes it for all
+  // that the thread has done before, which a GPU does not promise.
+  void* fences() { return reinterpret_cast<char*>(barrier_.get()) + 2; }
+  bool has_met() const { return barrier_->generation > 0; }
+
+ private:
+  struct Barrier {
+    unsigned arrived = 0;
+    uint32_t generation = 0;
+  };
+  unsigned alive() const;
+  void open();
+
+  std::deque<Block> blocks_;  // made on demand, kept for the next launch
+  unsigned size_ = 1;
+  dim3 dim_, grid_;  // blocks of a cluster; clusters of the grid
+  Block* failed_ = nullptr;
+  std::unique_ptr<Barrier> barrier_ = std::make_unique<Barrier>();
+};
+
+}  // namespace simt
