@@ -43,54 +43,40 @@ PRIMITIVE void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
       simt::mbarrier_arrive(barrier, bytes));
 }
 
-// The same at the mbarrier that the block of that rank of the cluster has where this one has `barrier`; this block's own
-// included. That block has not ended, and its mbarriers were made known: by mbarrier_init_fence and a barrier of the
-// cluster.
+// Says to the block of that rank of the cluster, this one included, that this thread has done with what it read: an
+// arrival at the mbarrier that it has where this one has `barrier`. That block has not ended, and its mbarriers were made
+// known, by mbarrier_init_fence and a barrier of the cluster. Relaxed, as what was read is in registers or sums by then:
+// for a release of a whole cluster ptxas has the thread wait until all that it ever wrote has reached L2
+// (MEMBAR.ALL.GPU), which a slot let go costs nothing without. So who waits does not see what this thread has written.
 PRIMITIVE void mbarrier_arrive_at(uint64_t* barrier, int rank) {
   PTX_OR_HOST(asm volatile("{\n"
                            ".reg .b32 peer;\n"
                            "mapa.shared::cluster.u32 peer, %0, %1;\n"
-                           "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [peer];\n"
+                           "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [peer];\n"
                            "}" ::"r"(shared_address(barrier)),
                            "r"(rank) : "memory"),
               simt::mbarrier_arrive_at(barrier, rank));
 }
 
-#define MBARRIER_TRY_WAIT(semantics)              \
-  asm volatile(                                   \
-      "{\n"                                       \
-      ".reg .pred over;\n"                        \
-      "mbarrier.try_wait.parity" semantics        \
-      ".shared::cta.b64 over, [%1], %2;\n"        \
-      "selp.u32 %0, 1, 0, over;\n"                \
-      "}"                                         \
-      : "=r"(is_over)                             \
-      : "r"(shared_address(barrier)), "r"(parity) \
-      : "memory")
-
 // Returns once the phase of this parity has ended, and sees what threads of this block had written when they arrived,
-// and what bulk copies have brought.
+// and what bulk copies have brought, whoever asked for them. The default of PTX, acquire at the scope of the block, is
+// enough: arrivals of other blocks release nothing, and a wait at the scope of the cluster empties L1 (CCTL.IVALL).
 PRIMITIVE void mbarrier_wait(uint64_t* barrier, int parity) {
 #ifdef __CUDACC__
   uint32_t is_over;
   do {
-    MBARRIER_TRY_WAIT("");
+    asm volatile(
+        "{\n"
+        ".reg .pred over;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, over;\n"
+        "}"
+        : "=r"(is_over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
   } while (!is_over);
 #else
-  simt::mbarrier_wait(barrier, parity, false);
-#endif
-}
-
-// The same where threads of other blocks arrive (mbarrier_arrive_at). A wait acquires at the scope of its block unless
-// it says otherwise, and by PTX's memory model a release of another block takes a scope that has both.
-PRIMITIVE void mbarrier_wait_cluster(uint64_t* barrier, int parity) {
-#ifdef __CUDACC__
-  uint32_t is_over;
-  do {
-    MBARRIER_TRY_WAIT(".acquire.cluster");
-  } while (!is_over);
-#else
-  simt::mbarrier_wait(barrier, parity, true);
+  simt::mbarrier_wait(barrier, parity);
 #endif
 }
 

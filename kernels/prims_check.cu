@@ -330,7 +330,7 @@ __device__ void check_bulk_multicast(const TensorMap& map, uint32_t* out) {
   if (thread == 0) {
     for (int tile = 0; tile < kTiles; ++tile) {
       const int slot = tile % 2;
-      mbarrier_wait_cluster(&empty[slot], tile / 2 % 2 ^ 1);
+      mbarrier_wait(&empty[slot], tile / 2 % 2 ^ 1);
       mbarrier_arrive_expect(&full[slot], kBytes);
       bulk_load_multicast(slots + slot * kBytes + first * 128, map, 0, tile * kRows + first, &full[slot],
                           (1 << blocks) - 1);

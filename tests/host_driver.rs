@@ -178,11 +178,34 @@ fn misuse_of_bulk_copies_and_mbarriers_is_named() {
 
 #[test]
 fn early_refills_and_missing_barriers_are_found_by_random_schedules() {
-    let Some(text) = observe_with("bulk_schedules", &[]) else { return };
-    let caught = |line: &str| -> usize {
-        line.rsplit_once(": ").unwrap().1.strip_suffix(" of 40").unwrap().parse().unwrap()
-    };
-    assert_eq!(text.lines().filter(|line| caught(line) >= 10).count(), 2, "{text}");
+    for case in ["bulk_schedules", "multicast_schedules"] {
+        let Some(text) = observe_with(case, &[]) else { return };
+        let caught = |line: &str| -> usize {
+            line.rsplit_once(": ").unwrap().1.strip_suffix(" of 40").unwrap().parse().unwrap()
+        };
+        assert!(text.lines().count() > 0 && text.lines().all(|line| caught(line) >= 10), "{text}");
+    }
+}
+
+#[test]
+fn blocks_of_a_cluster_bring_each_other_boxes_under_every_schedule() {
+    for threads in ["1", "4"] {
+        let Some(text) = observe_with("multicast", &[("SIMT_THREADS", threads)]) else { return };
+        assert_eq!(text.lines().filter(|line| line.ends_with(": right")).count(), 63, "{text}");
+    }
+}
+
+#[test]
+fn misuse_of_what_other_blocks_have_is_named() {
+    expect(
+        "multicast_misuse",
+        &[
+            "launch: 719 ... was initialised without mbarrier_init_fence (kernel bug_multicast_no_fence, block (1,0,0), thread 0)",
+            "launch: 719 ... before the first cluster_sync: it may not have started (kernel bug_multicast_before_meeting, block (0,0,0), thread 0)",
+            "launch: 719 ... a block of the cluster is named that does not exist (kernel bug_multicast_wrong_rank",
+            "launch: 719 ... of a block of the cluster that has ended (kernel bug_multicast_early_exit",
+        ],
+    );
 }
 
 #[test]
@@ -567,6 +590,7 @@ fn sanitizers_name_the_line() {
         ("thread", "wgmma_early_refill", "data race", place("WGMMA_SUM(bug_wgmma_early_refill")),
         ("thread", "bulk_early_refill_once", "data race", bulk_place("sums[i] +=")),
         ("thread", "bulk_no_barrier_once", "data race", bulk_place("BULK_SUM(bug_bulk_no_barrier")),
+        ("thread", "multicast_early_refill_often", "data race", bulk_place("// of the cluster")),
         ("thread", "cluster_no_sync", "data race", "planted_cluster.cu:".into()),
         ("thread", "cluster_only_meets", "data race", "planted_cluster.cu:".into()),
         ("address", "dynamic_overrun", "use-after-poison", place("buffer[threadIdx.x + 1] = 1")),
@@ -584,11 +608,13 @@ fn sanitizers_name_the_line() {
             "{case}: {line}\n{report}"
         );
     }
-    for sanitizer in ["thread", "address"] {
+    for (sanitizer, case) in
+        ["thread", "address"].into_iter().flat_map(|s| [(s, "everything"), (s, "multicast_once")])
+    {
         let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/sanitize.sh"))
-            .args([sanitizer, "selftest", "everything"])
+            .args([sanitizer, "selftest", case])
             .output()
             .unwrap();
-        assert!(output.status.success(), "{sanitizer}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{sanitizer} {case}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

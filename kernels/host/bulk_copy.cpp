@@ -56,6 +56,9 @@ static void check(Block& block, const BulkCopy& copy) {
   if (!block.holds_shared(copy.tile, map.box_bytes()))
     current_block()->die("bulk_load: a box of " + std::to_string(map.box_bytes()) + " bytes at " +
                          block.describe_shared(copy.tile) + " is not inside of one shared variable");
+  for_each_chunk(copy, [&](uint32_t, uint32_t, uint32_t to) {
+    if (block.is_being_filled(to)) fail("bulk_load into a tile that another copy is still filling");
+  });
   AllocationRange range;
   const auto base = reinterpret_cast<DevicePointer>(map.base);
   const uint64_t bytes = (map.rows - 1) * map.row_bytes + map.columns * 2;

@@ -14,7 +14,6 @@ void mbarrier_arrive(uint64_t* barrier, int bytes);
 // One at the same place of another block of the cluster, or of this one.
 void mbarrier_arrive_at(uint64_t* barrier, int rank);
 
-// `of_cluster`: sees what threads of other blocks have written before they arrived.
-void mbarrier_wait(uint64_t* barrier, int parity, bool of_cluster);
+void mbarrier_wait(uint64_t* barrier, int parity);
 
 }  // namespace simt

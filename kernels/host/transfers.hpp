@@ -41,9 +41,8 @@ Mbarrier& find_mbarrier(Block& block, const uint64_t* barrier, const char* call)
 // Ends the phase if everything has come: lets its waiters go on.
 void settle(Block& block, Mbarrier& barrier);
 
-// What the race detector takes for the phase of this parity: two objects, as only some waits see what threads of other
-// blocks did before they arrived.
-void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity, bool of_peers = false);
+// What the race detector takes for the phase of this parity.
+void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity);
 
 // Does a copy that is under way.
 void deliver(Block& block, size_t index);

@@ -72,11 +72,7 @@ pub fn read(device: &Device, reader: Reader, args: &ReadArgs) -> Result<()> {
         }
         _ => launch_args.ptr(args.x),
     };
-    let launch_args = launch_args
-        .ptr(args.out)
-        .i32(words / PIECE)
-        .i32(args.passes)
-        .i32(args.shift);
+    let launch_args = launch_args.ptr(args.out).i32(words / PIECE).i32(args.passes).i32(args.shift);
     // SAFETY: arguments in the order of ceilings.cu; only whole pieces of x are read, and out has an element a block. Written: out.
     unsafe { device.launch(kernel, [blocks as u32, 1, 1], [threads, 1, 1], shared, &launch_args) }
 }

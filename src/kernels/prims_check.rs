@@ -124,7 +124,8 @@ impl Check {
         let (kernel, threads, ..) = self.launch();
         let grid = [self.num_blocks(), 1, 1];
         let launch = ClusterLaunch { grid, threads, shared_bytes: 0, cluster: grid };
-        Ok(device.has_kernel(&kernel)? && (self.num_blocks() == 1 || device.runs_clusters(&kernel, launch)?))
+        Ok(device.has_kernel(&kernel)?
+            && (self.num_blocks() == 1 || device.runs_clusters(&kernel, launch)?))
     }
 
     /// Words of its input.

@@ -2,9 +2,7 @@
 
 use half::{bf16, f16};
 use smart_run::device::{DType, Device, Tensor, TensorCoreFamily, TensorMap};
-use smart_run::kernels::prims_check::{
-    BULK_COLUMNS, BULK_STRIDE, Check, WgmmaForm, prims_check,
-};
+use smart_run::kernels::prims_check::{BULK_COLUMNS, BULK_STRIDE, Check, WgmmaForm, prims_check};
 use smart_run::reference::prims_check as oracle;
 
 use crate::common::compare::{Tol, close};

@@ -180,11 +180,12 @@ CASE(bulk_schedules) {
 CASE(bulk_early_refill_once) {
   (void)bulk_sum("bug_bulk_early_refill");
 }
-CASE(multicast_early_refill_once) {
-  (void)multicast_sum("bug_multicast_early_refill", 2);
-}
-CASE(multicast_block_wait_once) {
-  printf("in order: %s\n", multicast_sum("bug_multicast_block_wait", 2).empty() ? "right" : "wrong");
+CASE(multicast_early_refill_often) {
+  for (unsigned seed = 1; seed <= 10; seed++) {
+    simt_set_option("seed", seed);
+    (void)multicast_sum("bug_multicast_early_refill", 2);
+    simt_reset();
+  }
 }
 CASE(multicast_once) {
   printf("in order: %s\n", multicast_sum("healthy_multicast", 4).empty() ? "right" : "wrong");

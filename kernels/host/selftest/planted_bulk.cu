@@ -123,7 +123,7 @@ EXPORT_HOPPER_KERNEL(bug_bulk_wgmma)
 
 // ---- in clusters ------------------------------------------------------------------------------------------
 
-enum class MulticastBug { none, early_refill, block_wait, no_fence, before_meeting, wrong_rank, early_exit };
+enum class MulticastBug { none, early_refill, no_fence, before_meeting, wrong_rank, early_exit };
 
 // Boxes of 8 rows of 64 elements, of which the blocks of a cluster bring each other a share, through two slots.
 // out[block][64] = sums of columns.
@@ -152,11 +152,7 @@ __device__ __forceinline__ void multicast_sum(const TensorMap& map, float* out, 
   if (thread == 0) {
     for (int tile = 0; tile < tiles; tile++) {
       const int slot = tile % 2;
-      if (kBug == MulticastBug::block_wait) {
-        mbarrier_wait(&empty[slot], tile / 2 % 2 ^ 1);
-      } else {
-        mbarrier_wait_cluster(&empty[slot], tile / 2 % 2 ^ 1);
-      }
+      mbarrier_wait(&empty[slot], tile / 2 % 2 ^ 1);
       mbarrier_arrive_expect(&full[slot], kTileBytes);
       bulk_load_multicast(ring + slot * kTileBytes + first * 128, map, 0, tile * kRows + first, &full[slot],
                           (1 << blocks) - 1 + (kBug == MulticastBug::wrong_rank ? 1 << blocks : 0));
@@ -194,7 +190,6 @@ __device__ __forceinline__ void multicast_sum(const TensorMap& map, float* out, 
 
 MULTICAST_SUM(healthy_multicast, none)
 MULTICAST_SUM(bug_multicast_early_refill, early_refill)
-MULTICAST_SUM(bug_multicast_block_wait, block_wait)
 MULTICAST_SUM(bug_multicast_no_fence, no_fence)
 MULTICAST_SUM(bug_multicast_before_meeting, before_meeting)
 MULTICAST_SUM(bug_multicast_wrong_rank, wrong_rank)
