@@ -173,7 +173,7 @@ void Block::yield() {
   Fiber* self = current_fiber();
   deliver_by_chance(*this);
   Fiber* next = cluster->pick(*this);
-  while (!next && deliver_awaited(*cluster)) next = cluster->pick(*this);
+  while (!next && cluster->deliver_awaited()) next = cluster->pick(*this);
   if (next == self) return;
   if (!next) die(cluster->describe_deadlock(), false);
   current = next;

@@ -111,19 +111,16 @@ void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint
   self.maybe_preempt();
 }
 
-void issue_multicast(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
+void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
                      uint16_t blocks) {
   Block& self = *current_block();
-  for (unsigned rank = 0; blocks >> rank; rank++) {
+  if (!blocks) fail("bulk_load_multicast to no block");
+  for (unsigned rank = 0; rank < 16; rank++) {
     if (!(blocks >> rank & 1)) continue;
-    if (rank == self.rank) {
-      issue(self, tile, map, column, row, barrier);
-      continue;
-    }
-    const void* their_tile = peer_shared(tile, map.box_bytes(), rank);
-    const void* their_barrier = peer_shared(barrier, sizeof *barrier, rank);
-    issue(self.cluster->block(rank), their_tile, map, column, row,
-          static_cast<const uint64_t*>(their_barrier));
+    const unsigned char* their_barrier = peer_shared(barrier, sizeof *barrier, rank);
+    // The box may be wrong for the variable, which is said below: its first byte says where it goes.
+    issue(self.cluster->block(rank), peer_shared(tile, 1, rank), map, column, row,
+          reinterpret_cast<const uint64_t*>(their_barrier));
   }
   self.maybe_preempt();
 }
@@ -148,17 +145,13 @@ void deliver_by_chance(Block& block) {
   deliver(block, block.next_random() % block.bulk_copies.size());
 }
 
-static bool is_awaited(const Block& block, uint32_t barrier) {
-  for (unsigned t = 0; t < block.num_threads; t++)
-    if (block.fibers[t].waits_for == barrier) return true;
-  return false;
-}
-
-bool deliver_awaited(Cluster& cluster) {
-  for (unsigned rank = 0; rank < cluster.size(); rank++) {
-    Block& block = cluster.block(rank);
-    for (size_t i = 0; i < block.bulk_copies.size(); i++)
-      if (is_awaited(block, block.bulk_copies[i].barrier)) return deliver(block, i), true;
+bool deliver_awaited(Block& block) {
+  for (size_t i = 0; i < block.bulk_copies.size(); i++) {
+    for (unsigned t = 0; t < block.num_threads; t++) {
+      if (block.fibers[t].waits_for != block.bulk_copies[i].barrier) continue;
+      deliver(block, i);
+      return true;
+    }
   }
   return false;
 }

@@ -21,9 +21,8 @@ struct alignas(128) TensorMap {
 
 // Fills the box at `tile` with poison and, late or early, by seed, with what it asks for.
 void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier);
-
-// The same at the same place of every block of the cluster whose rank is a bit of `blocks`.
-void issue_multicast(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
+// The same in all blocks of the cluster that `blocks` has a bit for.
+void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
                      uint16_t blocks);
 
 }  // namespace simt

@@ -30,8 +30,9 @@ bool Cluster::run(uint64_t number, void** parameters) {
   *barrier_ = {};
   failed_ = nullptr;
   for (unsigned rank = 0; rank < size_; rank++)
-    blocks_[rank].start({first.x + rank % dim_.x, first.y + rank / dim_.x % dim_.y, first.z + rank / (dim_.x * dim_.y)},
-                        parameters);
+    blocks_[rank].start(
+        {first.x + rank % dim_.x, first.y + rank / dim_.x % dim_.y, first.z + rank / (dim_.x * dim_.y)},
+        parameters);
 
   Fiber* fiber = pick(blocks_[0]);
   current = fiber;
@@ -55,6 +56,12 @@ Fiber* Cluster::pick(Block& from) {
   for (unsigned i = 0; i < size_; i++)
     if (Fiber* fiber = blocks_[(start + i) % size_].pick()) return fiber;
   return nullptr;
+}
+
+bool Cluster::deliver_awaited() {
+  for (unsigned rank = 0; rank < size_; rank++)
+    if (simt::deliver_awaited(blocks_[rank])) return true;
+  return false;
 }
 
 unsigned Cluster::alive() const {
@@ -88,17 +95,24 @@ void Cluster::thread_exited() {
   if (barrier_->arrived && barrier_->arrived == alive()) open();
 }
 
+// One synchronisation object per parity, as of a block's barriers.
+void* Cluster::round() const {
+  return reinterpret_cast<char*>(barrier_.get()) + (barrier_->generation & 1);
+}
+
+void Cluster::publish() {
+  tsan::release(round());
+}
+
 void Cluster::meet(bool sees_writes) {
-  // One synchronisation object per parity, as of a block's barriers.
-  void* round = reinterpret_cast<char*>(barrier_.get()) + (barrier_->generation & 1);
+  void* met = round();
   Block* block = current_block();
-  if (sees_writes) tsan::release(round);
+  if (sees_writes) publish();
   block->sleep(cluster_barrier_name);
   if (++barrier_->arrived == alive()) open();
   block->yield();
   current_fiber()->waiting_for = nullptr;
-  tsan::acquire(round);
-  tsan::acquire(fences());
+  tsan::acquire(met);
 }
 
 void cluster_sync() {
@@ -123,7 +137,8 @@ unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank) {
   Block* self = current_block();
   Cluster& cluster = *self->cluster;
   if (rank >= cluster.size()) fail("a block of the cluster is named that does not exist");
-  if (!cluster.has_met()) fail("shared memory of another block before the first cluster_sync: it may not have started");
+  if (!cluster.has_met())
+    fail("shared memory of another block before the first cluster_sync: it may not have started");
   Block& peer = cluster.block(rank);
   if (peer.alive == 0) fail("shared memory of a block of the cluster that has ended");
   unsigned char* address = peer.same_place(*self, own, bytes);
@@ -132,7 +147,8 @@ unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank) {
 }
 
 float4 load_peer(const float4* own, unsigned rank) {
-  if (reinterpret_cast<uintptr_t>(own) % sizeof(float4)) fail("load_peer: the address is no multiple of 16 bytes");
+  if (reinterpret_cast<uintptr_t>(own) % sizeof(float4))
+    fail("load_peer: the address is no multiple of 16 bytes");
   const unsigned char* address = peer_shared(own, sizeof(float4), rank);
   tsan::reads(address, sizeof(float4));
   tsan::Ignore ignore;

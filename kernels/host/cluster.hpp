@@ -22,13 +22,12 @@ class Cluster {
 
   Fiber* pick(Block& from);  // a ready fiber, of that block rather than of another; null: none
   bool has_ended() const;
+  bool deliver_awaited();  // does the first bulk copy that a thread waits for; false: none
   std::string describe_deadlock() const;
 
+  void publish();               // what the running thread has written, to who meets it next
   void meet(bool sees_writes);  // the running thread waits for all others of the cluster
   void thread_exited();         // the barrier opens, if it waited only for that one
-  // What the race detector takes for what mbarrier_init_fence makes known to whoever meets behind it. It takes it for all
-  // that the thread has done before, which a GPU does not promise.
-  void* fences() { return reinterpret_cast<char*>(barrier_.get()) + 2; }
   bool has_met() const { return barrier_->generation > 0; }
 
  private:
@@ -37,6 +36,7 @@ class Cluster {
     uint32_t generation = 0;
   };
   unsigned alive() const;
+  void* round() const;  // what the race detector takes for the next meeting
   void open();
 
   std::deque<Block> blocks_;  // made on demand, kept for the next launch

@@ -107,7 +107,7 @@ void mbarrier_init_fence() {
   Block& block = *current_block();
   const unsigned self = current_fiber()->number();
   for (Mbarrier& barrier : block.mbarriers) barrier.is_fenced |= barrier.initialiser == self;
-  tsan::release(block.cluster->fences());
+  block.cluster->publish();
 }
 
 static void arrive(Block& block, const uint64_t* address, int bytes) {
@@ -134,11 +134,9 @@ void mbarrier_arrive(uint64_t* barrier, int bytes) {
   arrive(*current_block(), barrier, bytes);
 }
 
-void mbarrier_arrive_at(uint64_t* barrier, int rank) {
-  Block& self = *current_block();
-  if (rank == int(self.rank)) return arrive(self, barrier, 0);
-  const unsigned char* theirs = peer_shared(barrier, sizeof *barrier, unsigned(rank));
-  arrive(self.cluster->block(unsigned(rank)), reinterpret_cast<const uint64_t*>(theirs), 0);
+void mbarrier_arrive_at(uint64_t* barrier, unsigned rank) {
+  const unsigned char* theirs = peer_shared(barrier, sizeof *barrier, rank);
+  arrive(current_block()->cluster->block(rank), reinterpret_cast<const uint64_t*>(theirs), 0);
 }
 
 void mbarrier_wait(uint64_t* address, int parity) {

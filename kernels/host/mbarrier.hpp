@@ -11,8 +11,8 @@ void mbarrier_init_fence();
 // One arrival, which adds `bytes` to what copies have to bring in this phase.
 void mbarrier_arrive(uint64_t* barrier, int bytes);
 
-// One at the same place of another block of the cluster, or of this one.
-void mbarrier_arrive_at(uint64_t* barrier, int rank);
+// One arrival at the mbarrier that the block of that rank has there.
+void mbarrier_arrive_at(uint64_t* barrier, unsigned rank);
 
 void mbarrier_wait(uint64_t* barrier, int parity);
 

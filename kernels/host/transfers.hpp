@@ -10,7 +10,6 @@
 namespace simt {
 
 class Block;
-class Cluster;
 
 struct Mbarrier {
   uint32_t offset;        // in the block's shared memory
@@ -51,7 +50,7 @@ void deliver(Block& block, size_t index);
 void deliver_by_chance(Block& block);
 
 // Does the first copy that someone waits for; false if there is none.
-bool deliver_awaited(Cluster& cluster);
+bool deliver_awaited(Block& block);
 
 // For error texts: mbarriers that threads wait for, and what they miss.
 std::string describe_awaited(const Block& block);

@@ -55,7 +55,9 @@ impl TensorMap {
         if box_rows == 0 || box_rows > MAX_BOX_ROWS {
             return wrong("boxes of 1 to 256 rows", format!("{box_rows}"));
         }
-        let row_bytes = (tensor.row_stride() * tensor.dtype().size_in_bytes()) as u64;
+        // A single row may be part of rows of any length.
+        let row_stride = if rows == 1 { columns.next_multiple_of(8) } else { tensor.row_stride() };
+        let row_bytes = (row_stride * tensor.dtype().size_in_bytes()) as u64;
         if !row_bytes.is_multiple_of(16) || !tensor.ptr().is_multiple_of(16) {
             let got = format!("rows of {row_bytes} bytes from address {:#x} on", tensor.ptr());
             return wrong("rows that start at multiples of 16 bytes", got);

@@ -2,7 +2,9 @@
 //! `kernels/linear_wgmma.cu` for the family of [`TensorCoreFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{ClusterLaunch, DType, Device, LaunchArgs, MAX_CLUSTER, Tensor, TensorCoreFamily};
+use crate::device::{
+    ClusterLaunch, DType, Device, LaunchArgs, MAX_CLUSTER, Tensor, TensorCoreFamily, TensorMap,
+};
 use crate::error::Result;
 
 /// Operands of [`linear`] and [`linear_swiglu`].
@@ -71,6 +73,8 @@ struct Tile {
     weights: usize,
     threads: u32,
     stages: usize,
+    /// CTAs that share tokens, where they can run in a cluster and K is not cut; 1: none.
+    sharing: u32,
     /// Of bf16 and f16, each plain and gated.
     kernels: [[&'static str; 2]; 2],
 }
@@ -85,12 +89,13 @@ impl Tile {
 
 /// A [`Tile`] with the names of its kernels.
 macro_rules! tile {
-    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal $(, $suffix:literal)?) => {
+    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal, $sharing:literal $(, $suffix:literal)?) => {
         Tile {
             tokens: $tokens,
             weights: $weights,
             threads: $threads,
             stages: $stages,
+            sharing: $sharing,
             kernels: [
                 [
                     concat!("linear", $family, "_bf16_t", $tokens $(, $suffix)?),
@@ -107,26 +112,26 @@ macro_rules! tile {
 
 /// In ascending order of tokens, of equals the one with most weights first; must match the instantiations in `kernels/linear.cu`.
 const MMA_TILES: &[Tile] = &[
-    tile!("", 8, 64, 128, 4),
-    tile!("", 16, 64, 128, 4),
-    tile!("", 32, 128, 256, 4, "_w128"),
-    tile!("", 32, 64, 128, 4),
-    tile!("", 64, 128, 256, 3, "_w128"),
-    tile!("", 64, 64, 128, 3),
-    tile!("", 128, 128, 128, 3),
+    tile!("", 8, 64, 128, 4, 1),
+    tile!("", 16, 64, 128, 4, 1),
+    tile!("", 32, 128, 256, 4, 1, "_w128"),
+    tile!("", 32, 64, 128, 4, 1),
+    tile!("", 64, 128, 256, 3, 1, "_w128"),
+    tile!("", 64, 64, 128, 3, 1),
+    tile!("", 128, 128, 128, 3, 1),
 ];
 
 /// The same for `kernels/linear_wgmma.cu`.
 const WGMMA_TILES: &[Tile] = &[
-    tile!("_wgmma", 8, 64, 128, 5),
-    tile!("_wgmma", 16, 64, 128, 5),
-    tile!("_wgmma", 32, 128, 256, 5, "_w128"),
-    tile!("_wgmma", 32, 64, 128, 5),
-    tile!("_wgmma", 64, 256, 512, 5, "_w256"),
-    tile!("_wgmma", 64, 64, 128, 5),
-    tile!("_wgmma", 128, 256, 512, 4, "_w256"),
-    tile!("_wgmma", 128, 128, 256, 7),
-    tile!("_wgmma", 256, 128, 256, 4),
+    tile!("_wgmma", 8, 64, 160, 5, 1),
+    tile!("_wgmma", 16, 64, 160, 5, 1),
+    tile!("_wgmma", 32, 128, 288, 5, 1, "_w128"),
+    tile!("_wgmma", 32, 64, 160, 5, 1),
+    tile!("_wgmma", 64, 256, 544, 5, 2, "_w256"),
+    tile!("_wgmma", 64, 64, 160, 5, 2),
+    tile!("_wgmma", 128, 256, 544, 4, 4, "_w256"),
+    tile!("_wgmma", 128, 128, 288, 7, 4),
+    tile!("_wgmma", 256, 128, 288, 4, 4),
 ];
 
 fn tiles(family: TensorCoreFamily) -> &'static [Tile] {
@@ -278,41 +283,67 @@ fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()
     Ok(())
 }
 
+/// The clusters of a launch, and its grid, which is made of whole ones: where K is cut the parts of a tile meet in the shared memory of a cluster,
+/// as a block that had to fetch them all from memory would be long at it; elsewhere tiles of many tokens share these. No clusters where that
+/// cannot be, or would take longer.
+fn clusters(
+    device: &Device,
+    kernel: &str,
+    tile: &Tile,
+    grid: [u32; 3],
+    splits: Splits,
+) -> Result<([u32; 3], [u32; 3])> {
+    let [x, y, parts] = grid;
+    let (grid_in_clusters, cluster) = match splits.count {
+        1 => ([x, y.next_multiple_of(tile.sharing), 1], [1, tile.sharing, 1]),
+        _ => (grid, [1, 1, parts]),
+    };
+    let size = cluster.iter().product::<u32>();
+    let (threads, shared_bytes) = (tile.threads, tile.shared_bytes());
+    let launch = ClusterLaunch { grid: grid_in_clusters, threads, shared_bytes, cluster };
+    let worth_it = size > 1 && size as usize <= MAX_CLUSTER && y >= cluster[1];
+    Ok(match worth_it && device.runs_clusters(kernel, launch)? {
+        true => (grid_in_clusters, cluster),
+        false => (grid, [1; 3]),
+    })
+}
+
 /// One launch of the 16-bit kernel. Operands are checked.
 fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
-    let (tile, grid, shared_bytes) =
-        geometry((device.linear_family(), device.wide_from_ctas()), rows, n, splits);
+    let family = device.linear_family();
+    let (tile, grid, shared_bytes) = geometry((family, device.wide_from_ctas()), rows, n, splits);
     let kernel = tile.kernels[usize::from(args.x.dtype() != DType::Bf16)][usize::from(gated)];
-    let threads = tile.threads;
-    // The parts of a tile's K meet in shared memory where they can: a block that had to fetch them all from memory would be long at it.
-    let cluster = [1, 1, splits.count as u32];
-    let meet_in_cluster = splits.count > 1
-        && splits.count <= MAX_CLUSTER
-        && device.runs_clusters(kernel, ClusterLaunch { grid, threads, shared_bytes, cluster })?;
-    let workspace = Some(args.workspace).filter(|_| splits.count > 1 && !meet_in_cluster);
-    let launch_args = LaunchArgs::new()
-        .overlapping()
-        .in_clusters(if meet_in_cluster { cluster } else { [1; 3] })
-        .ptr(args.x)
-        .ptr(args.weight)
+    let (grid, cluster) = clusters(device, kernel, tile, grid, splits)?;
+    // In a cluster parts need no memory.
+    let workspace = Some(args.workspace).filter(|_| splits.count > 1 && cluster[2] == 1);
+    let launch_args = LaunchArgs::new().overlapping().in_clusters(cluster);
+    let by_maps = family == TensorCoreFamily::Wgmma;
+    let launch_args = match by_maps {
+        true => launch_args
+            .tensor_map(&TensorMap::new(args.x, tile.tokens / cluster[1] as usize)?)
+            .tensor_map(&TensorMap::of_weights(args.weight, tile.weights)?),
+        false => launch_args.ptr(args.x).ptr(args.weight),
+    };
+    let launch_args = launch_args
         .ptr_or_null(args.bias)
         .ptr(args.out)
         .ptr_or_null(workspace.map(|workspace| &workspace.partial))
         .i32(rows)
         .i32(n)
-        .i32(k)
-        .i32(args.x.row_stride())
+        .i32(k);
+    let launch_args = if by_maps { launch_args } else { launch_args.i32(args.x.row_stride()) };
+    let launch_args = launch_args
         .i32(args.out.row_stride())
         .i32(splits.tiles_each)
         .i32(usize::from(args.out.dtype() == DType::F32))
         .ptr_or_null(workspace.map(|workspace| &workspace.tickets));
-    // SAFETY: arguments in the order of linear.cu, which is that of both families; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
+    let launch_args = if by_maps { launch_args.i32(cluster[1] as usize) } else { launch_args };
+    // SAFETY: arguments in the order of linear.cu, of linear_wgmma.cu for its family; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
     // with the strides given, rows 16-byte aligned, all checked by the caller; reads and writes outside are
-    // predicated by rows, n and k. Written: out, and with splits the first splits * rows * n partial sums and a ticket for
-    // each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.
-    // In a cluster parts need no memory.
-    unsafe { device.launch(kernel, grid, [threads, 1, 1], shared_bytes, &launch_args) }
+    // predicated by rows, n and k, or by the maps. Written: out, and with splits that do not meet in a cluster the first splits * rows * n partial
+    // sums and a ticket for each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.
+    unsafe { device.launch(kernel, grid, [tile.threads, 1, 1], shared_bytes, &launch_args) }
 }
 
 /// The f32 kernel, which has no splits and no alignment rule. Operands are checked.

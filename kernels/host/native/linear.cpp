@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../bulk_copy.hpp"
 #include "rows.hpp"
 
 namespace {
@@ -226,6 +227,17 @@ void linear_native(const simt::NativeLaunch&, const T* x, const T* weight, const
   linear(x, weight, epilogue, num_rows, N, K, x_stride, tiles_per_split * kTileK);
 }
 
+// Of the family whose matrices come as tensor maps.
+template <class T, bool kGated>
+void linear_native_maps(const simt::NativeLaunch&, simt::TensorMap x, simt::TensorMap weight, const T* bias,
+                        void* out, float*, int num_rows, int N, int K, int out_stride, int tiles_per_split,
+                        int out_is_f32, unsigned*, int) {
+  const Epilogue<T> epilogue{bias, out, out_stride, out_is_f32, kGated};
+  auto elements = [](const simt::TensorMap& map) { return reinterpret_cast<const T*>(map.base); };
+  linear(elements(x), elements(weight), epilogue, num_rows, N, K, static_cast<int>(x.row_bytes / sizeof(T)),
+         tiles_per_split * kTileK);
+}
+
 template <bool kGated>
 void linear_native_f32(const simt::NativeLaunch&, const float* x, const float* weight, const float* bias,
                        float* out, int num_rows, int N, int K, int x_stride, int out_stride) {
@@ -237,16 +249,16 @@ void linear_native_f32(const simt::NativeLaunch&, const float* x, const float* w
 NATIVE_TWIN(linear_f32, linear_native_f32<false>)
 NATIVE_TWIN(linear_swiglu_f32, linear_native_f32<true>)
 
-#define LINEAR_TWINS(name, T, gated)                      \
-  NATIVE_TWIN(name##_t8, (linear_native<T, gated>))       \
-  NATIVE_TWIN(name##_t16, (linear_native<T, gated>))      \
-  NATIVE_TWIN(name##_t32, (linear_native<T, gated>))      \
-  NATIVE_TWIN(name##_t32_w128, (linear_native<T, gated>)) \
-  NATIVE_TWIN(name##_t64, (linear_native<T, gated>))      \
-  NATIVE_TWIN(name##_t128, (linear_native<T, gated>))
+#define LINEAR_TWINS(name, twin)  \
+  NATIVE_TWIN(name##_t8, twin)       \
+  NATIVE_TWIN(name##_t16, twin)      \
+  NATIVE_TWIN(name##_t32, twin)      \
+  NATIVE_TWIN(name##_t32_w128, twin) \
+  NATIVE_TWIN(name##_t64, twin)      \
+  NATIVE_TWIN(name##_t128, twin)
 
-#define LINEAR_MMA_TWINS(name, T, gated) \
-  LINEAR_TWINS(name, T, gated)           \
+#define LINEAR_MMA_TWINS(name, T, gated)         \
+  LINEAR_TWINS(name, (linear_native<T, gated>)) \
   NATIVE_TWIN(name##_t64_w128, (linear_native<T, gated>))
 
 LINEAR_MMA_TWINS(linear_bf16, bf16, false)
@@ -254,11 +266,11 @@ LINEAR_MMA_TWINS(linear_f16, f16, false)
 LINEAR_MMA_TWINS(linear_swiglu_bf16, bf16, true)
 LINEAR_MMA_TWINS(linear_swiglu_f16, f16, true)
 
-#define LINEAR_WGMMA_TWINS(name, T, gated)                 \
-  LINEAR_TWINS(name, T, gated)                             \
-  NATIVE_TWIN(name##_t64_w256, (linear_native<T, gated>))  \
-  NATIVE_TWIN(name##_t128_w256, (linear_native<T, gated>)) \
-  NATIVE_TWIN(name##_t256, (linear_native<T, gated>))
+#define LINEAR_WGMMA_TWINS(name, T, gated)                      \
+  LINEAR_TWINS(name, (linear_native_maps<T, gated>))            \
+  NATIVE_TWIN(name##_t64_w256, (linear_native_maps<T, gated>))  \
+  NATIVE_TWIN(name##_t128_w256, (linear_native_maps<T, gated>)) \
+  NATIVE_TWIN(name##_t256, (linear_native_maps<T, gated>))
 
 LINEAR_WGMMA_TWINS(linear_wgmma_bf16, bf16, false)
 LINEAR_WGMMA_TWINS(linear_wgmma_f16, f16, false)
