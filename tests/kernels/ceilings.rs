@@ -17,7 +17,10 @@ fn readers(device: &Device) -> Vec<Reader> {
     let mut readers = vec![Reader::Registers, Reader::Shared];
     match device.with_linear_family(TensorCoreFamily::Wgmma) {
         Ok(_) => readers.push(Reader::Bulk),
-        Err(_) => eprintln!("skipped: {} has no bulk copies", device.name()),
+        Err(error) => {
+            assert!(!device.is_host(), "{error}");
+            eprintln!("skipped: {} has no bulk copies", device.name());
+        }
     }
     readers
 }
