@@ -5,7 +5,8 @@
 //           16 bytes for each of 256 threads
 // SHAPES    x    u32 [8192 num_pieces]  in   16-byte aligned
 //           out  u32 [grid]             out
-// LAUNCH    ceiling_read*: grid as asked, 256 threads; ceiling_empty: one block of one warp
+// LAUNCH    ceiling_read*: grid as asked, 256 threads, _bulk 288 and 64 KiB of dynamic shared memory; ceiling_empty: one
+//           block of one warp
 // NUMERICS  exact, in any order
 // TWINS     src/kernels/ceilings.rs, src/reference/ceilings.rs, tests/kernels/ceilings.rs
 //
@@ -27,7 +28,7 @@ __device__ __forceinline__ uint32_t sum_words(uint4 v) {
 
 // The block's sum of `sum` to out[blockIdx.x].
 __device__ __forceinline__ void store_block_sum(uint32_t sum, uint32_t* out) {
-  SHARED(uint32_t[kReadThreads / 32], partial);
+  SHARED(uint32_t[kReadThreads / 32 + 1], partial);
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
   __syncthreads();
@@ -35,7 +36,7 @@ __device__ __forceinline__ void store_block_sum(uint32_t sum, uint32_t* out) {
   wait_for_predecessors();
   if (threadIdx.x != 0) return;
   sum = 0;
-  for (int warp = 0; warp < kReadThreads / 32; ++warp) sum += partial[warp];
+  for (int warp = 0; warp < blockDim.x / 32; ++warp) sum += partial[warp];
   out[blockIdx.x] = sum;
 }
 
@@ -97,6 +98,64 @@ extern "C" __global__ void __launch_bounds__(kReadThreads)
   store_block_sum(sum, out);
 }
 EXPORT_KERNEL(ceiling_read_async)
+
+#if HAS_WGMMA
+
+// The same by bulk copies, which a thread of a ninth warp asks for: half a piece each, as 128 rows of 128 bytes, four in
+// flight. How they are swizzled does not matter to a sum.
+constexpr int kBoxBytes = kPiece * 16 / 2, kBoxRows = kBoxBytes / 128, kBoxSlots = 4;
+
+extern "C" __global__ void __launch_bounds__(kReadThreads + 32)
+    ceiling_read_bulk(const __grid_constant__ TensorMap x, uint32_t* out, int num_pieces, int passes,
+                      int shift) {
+  DYN_SMEM_TILES(unsigned char, slots);  // [kBoxSlots][kBoxBytes]
+  SHARED(uint64_t[kBoxSlots], full);
+  SHARED(uint64_t[kBoxSlots], empty);
+  let_successor_start();
+  const bool is_producer = threadIdx.x >= kReadThreads;
+  if (threadIdx.x == kReadThreads) {
+    prefetch_tensor_map(x);
+    for (int slot = 0; slot < kBoxSlots; ++slot) {
+      mbarrier_init(&full[slot], 1);
+      mbarrier_init(&empty[slot], kReadThreads / 32);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  // use(first row of a box, its slot, how often the slot was used before)
+  auto for_each_box = [&](auto&& use) {
+    int box = 0;
+    for (int pass = 0; pass < passes; ++pass) {
+      for (int piece = first_piece(pass, shift); piece < num_pieces; piece += gridDim.x) {
+        for (int half = 0; half < 2; ++half, ++box) {
+          use((piece * 2 + half) * kBoxRows, box % kBoxSlots, box / kBoxSlots);
+        }
+      }
+    }
+  };
+  uint32_t sum = 0;
+  if (threadIdx.x == kReadThreads) {
+    for_each_box([&](int row, int slot, int round) {
+      mbarrier_wait(&empty[slot], round % 2 ^ 1);
+      mbarrier_arrive_expect(&full[slot], kBoxBytes);
+      bulk_load(slots + slot * kBoxBytes, x, 0, row, &full[slot]);
+    });
+  } else if (!is_producer) {
+    for_each_box([&](int, int slot, int round) {
+      const uint4* const vectors = reinterpret_cast<const uint4*>(slots + slot * kBoxBytes) + threadIdx.x;
+      mbarrier_wait(&full[slot], round % 2);
+#pragma unroll
+      for (int i = 0; i < kPieceVectors / 2; ++i) sum += sum_words(vectors[i * kReadThreads]);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[slot]);
+    });
+  }
+  __syncwarp();
+  store_block_sum(sum, out);
+}
+EXPORT_HOPPER_KERNEL(ceiling_read_bulk)
+
+#endif  // HAS_WGMMA
 
 // What a launch costs that does nothing.
 extern "C" __global__ void __launch_bounds__(32) ceiling_empty() {

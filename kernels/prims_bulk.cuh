@@ -43,11 +43,14 @@ PRIMITIVE void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
       simt::mbarrier_arrive(barrier, bytes));
 }
 
-// Arrives at the mbarrier that the block of that rank in the cluster has there. Says that its slot is free, and nothing
-// of what this thread has written: the scope is the block's, as a wider one would wait for memory every time.
+// Says to the block of that rank of the cluster, this one included, that this thread has done with what it read: an
+// arrival at the mbarrier that it has where this one has `barrier`. That block has not ended, and its mbarriers were made
+// known, by mbarrier_init_fence and a barrier of the cluster. It releases at the scope of this block, as mbarrier_arrive:
+// for a release at that of the cluster ptxas has the thread wait until all that it ever wrote has reached L2
+// (MEMBAR.ALL.GPU), and what was read is in registers or sums by now. So other blocks do not see what it has written.
 PRIMITIVE void mbarrier_arrive_at(uint64_t* barrier, int rank) {
   PTX_OR_HOST(asm volatile("{\n"
-                           ".reg .u32 peer;\n"
+                           ".reg .b32 peer;\n"
                            "mapa.shared::cluster.u32 peer, %0, %1;\n"
                            "mbarrier.arrive.shared::cluster.b64 _, [peer];\n"
                            "}" ::"r"(shared_address(barrier)),
@@ -55,7 +58,9 @@ PRIMITIVE void mbarrier_arrive_at(uint64_t* barrier, int rank) {
               simt::mbarrier_arrive_at(barrier, unsigned(rank)));
 }
 
-// Returns once the phase of this parity has ended.
+// Returns once the phase of this parity has ended, and sees what threads of this block had written when they arrived,
+// and what bulk copies have brought, whoever asked for them. The default of PTX, acquire at the scope of the block, is
+// enough: arrivals of other blocks release nothing to this one, and a wait at the scope of the cluster empties L1 (CCTL.IVALL).
 PRIMITIVE void mbarrier_wait(uint64_t* barrier, int parity) {
 #ifdef __CUDACC__
   uint32_t is_over;
@@ -103,15 +108,16 @@ PRIMITIVE void bulk_load(void* tile, const TensorMap& map, int column, int row, 
               simt::issue_bulk_copy(tile, map, column, row, barrier));
 }
 
-// The same to every block of the cluster that `blocks` has a bit for: to the same place in its shared memory, whose
-// mbarrier at the same place is told.
+// The same to every block of the cluster whose rank is a bit of `blocks`: each gets the box where this one has `tile`,
+// and is told at the mbarrier that it has where this one has `barrier`. Each expects the bytes of all boxes that it
+// gets, whoever asks for them.
 PRIMITIVE void bulk_load_multicast(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
                                    uint16_t blocks) {
-  PTX_OR_HOST(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                           ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(tile)),
-                           "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)),
-                           "h"(blocks) : "memory"),
-              simt::issue_bulk_copy(tile, map, column, row, barrier, blocks));
+  PTX_OR_HOST(
+      asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                   ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(tile)),
+                   "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks) : "memory"),
+      simt::issue_bulk_copy(tile, map, column, row, barrier, blocks));
 }
 
 #endif  // HAS_WGMMA

@@ -309,6 +309,55 @@ extern "C" __global__ void prims_bulk_parts(const __grid_constant__ TensorMap ma
 }
 EXPORT_HOPPER_KERNEL(prims_bulk_parts)
 
+// Tiles of 16 rows of 64 elements go through two slots of all blocks of a cluster, of which each brings its share of the
+// rows to all. out = [blocks][96][64], two elements a word: every block has read all of it.
+__device__ void check_bulk_multicast(const TensorMap& map, uint32_t* out) {
+  DYN_SMEM_TILES(unsigned char, slots);
+  SHARED(uint64_t[2], full);
+  SHARED(uint64_t[2], empty);
+  constexpr int kTiles = 6, kRows = 16, kBytes = kRows * 128;
+  const int thread = threadIdx.x, lane = thread % 32, blocks = cluster_size();
+  const int share = kRows / blocks, first = cluster_rank() * share;
+  if (thread == 0) {
+    for (int slot = 0; slot < 2; ++slot) {
+      mbarrier_init(&full[slot], 1);
+      mbarrier_init(&empty[slot], blocks);
+    }
+    mbarrier_init_fence();
+  }
+  __syncwarp();
+  cluster_meet();
+  if (thread == 0) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int slot = tile % 2;
+      mbarrier_wait(&empty[slot], tile / 2 % 2 ^ 1);
+      mbarrier_arrive_expect(&full[slot], kBytes);
+      bulk_load_multicast(slots + slot * kBytes + first * 128, map, 0, tile * kRows + first, &full[slot],
+                          (1 << blocks) - 1);
+    }
+  }
+  if (thread >= 32) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int slot = tile % 2;
+      mbarrier_wait(&full[slot], tile / 2 % 2);
+      for (int i = lane; i < kRows * 8; i += 32) {
+        reinterpret_cast<uint4*>(out)[(blockIdx.x * kTiles + tile) * kRows * 8 + i] =
+            read_tile(slots + slot * kBytes, i / 8, i % 8);
+      }
+      __syncwarp();
+      if (lane < blocks) mbarrier_arrive_at(&empty[slot], lane);
+    }
+  }
+  __syncwarp();
+  cluster_meet();
+}
+
+extern "C" __global__ void prims_bulk_multicast(const __grid_constant__ TensorMap map,
+                                                uint32_t* __restrict__ out) {
+  check_bulk_multicast(map, out);
+}
+EXPORT_HOPPER_KERNEL(prims_bulk_multicast)
+
 // As prims_wgmma_*_tiles_n32 with A and B brought by bulk copies; C and the sums are `c` and `out`.
 template <class T>
 __device__ void check_bulk_wgmma(const TensorMap& map_a, const TensorMap& map_b, const uint32_t* c,

@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 sanitizer=${1:-}
 out=target/sanitize-$sanitizer
 cxx=${CXX:-g++}
-common="-std=c++20 -O1 -g -fno-omit-frame-pointer -fno-strict-aliasing -pthread -Wno-unknown-pragmas -w -Ikernels -Ikernels/host"
+common="-std=c++20 -O1 -g -fno-omit-frame-pointer -fno-strict-aliasing -pthread -Wno-unknown-pragmas -w -Wno-psabi -Ikernels -Ikernels/host"
 case $sanitizer in
   # The runtime is not instrumented: it tells ThreadSanitizer what orders its fibers (kernels/host/sanitizer.hpp).
   thread)

@@ -89,8 +89,12 @@ void Block::abandon() {
 
 bool Block::is_sound() {
   if (!bulk_copies.empty()) {
-    error = "the block ended while a bulk copy to " + describe_shared(bulk_copies[0].tile) + " was under way";
-    failing_thread = ", thread " + std::to_string(bulk_copies[0].thread);
+    const BulkCopy& copy = bulk_copies[0];
+    error = "the block ended while a bulk copy to " + describe_shared(copy.tile) + " was under way";
+    if (copy.issuer != rank)
+      error += ", which another block of the cluster asked for";
+    else
+      failing_thread = ", thread " + std::to_string(copy.thread);
     return false;
   }
   error = broken_fences();
@@ -169,8 +173,7 @@ Fiber* Block::pick() {
 
 void Block::yield() {
   Fiber* self = current_fiber();
-  if (!bulk_copies.empty() && random() && next_random() % 8 == 0)
-    deliver(*this, next_random() % bulk_copies.size());
+  deliver_by_chance(*this);
   Fiber* next = cluster->pick(*this);
   while (!next && cluster->deliver_awaited()) next = cluster->pick(*this);
   if (next == self) return;

@@ -132,12 +132,12 @@ class Block : public BlockView {
   bool is_sound();  // what only shows at the end
   void abandon();   // fibers stay where they stand, for good
 
-  Fiber* pick();                                // a ready fiber; null: none
-  std::string describe_threads() const;         // where each of them stands
-  void sleep(const char* name);                 // the running thread waits for that
-  void wake(const char* name);                  // all that do
-  void yield();                                 // to any ready fiber of the cluster, perhaps this one
-  void maybe_preempt();  // in a random schedule
+  Fiber* pick();                         // a ready fiber; null: none
+  std::string describe_threads() const;  // where each of them stands
+  void sleep(const char* name);          // the running thread waits for that
+  void wake(const char* name);           // all that do
+  void yield();                          // to any ready fiber of the cluster, perhaps this one
+  void maybe_preempt();                  // in a random schedule
   [[noreturn]] void die(std::string text, bool name_thread = true);
   bool random() const { return seed_ != 0; }
 
@@ -147,14 +147,15 @@ class Block : public BlockView {
   void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
 
   unsigned char* shared_begin() const { return arena_; }
-  uint32_t shared_offset(const void* p) const;       // fails outside of shared memory
+  uint32_t shared_offset(const void* p) const;               // fails outside of shared memory
   bool holds_shared(uint32_t offset, uint32_t bytes) const;  // whether one variable does
   std::string describe_shared(uint32_t offset) const;        // by its variable
   void check_tile(uint32_t offset, uint32_t bytes);          // fails unless one variable holds it
   void note_write(const void* chunk, bool has_arrived);
-  void note_bulk_copy(uint32_t offset);  // of 16 bytes, under way
-  void note_arrival(uint32_t offset);    // of it: there for tensor cores
-  void check_proxy(uint32_t offset);  // fails where tensor cores might not see what threads wrote
+  void note_bulk_copy(uint32_t offset);         // of 16 bytes, under way
+  void note_arrival(uint32_t offset);           // of it: there for tensor cores
+  bool is_being_filled(uint32_t offset) const;  // by a bulk copy
+  void check_proxy(uint32_t offset);            // fails where tensor cores might not see what threads wrote
   void note_wgmma(const WgmmaCall& call);
   bool toss();  // in a random schedule
   uint64_t next_random();

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include <algorithm>
+
 #include "cluster.hpp"
 #include "memory.hpp"
 #include "sanitizer.hpp"
@@ -53,14 +55,18 @@ static void check(Block& block, const BulkCopy& copy) {
   if (copy.tile % 128) fail("bulk_load: the tile's address is no multiple of 128 bytes");
   if (!block.holds_shared(copy.tile, map.box_bytes()))
     current_block()->die("bulk_load: a box of " + std::to_string(map.box_bytes()) + " bytes at " +
-              block.describe_shared(copy.tile) + " is not inside of one shared variable");
+                         block.describe_shared(copy.tile) + " is not inside of one shared variable");
+  for_each_chunk(copy, [&](uint32_t, uint32_t, uint32_t to) {
+    if (block.is_being_filled(to)) fail("bulk_load into a tile that another copy is still filling");
+  });
   AllocationRange range;
   const auto base = reinterpret_cast<DevicePointer>(map.base);
   const uint64_t bytes = (map.rows - 1) * map.row_bytes + map.columns * 2;
   if (!find_memory(base, &range)) fail("bulk_load: the tensor map's memory is not live");
   if (base + bytes > range.begin + range.bytes)
     current_block()->die("bulk_load: the tensor map has " + std::to_string(bytes) +
-              " bytes, but its allocation ends after " + std::to_string(range.begin + range.bytes - base));
+                         " bytes, but its allocation ends after " +
+                         std::to_string(range.begin + range.bytes - base));
 }
 
 // The engine reads, and the writes are the issuing thread's, ordered before whoever waits for the barrier.
@@ -74,12 +80,18 @@ static void announce(Block& block, const BulkCopy& copy) {
   tsan::writes(shared + copy.tile, copy.map.box_bytes());
 }
 
-// To `tile` of that block, which tells the mbarrier at `address`, of the same block.
-static void issue(Block& block, void* tile, const TensorMap& map, int column, int row, uint64_t* address) {
+// To shared memory of `block`.
+static void issue(Block& block, const void* tile, const TensorMap& map, int column, int row,
+                  const uint64_t* address) {
   Mbarrier& barrier = find_mbarrier(block, address, "bulk_load");
   if (!barrier.is_fenced) fail("bulk_load: its mbarrier was initialised without mbarrier_init_fence");
-  const BulkCopy copy{map, column, row, block.shared_offset(tile), barrier.offset, current_fiber()->number(),
-                      current_block()->rank};
+  const BulkCopy copy{.map = map,
+                       .column = column,
+                       .row = row,
+                       .tile = block.shared_offset(tile),
+                       .barrier = barrier.offset,
+                       .thread = current_fiber()->number(),
+                       .issuer = current_block()->rank};
   check(block, copy);
   announce(block, copy);
   tsan::release(phase_of(block, barrier, barrier.phase));
@@ -90,26 +102,27 @@ static void issue(Block& block, void* tile, const TensorMap& map, int column, in
   });
   barrier.issued += map.box_bytes();
   block.bulk_copies.push_back(copy);
-  if (current_block()->toss()) deliver(block, block.bulk_copies.size() - 1);
+  if (block.toss()) deliver(block, block.bulk_copies.size() - 1);
 }
 
 void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier) {
-  issue(*current_block(), tile, map, column, row, barrier);
-  current_block()->maybe_preempt();
+  Block& self = *current_block();
+  issue(self, tile, map, column, row, barrier);
+  self.maybe_preempt();
 }
 
 void issue_bulk_copy(void* tile, const TensorMap& map, int column, int row, uint64_t* barrier,
                      uint16_t blocks) {
-  Cluster& cluster = *current_block()->cluster;
+  Block& self = *current_block();
   if (!blocks) fail("bulk_load_multicast to no block");
   for (unsigned rank = 0; rank < 16; rank++) {
     if (!(blocks >> rank & 1)) continue;
-    unsigned char* their_barrier = peer_shared(barrier, sizeof *barrier, rank);
+    const unsigned char* their_barrier = peer_shared(barrier, sizeof *barrier, rank);
     // The box may be wrong for the variable, which is said below: its first byte says where it goes.
-    issue(cluster.block(rank), peer_shared(tile, 1, rank), map, column, row,
-          reinterpret_cast<uint64_t*>(their_barrier));
+    issue(self.cluster->block(rank), peer_shared(tile, 1, rank), map, column, row,
+          reinterpret_cast<const uint64_t*>(their_barrier));
   }
-  current_block()->maybe_preempt();
+  self.maybe_preempt();
 }
 
 void deliver(Block& block, size_t index) {
@@ -125,6 +138,11 @@ void deliver(Block& block, size_t index) {
     barrier.brought += copy.map.box_bytes();
     settle(block, barrier);
   }
+}
+
+void deliver_by_chance(Block& block) {
+  if (!block.random() || block.bulk_copies.empty() || block.next_random() % 8) return;
+  deliver(block, block.next_random() % block.bulk_copies.size());
 }
 
 bool deliver_awaited(Block& block) {

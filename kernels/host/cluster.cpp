@@ -30,8 +30,9 @@ bool Cluster::run(uint64_t number, void** parameters) {
   *barrier_ = {};
   failed_ = nullptr;
   for (unsigned rank = 0; rank < size_; rank++)
-    blocks_[rank].start({first.x + rank % dim_.x, first.y + rank / dim_.x % dim_.y, first.z + rank / (dim_.x * dim_.y)},
-                        parameters);
+    blocks_[rank].start(
+        {first.x + rank % dim_.x, first.y + rank / dim_.x % dim_.y, first.z + rank / (dim_.x * dim_.y)},
+        parameters);
 
   Fiber* fiber = pick(blocks_[0]);
   current = fiber;
@@ -60,7 +61,7 @@ Fiber* Cluster::pick(Block& from) {
 bool Cluster::awaits_copies_of(unsigned issuer) const {
   for (unsigned rank = 0; rank < size_; rank++)
     for (const BulkCopy& copy : blocks_[rank].bulk_copies)
-      if (copy.rank == issuer && rank != issuer) return true;
+      if (copy.issuer == issuer && rank != issuer) return true;
   return false;
 }
 
@@ -143,7 +144,8 @@ unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank) {
   Block* self = current_block();
   Cluster& cluster = *self->cluster;
   if (rank >= cluster.size()) fail("a block of the cluster is named that does not exist");
-  if (!cluster.has_met()) fail("shared memory of another block before the first cluster_sync: it may not have started");
+  if (!cluster.has_met())
+    fail("shared memory of another block before the first cluster_sync: it may not have started");
   Block& peer = cluster.block(rank);
   if (peer.alive == 0) fail("shared memory of a block of the cluster that has ended");
   unsigned char* address = peer.same_place(*self, own, bytes);
@@ -152,7 +154,8 @@ unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank) {
 }
 
 float4 load_peer(const float4* own, unsigned rank) {
-  if (reinterpret_cast<uintptr_t>(own) % sizeof(float4)) fail("load_peer: the address is no multiple of 16 bytes");
+  if (reinterpret_cast<uintptr_t>(own) % sizeof(float4))
+    fail("load_peer: the address is no multiple of 16 bytes");
   const unsigned char* address = peer_shared(own, sizeof(float4), rank);
   tsan::reads(address, sizeof(float4));
   tsan::Ignore ignore;

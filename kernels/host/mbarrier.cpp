@@ -16,15 +16,22 @@ static void store_word(Block& block, const Mbarrier& barrier) {
 }
 
 static std::string place(const Block& block, const Mbarrier& barrier) {
-  return "the mbarrier at " + block.describe_shared(barrier.offset);
+  const bool is_own = &block == current_block();
+  return "the mbarrier at " + block.describe_shared(barrier.offset) +
+         (is_own ? "" : " of block " + std::to_string(block.rank) + " of the cluster");
+}
+
+// A failure that the running thread brings about, whichever block the mbarrier is in.
+[[noreturn]] static void die(std::string text) {
+  current_block()->die(std::move(text));
 }
 
 static uint32_t checked_offset(Block& block, const uint64_t* barrier, const char* call) {
   if (reinterpret_cast<uintptr_t>(barrier) % 8)
-    current_block()->die(std::string(call) + ": the mbarrier's address is no multiple of 8 bytes");
+    die(std::string(call) + ": the mbarrier's address is no multiple of 8 bytes");
   const uint32_t offset = block.shared_offset(barrier);
   if (!block.holds_shared(offset, 8))
-    current_block()->die(std::string(call) + ": the mbarrier is not inside of a shared variable");
+    die(std::string(call) + ": the mbarrier is not inside of a shared variable");
   return offset;
 }
 
@@ -36,10 +43,10 @@ Mbarrier& find_mbarrier(Block& block, const uint64_t* barrier, const char* call)
     if (found.offset != offset) continue;
     const uint64_t word = found.word();
     if (memcmp(barrier, &word, sizeof word))
-      current_block()->die(std::string(call) + ": " + place(block, found) + " was overwritten");
+      die(std::string(call) + ": " + place(block, found) + " was overwritten");
     return found;
   }
-  current_block()->die(std::string(call) + ": no mbarrier_init of the mbarrier at " + block.describe_shared(offset));
+  die(std::string(call) + ": no mbarrier_init of the mbarrier at " + block.describe_shared(offset));
 }
 
 // Each parity has its own, as with barriers: who waits late does not see arrivals of the next phase.
@@ -50,8 +57,8 @@ void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity) {
 void settle(Block& block, Mbarrier& barrier) {
   if (barrier.missing || barrier.expected != barrier.brought) return store_word(block, barrier);
   if (barrier.issued != barrier.brought)
-    current_block()->die(place(block, barrier) + " ends a phase that expects " + std::to_string(barrier.expected) +
-              " bytes, but its copies bring " + std::to_string(barrier.issued));
+    die(place(block, barrier) + " ends a phase that expects " + std::to_string(barrier.expected) +
+        " bytes, but its copies bring " + std::to_string(barrier.issued));
   barrier.phase++;
   barrier.missing = barrier.arrivals;
   barrier.expected = barrier.issued = barrier.brought = 0;
@@ -81,7 +88,7 @@ void mbarrier_init(uint64_t* barrier, int arrivals) {
   Block& block = *current_block();
   const uint32_t offset = checked_offset(block, barrier, "mbarrier_init");
   if (arrivals < 1 || arrivals > most_arrivals)
-    current_block()->die("mbarrier_init with " + std::to_string(arrivals) + " arrivals");
+    block.die("mbarrier_init with " + std::to_string(arrivals) + " arrivals");
   tsan::writes(barrier, 8);
   tsan::Ignore ignore;
   const Fiber& self = *current_fiber();
@@ -97,20 +104,24 @@ void mbarrier_init(uint64_t* barrier, int arrivals) {
 }
 
 void mbarrier_init_fence() {
-  current_block()->cluster->publish();
+  Block& block = *current_block();
   const unsigned self = current_fiber()->number();
-  for (Mbarrier& barrier : current_block()->mbarriers) barrier.is_fenced |= barrier.initialiser == self;
+  for (Mbarrier& barrier : block.mbarriers) barrier.is_fenced |= barrier.initialiser == self;
+  block.cluster->publish();
 }
 
-static void arrive(Block& block, uint64_t* address, int bytes) {
+static void arrive(Block& block, const uint64_t* address, int bytes) {
+  const bool is_own = &block == current_block();
   Mbarrier& barrier = find_mbarrier(block, address, "mbarrier_arrive");
-  if (bytes < 0 || bytes > most_bytes)
-    current_block()->die("mbarrier_arrive_expect of " + std::to_string(bytes) + " bytes");
+  if (bytes < 0 || bytes > most_bytes) die("mbarrier_arrive_expect of " + std::to_string(bytes) + " bytes");
+  if (!is_own && !barrier.is_fenced)
+    die("mbarrier_arrive_at: " + place(block, barrier) + " was initialised without mbarrier_init_fence");
   if (!barrier.missing)
-    current_block()->die("mbarrier_arrive: " + place(block, barrier) + " has had all " +
-              std::to_string(barrier.arrivals) +
-              " arrivals of its phase, which has not ended: " + std::to_string(barrier.expected) +
-              " bytes are expected, " + std::to_string(barrier.brought) + " were brought");
+    die("mbarrier_arrive: " + place(block, barrier) + " has had all " + std::to_string(barrier.arrivals) +
+        " arrivals of its phase, which has not ended: " + std::to_string(barrier.expected) +
+        " bytes are expected, " + std::to_string(barrier.brought) + " were brought");
+  // The race detector takes an arrival of another block, too, for one that releases what was written: it knows nothing
+  // that orders reads alone.
   tsan::release(phase_of(block, barrier, barrier.phase));
   tsan::Ignore ignore;
   barrier.missing--;
@@ -119,13 +130,13 @@ static void arrive(Block& block, uint64_t* address, int bytes) {
   current_block()->maybe_preempt();
 }
 
-void mbarrier_arrive(uint64_t* address, int bytes) {
-  arrive(*current_block(), address, bytes);
+void mbarrier_arrive(uint64_t* barrier, int bytes) {
+  arrive(*current_block(), barrier, bytes);
 }
 
-void mbarrier_arrive_at(uint64_t* address, unsigned rank) {
-  unsigned char* theirs = peer_shared(address, sizeof *address, rank);
-  arrive(current_block()->cluster->block(rank), reinterpret_cast<uint64_t*>(theirs), 0);
+void mbarrier_arrive_at(uint64_t* barrier, unsigned rank) {
+  const unsigned char* theirs = peer_shared(barrier, sizeof *barrier, rank);
+  arrive(current_block()->cluster->block(rank), reinterpret_cast<const uint64_t*>(theirs), 0);
 }
 
 void mbarrier_wait(uint64_t* address, int parity) {
@@ -138,8 +149,7 @@ void mbarrier_wait(uint64_t* address, int parity) {
       tsan::acquire(phase_of(block, barrier, uint32_t(parity)));
       break;
     }
-    block.warps[self.warp].ready &= ~(1u << self.lane);
-    self.waiting_for = "mbarrier_wait";
+    block.sleep("mbarrier_wait");
     self.waits_for = barrier.offset;
     block.yield();
     self.waiting_for = nullptr;

@@ -149,9 +149,11 @@ void Block::note_write(const void* chunk, bool has_arrived) {
 
 void Block::note_bulk_copy(uint32_t offset) {
   if (proxy_writes_.empty()) proxy_writes_.resize(arena_bytes / 16);
-  ProxyWrite& write = proxy_writes_[offset / 16];
-  if (write.is_bulk) fail("bulk_load into a tile that another copy is still filling");
-  write = {.thread = current_fiber()->number(), .is_bulk = true};
+  proxy_writes_[offset / 16] = {.thread = current_fiber()->number(), .is_bulk = true};
+}
+
+bool Block::is_being_filled(uint32_t offset) const {
+  return !proxy_writes_.empty() && proxy_writes_[offset / 16].is_bulk;
 }
 
 void Block::note_arrival(uint32_t offset) {

@@ -30,7 +30,7 @@ struct BulkCopy {
   TensorMap map;
   int column, row;
   uint32_t tile, barrier;  // in the block's shared memory
-  unsigned thread, rank;   // that issued it, and of its block in the cluster
+  unsigned thread, issuer;  // that issued it; its block in the cluster
 };
 
 // The mbarrier at an address, or an error that begins with `call`.
@@ -44,6 +44,9 @@ void* phase_of(Block& block, const Mbarrier& barrier, uint32_t parity);
 
 // Does a copy that is under way.
 void deliver(Block& block, size_t index);
+
+// In a random schedule: does one that is under way, now and then.
+void deliver_by_chance(Block& block);
 
 // Does the first copy that someone waits for; false if there is none.
 bool deliver_awaited(Block& block);

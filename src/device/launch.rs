@@ -69,9 +69,9 @@ impl LaunchArgs {
     }
 
     /// Makes so many blocks along each side of the grid run together, as a thread block cluster. For launches that
-    /// `Device::runs_clusters` says yes to.
+    /// [`Device::runs_clusters`] says yes to.
     #[inline(always)]
-    pub fn in_clusters(mut self, cluster: [u32; 3]) -> Self {
+    pub(crate) fn in_clusters(mut self, cluster: [u32; 3]) -> Self {
         self.cluster = cluster;
         self
     }

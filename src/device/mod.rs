@@ -22,7 +22,7 @@ use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::error::{Error, Result};
-pub use cluster::{ClusterLaunch, MAX_CLUSTER};
+pub(crate) use cluster::{ClusterLaunch, MAX_CLUSTER};
 pub use conditional::{Branch, ConditionalGraph};
 pub use conditions::ConditionsProbe;
 pub use driver::DeviceChoice;
@@ -34,8 +34,8 @@ pub use tensor::{DType, Element, Tensor};
 pub use tensor_core_family::TensorCoreFamily;
 #[cfg(test)]
 pub(crate) use tensor_core_family::WIDE_FROM_CTAS;
-pub use tensor_map::TensorMap;
 use tensor_core_family::{Families, Operation};
+pub use tensor_map::TensorMap;
 
 mod images {
     //! Device images built by `build.rs`: one fatbin per `kernels/*.cu`, empty when nvcc was not found.

@@ -1,7 +1,7 @@
 //! What the machine allows at best: reads, launches and conditions without anything else. See `kernels/ceilings.cu` and `kernels/while_condition.cu`.
 
 use super::shape::Dims;
-use crate::device::{Branch, ConditionalGraph, DType, Device, LaunchArgs, Tensor};
+use crate::device::{Branch, ConditionalGraph, DType, Device, LaunchArgs, Tensor, TensorMap};
 use crate::error::Result;
 
 /// Words that a block reads at a time.
@@ -10,6 +10,8 @@ pub const PIECE: usize = 8192;
 const THREADS: u32 = 256;
 /// Two pieces of the asynchronous reader.
 const STAGES_BYTES: u32 = 2 * 4 * PIECE as u32;
+/// Rows of half a piece, of 128 bytes.
+const BOX_ROWS: usize = PIECE / 2 / 32;
 
 /// How the words come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum Reader {
     Registers,
     /// `cp.async` into shared memory, a piece ahead.
     Shared,
+    /// Bulk copies into shared memory, four half pieces in flight. On Hopper, and on the host driver.
+    Bulk,
 }
 
 /// What is read, how often, and by whom.
@@ -49,22 +53,28 @@ pub fn read(device: &Device, reader: Reader, args: &ReadArgs) -> Result<()> {
     dims.require(args.passes < 1 << 15 && args.shift < 1 << 15, "passes", || {
         ("passes and shift below 2^15".into(), format!("{} and {}", args.passes, args.shift))
     })?;
+    dims.require(reader != Reader::Bulk || words > 0, "x", || ("a word at least".into(), "0".into()))?;
     let blocks = dims.get("blocks");
     if blocks == 0 {
         return Ok(());
     }
-    let (kernel, shared) = match reader {
-        Reader::Registers => ("ceiling_read", 0),
-        Reader::Shared => ("ceiling_read_async", STAGES_BYTES),
+    let (kernel, threads, shared) = match reader {
+        Reader::Registers => ("ceiling_read", THREADS, 0),
+        Reader::Shared => ("ceiling_read_async", THREADS, STAGES_BYTES),
+        // A warp that asks for boxes; four of them.
+        Reader::Bulk => ("ceiling_read_bulk", THREADS + 32, STAGES_BYTES),
     };
-    let launch_args = launch_args(args.overlaps)
-        .ptr(args.x)
-        .ptr(args.out)
-        .i32(words / PIECE)
-        .i32(args.passes)
-        .i32(args.shift);
+    let launch_args = launch_args(args.overlaps);
+    let launch_args = match reader {
+        Reader::Bulk => {
+            let rows = args.x.retype(DType::Bf16, &[words / 32, 64]);
+            launch_args.tensor_map(&TensorMap::of_weights(&rows, BOX_ROWS)?)
+        }
+        _ => launch_args.ptr(args.x),
+    };
+    let launch_args = launch_args.ptr(args.out).i32(words / PIECE).i32(args.passes).i32(args.shift);
     // SAFETY: arguments in the order of ceilings.cu; only whole pieces of x are read, and out has an element a block. Written: out.
-    unsafe { device.launch(kernel, [blocks as u32, 1, 1], [THREADS, 1, 1], shared, &launch_args) }
+    unsafe { device.launch(kernel, [blocks as u32, 1, 1], [threads, 1, 1], shared, &launch_args) }
 }
 
 /// A launch that does nothing; `overlaps` as in [`ReadArgs::overlaps`].

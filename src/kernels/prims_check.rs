@@ -22,6 +22,8 @@ pub enum Check {
     BulkLoad,
     /// A tile filled by boxes of four rows.
     BulkParts,
+    /// Boxes that so many blocks of a cluster bring to each other: 2 or 4.
+    BulkMulticast(usize),
     /// `wgmma` of 32 columns whose tiles bulk copies bring, of bf16 or f16; words as of [`Check::Wgmma`].
     BulkWgmma(DType),
     /// `ldmatrix`, plain and transposed.
@@ -90,6 +92,7 @@ impl Check {
             }
             Check::BulkLoad => ("prims_bulk_load", 96, BULK_ROWS * BULK_STRIDE / 2, 64 * 192 / 2),
             Check::BulkParts => ("prims_bulk_parts", 32, 16 * 32, 16 * 32),
+            Check::BulkMulticast(blocks) => ("prims_bulk_multicast", 64, 96 * 32, blocks * 96 * 32),
             Check::BulkWgmma(dtype) => {
                 let (_, threads, num_inputs, num_outputs) =
                     Check::Wgmma(WgmmaForm::Tiles, dtype, 32).launch();
@@ -106,7 +109,11 @@ impl Check {
 
     /// Blocks, all of one cluster.
     fn num_blocks(self) -> u32 {
-        if self == Check::Cluster { 4 } else { 1 }
+        match self {
+            Check::Cluster => 4,
+            Check::BulkMulticast(blocks) => blocks as u32,
+            _ => 1,
+        }
     }
 
     /// Whether the device can run it.
@@ -117,7 +124,8 @@ impl Check {
         let (kernel, threads, ..) = self.launch();
         let grid = [self.num_blocks(), 1, 1];
         let launch = ClusterLaunch { grid, threads, shared_bytes: 0, cluster: grid };
-        Ok(self.num_blocks() == 1 || device.has_kernel(&kernel)? && device.runs_clusters(&kernel, launch)?)
+        Ok(device.has_kernel(&kernel)?
+            && (self.num_blocks() == 1 || device.runs_clusters(&kernel, launch)?))
     }
 
     /// Words of its input.
@@ -145,6 +153,9 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
             let matrix = matrix(DType::Bf16, 0, BULK_ROWS, BULK_STRIDE).columns(0..BULK_COLUMNS);
             args.tensor_map(&TensorMap::new(&matrix, 16)?)
         }
+        Check::BulkMulticast(blocks) => {
+            args.tensor_map(&TensorMap::new(&matrix(DType::Bf16, 0, 96, 64), 16 / blocks)?)
+        }
         Check::BulkParts => args.tensor_map(&TensorMap::of_weights(&matrix(DType::F16, 0, 16, 64), 4)?),
         Check::BulkWgmma(dtype) => {
             let (a, b) = (matrix(dtype, 0, 64, 64), matrix(dtype, 64 * 32, 32, 64));
@@ -153,12 +164,11 @@ pub fn prims_check(device: &Device, check: Check, input: &[u32]) -> Result<Vec<u
         }
         _ => args.ptr(&input),
     };
-    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes in all. Two boxes of 16 rows; four of
-    // four.
+    // The tiles of `wgmma`: 64 rows of the left factor and one a column of the right, of 128 bytes in all. Two tiles of 16 rows; one.
     let shared_bytes = match check {
         Check::Wgmma(_, _, width) => (64 + width) * 128,
         Check::BulkWgmma(_) => (64 + 32) * 128,
-        Check::BulkLoad => 2 * 16 * 128,
+        Check::BulkLoad | Check::BulkMulticast(_) => 2 * 16 * 128,
         Check::BulkParts => 16 * 128,
         _ => 0,
     };

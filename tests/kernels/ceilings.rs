@@ -1,4 +1,4 @@
-use smart_run::device::{Branch, ConditionalGraph, DType, Device, Tensor};
+use smart_run::device::{Branch, ConditionalGraph, DType, Device, Tensor, TensorCoreFamily};
 use smart_run::kernels::ceilings::{PIECE, ReadArgs, Reader, count_down, empty, read};
 use smart_run::reference::ceilings::block_sums;
 
@@ -12,6 +12,19 @@ fn words(device: &Device, seed: u64, count: usize) -> (Tensor, Vec<u32>) {
     (Tensor::from_slice(device, &signed, &[count]).unwrap(), words)
 }
 
+/// The readers that the device has.
+fn readers(device: &Device) -> Vec<Reader> {
+    let mut readers = vec![Reader::Registers, Reader::Shared];
+    match device.with_linear_family(TensorCoreFamily::Wgmma) {
+        Ok(_) => readers.push(Reader::Bulk),
+        Err(error) => {
+            assert!(!device.is_host(), "{error}");
+            eprintln!("skipped: {} has no bulk copies", device.name());
+        }
+    }
+    readers
+}
+
 fn sums(out: &Tensor) -> Vec<u32> {
     out.to_vec::<i32>().unwrap().into_iter().map(|word| word as u32).collect()
 }
@@ -23,7 +36,7 @@ fn every_word_is_read_so_often_as_asked() {
     for (pieces, blocks, passes, shift) in [(1, 3, 1, 0), (5, 2, 1, 0), (4, 3, 3, 2)] {
         let (x, host) = words(&device, pieces as u64, pieces * PIECE);
         let want = block_sums(&host, PIECE, blocks, passes, shift);
-        for reader in [Reader::Registers, Reader::Shared] {
+        for reader in readers(&device) {
             for mode in device.modes() {
                 device.enter(mode);
                 let out = Tensor::uninit(&device, DType::I32, &[blocks]).unwrap();
@@ -42,7 +55,7 @@ fn reads_are_the_same_under_every_schedule() {
     let want = block_sums(&host, PIECE, 2, 2, 1);
     for mode in device.schedules() {
         device.enter(mode);
-        for reader in [Reader::Registers, Reader::Shared] {
+        for reader in readers(&device) {
             let out = Tensor::uninit(&device, DType::I32, &[2]).unwrap();
             read(&device, reader, &ReadArgs { x: &x, out: &out, passes: 2, shift: 1, overlaps: false })
                 .unwrap();

@@ -2,9 +2,7 @@
 
 use half::{bf16, f16};
 use smart_run::device::{DType, Device, Tensor, TensorCoreFamily, TensorMap};
-use smart_run::kernels::prims_check::{
-    BULK_COLUMNS, BULK_STRIDE, Check, WgmmaForm, prims_check,
-};
+use smart_run::kernels::prims_check::{BULK_COLUMNS, BULK_STRIDE, Check, WgmmaForm, prims_check};
 use smart_run::reference::prims_check as oracle;
 
 use crate::common::compare::{Tol, close};
@@ -131,7 +129,7 @@ fn mma_of_small_integers_is_exact() {
 #[test]
 fn wgmma_multiplies_tiles_and_registers() {
     let device = device();
-    if !has_hopper(&device) {
+    if !runs(&device, Check::Wgmma(WgmmaForm::Tiles, DType::Bf16, 8)) {
         return;
     }
     let dtypes = [(DType::Bf16, BF16), (DType::F16, F16)];
@@ -164,18 +162,19 @@ fn wgmma_multiplies_tiles_and_registers() {
     }
 }
 
-/// Whether what Hopper alone has is there; says so if not.
-fn has_hopper(device: &Device) -> bool {
-    let has_it = device.with_linear_family(TensorCoreFamily::Wgmma).is_ok();
-    if !has_it {
-        eprintln!("skipped: {} is no Hopper", device.name());
+/// Whether the device can run the check, as the host driver can; says so if not.
+fn runs(device: &Device, check: Check) -> bool {
+    let runs = check.runs_on(device).unwrap();
+    if !runs {
+        assert!(!device.is_host(), "{check:?}");
+        eprintln!("skipped: {} cannot run {check:?}", device.name());
     }
-    has_it
+    runs
 }
 
 #[test]
 fn bulk_copies_bring_boxes_through_slots() {
-    if !has_hopper(&device()) {
+    if !runs(&device(), Check::BulkLoad) {
         return;
     }
     let input = words(7, Check::BulkLoad.num_inputs());
@@ -185,17 +184,28 @@ fn bulk_copies_bring_boxes_through_slots() {
 
 #[test]
 fn small_boxes_fill_a_tile_one_after_the_other() {
-    if !has_hopper(&device()) {
+    if !runs(&device(), Check::BulkParts) {
         return;
     }
     let input = words(8, Check::BulkParts.num_inputs());
     exact(Check::BulkParts, &input, &input);
 }
 
+#[test]
+fn blocks_of_a_cluster_bring_each_other_boxes() {
+    for blocks in [2, 4] {
+        let check = Check::BulkMulticast(blocks);
+        if runs(&device(), check) {
+            let input = words(9, check.num_inputs());
+            exact(check, &input, &input.repeat(blocks));
+        }
+    }
+}
+
 /// Without a fence between the copies and tensor cores.
 #[test]
 fn wgmma_multiplies_what_bulk_copies_bring() {
-    if !has_hopper(&device()) {
+    if !runs(&device(), Check::BulkWgmma(DType::Bf16)) {
         return;
     }
     for (dtype, format) in [(DType::Bf16, BF16), (DType::F16, F16)] {
@@ -211,7 +221,7 @@ fn wgmma_multiplies_what_bulk_copies_bring() {
 #[test]
 fn tensor_maps_of_what_cannot_be_copied_so_are_refused() {
     let device = device();
-    if !has_hopper(&device) {
+    if !runs(&device, Check::BulkLoad) {
         return;
     }
     let tensor = |dtype, shape: &[usize]| Tensor::zeros(&device, dtype, shape).unwrap();
@@ -253,13 +263,9 @@ fn named_barriers_order_pairs_of_warps() {
 
 #[test]
 fn blocks_of_a_cluster_see_each_others_shared_memory() {
-    let device = device();
-    if !Check::Cluster.runs_on(&device).unwrap() {
-        assert!(!device.is_host());
-        eprintln!("skipped: {} has no thread block clusters", device.name());
+    if !runs(&device(), Check::Cluster) {
         return;
     }
-    drop(device);
     let input = words(9, Check::Cluster.num_inputs());
     exact(Check::Cluster, &input, &oracle::cluster(&input));
 }

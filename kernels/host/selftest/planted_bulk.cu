@@ -46,7 +46,7 @@ __device__ __forceinline__ void bulk_sum(const TensorMap& map, float* out, int t
       const int slot = tile % 2;
       uint64_t* const barrier = reinterpret_cast<uint64_t*>(reinterpret_cast<unsigned char*>(&full[slot]) +
                                                             (kBug == BulkBug::crooked_barrier ? 4 : 0));
-      // What arrives first is not what has been read.
+      // That a box has arrived does not say that it was read.
       mbarrier_wait(kBug == BulkBug::early_refill ? &full[slot] : &empty[slot], tile / 2 % 2 ^ 1);
       mbarrier_arrive_expect(barrier, kBug == BulkBug::few_bytes    ? kTileBytes / 2
                                       : kBug == BulkBug::many_bytes ? kTileBytes * 2
@@ -69,6 +69,7 @@ __device__ __forceinline__ void bulk_sum(const TensorMap& map, float* out, int t
           ring + slot * kTileBytes + row * 128 + tile_chunk<128>(row, lane / 4) * 16;
       for (int i = 0; i < 2; i++) sums[i] += to_float(reinterpret_cast<const bf16*>(chunk)[lane % 4 * 2 + i]);
     }
+    if (kBug == BulkBug::early_read) mbarrier_wait(&full[slot], tile / 2 % 2);
     __syncwarp();
     if (lane == 0 && kBug != BulkBug::missing_arrival) mbarrier_arrive(&empty[slot]);
   }
@@ -119,3 +120,77 @@ extern "C" __global__ void bug_bulk_wgmma(const __grid_constant__ TensorMap map,
   out[threadIdx.x] = sums[0];
 }
 EXPORT_HOPPER_KERNEL(bug_bulk_wgmma)
+
+// ---- in clusters ------------------------------------------------------------------------------------------
+
+enum class MulticastBug { none, early_refill, no_fence, before_meeting, wrong_rank, early_exit };
+
+// Boxes of 8 rows of 64 elements, of which the blocks of a cluster bring each other a share, through two slots.
+// out[block][64] = sums of columns.
+template <MulticastBug kBug>
+__device__ __forceinline__ void multicast_sum(const TensorMap& map, float* out, int tiles) {
+  constexpr int kRows = 8, kTileBytes = kRows * 128;
+  DYN_SMEM_TILES(unsigned char, ring);
+  SHARED(uint64_t[2], full);
+  SHARED(uint64_t[2], empty);
+  const int thread = threadIdx.x, lane = thread % 32, blocks = cluster_size();
+  const int share = kRows / blocks, first = cluster_rank() * share;
+  // What waits for this block's reader alone does not know of the others.
+  const int arrivals = kBug == MulticastBug::early_refill ? 1 : blocks;
+  if (thread == 0) {
+    for (int slot = 0; slot < 2; slot++) {
+      mbarrier_init(&full[slot], 1);
+      mbarrier_init(&empty[slot], arrivals);
+    }
+    if (kBug != MulticastBug::no_fence || cluster_rank() == 0) mbarrier_init_fence();
+  }
+  if (kBug == MulticastBug::before_meeting) {
+    __syncthreads();
+  } else {
+    cluster_meet();
+  }
+  if (thread == 0) {
+    for (int tile = 0; tile < tiles; tile++) {
+      const int slot = tile % 2;
+      mbarrier_wait(&empty[slot], tile / 2 % 2 ^ 1);
+      mbarrier_arrive_expect(&full[slot], kTileBytes);
+      bulk_load_multicast(ring + slot * kTileBytes + first * 128, map, 0, tile * kRows + first, &full[slot],
+                          (1 << blocks) - 1 + (kBug == MulticastBug::wrong_rank ? 1 << blocks : 0));
+    }
+  }
+  if (thread >= 32) {
+    float sums[2] = {0, 0};
+    for (int tile = 0; tile < tiles; tile++) {
+      const int slot = tile % 2;
+      mbarrier_wait(&full[slot], tile / 2 % 2);
+      for (int row = 0; row < kRows; row++) {
+        const unsigned char* const chunk =
+            ring + slot * kTileBytes + row * 128 + tile_chunk<128>(row, lane / 4) * 16;
+        for (int i = 0; i < 2; i++)
+          sums[i] += to_float(reinterpret_cast<const bf16*>(chunk)[lane % 4 * 2 + i]);  // of the cluster
+      }
+      __syncwarp();
+      if (arrivals == 1) {
+        if (lane == 0) mbarrier_arrive(&empty[slot]);
+      } else if (lane < blocks) {
+        mbarrier_arrive_at(&empty[slot], lane);
+      }
+    }
+    for (int i = 0; i < 2; i++) out[blockIdx.x * 64 + lane * 2 + i] = sums[i];
+  }
+  __syncwarp();
+  if (kBug != MulticastBug::early_exit) cluster_meet();
+}
+
+#define MULTICAST_SUM(name, bug)                                                                  \
+  extern "C" __global__ void name(const __grid_constant__ TensorMap map, float* out, int tiles) { \
+    multicast_sum<MulticastBug::bug>(map, out, tiles);                                            \
+  }                                                                                               \
+  EXPORT_HOPPER_KERNEL(name)
+
+MULTICAST_SUM(healthy_multicast, none)
+MULTICAST_SUM(bug_multicast_early_refill, early_refill)
+MULTICAST_SUM(bug_multicast_no_fence, no_fence)
+MULTICAST_SUM(bug_multicast_before_meeting, before_meeting)
+MULTICAST_SUM(bug_multicast_wrong_rank, wrong_rank)
+MULTICAST_SUM(bug_multicast_early_exit, early_exit)
