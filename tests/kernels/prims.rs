@@ -1,7 +1,7 @@
 //! Every primitive of `kernels/prims.cuh` against its oracle. On a GPU this judges the PTX, on the host driver its stand-in.
 
 use half::{bf16, f16};
-use smart_run::device::{DType, Device, Tensor, TensorCoreFamily, TensorMap};
+use smart_run::device::{DType, Device, Tensor, TensorMap};
 use smart_run::kernels::prims_check::{BULK_COLUMNS, BULK_STRIDE, Check, WgmmaForm, prims_check};
 use smart_run::reference::prims_check as oracle;
 
