@@ -43,7 +43,7 @@
 #include "reduce.cuh"
 
 constexpr int kThreads = 128;  // four warps: enough to fill a stage with four 16-byte copies a thread
-constexpr int kChunk = 8;   // elements of a 16-byte copy
+constexpr int kChunk = 8;      // elements of a 16-byte copy
 constexpr int kRowChunks = kTileK / kChunk;
 
 // The tile of a CTA. Its four or eight warps form a grid, kWarpsAlongTokens of them on the side of the tokens.
@@ -113,8 +113,8 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, int x_st
   auto fetch_tokens = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
     if (tile < place.tile_end) {
-      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, x, place.token0, layer.num_rows,
-                                                  x_stride, tile * kTileK, layer.K);
+      fetch_tile<Shape::kTokens, Shape::kThreads>(stage, x, place.token0, layer.num_rows, x_stride,
+                                                  tile * kTileK, layer.K);
     }
     cp_async_commit();
   };

@@ -68,8 +68,9 @@ __device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, co
                                                float* part, ForEachSum&& for_each_sum, Finish&& finish) {
   // Four columns more than there are: neither the fragments of a warp nor its float4 meet in a bank.
   constexpr int kStride = Shape::kWeights + 4;
-  static_assert(Shape::kTokens * kStride * sizeof(float) <= Shape::kStages * Shape::kStageElements * sizeof(T),
-                "the sums of a tile fit where its stages were");
+  static_assert(
+      Shape::kTokens * kStride * sizeof(float) <= Shape::kStages * Shape::kStageElements * sizeof(T),
+      "the sums of a tile fit where its stages were");
   constexpr int kQuads = (kGated ? Shape::kWeights / 2 : Shape::kWeights) / 4;  // outputs of a row, by fours
   constexpr int kInFlight = 4;
   __syncthreads();  // every warp has read its last tile

@@ -203,7 +203,7 @@ fn misuse_of_what_other_blocks_have_is_named() {
             "launch: 719 ... was initialised without mbarrier_init_fence (kernel bug_multicast_no_fence, block (1,0,0), thread 0)",
             "launch: 719 ... before the first cluster_sync: it may not have started (kernel bug_multicast_before_meeting, block (0,0,0), thread 0)",
             "launch: 719 ... a block of the cluster is named that does not exist (kernel bug_multicast_wrong_rank",
-            "launch: 719 ... of a block of the cluster that has ended (kernel bug_multicast_early_exit",
+            "launch: 719 ... a block ended while its bulk copies to others of the cluster were under way (kernel bug_multicast_early_exit",
         ],
     );
 }

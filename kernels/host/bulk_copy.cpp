@@ -86,12 +86,12 @@ static void issue(Block& block, const void* tile, const TensorMap& map, int colu
   Mbarrier& barrier = find_mbarrier(block, address, "bulk_load");
   if (!barrier.is_fenced) fail("bulk_load: its mbarrier was initialised without mbarrier_init_fence");
   const BulkCopy copy{.map = map,
-                       .column = column,
-                       .row = row,
-                       .tile = block.shared_offset(tile),
-                       .barrier = barrier.offset,
-                       .thread = current_fiber()->number(),
-                       .issuer = current_block()->rank};
+                      .column = column,
+                      .row = row,
+                      .tile = block.shared_offset(tile),
+                      .barrier = barrier.offset,
+                      .thread = current_fiber()->number(),
+                      .issuer = current_block()->rank};
   check(block, copy);
   announce(block, copy);
   tsan::release(phase_of(block, barrier, barrier.phase));

@@ -28,7 +28,10 @@ bool is_new(const Kernel& kernel, const Geometry& g) {
   static std::map<const Kernel*, std::set<Shape>> seen;
   auto& shapes = seen[&kernel];
   if (shapes.size() >= most_per_kernel) return false;
-  return shapes.emplace(g.grid.x, g.grid.y, g.grid.z, g.block.x, g.block.y, g.block.z, g.shared_bytes, g.cluster_size()).second;
+  return shapes
+      .emplace(g.grid.x, g.grid.y, g.grid.z, g.block.x, g.block.y, g.block.z, g.shared_bytes,
+               g.cluster_size())
+      .second;
 }
 
 DevicePointer pointer_at(PointerField field, void** parameters) {

@@ -29,7 +29,7 @@ struct Mbarrier {
 struct BulkCopy {
   TensorMap map;
   int column, row;
-  uint32_t tile, barrier;  // in the block's shared memory
+  uint32_t tile, barrier;   // in the block's shared memory
   unsigned thread, issuer;  // that issued it; its block in the cluster
 };
 

@@ -207,7 +207,8 @@ void wgmma_fence() {
 void wgmma_issue(float* sums, int width, bool is_bf16, const WgmmaFactors& factors) {
   Fiber* self = current_fiber();
   Block* block = current_block();
-  if ((self->warp / 4 + 1) * 128 > block->num_threads) fail("wgmma by a warp whose warpgroup has not four of them");
+  if ((self->warp / 4 + 1) * 128 > block->num_threads)
+    fail("wgmma by a warp whose warpgroup has not four of them");
   if (!self->has_fenced_registers) fail("wgmma without a wgmma_fence before it");
   WgmmaOperand operand{{factors.a, factors.b, uint32_t(width), factors.is_across}, {}};
   if (factors.registers) memcpy(operand.registers, factors.registers, sizeof operand.registers);

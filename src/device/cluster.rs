@@ -61,7 +61,12 @@ impl Device {
         let (threads, shared_bytes) = (threads as i32, shared_bytes as usize);
         // SAFETY: the function handle is live; `blocks` receives the number.
         let status = unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, kernel.function, threads, shared_bytes)
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &mut blocks,
+                kernel.function,
+                threads,
+                shared_bytes,
+            )
         };
         check("cuOccupancyMaxActiveBlocksPerMultiprocessor", status)?;
         let multiprocessors =

@@ -249,7 +249,11 @@ fn schedules_do_not_change_a_bit_of_wide_tiles() {
         let want = layer.run(judge, &x, DType::Bf16);
         for mode in device.modes().into_iter().take(1).chain(device.schedules().into_iter().take(3)) {
             device.enter(mode);
-            same_bits(&format!("{rows} rows of {n} {mode:?}"), &layer.run(device_of_case, &x, DType::Bf16), &want);
+            same_bits(
+                &format!("{rows} rows of {n} {mode:?}"),
+                &layer.run(device_of_case, &x, DType::Bf16),
+                &want,
+            );
         }
     }
 }

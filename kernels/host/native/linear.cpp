@@ -249,7 +249,7 @@ void linear_native_f32(const simt::NativeLaunch&, const float* x, const float* w
 NATIVE_TWIN(linear_f32, linear_native_f32<false>)
 NATIVE_TWIN(linear_swiglu_f32, linear_native_f32<true>)
 
-#define LINEAR_TWINS(name, twin)  \
+#define LINEAR_TWINS(name, twin)     \
   NATIVE_TWIN(name##_t8, twin)       \
   NATIVE_TWIN(name##_t16, twin)      \
   NATIVE_TWIN(name##_t32, twin)      \
@@ -257,7 +257,7 @@ NATIVE_TWIN(linear_swiglu_f32, linear_native_f32<true>)
   NATIVE_TWIN(name##_t64, twin)      \
   NATIVE_TWIN(name##_t128, twin)
 
-#define LINEAR_MMA_TWINS(name, T, gated)         \
+#define LINEAR_MMA_TWINS(name, T, gated)        \
   LINEAR_TWINS(name, (linear_native<T, gated>)) \
   NATIVE_TWIN(name##_t64_w128, (linear_native<T, gated>))
 

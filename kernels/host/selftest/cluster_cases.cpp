@@ -26,7 +26,8 @@ static const char* sums_are(const char* name, unsigned blocks, unsigned size) {
 CASE(cluster) {
   for (unsigned seed = 0; seed <= 20; seed++) {
     simt_set_option("seed", seed);
-    for (unsigned size : {1, 2, 4, 8}) printf("seed %u, %u: %s\n", seed, size, sums_are("healthy_cluster", 16, size));
+    for (unsigned size : {1, 2, 4, 8})
+      printf("seed %u, %u: %s\n", seed, size, sums_are("healthy_cluster", 16, size));
   }
 }
 

@@ -2,7 +2,16 @@
 // bug each.
 #include "../../prims.cuh"
 
-enum class Flaw { none, no_first_sync, no_sync, only_meets, no_last_sync, wrong_rank, wrong_place, half_syncs };
+enum class Flaw {
+  none,
+  no_first_sync,
+  no_sync,
+  only_meets,
+  no_last_sync,
+  wrong_rank,
+  wrong_place,
+  half_syncs
+};
 
 // out[block][thread] = sum over the cluster's blocks of (number of the block * 64 + mirrored thread).
 template <Flaw kFlaw>
@@ -22,10 +31,10 @@ __device__ __forceinline__ void cluster_sum(float* out) {
   if (kFlaw != Flaw::no_last_sync) cluster_meet();
 }
 
-#define CLUSTER_SUM(name, flaw)                     \
-  extern "C" __global__ void name(float* out) {     \
-    cluster_sum<Flaw::flaw>(out);                   \
-  }                                                 \
+#define CLUSTER_SUM(name, flaw)                 \
+  extern "C" __global__ void name(float* out) { \
+    cluster_sum<Flaw::flaw>(out);               \
+  }                                             \
   EXPORT_KERNEL(name)
 
 CLUSTER_SUM(healthy_cluster, none)
