@@ -182,9 +182,13 @@ impl Device {
         self.families.of(Operation::Attention)
     }
 
-    /// Every choice of a family in words, as in `linear layers by mma, attention by mma`.
+    /// Every choice of a family in words, as in `linear layers by mma, attention by mma`, and whether launches go without clusters.
     pub fn families(&self) -> String {
-        self.families_where(|_| true).join(", ")
+        let mut all = self.families_where(|_| true);
+        if !self.families.clusters {
+            all.push("no clusters".into());
+        }
+        all.join(", ")
     }
 
     fn families_where(&self, is_told: impl Fn(TensorCoreFamily) -> bool) -> Vec<String> {

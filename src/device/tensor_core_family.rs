@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// A family of kernels of one operation, for all widths. One for the life of a process and an operation: `SMART_LINEAR` says which for linear
 /// layers, `SMART_ATTENTION` for attention; `mma` by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TensorCoreFamily {
     /// `mma.sync`: a warp for itself, on every supported GPU.
     #[default]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::hash::RandomState;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::config::{FloatType, ModelSource};
 use crate::control::{Controller, CostModel, MAX_TOP_K, Policy};
@@ -25,6 +26,9 @@ use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::pages::PagePool;
+
+/// How long linear layers may be measured.
+const TUNING_LIMIT: Duration = Duration::from_millis(500);
 
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
 pub type LoadProgress<'a> = Box<dyn FnMut(&str, usize, usize) + 'a>;
@@ -68,6 +72,7 @@ pub struct EngineBuilder<'a> {
     pub(super) prefill_tokens: usize,
     pub(super) pass_tread: Option<usize>,
     pub(super) run_ahead: Option<bool>,
+    pub(super) tune: Option<bool>,
     pub(super) kv_budget_bytes: Option<usize>,
     pub(super) cost_cache: Option<PathBuf>,
     pub(super) costs: Option<CostModel>,
@@ -89,6 +94,7 @@ impl EngineBuilder<'static> {
             prefill_tokens: 512,
             pass_tread: None,
             run_ahead: None,
+            tune: None,
             kv_budget_bytes: None,
             cost_cache: None,
             costs: None,
@@ -182,6 +188,13 @@ impl<'a> EngineBuilder<'a> {
         self
     }
 
+    /// Whether linear layers are measured at the start, to run in the fastest way that the device has for them; otherwise only on a GPU: for tests.
+    #[doc(hidden)]
+    pub fn tune(mut self, wanted: bool) -> Self {
+        self.tune = Some(wanted);
+        self
+    }
+
     /// Whether plain rounds are issued before the host has read the one before, whatever the device: for tests.
     #[doc(hidden)]
     pub fn run_ahead(mut self, wanted: bool) -> Self {
@@ -240,6 +253,9 @@ impl<'a> EngineBuilder<'a> {
         let mut pool = PagePool::new(&device, num_pages, max_sequences, max_positions, lookahead)?;
         let cache = |shape| KvCache::new(&device, shape, num_pages, pool.table().clone());
         target.prepare(max_rows, max_rows, max_positions)?;
+        if self.tune.unwrap_or(!device.is_host()) {
+            target.tune(Instant::now() + TUNING_LIMIT)?;
+        }
         let kv = cache(target.kv_shape())?;
         let tread = self.pass_tread.unwrap_or_else(|| graphs::pass_tread(&device));
         let mut verifier = Verifier::new(&device, target, kv, (max_rows, tread), max_sequences)?;

@@ -74,6 +74,7 @@ use crate::engine::sequence::Sequence;
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::{Verified, Verifier};
 use crate::error::{Error, Result};
+use crate::kernels::linear::TunedLaunch;
 use crate::model::vision::VisionEncoder;
 use crate::pages::PagePool;
 
@@ -237,6 +238,12 @@ impl Engine {
     pub fn pass_graphs(&self) -> (usize, usize) {
         let network = self.proposer.as_ref().and_then(Proposer::network);
         (self.verifier.graphs.num_graphs(), network.map_or(0, |drafting| drafting.num_graphs()))
+    }
+
+    /// Launches of the target's linear layers that could run in several ways, and those that measurements chose at the start; none on the host
+    /// driver.
+    pub fn tuned_launches(&self) -> &[TunedLaunch] {
+        self.verifier.target.tuned()
     }
 
     /// Sequences that are running, those whose prompts are being read included, in slot order.

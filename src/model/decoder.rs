@@ -1,12 +1,14 @@
 //! A decoder-only target: pre-norm layers with grouped-query attention, rotary positions and a gated MLP. What its
 //! architecture adds (biases, normalised heads, sliding windows) the config says and `AttentionWeights` holds.
 
+use std::time::Instant;
+
 use crate::config::{FloatType, Geometry, ModelConfig};
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kernels::linear::{LinearArgs, linear};
+use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
@@ -141,6 +143,26 @@ impl Decoder {
             scratch: Scratch::new(&self.device, &size)?,
         });
         Ok(())
+    }
+
+    /// Measures in which of several ways linear layers run fastest here; passes then run so, to the same bits. No measurement is begun after
+    /// `deadline`. What it came to is [`Decoder::tuned`].
+    ///
+    /// # Errors
+    /// A failure of the driver.
+    pub fn tune(&mut self, deadline: Instant) -> Result<()> {
+        let Self { layers, head, device, buffers, .. } = self;
+        let Some(Buffers { normed, delta, head_in, logits, scratch, .. }) = buffers else { return Ok(()) };
+        let decoder_layers = layers.iter().map(|layer| (&layer.attention, &layer.mlp));
+        let mut kinds = scratch.tuned_layers(decoder_layers, (normed, delta));
+        let (x, out) = (head_in.clone(), logits.clone());
+        kinds.push(TunedLayer { name: "head", weights: vec![&*head], gated: false, x, out });
+        scratch.workspace.tune(device, &kinds, deadline)
+    }
+
+    /// Launches of linear layers that have been measured, and how they run.
+    pub fn tuned(&self) -> &[TunedLaunch] {
+        self.buffers.as_ref().map_or(&[], |buffers| buffers.scratch.workspace.tuned())
     }
 
     /// Runs the rows of `pass` through all layers, writing their keys and values to `kv`, and returns the f32 logits

@@ -3,7 +3,7 @@
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
-use crate::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, linear, linear_swiglu};
+use crate::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, TunedLayer, linear, linear_swiglu};
 use crate::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use crate::kernels::tree_attention::{self, TreeAttentionArgs, tree_attention};
 use crate::kv_cache::KvCache;
@@ -144,6 +144,36 @@ pub(crate) struct Scratch {
     cos_sin: Tensor,
     /// Of the linear layers; attention has its partial states in the same place.
     pub workspace: LinearWorkspace,
+}
+
+impl Scratch {
+    /// What [`LinearWorkspace::tune`] measures of decoder layers: their weights, by kind, with `x` `[rows, hidden]` and `out` `[rows, hidden]` beside
+    /// the activations here.
+    pub fn tuned_layers<'a>(
+        &self,
+        layers: impl Iterator<Item = (&'a AttentionWeights, &'a Mlp)> + Clone,
+        (x, out): (&Tensor, &Tensor),
+    ) -> Vec<TunedLayer<'a>> {
+        let kind = |name, gated, weights, x: &Tensor, out: &Tensor| TunedLayer {
+            name,
+            weights,
+            gated,
+            x: x.clone(),
+            out: out.clone(),
+        };
+        vec![
+            kind("qkv", false, layers.clone().map(|(attention, _)| &attention.qkv).collect(), x, &self.qkv),
+            kind(
+                "o",
+                false,
+                layers.clone().map(|(attention, _)| &attention.o).collect(),
+                &self.attended,
+                out,
+            ),
+            kind("gate_up", true, layers.clone().map(|(_, mlp)| &mlp.gate_up).collect(), x, &self.act),
+            kind("down", false, layers.map(|(_, mlp)| &mlp.down).collect(), &self.act, out),
+        ]
+    }
 }
 
 /// What [`Scratch`] has to hold.

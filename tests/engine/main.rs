@@ -19,4 +19,5 @@ mod recording;
 mod run_ahead;
 mod scheduling;
 mod targets;
+mod tuning;
 mod vision;

@@ -1,6 +1,8 @@
+use std::time::{Duration, Instant};
+
 use smart_run::Error;
 use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
-use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, linear};
+use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, TunedLayer, linear};
 use smart_run::reference;
 
 use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
@@ -254,6 +256,46 @@ fn schedules_do_not_change_a_bit_of_wide_tiles() {
                 &layer.run(device_of_case, &x, DType::Bf16),
                 &want,
             );
+        }
+    }
+}
+
+/// Launches that were measured run in another way, perhaps, and come to the same.
+#[test]
+fn measured_launches_have_the_same_bits() {
+    let device = device();
+    device.enter(device.modes()[0]);
+    for (linear_device, family) in device.linear_families().iter().step_by(3).map(|(family, it)| (it, family))
+    {
+        for (n, k) in [(136, 72), (72, 1032)] {
+            let [x, weight, bias] = inputs(DType::Bf16, 14, 70, n, k);
+            let usual = Layer::new(&device, DType::Bf16, &weight, Some(&bias), k);
+            let mut tuned = Layer::new(&device, DType::Bf16, &weight, Some(&bias), k);
+            let layer = |name| TunedLayer {
+                name,
+                weights: vec![&usual.weight; 2],
+                gated: false,
+                x: poisoned(&device, DType::Bf16, &[70, k]),
+                out: poisoned(&device, DType::Bf16, &[70, n]),
+            };
+            tuned.workspace.tune(linear_device, &[layer("late")], Instant::now()).unwrap();
+            assert!(tuned.workspace.tuned().is_empty(), "no time, no measurement");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            tuned.workspace.tune(linear_device, &[layer("layer")], deadline).unwrap();
+            let launches = tuned.workspace.tuned();
+            assert!(launches.iter().all(|launch| launch.layer == "layer" && launch.us <= launch.usual_us));
+            let rows: Vec<usize> = launches.iter().map(|launch| launch.rows).collect();
+            // Tiles of all widths up to the rows there are; of the small ones only clusters come in two ways, where the device has some.
+            assert!(rows.is_sorted() && rows.ends_with(&[32, 64]), "{family}: {rows:?}");
+            if device.is_host() && k > 1000 {
+                assert_eq!(rows, [8, 16, 32, 64], "{family}");
+            }
+            for rows in [1, 9, 30, 40, 70] {
+                let x = &x[..rows * k];
+                let name = format!("{rows} rows of {n}x{k} {family}");
+                let got = tuned.run(linear_device, x, DType::Bf16);
+                same_bits(&name, &got, &usual.run(linear_device, x, DType::Bf16));
+            }
         }
     }
 }

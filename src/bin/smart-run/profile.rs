@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use smart_run::control::cost::COST_TABLE_VERSION;
 use smart_run::control::{CostModel, CostSource, CostTable, Policy, SweepKind, SweepPoint};
+use smart_run::kernels::linear::TunedLaunch;
 use smart_run::{Error, Result};
 
 use crate::args::{OutputFormat, Picture, ProfileArgs, ProfileSubject};
@@ -32,6 +33,7 @@ struct Sweep {
     took: Duration,
     measured: usize,
     planned: usize,
+    tuned: Vec<TunedLaunch>,
 }
 
 /// Runs the command.
@@ -92,12 +94,20 @@ fn measure(subject: &ProfileSubject) -> Result<Profile> {
         points: measured.points,
         conditions: measured.conditions,
     };
-    let sweep =
-        Sweep { took: measured.sweep_time, measured: table.points.len(), planned: measured.planned_points };
+    let sweep = Sweep {
+        took: measured.sweep_time,
+        measured: table.points.len(),
+        planned: measured.planned_points,
+        tuned: engine.tuned_launches().to_vec(),
+    };
     Ok(Profile { cost: table.cost_model()?, table, sweep: Some(sweep) })
 }
 
 impl Profile {
+    fn tuned(&self) -> &[TunedLaunch] {
+        self.sweep.as_ref().map_or(&[], |sweep| &sweep.tuned)
+    }
+
     fn title(&self) -> String {
         format!("Costs of {}", self.table.name)
     }
@@ -146,6 +156,12 @@ impl Profile {
                 format!("Outside its passes a drafted round takes {drafted} us and a plain one {plain} us.")
             }
         });
+        let others = self.tuned().iter().filter(|launch| launch.us < launch.usual_us).count();
+        if let launches @ 1.. = self.tuned().len() {
+            facts.push(format!(
+                "Of {launches} launches of linear layers that could run in several ways {others} do not run in the usual one."
+            ));
+        }
         if let Some(conditions) = &table.conditions {
             facts.push(format!("GPU: {conditions}."));
             facts.extend(conditions.remarks().into_iter().map(|remark| format!("Note: {remark}.")));
@@ -165,6 +181,7 @@ impl Profile {
         ] {
             text.push_str(&self.passes(kind, title));
         }
+        text.push_str(&self.launches());
         text.push_str("\nAttention of a target pass, us per sequence and 1000 cached tokens\n  nodes");
         for nodes in ATTENTION_NODES {
             let _ = write!(text, " {nodes:>9}");
@@ -178,6 +195,24 @@ impl Profile {
             "\n  of a drafter pass: {} us",
             number(1000.0 * self.cost.draft_attention_us_per_token())
         );
+        text
+    }
+
+    /// Which way launches of linear layers run, where measurements said; nothing where they did not.
+    fn launches(&self) -> String {
+        let mut text = String::new();
+        if !self.tuned().is_empty() {
+            text.push_str(
+                "\nLinear layers, each in the fastest way\n    layer  rows  weights a tile  clusters        us  usual way\n",
+            );
+        }
+        for launch in self.tuned() {
+            let TunedLaunch { layer, rows, weights, clusters, us, usual_us } = launch;
+            let clusters = if *clusters { "yes" } else { "no" };
+            let (us, usual_us) = (number(*us), number(*usual_us));
+            let _ =
+                writeln!(text, "  {layer:>7} {rows:>5} {weights:>15} {clusters:>9} {us:>9} {usual_us:>10}");
+        }
         text
     }
 

@@ -1,0 +1,175 @@
+//! Which of several launches that give the same bits is the fastest on the GPU at hand: measured once, at start-up. Rules ([`usual_tile`],
+//! [`Device::runs_clusters`]) say where nothing has been measured.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::tiles::{Grid, Tile, splits, tiles_of, tokens_for, usual_tile};
+use super::{LinearArgs, LinearWorkspace, launch_as};
+use crate::device::{Device, Tensor, TensorCoreFamily, Timeline};
+use crate::error::Result;
+
+/// Weights of a shape that a measurement goes through: of a large model more than its GPU's caches hold, as in a pass.
+const MAX_WEIGHTS: usize = 16;
+/// Times that every way is measured, in turns, after one that warms up; the least counts.
+const TURNS: usize = 3;
+/// What another way must save to take the place of the usual one.
+const LEAST_GAIN: f64 = 0.01;
+
+/// Launches that run in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LaunchKind {
+    pub(super) family: TensorCoreFamily,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) gated: bool,
+    /// Of their tiles.
+    pub(super) tokens: usize,
+}
+
+/// How a launch runs: the same bits, another time.
+#[derive(Clone, Copy)]
+pub(super) struct Way {
+    pub(super) tile: &'static Tile,
+    /// In clusters, where that can be.
+    pub(super) clusters: bool,
+}
+
+/// What has been measured.
+#[derive(Default)]
+pub(super) struct Tuning {
+    chosen: HashMap<LaunchKind, Way>,
+    report: Vec<TunedLaunch>,
+}
+
+impl Tuning {
+    pub(super) fn of(&self, kind: &LaunchKind) -> Option<Way> {
+        self.chosen.get(kind).copied()
+    }
+}
+
+/// Weights `[n, k]` of one shape, one or more, and room for what they are multiplied with and come to, `[rows, ...]`.
+pub struct TunedLayer<'a> {
+    /// As in the log.
+    pub name: &'static str,
+    /// Of one shape and dtype.
+    pub weights: Vec<&'a Tensor>,
+    /// Whether [`linear_swiglu`](super::linear_swiglu) runs them.
+    pub gated: bool,
+    /// Token rows; their values do not matter.
+    pub x: Tensor,
+    /// Gets overwritten.
+    pub out: Tensor,
+}
+
+/// A launch that could run in several ways, and the one chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TunedLaunch {
+    /// Name of the layer.
+    pub layer: &'static str,
+    /// Rows of the launch that was measured: all that a tile takes.
+    pub rows: usize,
+    /// Weight rows of a tile.
+    pub weights: usize,
+    /// Whether it runs in clusters.
+    pub clusters: bool,
+    /// Microseconds.
+    pub us: f64,
+    /// Microseconds of the way that rules would have chosen.
+    pub usual_us: f64,
+}
+
+impl LinearWorkspace {
+    /// Measures launches of `layers`, of which those with this workspace then run in the fastest way; of full tiles of every width up to the rows
+    /// there are. None is begun after `deadline`. Waits for the device.
+    ///
+    /// # Errors
+    /// Operands that do not fit, a failure of the driver.
+    pub fn tune(&mut self, device: &Device, layers: &[TunedLayer], deadline: Instant) -> Result<()> {
+        for layer in layers.iter().filter(|layer| layer.x.dtype().size_in_bytes() == 2) {
+            let mut rows = 1;
+            while rows <= layer.x.dim(0) {
+                let tokens = tokens_for(device.linear_family(), rows);
+                if tokens > layer.x.dim(0) || tokens < rows || Instant::now() >= deadline {
+                    break;
+                }
+                self.tune_launch(device, layer, tokens)?;
+                rows = tokens + 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// What has been measured and chosen.
+    pub fn tuned(&self) -> &[TunedLaunch] {
+        &self.tuning.report
+    }
+
+    fn tune_launch(&mut self, device: &Device, layer: &TunedLayer, rows: usize) -> Result<()> {
+        let Some(first) = layer.weights.first() else { return Ok(()) };
+        let (n, k, gated) = (first.dim(0), first.dim(1), layer.gated);
+        let (family, splits) = (device.linear_family(), splits(n, k));
+        let mut ways = Vec::new();
+        for tile in tiles_of(family, rows) {
+            let kernel = tile.kernel(layer.x.dtype(), gated);
+            let in_clusters = Grid::apart(tile, rows, n, splits).in_clusters(device, kernel, tile)?;
+            ways.extend(in_clusters.map(|_| Way { tile, clusters: true }));
+            ways.push(Way { tile, clusters: false });
+        }
+        if ways.len() < 2 {
+            return Ok(());
+        }
+        let tile = usual_tile((family, device.wide_from_ctas()), rows, n, splits);
+        let usual = ways.iter().position(|way| std::ptr::eq(way.tile, tile)).unwrap_or(0);
+        let (x, out) = (layer.x.rows(0..rows), layer.out.rows(0..rows));
+        let step = layer.weights.len().div_ceil(MAX_WEIGHTS);
+        let mut least = vec![f64::INFINITY; ways.len()];
+        for turn in 0..=TURNS {
+            for (way, least) in ways.iter().zip(&mut least) {
+                let mut timeline = Timeline::new(device);
+                timeline.mark()?;
+                for weight in layer.weights.iter().step_by(step) {
+                    let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: self };
+                    launch_as(device, &args, splits, gated, *way)?;
+                }
+                timeline.mark()?;
+                timeline.wait()?;
+                let us = timeline.phases()?.map_or(f64::INFINITY, |phases| phases.iter().sum());
+                if turn > 0 {
+                    *least = least.min(us / layer.weights.len().div_ceil(step) as f64);
+                }
+            }
+        }
+        let best = fastest(&least, usual);
+        let way = ways[best];
+        self.tuning.chosen.insert(LaunchKind { family, n, k, gated, tokens: rows }, way);
+        self.tuning.report.push(TunedLaunch {
+            layer: layer.name,
+            rows,
+            weights: way.tile.weights,
+            clusters: way.clusters,
+            us: least[best],
+            usual_us: least[usual],
+        });
+        Ok(())
+    }
+}
+
+/// The one with the least time, the usual one unless it is beaten by [`LEAST_GAIN`].
+fn fastest(times: &[f64], usual: usize) -> usize {
+    let best = (0..times.len()).min_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(usual);
+    if times[best] < times[usual] * (1.0 - LEAST_GAIN) { best } else { usual }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_way_stays_unless_another_is_clearly_faster() {
+        assert_eq!(fastest(&[10.0, 9.0, 12.0], 0), 1);
+        assert_eq!(fastest(&[10.0, 9.95, 12.0], 0), 0);
+        assert_eq!(fastest(&[10.0, 9.95, 12.0], 2), 1);
+        assert_eq!(fastest(&[f64::INFINITY, f64::INFINITY], 1), 1, "nothing was measured");
+    }
+}
