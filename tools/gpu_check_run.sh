@@ -161,9 +161,25 @@ bench() {
   echo "smart-run bench ${arguments[*]}"
 }
 
+# profile TURN: what passes cost, as profile-TURN.json.
+profile() {
+  local arguments=(--format json --model "$pair/target" --draft "$pair/drafter")
+  timeout --kill-after=5 "$limit" "$smart_run" profile "${arguments[@]}" > "$scratch/profile.json" || return
+  tr -d '\n' < "$scratch/profile.json" > "$results/profile-$1.json"
+  echo "smart-run profile ${arguments[*]}"
+}
+
+# decode SECONDS: plain decoding by PyTorch, of the target's shape. Status 77 without PyTorch.
+decode() {
+  local few=(--context 1024)
+  [ "$SMART_DEVICE" = host ] && few=(--context 64 --modes default)
+  "$python" -c 'import torch' 2>/dev/null || { echo "$python has no PyTorch"; return 77; }
+  timeout --kill-after=5 "$limit" "$python" "$tools/gpu_check_decode.py" "$pair/target" "$results/decode.jsonl" --seconds "$1" "${few[@]}"
+}
+
 end_to_end() {
   unpack smart-run
-  rm -f "$results/end-to-end.jsonl"
+  rm -f "$results/end-to-end.jsonl" "$results/decode.jsonl" "$results"/profile-*.json
   # Relative, so that results name no folder of this machine.
   local pair=assets/demo prompts=assets/demo/prompts.jsonl
   if [ -n "$models" ]; then
@@ -173,6 +189,10 @@ end_to_end() {
   cd "$SMART_TEST_ROOT" || exit 1
   local all=$((${seconds:-$((430 * patience))} + 20)) part batches="1 8 32 64 4 16 2"
   [ "$SMART_DEVICE" = host ] && batches="1 2"
+  # Plain decoding: ours, PyTorch's, ours again, in two fifths of the time at the most.
+  step "passes of the pair" $((all / patience / 8 + 1)) profile 1
+  step "plain decoding by PyTorch" $((all / patience / 4 + 1)) decode $((all / 10))
+  step "passes of the pair again" $((all / patience / 8 + 1)) profile 2
   for part in $(for t in 0 1; do for b in $batches; do echo "$b:$t"; done; done); do
     if ((SECONDS > all - 20)); then
       summary+=("SKIPPED batch ${part%:*} at temperature ${part#*:}: no time left")

@@ -8,101 +8,15 @@ around it: above 1 ours is faster. What was skipped, and what failed, is listed;
 
 import argparse
 import json
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from gpu_check_goals import goals
+from gpu_check_results import Shape, decode_steps, gather, geometric_mean, lines_of, number, origin, shape_of, table
+
 PEERS = ["cuBLASLt", "torch.matmul", "torch", "SDPA", "FlexAttention"]
-
-
-def lines_of(path: Path) -> list[dict]:
-    """What a killed run has left of its last line is no row."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def origin(report: Path) -> str:
-    """GPU, driver, commit and command of a report."""
-    text = report.read_text() if report.is_file() else ""
-
-    def first(pattern: str, missing: str) -> str:
-        found = re.search(pattern, text, re.MULTILINE)
-        return found.group(1).strip() if found else missing
-
-    gpu = first(r"^(.*), \d+\.\d+[.\d]*, \d+ MiB,", "no GPU named")
-    if "SMART_DEVICE=host" in text:
-        gpu = "host driver: a dry run that says nothing about any GPU"
-    driver = first(r"^.*, (\d+\.\d+[.\d]*), \d+ MiB,", "none")
-    commit, command = first(r"^commit (.*)$", "unknown"), first(r"^command: (.*)$", "unknown")
-    when = first(r"^run (\S+) on", "unknown")
-    return f"{gpu}; driver {driver}; commit {commit}; {when}; `{command}`"
-
-
-def table(title: str, source: str, header: list[str], rows: Iterable[list[str]]) -> None:
-    rows = list(rows)
-    if not rows:
-        return
-    print(f"\n### {title}\n\n{source}\n")
-    print("| " + " | ".join(header) + " |")
-    print("|---" + "|---:" * (len(header) - 1) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-class Shape:
-    """All measurements of one row."""
-
-    def __init__(self) -> None:
-        self.ours: list[dict] = []
-        self.peers: dict[str, dict] = {}
-
-    def median(self) -> float | None:
-        times = [row["median_us"] for row in self.ours]
-        return sum(times) / len(times) if times else None
-
-    def drift(self) -> float | None:
-        """The second turn over the first."""
-        return self.ours[1]["median_us"] / self.ours[0]["median_us"] if len(self.ours) == 2 else None
-
-    def ratio(self, peer: str) -> float | None:
-        ours, row = self.median(), self.peers.get(peer)
-        return row["median_us"] / ours if row and ours else None
-
-
-def gather(rows: list[dict]) -> tuple[dict[str, Shape], list[str]]:
-    """By name, and what was not measured."""
-    shapes: dict[str, Shape] = defaultdict(Shape)
-    causes: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        who = row.get("who", "ours")
-        if "median_us" not in row:
-            cause = row["error"] if "error" in row else row.get("reason", "")
-            causes[who, cause].append(row.get("case", ""))
-        elif who == "ours":
-            shapes[row["case"]].ours.append(row)
-        else:
-            shapes[row["case"]].peers[who] = row
-    missing = []
-    for (who, cause), names in causes.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        shown = ", ".join(filter(None, names[:3]))
-        missing.append(f"{who}{': ' + shown + more if shown else ''}: {cause}")
-    return shapes, missing
-
-
-def shape_of(shape: Shape) -> dict:
-    return (shape.ours or list(shape.peers.values()))[0]["shape"]
 
 
 def ceilings(shapes: dict[str, Shape], source: str) -> None:
@@ -177,11 +91,6 @@ def kernels(folder: Path) -> None:
             print(f"- {line}")
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
-
-
 def ratios(families: dict[str, dict[str, Shape]], source: str) -> None:
     """Of linear layers and attention for each of our families of kernels apart."""
     groups: dict[str, dict[str, Shape]] = defaultdict(dict)
@@ -233,6 +142,21 @@ def instructions(
     )  # fmt: skip
 
 
+def plain_decoding(folder: Path) -> None:
+    """Our plain pass before and after PyTorch's, at one context."""
+    source = origin(folder / "end-to-end.txt")
+    rows = []
+    for step in decode_steps(folder):
+        ours, second = step.ours_us(), step.ours[1] / step.ours[0] if len(step.ours) == 2 else None
+        for mode, us in step.peers.items() or {"": None}.items():
+            rows.append([
+                f"B={step.batch}, context {step.context}", number(ours, 1), number(second, 3),
+                number(step.bytes / ours / 1e3 if ours else None, 0), mode, number(us, 1), number(us / ours if us and ours else None),
+            ])  # fmt: skip
+    header = ["plain decoding", "us", "second turn", "GB/s", "PyTorch", "us", "ratio"]
+    table("Plain decoding", source, header, rows)
+
+
 def end_to_end(folder: Path) -> None:
     reports = lines_of(folder / "end-to-end.jsonl")
     source = origin(folder / "end-to-end.txt")
@@ -273,7 +197,9 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="results of gpu-check/run.sh")
     for folder in parser.parse_args().folders:
         summary(folder)
+        goals(folder)
         kernels(folder)
+        plain_decoding(folder)
         end_to_end(folder)
 
 
