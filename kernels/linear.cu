@@ -39,34 +39,8 @@
 // halves of an m16 tile: a thread holds both.
 #include "prims.cuh"
 #include "elements.cuh"
-#include "linear_tile.cuh"
+#include "linear_mma.cuh"
 #include "reduce.cuh"
-
-constexpr int kThreads = 128;  // four warps: enough to fill a stage with four 16-byte copies a thread
-constexpr int kChunk = 8;      // elements of a 16-byte copy
-constexpr int kRowChunks = kTileK / kChunk;
-
-// The tile of a CTA. Its four or eight warps form a grid, kWarpsAlongTokens of them on the side of the tokens.
-template <int kTokens_, int kWeights_, int kWarpsAlongTokens_, int kStages_, int kThreads_ = ::kThreads>
-struct Tile {
-  static constexpr int kThreads = kThreads_;
-  static constexpr int kTokens = kTokens_;
-  static constexpr int kWeights = kWeights_;
-  static constexpr int kWarpsAlongTokens = kWarpsAlongTokens_;
-  static constexpr int kWarpsAlongWeights = kThreads / 32 / kWarpsAlongTokens;
-  static constexpr int kStages = kStages_;
-  static constexpr int kStageElements = (kTokens + kWeights) * kTileK;
-  static constexpr int kMmaRows = kWeights / kWarpsAlongWeights / 16;  // m16 tiles a warp
-  static constexpr int kGroups = kTokens / kWarpsAlongTokens / 8;      // n8 groups a warp
-  static_assert(kMmaRows > 0 && kGroups > 0, "every warp needs at least one mma tile");
-  static_assert(kWeights % (kThreads / kRowChunks) == 0, "a weight tile is filled in whole passes");
-};
-
-// Address of a 16-byte chunk in a tile of kTileK-element rows.
-template <typename T>
-__device__ __forceinline__ T* swizzled(T* tile, int row, int chunk) {
-  return tile + row * kTileK + (chunk ^ (row % kRowChunks)) * kChunk;
-}
 
 // Copies rows [row0, row0 + kRows) x one k tile of `source` into `tile`; what lies outside the matrix becomes
 // zero. kThreads threads of the CTA share the work.
@@ -88,19 +62,15 @@ __device__ __forceinline__ void fetch_tile(T* tile, const T* source, int row0, i
 }
 
 template <typename T,      // element type: bf16 or f16
-          typename Shape,  // a Tile
+          typename Shape,  // an MmaTile
           bool kGated>     // linear_swiglu
 __device__ __forceinline__ void linear_mma(const T* x, const T* weight, int x_stride,
                                            const LinearOutputs<T>& layer) {
+  static_assert(Shape::kWeights % (Shape::kThreads / kRowChunks) == 0,
+                "a weight tile is filled in whole passes");
   let_successor_start();
   DYN_SMEM(T, stages);
-  const int lane_idx = threadIdx.x % 32;
-  const int warp_idx = threadIdx.x / 32;
   const LinearPlace place = linear_place<Shape>(layer);
-  // Where this warp's mma tiles start inside the CTA's tile.
-  const int warp_weight = warp_idx % Shape::kWarpsAlongWeights * (Shape::kMmaRows * 16);
-  const int warp_token = warp_idx / Shape::kWarpsAlongWeights * (Shape::kGroups * 8);
-
   // A stage holds the weight tile, then the token tile.
   auto fetch_weights = [&](int tile, int slot) {
     T* const stage = stages + slot * Shape::kStageElements;
@@ -119,50 +89,7 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, int x_st
     cp_async_commit();
   };
 
-  float sums[Shape::kMmaRows][Shape::kGroups][4];
-#pragma unroll
-  for (int m = 0; m < Shape::kMmaRows; ++m) {
-#pragma unroll
-    for (int group = 0; group < Shape::kGroups; ++group) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][group][i] = 0.0f;
-    }
-  }
-
-  // Groups of 8 tokens with a row in them: the others of a tile are not multiplied, so cost rises in steps of 8. The widest
-  // tile, which has no register to spare for the count, always multiplies all.
-  const int live_groups = (layer.num_rows - place.token0 - warp_token + 7) / 8;
-  auto is_live = [&](int group) { return Shape::kTokens > 64 || group < live_groups; };
-
-  auto multiply = [&](int slot) {
-    T* const weights = stages + slot * Shape::kStageElements + warp_weight * kTileK;
-    T* const tokens = stages + slot * Shape::kStageElements + (Shape::kWeights + warp_token) * kTileK;
-#pragma unroll
-    for (int k32 = 0; k32 < kTileK / 32; ++k32) {
-      // One ldmatrix gives a group of 8 tokens for two k steps: registers 0,1 and 2,3.
-      uint32_t token_regs[Shape::kGroups][4];
-#pragma unroll
-      for (int group = 0; group < Shape::kGroups; ++group) {
-        if (!is_live(group)) continue;
-        ldmatrix_x4(token_regs[group], swizzled(tokens, group * 8 + lane_idx % 8, k32 * 4 + lane_idx / 8));
-      }
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-#pragma unroll
-        for (int m = 0; m < Shape::kMmaRows; ++m) {
-          uint32_t weight_regs[4];
-          ldmatrix_x4(weight_regs,
-                      swizzled(weights, m * 16 + lane_idx % 16, k32 * 4 + step * 2 + lane_idx / 16));
-#pragma unroll
-          for (int group = 0; group < Shape::kGroups; ++group) {
-            if (!is_live(group)) continue;
-            const uint32_t pair[2] = {token_regs[group][step * 2], token_regs[group][step * 2 + 1]};
-            mma<T>(sums[m][group], weight_regs, pair);
-          }
-        }
-      }
-    }
-  };
+  MmaSums<T, Shape> sums(place, layer.num_rows);
 
   // Fill all stages but one, then: wait for the oldest, refill the slot that every warp has left, multiply.
   // Weights come first, while the tokens may still be in the making; they belong to the group of the first.
@@ -178,35 +105,19 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, int x_st
     __syncthreads();
     fetch_weights(tile + Shape::kStages - 1, free_slot);
     fetch_tokens(tile + Shape::kStages - 1, free_slot);
-    multiply(slot);
+    T* const stage = stages + slot * Shape::kStageElements;
+    sums.multiply(stage, stage + Shape::kWeights * kTileK);
     free_slot = slot;
     slot = slot + 1 == Shape::kStages ? 0 : slot + 1;
   }
   cp_async_wait<0>();
 
-  // sums[m][group][i]: weight row lane / 4 (+ 8 for i >= 2), token 2 * (lane % 4) + i % 2.
-  const int first_n = place.weight0 + warp_weight + lane_idx / 4;
-  const int first_token = place.token0 + warp_token + lane_idx % 4 * 2;
-  auto for_each_sum = [&](auto&& use) {
-#pragma unroll
-    for (int m = 0; m < Shape::kMmaRows; ++m) {
-#pragma unroll
-      for (int group = 0; group < Shape::kGroups; ++group) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int n = first_n + m * 16 + i / 2 * 8;
-          const int token = first_token + group * 8 + i % 2;
-          if (n < layer.N && token < layer.num_rows) {
-            use(i, n, token, sums[m][group][i], sums[m][group][(i + 2) % 4]);
-          }
-        }
-      }
-    }
-  };
+  auto for_each_sum = [&](auto&& use) { sums.for_each(layer, place, use); };
   finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
 }
 
 // Plain FMA: lane l of a warp adds elements 4l..4l+3 of every 128, ascending; then the lanes are added.
+constexpr int kThreads = 128;
 constexpr int kWarpWeights = 4;
 constexpr int kWarpTokens = 8;
 static_assert(kWarpWeights * kWarpTokens == 32, "warp_sum_scatter leaves one output in each lane");
@@ -276,24 +187,24 @@ LINEAR_FMA(linear_f32, false)
 LINEAR_FMA(linear_swiglu_f32, true)
 
 #define LINEAR(name, T, gated, ...)                                                                          \
-  extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__>::kThreads)                                  \
+  extern "C" __global__ void __launch_bounds__(MmaTile<__VA_ARGS__>::kThreads)                               \
       name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
            void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
            int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
     const LinearOutputs<T> layer{bias, out,        partial,         num_rows,   N,                           \
                                  K,    out_stride, tiles_per_split, out_is_f32, tickets};                    \
-    linear_mma<T, Tile<__VA_ARGS__>, gated>(x, weight, x_stride, layer);                                     \
+    linear_mma<T, MmaTile<__VA_ARGS__>, gated>(x, weight, x_stride, layer);                                  \
   }                                                                                                          \
   EXPORT_KERNEL(name)
 
-#define LINEAR_FAMILY(name, T, gated)                   \
-  LINEAR(name##_t8, T, gated, 8, 64, 1, 4)              \
-  LINEAR(name##_t16, T, gated, 16, 64, 1, 4)            \
-  LINEAR(name##_t32, T, gated, 32, 64, 1, 4)            \
-  LINEAR(name##_t32_w128, T, gated, 32, 128, 1, 4, 256) \
-  LINEAR(name##_t64, T, gated, 64, 64, 2, 3)            \
-  LINEAR(name##_t64_w128, T, gated, 64, 128, 2, 3, 256) \
-  LINEAR(name##_t128, T, gated, 128, 128, 2, 3)
+#define LINEAR_FAMILY(name, T, gated)                 \
+  LINEAR(name##_t8, T, gated, 8, 64, 4, 1, 4)         \
+  LINEAR(name##_t16, T, gated, 16, 64, 4, 1, 4)       \
+  LINEAR(name##_t32, T, gated, 32, 64, 4, 1, 4)       \
+  LINEAR(name##_t32_w128, T, gated, 32, 128, 8, 1, 4) \
+  LINEAR(name##_t64, T, gated, 64, 64, 4, 2, 3)       \
+  LINEAR(name##_t64_w128, T, gated, 64, 128, 8, 2, 3) \
+  LINEAR(name##_t128, T, gated, 128, 128, 4, 2, 3)
 
 LINEAR_FAMILY(linear_bf16, bf16, false)
 LINEAR_FAMILY(linear_f16, f16, false)

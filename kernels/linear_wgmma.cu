@@ -21,32 +21,29 @@
 // busy; 32 tokens share 128. And the CTAs of a cluster share them once more: each fetches a part of the rows for
 // all. Nothing here has run on a GPU yet.
 //
-// Schedule: weights are the 64-side of wgmma, tokens the other. One thread, in a warp of its own, asks the copy
-// engine for whole tiles, kStages of them ahead; the other warps multiply what has arrived. Two barriers a slot:
-// `full` counts the bytes of its tiles; at `empty` every warp arrives, of all CTAs that share tokens, once its
-// products of them have ended, which is one tile later: there is always a group of products under way, and tensor
-// cores never drain between tiles. No barrier of the block, and no thread but one that makes addresses.
+// Schedule: weights are the 64-side of wgmma, tokens the other. Tiles come through a ring of slots
+// (linear_ring.cuh); a warp has done with a slot once its products of it have ended, which is one tile later: there
+// is always a group of products under way, and tensor cores never drain between tiles.
 //
 // Tiles of up to 64 tokens are multiplied whole, also where rows are missing: a step of 64 tokens takes 32
 // cycles, so a tile of 8 KB of weights 128, and memory takes over 400 to bring them to an SM. Boxes
 // of missing rows read nothing.
 #include "prims.cuh"
-#include "linear_tile.cuh"
+#include "linear_ring.cuh"
 
 #if HAS_WGMMA
 
-// The tile of a CTA: a warpgroup for each 64 weights, and a warp that fetches.
+// The tile of a CTA: a warpgroup for each 64 weights.
 template <int kTokens_, int kWeights_, int kStages_>
 struct Tile {
   static constexpr int kTokens = kTokens_;
   static constexpr int kWeights = kWeights_;
-  static constexpr int kWarps = kWeights / 16;  // that multiply
+  static constexpr int kWarps = kWeights / 16;
   static constexpr int kThreads = kWarps * 32 + 32;
   static constexpr int kStages = kStages_;
   static constexpr int kStageElements = (kTokens + kWeights) * kTileK;
   static constexpr int kGroups = kTokens / 8;  // n8 groups of a warp's fragments
   static_assert(kStages >= 3, "tiles arrive while one is multiplied and the one before it may still be read");
-  static_assert(kTokens % 8 == 0 && kWeights % 64 == 0, "tiles of a stage start on 1024 bytes");
 };
 
 template <typename T,      // element type: bf16 or f16
@@ -60,67 +57,21 @@ __device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap
   SHARED(uint64_t[Shape::kStages], empty);
   const int lane_idx = threadIdx.x % 32;
   const int warp_idx = threadIdx.x / 32;
-  const bool multiplies = warp_idx < Shape::kWarps;
-  const bool fetches = warp_idx == Shape::kWarps && lane_idx == 0;
-  const bool shares = num_sharing > 1;
   const LinearPlace place = linear_place<Shape>(layer);
-
-  // A stage holds the weight tile, then the token tile.
-  auto fetch_weights = [&](int tile, int slot) {
-    mbarrier_arrive_expect(&full[slot], Shape::kStageElements * sizeof(T));
-    bulk_load(stages + slot * Shape::kStageElements, weight, tile * kTileK, place.weight0, &full[slot]);
-  };
-  auto fetch_tokens = [&](int tile, int slot) {
-    T* const tokens = stages + slot * Shape::kStageElements + Shape::kWeights * kTileK;
-    if (!shares) {
-      bulk_load(tokens, x, tile * kTileK, place.token0, &full[slot]);
-      return;
-    }
-    const int rows = Shape::kTokens / num_sharing;
-    const int first = cluster_rank() * rows;
-    bulk_load_multicast(tokens + first * kTileK, x, tile * kTileK, place.token0 + first, &full[slot],
-                        (1 << num_sharing) - 1);
-  };
-
-  // Weights come first, while the tokens may still be in the making.
-  const int first_end = min(place.tile_end, place.tile_begin + Shape::kStages);
-  if (fetches) {
-    for (int slot = 0; slot < Shape::kStages; ++slot) {
-      mbarrier_init(&full[slot], 1);
-      mbarrier_init(&empty[slot], Shape::kWarps * num_sharing);
-    }
-    mbarrier_init_fence();
-    for (int tile = place.tile_begin; tile < first_end; ++tile) fetch_weights(tile, tile - place.tile_begin);
-  }
-  __syncwarp();
-  if (shares) {
-    cluster_meet();  // the others' barriers are there
-  } else {
-    __syncthreads();
-  }
-  wait_for_predecessors();
+  const TileRing<T, Shape> ring{x, weight, place, stages, full, empty, num_sharing};
+  ring.open();
 
   float sums[Shape::kTokens / 2];
 #pragma unroll
   for (int i = 0; i < Shape::kTokens / 2; ++i) sums[i] = 0.0f;
 
-  if (fetches) {
-    for (int tile = place.tile_begin; tile < first_end; ++tile) fetch_tokens(tile, tile - place.tile_begin);
-    int slot = 0, parity = 0;
-    for (int tile = first_end; tile < place.tile_end; ++tile) {
-      mbarrier_wait(&empty[slot], parity);
-      fetch_weights(tile, slot);
-      fetch_tokens(tile, slot);
-      if (++slot == Shape::kStages) slot = 0, parity ^= 1;
-    }
-  }
-  if (multiplies) {
+  if (ring.fetches()) ring.fill();
+  if (ring.multiplies()) {
     int slot = 0, parity = 0, last_slot = 0;
     for (int tile = place.tile_begin; tile < place.tile_end; ++tile) {
       mbarrier_wait(&full[slot], parity);
-      T* const stage = stages + slot * Shape::kStageElements;
-      const uint64_t weights = wgmma_tile(stage + warp_idx / 4 * (64 * kTileK));
-      const uint64_t tokens = wgmma_tile(stage + Shape::kWeights * kTileK);
+      const uint64_t weights = wgmma_tile(ring.weights_of(slot) + warp_idx / 4 * (64 * kTileK));
+      const uint64_t tokens = wgmma_tile(ring.tokens_of(slot));
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kTileK / 16; ++step) {
@@ -128,15 +79,7 @@ __device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap
       }
       wgmma_commit();
       wgmma_wait<1>();
-      // The slot of the tile before, if it will be filled again.
-      if (tile > place.tile_begin && tile - 1 + Shape::kStages < place.tile_end) {
-        __syncwarp();  // every lane has waited
-        if (shares) {
-          if (lane_idx < num_sharing) mbarrier_arrive_at(&empty[last_slot], lane_idx);
-        } else if (lane_idx == 0) {
-          mbarrier_arrive(&empty[last_slot]);
-        }
-      }
+      if (tile > place.tile_begin) ring.release(tile - 1, last_slot);
       last_slot = slot;
       if (++slot == Shape::kStages) slot = 0, parity ^= 1;
     }
@@ -150,7 +93,7 @@ __device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap
   const int first_n = place.weight0 + warp_idx * 16 + lane_idx / 4;
   const int first_token = place.token0 + lane_idx % 4 * 2;
   auto for_each_sum = [&](auto&& use) {
-    if (!multiplies) return;
+    if (!ring.multiplies()) return;
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
 #pragma unroll
@@ -164,19 +107,11 @@ __device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap
     }
   };
   finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
-  if (shares) cluster_meet();  // what this block has fetched for others has arrived
+  ring.close();
 }
 
-#define LINEAR(name, T, gated, ...)                                                                        \
-  extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__>::kThreads)                                \
-      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,                  \
-           const T* __restrict__ bias, void* __restrict__ out, float* partial, int num_rows, int N, int K, \
-           int out_stride, int tiles_per_split, int out_is_f32, unsigned* tickets, int num_sharing) {      \
-    const LinearOutputs<T> layer{bias, out,        partial,         num_rows,   N,                         \
-                                 K,    out_stride, tiles_per_split, out_is_f32, tickets};                  \
-    linear_wgmma<T, Tile<__VA_ARGS__>, gated>(x, weight, layer, num_sharing);                              \
-  }                                                                                                        \
-  EXPORT_HOPPER_KERNEL(name)
+#define LINEAR(name, T, gated, ...) \
+  RING_KERNEL(name, T, (Tile<__VA_ARGS__>::kThreads), linear_wgmma<T, Tile<__VA_ARGS__>, gated>)
 
 #define LINEAR_FAMILY(name, T, gated)             \
   LINEAR(name##_t8, T, gated, 8, 64, 5)           \

@@ -57,7 +57,7 @@ def linear(goals: Goals, shapes: dict[str, Shape]) -> None:
         sizes = shape_of(shape)
         if sizes["family"] == "linear" and shape.ours:
             kinds[sizes.get("instructions", "")][name] = shape
-    for kind in ("mma", "wgmma"):
+    for kind in ("mma", "mma, bulk copies", "wgmma"):
         few = {name: shape for name, shape in kinds[kind].items() if shape_of(shape)["rows"] <= 64}
         ratios = {name: ratio for name, shape in few.items() if (ratio := shape.ratio("cuBLASLt"))}
         goals.least(f"linear by {kind}, up to 64 rows: time of the best of cuBLASLt over ours", ratios, 0.95)

@@ -83,6 +83,7 @@ def kernels(folder: Path) -> None:
     for wide in ("mma", "wgmma"):
         for without in ("narrow tiles", "no clusters"):
             instructions("Linear layers", "layers", families["linear"], layer, source, (f"{wide}, {without}", wide))
+    instructions("Linear layers", "layers", families["linear"], layer, source, ("mma", "mma, bulk copies"))
     nodes = lambda sizes: (f"{sizes['nodes']} nodes", json.dumps(sizes | {"instructions": None}))
     instructions("Attention", "shapes", families["attention"], nodes, source)
     if missing:

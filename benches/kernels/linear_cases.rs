@@ -15,7 +15,8 @@ use super::shapes::LinearShape;
 /// A family of kernels, and for which rows it is measured.
 type Family = (&'static str, Device, RangeInclusive<usize>);
 
-/// The families of the device, and each again without its wide tiles, where it has some, and without clusters.
+/// The families of the device, and each again without its wide tiles, where it has some, and without clusters; `mma` also with tiles by the copy
+/// engine, where that has some.
 fn families(device: &Device) -> Vec<Family> {
     let names = |family| match family {
         TensorCoreFamily::Mma => ("mma, narrow tiles", 17..=64, "mma, no clusters"),
@@ -26,11 +27,14 @@ fn families(device: &Device) -> Vec<Family> {
         let (narrow, narrow_rows, apart) = names(family);
         let (without_wide, without_clusters) =
             (usual.with_wide_tiles_from(u32::MAX), usual.with_clusters(false));
-        Some([
+        let bulk = usual.with_bulk_tiles().ok().filter(|_| family == TensorCoreFamily::Mma);
+        let mut all = vec![
             (family.name(), usual, 1..=usize::MAX),
             (narrow, without_wide, narrow_rows),
             (apart, without_clusters, 1..=256),
-        ])
+        ];
+        all.extend(bulk.map(|bulk| ("mma, bulk copies", bulk, 1..=128)));
+        Some(all)
     };
     TensorCoreFamily::ALL.into_iter().filter_map(there).flatten().collect()
 }

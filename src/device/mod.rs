@@ -159,6 +159,31 @@ impl Device {
         Self { inner: self.inner.clone(), families }
     }
 
+    /// The same device, whose linear layers get their tiles by the copy engine wherever a kernel for that has the same bits. For tests and
+    /// measurements: it decides speed only.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the kernels for this GPU have no such tiles.
+    #[doc(hidden)]
+    pub fn with_bulk_tiles(&self) -> Result<Self> {
+        if !self.has_bulk_copies()? {
+            return Err(Error::Device(format!("{} runs kernels without bulk copies", self.name())));
+        }
+        let mut families = self.families;
+        families.bulk_tiles = true;
+        Ok(Self { inner: self.inner.clone(), families })
+    }
+
+    /// Whether kernels for this GPU can let the copy engine fetch tiles: those for sm_90a, and on the host driver.
+    pub(crate) fn has_bulk_copies(&self) -> Result<bool> {
+        self.has_kernel("linear_bulk_bf16_t8")
+    }
+
+    /// See [`Device::with_bulk_tiles`].
+    pub(crate) fn prefers_bulk_tiles(&self) -> bool {
+        self.families.bulk_tiles
+    }
+
     /// The same device with or without thread block clusters, whatever `SMART_CLUSTERS` says: for tests and measurements. They decide speed only.
     #[doc(hidden)]
     pub fn with_clusters(&self, clusters: bool) -> Self {

@@ -99,12 +99,20 @@ pub(super) struct Families {
     pub(super) wide_from_ctas: u32,
     /// Whether launches may use thread block clusters.
     pub(super) clusters: bool,
+    /// Whether tiles come by the copy engine also where nothing has been measured.
+    pub(super) bulk_tiles: bool,
 }
 
 impl Default for Families {
     fn default() -> Self {
         let mma = TensorCoreFamily::default();
-        Self { linear: mma, attention: mma, wide_from_ctas: WIDE_FROM_CTAS, clusters: true }
+        Self {
+            linear: mma,
+            attention: mma,
+            wide_from_ctas: WIDE_FROM_CTAS,
+            bulk_tiles: false,
+            clusters: true,
+        }
     }
 }
 

@@ -1,15 +1,16 @@
-//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows, and with a SwiGLU behind them. See `kernels/linear.cu`, and
-//! `kernels/linear_wgmma.cu` for the family of [`TensorCoreFamily::Wgmma`].
+//! Linear layers: `out = x weight^T + bias`, for one to a few hundred token rows, and with a SwiGLU behind them. See `kernels/linear.cu` and, for other
+//! ways to its bits, `kernels/linear_bulk.cu`; `kernels/linear_wgmma.cu` for the family of
+//! [`TensorCoreFamily::Wgmma`](crate::device::TensorCoreFamily::Wgmma).
 
 mod tiles;
 mod tuning;
 
-use tiles::{Grid, MAX_SPLIT_ROWS, Splits, splits, tickets_len, tokens_for, usual_tile, workspace_len};
+use tiles::{Grid, MAX_SPLIT_ROWS, Rules, Splits, splits, tickets_len, tokens_for, workspace_len};
 use tuning::{LaunchKind, Tuning, Way};
 pub use tuning::{TunedLaunch, TunedLayer};
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor, TensorCoreFamily, TensorMap};
+use crate::device::{DType, Device, LaunchArgs, Tensor, TensorMap};
 use crate::error::Result;
 
 /// Operands of [`linear`] and [`linear_swiglu`].
@@ -156,10 +157,9 @@ fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Re
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
     let family = device.linear_family();
     let kind = LaunchKind { family, n, k, gated, tokens: tokens_for(family, rows) };
-    let chosen = args.workspace.tuning.of(&kind);
-    let tile =
-        chosen.map_or_else(|| usual_tile((family, device.wide_from_ctas()), rows, n, splits), |it| it.tile);
-    launch_as(device, args, splits, gated, Way { tile, clusters: chosen.is_none_or(|it| it.clusters) })
+    let usual = || Way { tile: Rules::of(device).tile(rows, n, splits), clusters: true };
+    let way = args.workspace.tuning.of(&kind).unwrap_or_else(usual);
+    launch_as(device, args, splits, gated, way)
 }
 
 /// The same in a given way; without clusters where these cannot be.
@@ -178,8 +178,7 @@ fn launch_as(
     // In a cluster parts need no memory.
     let workspace = Some(args.workspace).filter(|_| splits.count > 1 && cluster[2] == 1);
     let launch_args = LaunchArgs::new().overlapping().in_clusters(cluster);
-    let by_maps = device.linear_family() == TensorCoreFamily::Wgmma;
-    let launch_args = match by_maps {
+    let launch_args = match tile.bulk {
         true => launch_args
             .tensor_map(&TensorMap::new(args.x, tile.tokens / cluster[1] as usize)?)
             .tensor_map(&TensorMap::of_weights(args.weight, tile.weights)?),
@@ -192,14 +191,14 @@ fn launch_as(
         .i32(rows)
         .i32(n)
         .i32(k);
-    let launch_args = if by_maps { launch_args } else { launch_args.i32(args.x.row_stride()) };
+    let launch_args = if tile.bulk { launch_args } else { launch_args.i32(args.x.row_stride()) };
     let launch_args = launch_args
         .i32(args.out.row_stride())
         .i32(splits.tiles_each)
         .i32(usize::from(args.out.dtype() == DType::F32))
         .ptr_or_null(workspace.map(|workspace| &workspace.tickets));
-    let launch_args = if by_maps { launch_args.i32(cluster[1] as usize) } else { launch_args };
-    // SAFETY: arguments in the order of linear.cu, of linear_wgmma.cu for its family; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
+    let launch_args = if tile.bulk { launch_args.i32(cluster[1] as usize) } else { launch_args };
+    // SAFETY: arguments in the order of linear.cu, of linear_ring.cuh where the copy engine brings tiles; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
     // with the strides given, rows 16-byte aligned, all checked by the caller; reads and writes outside are
     // predicated by rows, n and k, or by the maps. Written: out, and with splits that do not meet in a cluster the first splits * rows * n partial
     // sums and a ticket for each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.

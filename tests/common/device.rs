@@ -51,14 +51,22 @@ impl TestDevice {
         (1..=8).map(|seed| if self.is_host() { Mode::Shuffled(seed) } else { Mode::Gpu }).collect()
     }
 
-    /// The device once for each family of linear layers that it has, as usual, with tiles that are always wide and without clusters, and what to
-    /// call it: all on the host driver, `mma` alone on a GPU that is no Hopper.
+    /// The device once for each family of linear layers that it has, as usual, with tiles that are always wide, without clusters and with tiles by
+    /// the copy engine, and what to call it: all on the host driver, `mma` alone on a GPU that is no Hopper.
     #[allow(dead_code)] // of the tests that include this module, those of linear layers
     pub fn linear_families(&self) -> Vec<(String, Device)> {
         let variants = |device: Device| {
             let family = device.linear_family().name();
             let (wide, apart) = (device.with_wide_tiles_from(1), device.with_clusters(false));
-            [(family.into(), device), (format!("{family} wide"), wide), (format!("{family} apart"), apart)]
+            // The copy engine brings all tiles of `wgmma`.
+            let bulk = device.with_bulk_tiles().ok().filter(|_| family == "mma");
+            let mut all = vec![
+                (family.into(), device),
+                (format!("{family} wide"), wide),
+                (format!("{family} apart"), apart),
+            ];
+            all.extend(bulk.map(|bulk| (format!("{family} bulk"), bulk)));
+            all
         };
         self.families("linear layers", Device::with_linear_family).into_iter().flat_map(variants).collect()
     }

@@ -1,4 +1,4 @@
-// Native twins of kernels/linear.cu and kernels/linear_wgmma.cu: the hot path of runs on the CPU.
+// Native twins of kernels/linear.cu, kernels/linear_bulk.cu and kernels/linear_wgmma.cu: the hot path of runs on the CPU.
 //
 // Weights stay in their dtype and are widened in registers. Blocks of 64 weight rows go to the threads of the
 // pool; the inner loops are in dot_products.inc, once per instruction
@@ -265,6 +265,18 @@ LINEAR_MMA_TWINS(linear_bf16, bf16, false)
 LINEAR_MMA_TWINS(linear_f16, f16, false)
 LINEAR_MMA_TWINS(linear_swiglu_bf16, bf16, true)
 LINEAR_MMA_TWINS(linear_swiglu_f16, f16, true)
+
+#define LINEAR_BULK_TWINS(name, T, gated)                      \
+  NATIVE_TWIN(name##_t8, (linear_native_maps<T, gated>))       \
+  NATIVE_TWIN(name##_t16, (linear_native_maps<T, gated>))      \
+  NATIVE_TWIN(name##_t32_w128, (linear_native_maps<T, gated>)) \
+  NATIVE_TWIN(name##_t64_w256, (linear_native_maps<T, gated>)) \
+  NATIVE_TWIN(name##_t128, (linear_native_maps<T, gated>))
+
+LINEAR_BULK_TWINS(linear_bulk_bf16, bf16, false)
+LINEAR_BULK_TWINS(linear_bulk_f16, f16, false)
+LINEAR_BULK_TWINS(linear_swiglu_bulk_bf16, bf16, true)
+LINEAR_BULK_TWINS(linear_swiglu_bulk_f16, f16, true)
 
 #define LINEAR_WGMMA_TWINS(name, T, gated)                      \
   LINEAR_TWINS(name, (linear_native_maps<T, gated>))            \

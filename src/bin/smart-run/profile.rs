@@ -203,15 +203,17 @@ impl Profile {
         let mut text = String::new();
         if !self.tuned().is_empty() {
             text.push_str(
-                "\nLinear layers, each in the fastest way\n    layer  rows  weights a tile  clusters        us  usual way\n",
+                "\nLinear layers, each in the fastest way\n    layer  rows  weights a tile  bulk copies  clusters        us  usual way\n",
             );
         }
         for launch in self.tuned() {
-            let TunedLaunch { layer, rows, weights, clusters, us, usual_us } = launch;
-            let clusters = if *clusters { "yes" } else { "no" };
+            let TunedLaunch { layer, rows, weights, bulk, clusters, us, usual_us } = launch;
+            let [bulk, clusters] = [bulk, clusters].map(|is_used| if *is_used { "yes" } else { "no" });
             let (us, usual_us) = (number(*us), number(*usual_us));
-            let _ =
-                writeln!(text, "  {layer:>7} {rows:>5} {weights:>15} {clusters:>9} {us:>9} {usual_us:>10}");
+            let _ = writeln!(
+                text,
+                "  {layer:>7} {rows:>5} {weights:>15} {bulk:>12} {clusters:>9} {us:>9} {usual_us:>10}"
+            );
         }
         text
     }

@@ -22,6 +22,8 @@ pub(super) struct Tile {
     stages: usize,
     /// CTAs that share tokens, where they can run in a cluster and K is not cut; 1: none.
     sharing: u32,
+    /// Whether Hopper's copy engine brings them, by tensor maps.
+    pub(super) bulk: bool,
     /// Of bf16 and f16, each plain and gated.
     kernels: [[&'static str; 2]; 2],
 }
@@ -46,13 +48,14 @@ impl Tile {
 
 /// A [`Tile`] with the names of its kernels.
 macro_rules! tile {
-    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal, $sharing:literal $(, $suffix:literal)?) => {
+    ($family:literal, $tokens:literal, $weights:literal, $threads:literal, $stages:literal, $sharing:literal, $bulk:literal $(, $suffix:literal)?) => {
         Tile {
             tokens: $tokens,
             weights: $weights,
             threads: $threads,
             stages: $stages,
             sharing: $sharing,
+            bulk: $bulk,
             kernels: [
                 [
                     concat!("linear", $family, "_bf16_t", $tokens $(, $suffix)?),
@@ -67,28 +70,34 @@ macro_rules! tile {
     };
 }
 
-/// In ascending order of tokens, of equals the one with most weights first; must match the instantiations in `kernels/linear.cu`.
+/// In ascending order of tokens, of equals the one with most weights first; must match the instantiations in `kernels/linear.cu` and
+/// `kernels/linear_bulk.cu`.
 const MMA_TILES: &[Tile] = &[
-    tile!("", 8, 64, 128, 4, 1),
-    tile!("", 16, 64, 128, 4, 1),
-    tile!("", 32, 128, 256, 4, 1, "_w128"),
-    tile!("", 32, 64, 128, 4, 1),
-    tile!("", 64, 128, 256, 3, 1, "_w128"),
-    tile!("", 64, 64, 128, 3, 1),
-    tile!("", 128, 128, 128, 3, 1),
+    tile!("", 8, 64, 128, 4, 1, false),
+    tile!("_bulk", 8, 64, 160, 5, 1, true),
+    tile!("", 16, 64, 128, 4, 1, false),
+    tile!("_bulk", 16, 64, 160, 5, 1, true),
+    tile!("", 32, 128, 256, 4, 1, false, "_w128"),
+    tile!("_bulk", 32, 128, 288, 5, 1, true, "_w128"),
+    tile!("", 32, 64, 128, 4, 1, false),
+    tile!("_bulk", 64, 256, 288, 5, 2, true, "_w256"),
+    tile!("", 64, 128, 256, 3, 1, false, "_w128"),
+    tile!("", 64, 64, 128, 3, 1, false),
+    tile!("", 128, 128, 128, 3, 1, false),
+    tile!("_bulk", 128, 128, 288, 6, 4, true),
 ];
 
 /// The same for `kernels/linear_wgmma.cu`.
 const WGMMA_TILES: &[Tile] = &[
-    tile!("_wgmma", 8, 64, 160, 5, 1),
-    tile!("_wgmma", 16, 64, 160, 5, 1),
-    tile!("_wgmma", 32, 128, 288, 5, 1, "_w128"),
-    tile!("_wgmma", 32, 64, 160, 5, 1),
-    tile!("_wgmma", 64, 256, 544, 5, 2, "_w256"),
-    tile!("_wgmma", 64, 64, 160, 5, 2),
-    tile!("_wgmma", 128, 256, 544, 4, 4, "_w256"),
-    tile!("_wgmma", 128, 128, 288, 7, 4),
-    tile!("_wgmma", 256, 128, 288, 4, 4),
+    tile!("_wgmma", 8, 64, 160, 5, 1, true),
+    tile!("_wgmma", 16, 64, 160, 5, 1, true),
+    tile!("_wgmma", 32, 128, 288, 5, 1, true, "_w128"),
+    tile!("_wgmma", 32, 64, 160, 5, 1, true),
+    tile!("_wgmma", 64, 256, 544, 5, 2, true, "_w256"),
+    tile!("_wgmma", 64, 64, 160, 5, 2, true),
+    tile!("_wgmma", 128, 256, 544, 4, 4, true, "_w256"),
+    tile!("_wgmma", 128, 128, 288, 7, 4, true),
+    tile!("_wgmma", 256, 128, 288, 4, 4, true),
 ];
 
 pub(super) fn tiles(family: TensorCoreFamily) -> &'static [Tile] {
@@ -121,7 +130,8 @@ pub(super) fn tickets_len(n: usize, k: usize) -> usize {
     // Narrow tiles are the most.
     let launches = TensorCoreFamily::ALL.into_iter().flat_map(|family| {
         let rows = tiles(family).iter().map(|tile| tile.tokens).chain([MAX_SPLIT_ROWS]);
-        rows.map(move |rows| usual_tile((family, u32::MAX), rows, n, splits).grid(rows, n, splits))
+        let rules = Rules { family, wide_from_ctas: u32::MAX, bulk: false };
+        rows.map(move |rows| rules.tile(rows, n, splits).grid(rows, n, splits))
     });
     launches.map(|[x, y, _]| (x * y) as usize).max().unwrap_or(0)
 }
@@ -149,17 +159,35 @@ pub(super) fn tiles_of(
     tiles(family).iter().filter(move |tile| tile.tokens == tokens)
 }
 
-/// The tile for `rows` rows where nothing has been measured: of those for as many rows the one with the most weights that makes `wide_from_ctas`
-/// CTAs, as every tile reads the rows once more.
-pub(super) fn usual_tile(
-    (family, wide_from_ctas): (TensorCoreFamily, u32),
-    rows: usize,
-    n: usize,
-    splits: Splits,
-) -> &'static Tile {
-    let fitting = || tiles_of(family, tokens_for(family, rows));
-    let busy = fitting().find(|tile| tile.grid(rows, n, splits).iter().product::<u32>() >= wide_from_ctas);
-    busy.or(fitting().next_back()).expect("a tile of every number of tokens")
+/// What goes by rule where nothing has been measured.
+#[derive(Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) family: TensorCoreFamily,
+    /// CTAs of a launch from which on more weights share a tile.
+    pub(super) wide_from_ctas: u32,
+    /// Whether the copy engine brings tiles also where threads could.
+    pub(super) bulk: bool,
+}
+
+impl Rules {
+    pub(super) fn of(device: &Device) -> Self {
+        Self {
+            family: device.linear_family(),
+            wide_from_ctas: device.wide_from_ctas(),
+            bulk: device.prefers_bulk_tiles(),
+        }
+    }
+
+    /// The tile for `rows` rows: of those for as many rows the one with the most weights that makes `wide_from_ctas` CTAs, as every tile reads the
+    /// rows once more.
+    pub(super) fn tile(&self, rows: usize, n: usize, splits: Splits) -> &'static Tile {
+        let of_tokens = || tiles_of(self.family, tokens_for(self.family, rows));
+        let has_wanted = of_tokens().any(|tile| tile.bulk == self.bulk);
+        let fitting = || of_tokens().filter(|tile| !has_wanted || tile.bulk == self.bulk);
+        let ctas = |tile: &&Tile| tile.grid(rows, n, splits).iter().product::<u32>();
+        let busy = fitting().find(|tile| ctas(tile) >= self.wide_from_ctas);
+        busy.or(fitting().next_back()).expect("a tile of every number of tokens")
+    }
 }
 
 /// The grid of a launch, and its clusters, of which it has whole ones.
@@ -200,8 +228,8 @@ mod tests {
     use super::*;
     use crate::device::WIDE_FROM_CTAS;
 
-    const MMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Mma, WIDE_FROM_CTAS);
-    const WGMMA: (TensorCoreFamily, u32) = (TensorCoreFamily::Wgmma, WIDE_FROM_CTAS);
+    const MMA: Rules = Rules { family: TensorCoreFamily::Mma, wide_from_ctas: WIDE_FROM_CTAS, bulk: false };
+    const WGMMA: Rules = Rules { family: TensorCoreFamily::Wgmma, ..MMA };
 
     #[test]
     fn splits_give_small_weights_enough_ctas() {
@@ -224,14 +252,14 @@ mod tests {
     fn tiles_grow_with_the_rows() {
         let one = splits(4096, 4096);
         let tokens = |family| [1, 8, 9, 16, 17, 33, 64, 65, 129, 500].map(|rows| tokens_for(family, rows));
-        assert_eq!(tokens(MMA.0), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
-        assert_eq!(tokens(WGMMA.0), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
+        assert_eq!(tokens(MMA.family), [8, 8, 16, 16, 32, 64, 64, 128, 128, 128]);
+        assert_eq!(tokens(WGMMA.family), [8, 8, 16, 16, 32, 64, 64, 128, 256, 256]);
         let parts = Splits { count: 3, tiles_each: 9 };
-        let tile = usual_tile(MMA, 300, 200, parts);
+        let tile = MMA.tile(300, 200, parts);
         assert_eq!(tile.grid(300, 200, parts), [3, 2, 3]);
         assert_eq!(tile.shared_bytes(), 3 * 256 * 128);
-        assert_eq!(usual_tile(MMA, 1, 64, one).shared_bytes(), 36 * 1024);
-        assert_eq!(usual_tile(WGMMA, 300, 200, one).grid(300, 200, one), [2, 2, 8]);
+        assert_eq!(MMA.tile(1, 64, one).shared_bytes(), 36 * 1024);
+        assert_eq!(WGMMA.tile(300, 200, one).grid(300, 200, one), [2, 2, 8]);
     }
 
     /// Tiles of few tokens share a multiprocessor, which has 228 KB, of which each CTA costs one more; no CTA has more than 227.
@@ -249,13 +277,13 @@ mod tests {
     /// Wide tiles want weights that keep the GPU busy: all of an 8B's do, a small model's square ones do not.
     #[test]
     fn weights_of_a_tile_grow_with_the_layer() {
-        let weights = |rows: usize, n: usize, k: usize| usual_tile(WGMMA, rows, n, splits(n, k)).weights;
+        let weights = |rows: usize, n: usize, k: usize| WGMMA.tile(rows, n, splits(n, k)).weights;
         for (n, k) in [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128_256, 4096)] {
             assert_eq!([8, 32, 64, 128, 256].map(|rows| weights(rows, n, k)), [64, 128, 256, 256, 128]);
         }
         assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 2048)), [64, 64, 128]);
         assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 8192)), [128, 256, 256]);
-        let weights = |rows: usize| usual_tile(MMA, rows, 4096, splits(4096, 4096)).weights;
+        let weights = |rows: usize| MMA.tile(rows, 4096, splits(4096, 4096)).weights;
         assert_eq!([8, 32, 64, 128].map(weights), [64, 128, 128, 128]);
     }
 
@@ -264,10 +292,12 @@ mod tests {
         for n in [8, 64, 200, 4096] {
             for family in TensorCoreFamily::ALL {
                 let splits = splits(n, 4096);
-                for (rows, wide_from) in
-                    [1, 64, 65, 128, 129, 256].map(|rows| [(rows, 1), (rows, WIDE_FROM_CTAS)]).concat()
+                let ways = [(1, false), (WIDE_FROM_CTAS, false), (u32::MAX, true), (1, true)];
+                for (rows, (wide_from_ctas, bulk)) in
+                    [1, 64, 65, 128, 129, 256].into_iter().flat_map(|rows| ways.map(|way| (rows, way)))
                 {
-                    let [x, y, _] = usual_tile((family, wide_from), rows, n, splits).grid(rows, n, splits);
+                    let rules = Rules { family, wide_from_ctas, bulk };
+                    let [x, y, _] = rules.tile(rows, n, splits).grid(rows, n, splits);
                     assert!((x * y) as usize <= tickets_len(n, 4096), "{family:?}: {rows} rows of {n}");
                 }
             }

@@ -1,10 +1,10 @@
-//! Which of several launches that give the same bits is the fastest on the GPU at hand: measured once, at start-up. Rules ([`usual_tile`],
+//! Which of several launches that give the same bits is the fastest on the GPU at hand: measured once, at start-up. Rules ([`Rules`],
 //! [`Device::runs_clusters`]) say where nothing has been measured.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::tiles::{Grid, Tile, splits, tiles_of, tokens_for, usual_tile};
+use super::tiles::{Grid, Rules, Tile, splits, tiles_of, tokens_for};
 use super::{LinearArgs, LinearWorkspace, launch_as};
 use crate::device::{Device, Tensor, TensorCoreFamily, Timeline};
 use crate::error::Result;
@@ -71,6 +71,8 @@ pub struct TunedLaunch {
     pub rows: usize,
     /// Weight rows of a tile.
     pub weights: usize,
+    /// Whether Hopper's copy engine brings them.
+    pub bulk: bool,
     /// Whether it runs in clusters.
     pub clusters: bool,
     /// Microseconds.
@@ -110,7 +112,8 @@ impl LinearWorkspace {
         let (n, k, gated) = (first.dim(0), first.dim(1), layer.gated);
         let (family, splits) = (device.linear_family(), splits(n, k));
         let mut ways = Vec::new();
-        for tile in tiles_of(family, rows) {
+        let has_bulk_copies = device.has_bulk_copies()?;
+        for tile in tiles_of(family, rows).filter(|tile| has_bulk_copies || !tile.bulk) {
             let kernel = tile.kernel(layer.x.dtype(), gated);
             let in_clusters = Grid::apart(tile, rows, n, splits).in_clusters(device, kernel, tile)?;
             ways.extend(in_clusters.map(|_| Way { tile, clusters: true }));
@@ -119,7 +122,7 @@ impl LinearWorkspace {
         if ways.len() < 2 {
             return Ok(());
         }
-        let tile = usual_tile((family, device.wide_from_ctas()), rows, n, splits);
+        let tile = Rules::of(device).tile(rows, n, splits);
         let usual = ways.iter().position(|way| std::ptr::eq(way.tile, tile)).unwrap_or(0);
         let (x, out) = (layer.x.rows(0..rows), layer.out.rows(0..rows));
         let step = layer.weights.len().div_ceil(MAX_WEIGHTS);
@@ -147,6 +150,7 @@ impl LinearWorkspace {
             layer: layer.name,
             rows,
             weights: way.tile.weights,
+            bulk: way.tile.bulk,
             clusters: way.clusters,
             us: least[best],
             usual_us: least[usual],
