@@ -110,6 +110,10 @@ impl Drafter for Eagle1 {
         &self.layer
     }
 
+    fn layer_mut(&mut self) -> &mut DraftLayer {
+        &mut self.layer
+    }
+
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
         self.layer.prepare(max_rows, max_round_rows, max_positions, Some(&self.fc))
     }

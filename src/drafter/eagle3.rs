@@ -173,6 +173,10 @@ impl Drafter for Eagle3 {
         &self.layer
     }
 
+    fn layer_mut(&mut self) -> &mut DraftLayer {
+        &mut self.layer
+    }
+
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()> {
         let (tap_width, hidden) = (self.tap_width(), self.layer.geometry.hidden_size);
         let layer = &mut self.layer;

@@ -1,13 +1,15 @@
 //! [`DraftLayer`]: the decoder layer that an EAGLE drafter is, the plain ones that may follow it, embedding and head, and the
 //! activations of its passes. What enters the first layer is each drafter's own.
 
+use std::time::Instant;
+
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kernels::linear::{LinearArgs, linear};
+use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
@@ -153,6 +155,26 @@ impl DraftLayer {
             scratch: Scratch::new(&self.device, &size)?,
         });
         Ok(())
+    }
+
+    /// As [`Decoder::tune`](crate::model::Decoder::tune): the first layer and the head. What comes before, and layers behind it, run by rule or as
+    /// their like in the first.
+    pub fn tune(&mut self, deadline: Instant) -> Result<()> {
+        let Self { first, ends, device, attention_input, geometry, buffers, .. } = self;
+        let Some(Buffers { pair, normed, delta, head_in, logits, scratch, .. }) = buffers else {
+            return Ok(());
+        };
+        let attended = if *attention_input == geometry.hidden_size { &*normed } else { &*pair };
+        let layers = std::iter::once((&first.attention, &first.mlp));
+        let mut kinds = scratch.tuned_layers(layers, (attended, normed, delta));
+        let (x, out) = (head_in.clone(), logits.clone());
+        kinds.push(TunedLayer { name: "head", weights: vec![&ends.head], gated: false, x, out });
+        scratch.workspace.tune(device, &kinds, deadline)
+    }
+
+    /// Launches of linear layers that have been measured, and how they run.
+    pub fn tuned(&self) -> &[TunedLaunch] {
+        self.buffers.as_ref().map_or(&[], |buffers| buffers.scratch.workspace.tuned())
     }
 
     /// The activations.

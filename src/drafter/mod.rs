@@ -33,6 +33,9 @@ pub trait Drafter: Send {
     /// The layer that it is.
     fn layer(&self) -> &DraftLayer;
 
+    /// The same, to be changed.
+    fn layer_mut(&mut self) -> &mut DraftLayer;
+
     /// Sizes the activations: passes of at most `max_rows` rows, rounds of at most `max_round_rows` rows in all, contexts
     /// of at most `max_positions`.
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()>;

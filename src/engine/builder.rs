@@ -27,8 +27,8 @@ use crate::kv_cache::{KvCache, KvShape, PAGE_SIZE};
 use crate::model::MAX_ROWS_PER_SEQUENCE;
 use crate::pages::PagePool;
 
-/// How long linear layers may be measured.
-const TUNING_LIMIT: Duration = Duration::from_millis(500);
+/// How long linear layers may be measured, the target's and a drafter's.
+const TUNING_LIMIT: Duration = Duration::from_millis(400);
 
 /// Called while weights load: what is being loaded, bytes done, bytes in all.
 pub type LoadProgress<'a> = Box<dyn FnMut(&str, usize, usize) + 'a>;
@@ -72,7 +72,7 @@ pub struct EngineBuilder<'a> {
     pub(super) prefill_tokens: usize,
     pub(super) pass_tread: Option<usize>,
     pub(super) run_ahead: Option<bool>,
-    pub(super) tune: Option<bool>,
+    pub(super) tune_within: Option<Duration>,
     pub(super) kv_budget_bytes: Option<usize>,
     pub(super) cost_cache: Option<PathBuf>,
     pub(super) costs: Option<CostModel>,
@@ -94,7 +94,7 @@ impl EngineBuilder<'static> {
             prefill_tokens: 512,
             pass_tread: None,
             run_ahead: None,
-            tune: None,
+            tune_within: None,
             kv_budget_bytes: None,
             cost_cache: None,
             costs: None,
@@ -188,10 +188,11 @@ impl<'a> EngineBuilder<'a> {
         self
     }
 
-    /// Whether linear layers are measured at the start, to run in the fastest way that the device has for them; otherwise only on a GPU: for tests.
+    /// How long linear layers are measured at the start, the target's and a drafter's, to run in the fastest way that the device has for them; zero:
+    /// not at all, which is usual where there is no GPU. For tests.
     #[doc(hidden)]
-    pub fn tune(mut self, wanted: bool) -> Self {
-        self.tune = Some(wanted);
+    pub fn tune_within(mut self, limit: Duration) -> Self {
+        self.tune_within = Some(limit);
         self
     }
 
@@ -253,15 +254,16 @@ impl<'a> EngineBuilder<'a> {
         let mut pool = PagePool::new(&device, num_pages, max_sequences, max_positions, lookahead)?;
         let cache = |shape| KvCache::new(&device, shape, num_pages, pool.table().clone());
         target.prepare(max_rows, max_rows, max_positions)?;
-        if self.tune.unwrap_or(!device.is_host()) {
-            target.tune(Instant::now() + TUNING_LIMIT)?;
-        }
+        let tune_within =
+            self.tune_within.unwrap_or(if device.is_host() { Duration::ZERO } else { TUNING_LIMIT });
+        target.tune(Instant::now() + tune_within)?;
         let kv = cache(target.kv_shape())?;
         let tread = self.pass_tread.unwrap_or_else(|| graphs::pass_tread(&device));
         let mut verifier = Verifier::new(&device, target, kv, (max_rows, tread), max_sequences)?;
         let mut proposer = match drafter {
             Some(LoadedDrafter::Network(mut network)) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;
+                network.layer_mut().tune(Instant::now() + tune_within)?;
                 let kv = cache(network.kv_shape())?;
                 let drafting = Drafting::new(&device, network, kv, (max_rows, tread), max_sequences)?;
                 Some(Proposer::Network(Box::new(drafting)))

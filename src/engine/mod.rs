@@ -240,10 +240,11 @@ impl Engine {
         (self.verifier.graphs.num_graphs(), network.map_or(0, |drafting| drafting.num_graphs()))
     }
 
-    /// Launches of the target's linear layers that could run in several ways, and those that measurements chose at the start; none on the host
-    /// driver.
-    pub fn tuned_launches(&self) -> &[TunedLaunch] {
-        self.verifier.target.tuned()
+    /// Launches of linear layers that could run in several ways, and those that measurements chose at the start, of the target and of a drafter
+    /// that is a network; none on the host driver.
+    pub fn tuned_launches(&self) -> [&[TunedLaunch]; 2] {
+        let network = self.proposer.as_ref().and_then(Proposer::network);
+        [self.verifier.target.tuned(), network.map_or(&[], |drafting| drafting.network.layer().tuned())]
     }
 
     /// Sequences that are running, those whose prompts are being read included, in slot order.

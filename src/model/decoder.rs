@@ -154,7 +154,7 @@ impl Decoder {
         let Self { layers, head, device, buffers, .. } = self;
         let Some(Buffers { normed, delta, head_in, logits, scratch, .. }) = buffers else { return Ok(()) };
         let decoder_layers = layers.iter().map(|layer| (&layer.attention, &layer.mlp));
-        let mut kinds = scratch.tuned_layers(decoder_layers, (normed, delta));
+        let mut kinds = scratch.tuned_layers(decoder_layers, (normed, normed, delta));
         let (x, out) = (head_in.clone(), logits.clone());
         kinds.push(TunedLayer { name: "head", weights: vec![&*head], gated: false, x, out });
         scratch.workspace.tune(device, &kinds, deadline)

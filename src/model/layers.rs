@@ -147,12 +147,12 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// What [`LinearWorkspace::tune`] measures of decoder layers: their weights, by kind, with `x` `[rows, hidden]` and `out` `[rows, hidden]` beside
-    /// the activations here.
+    /// What [`LinearWorkspace::tune`] measures of decoder layers: their weights, by kind, with what attention reads, `attended` `[rows, input]`, what
+    /// the MLP reads, `x` `[rows, hidden]`, and `out` `[rows, hidden]` beside the activations here.
     pub fn tuned_layers<'a>(
         &self,
         layers: impl Iterator<Item = (&'a AttentionWeights, &'a Mlp)> + Clone,
-        (x, out): (&Tensor, &Tensor),
+        (attended, x, out): (&Tensor, &Tensor, &Tensor),
     ) -> Vec<TunedLayer<'a>> {
         let kind = |name, gated, weights, x: &Tensor, out: &Tensor| TunedLayer {
             name,
@@ -162,7 +162,13 @@ impl Scratch {
             out: out.clone(),
         };
         vec![
-            kind("qkv", false, layers.clone().map(|(attention, _)| &attention.qkv).collect(), x, &self.qkv),
+            kind(
+                "qkv",
+                false,
+                layers.clone().map(|(attention, _)| &attention.qkv).collect(),
+                attended,
+                &self.qkv,
+            ),
             kind(
                 "o",
                 false,

@@ -1,5 +1,7 @@
 //! Linear layers that are measured at the start: what runs is said, and texts stay.
 
+use std::time::Duration;
+
 use smart_run::config::FloatType;
 use smart_run::engine::EngineBuilder;
 
@@ -13,13 +15,15 @@ fn builder() -> EngineBuilder<'static> {
 fn measured_layers_change_no_text() {
     let prompts = demo_prompts(1, 120);
     let mut texts = Vec::new();
-    for tuned in [false, true] {
-        let mut engine = builder().tune(tuned).build().unwrap();
-        let launches = engine.tuned_launches();
-        assert_eq!(!launches.is_empty(), tuned);
-        for layer in ["qkv", "o", "gate_up", "down", "head"].into_iter().filter(|_| tuned) {
-            let rows: Vec<_> = launches.iter().filter(|it| it.layer == layer).map(|it| it.rows).collect();
-            assert!(rows.contains(&32) && rows.contains(&64), "{layer}: {rows:?}");
+    for limit in [Duration::ZERO, Duration::from_secs(100)] {
+        let mut engine = builder().tune_within(limit).build().unwrap();
+        let tuned = !limit.is_zero();
+        for launches in engine.tuned_launches() {
+            assert_eq!(!launches.is_empty(), tuned);
+            for layer in ["qkv", "o", "gate_up", "down", "head"].into_iter().filter(|_| tuned) {
+                let rows: Vec<_> = launches.iter().filter(|it| it.layer == layer).map(|it| it.rows).collect();
+                assert!(rows.contains(&32) && rows.contains(&64), "{layer}: {rows:?}");
+            }
         }
         texts.push(run(&mut engine, greedy(&prompts[0], 60)));
     }

@@ -33,7 +33,8 @@ struct Sweep {
     took: Duration,
     measured: usize,
     planned: usize,
-    tuned: Vec<TunedLaunch>,
+    /// Of the target, and of the drafter.
+    tuned: [Vec<TunedLaunch>; 2],
 }
 
 /// Runs the command.
@@ -98,14 +99,17 @@ fn measure(subject: &ProfileSubject) -> Result<Profile> {
         took: measured.sweep_time,
         measured: table.points.len(),
         planned: measured.planned_points,
-        tuned: engine.tuned_launches().to_vec(),
+        tuned: engine.tuned_launches().map(<[_]>::to_vec),
     };
     Ok(Profile { cost: table.cost_model()?, table, sweep: Some(sweep) })
 }
 
 impl Profile {
-    fn tuned(&self) -> &[TunedLaunch] {
-        self.sweep.as_ref().map_or(&[], |sweep| &sweep.tuned)
+    /// Launches that were measured, each with whose it is.
+    fn tuned(&self) -> impl Iterator<Item = (&'static str, &TunedLaunch)> {
+        let networks =
+            self.sweep.iter().flat_map(|sweep| ["target", "drafter"].into_iter().zip(&sweep.tuned));
+        networks.flat_map(|(network, launches)| launches.iter().map(move |launch| (network, launch)))
     }
 
     fn title(&self) -> String {
@@ -156,8 +160,8 @@ impl Profile {
                 format!("Outside its passes a drafted round takes {drafted} us and a plain one {plain} us.")
             }
         });
-        let others = self.tuned().iter().filter(|launch| launch.us < launch.usual_us).count();
-        if let launches @ 1.. = self.tuned().len() {
+        let others = self.tuned().filter(|(_, launch)| launch.us < launch.usual_us).count();
+        if let launches @ 1.. = self.tuned().count() {
             facts.push(format!(
                 "Of {launches} launches of linear layers that could run in several ways {others} do not run in the usual one."
             ));
@@ -201,18 +205,18 @@ impl Profile {
     /// Which way launches of linear layers run, where measurements said; nothing where they did not.
     fn launches(&self) -> String {
         let mut text = String::new();
-        if !self.tuned().is_empty() {
+        if self.tuned().next().is_some() {
             text.push_str(
-                "\nLinear layers, each in the fastest way\n    layer  rows  weights a tile  bulk copies  clusters        us  usual way\n",
+                "\nLinear layers, each in the fastest way\n  network    layer  rows  weights a tile  bulk copies  clusters        us  usual way\n",
             );
         }
-        for launch in self.tuned() {
+        for (network, launch) in self.tuned() {
             let TunedLaunch { layer, rows, weights, bulk, clusters, us, usual_us } = launch;
             let [bulk, clusters] = [bulk, clusters].map(|is_used| if *is_used { "yes" } else { "no" });
             let (us, usual_us) = (number(*us), number(*usual_us));
             let _ = writeln!(
                 text,
-                "  {layer:>7} {rows:>5} {weights:>15} {bulk:>12} {clusters:>9} {us:>9} {usual_us:>10}"
+                "  {network:>7} {layer:>8} {rows:>5} {weights:>15} {bulk:>12} {clusters:>9} {us:>9} {usual_us:>10}"
             );
         }
         text
