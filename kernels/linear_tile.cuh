@@ -114,9 +114,10 @@ __device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, co
 }
 #endif
 
-// What follows the sum over K; where K is cut the parts meet in memory, or in a cluster. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of
-// this thread that exists, where i is its register in the fragment of m16n8 and `other` the sum of weight row
-// n + 8 if i < 2, of n - 8 else: gate and up. `scratch` is shared memory that nobody needs any more.
+// What follows the sum over K; where K is cut the parts meet in memory or, where there is no room in that, in a
+// cluster. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of this thread that exists, where
+// i is its register in the fragment of m16n8 and `other` the sum of weight row n + 8 if i < 2, of n - 8 else: gate and
+// up. `scratch` is shared memory that nobody needs any more.
 template <bool kGated,  // linear_swiglu
           typename Shape, typename T, typename ForEachSum>
 __device__ __forceinline__ void finish_tile(const LinearOutputs<T>& layer, const LinearPlace& place,

@@ -178,9 +178,7 @@ impl LinearWorkspace {
         });
         Ok(())
     }
-}
 
-impl LinearWorkspace {
     /// A row through the first of these weights.
     fn run_once(&self, device: &Device, layer: &TunedLayer) -> Result<()> {
         let (x, out) = (layer.x.rows(0..1), layer.out.rows(0..1));
