@@ -9,12 +9,13 @@
 //           bias     T   [N]                in     may be null
 //           out      T or f32 [rows, N]     out    row stride out_stride elements; f32 if out_is_f32
 //                    T   [rows, N / 2]             of linear_swiglu
-//           partial  f32 [splits, rows, N]  out    null where K is not split
+//           partial  f32 [splits, rows, N]  out    null where K is not split, or the splits of a tile are a cluster
 //           tickets  u32 [tiles]            inout  one for each of the grid's (x, y), 0 before and after
 // LAUNCH    linear_<bf16|f16>_t<tokens>[_w<weights>]: grid (token tiles, weight tiles, splits of K), 128 threads
-//           (_w128: 256), dynamic shared memory kStages * (tokens + weights) * 128 bytes. linear_f32: 128
-//           threads, grid (ceil(rows / 8), ceil(N / 16)), a warp for 4 weight rows x 8 tokens. May overlap its
-//           predecessors: weights are on their way before it waits.
+//           (_w128: 256), dynamic shared memory kStages * (tokens + weights) * 128 bytes; clusters of all splits
+//           where `partial` is null and there are several. linear_f32: 128 threads, grid
+//           (ceil(rows / 8), ceil(N / 16)), a warp for 4 weight rows x 8 tokens. May overlap its predecessors:
+//           weights are on their way before it waits.
 // REQUIRES  bf16, f16: K % 8 == 0, x_stride % 8 == 0, x and weight 16-byte aligned; f32: nothing.
 //           linear_swiglu: N % 16 == 0
 // NUMERICS  One accumulator an output, ascending K in steps of 16; splits added in ascending order, then the
@@ -27,8 +28,9 @@
 // Roofline: a weight is used once a token, so below about 184 tokens on an H200 the time is that of reading
 // the weights. Little's law sets the rest: 4.3 TB/s at about 0.7 us is 3 MB in flight, 23 KB an SM. A CTA
 // keeps kStages - 1 = 3 tiles of 64 x 64 weights (24 KB) in flight and three or four CTAs share an SM, which
-// leaves room for barriers and the tail. Splitting K gives a small N its 512 CTAs; the CTA of a tile that ends
-// last adds up the partial sums of all, which costs it a trip to L2 and saves a launch.
+// leaves room for barriers and the tail. Splitting K gives a small N its 512 CTAs. Where the GPU has clusters the
+// splits of a tile are one, and each adds up its share of the outputs out of the shared memory of all; elsewhere
+// the CTA that ends last adds them up, out of L2 and alone, which saves a launch.
 //
 // Schedule: weights are the 16-side of mma.m16n8k16 and tokens the 8-side, so the work grows in steps of 8
 // tokens. cp.async fills a ring of stages; one barrier a tile both publishes the tile that arrived and frees
