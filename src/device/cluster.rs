@@ -57,6 +57,10 @@ impl Device {
         let (mut clusters, mut blocks) = (0, 0);
         // SAFETY: the function handle is live; `config` and the attribute it points to outlive the call, which fills `clusters`.
         let status = unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, kernel.function, &config) };
+        // Some GPUs launch clusters, but none of this size.
+        if status == sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE {
+            return Ok(false);
+        }
         check("cuOccupancyMaxActiveClusters", status)?;
         let (threads, shared_bytes) = (threads as i32, shared_bytes as usize);
         // SAFETY: the function handle is live; `blocks` receives the number.
