@@ -20,7 +20,7 @@ pub(super) struct Kernel {
 /// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
 const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
-const ARG_BYTES: usize = 1024;
+const ARG_BYTES: usize = 512;
 /// Lowest compute capability with programmatic dependent launch and thread block clusters.
 const HOPPER: i32 = 90;
 
