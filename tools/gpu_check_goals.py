@@ -4,7 +4,7 @@ A goal without a measurement is a line without a number. Goals speak of an H200 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from gpu_check_results import Shape, decode_steps, gather, geometric_mean, lines_of, number, origin, shape_of, table
@@ -126,9 +126,15 @@ def only(values: dict[str, float], begin: str) -> dict[str, float]:
     return {name: value for name, value in values.items() if name.startswith(begin)}
 
 
-def drafting(goals: Goals, folder: Path) -> None:
-    tables = [lines_of(path) for path in sorted(folder.glob("profile-*.json"))]
-    points: Iterable[dict] = (point for rows in tables for row in rows for point in row["table"]["points"])
+def passes(goals: Goals, folder: Path) -> None:
+    """Of the profiles: how well the cost model fits target passes, and what a level of the drafter takes."""
+    profiles = [row for path in sorted(folder.glob("profile-*.json")) for row in lines_of(path)]
+    pairs = [pair for profile in profiles for pair in zip(profile["table"]["points"], profile["fitted_us"])]
+    errors = sorted(abs(fitted / point["us"] - 1) for point, fitted in pairs if point["kind"] != "draft" and fitted)
+    fit = errors[round(0.95 * (len(errors) - 1))] if errors else None
+    goals.add("error of the cost model over target passes that were measured, 95th percentile", fit, "at most 0.03",
+              lambda value: value <= 0.03, f"of {len(errors)}" if errors else "")  # fmt: skip
+    points = [point for point, _ in pairs]
     levels = {f"{p['tokens']} rows, context {p['context']}": p["us"] for p in points
               if p["kind"] == "draft" and p["sequences"] == 1 and p["tokens"] <= 10}  # fmt: skip
     goals.most("a level of the drafter at batch 1, up to 10 rows, us", levels, 205)
@@ -142,7 +148,7 @@ def goals(folder: Path) -> None:
     decoding(found, folder, copy)
     linear(found, shapes)
     attention(found, shapes)
-    drafting(found, folder)
+    passes(found, folder)
     rounds(found, folder)
     if any(row[1] for row in found.rows):
         sources = [origin(report) for name in ("kernels", "end-to-end") if (report := folder / f"{name}.txt").is_file()]

@@ -3,9 +3,7 @@
 use std::time::Instant;
 
 use smart_run::Result;
-use smart_run::device::{
-    Branch, ConditionalGraph, DType, Device, Event, PinnedBuffer, Tensor, TensorCoreFamily,
-};
+use smart_run::device::{Branch, ConditionalGraph, DType, Device, Event, PinnedBuffer, Tensor};
 use smart_run::kernels::ceilings::{PIECE, ReadArgs, Reader, count_down, empty, read};
 use smart_run::kernels::host_words::fetch_words;
 use smart_run::kernels::mailbox::Mailbox;
@@ -60,7 +58,7 @@ pub fn ceilings(
     report("copy", Ok(copy))?;
 
     let words = setting.words()?;
-    let has_bulk_copies = device.with_linear_family(TensorCoreFamily::Wgmma).is_ok();
+    let has_bulk_copies = device.with_bulk_tiles().is_ok();
     let mut readers = vec![(Reader::Registers, "registers"), (Reader::Shared, "cp.async")];
     readers.extend(has_bulk_copies.then_some((Reader::Bulk, "bulk copies")));
     for (reader, what) in readers {

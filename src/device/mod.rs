@@ -13,7 +13,7 @@ mod launch;
 mod pinned;
 mod tensor;
 mod tensor_core_family;
-pub mod tensor_map;
+mod tensor_map;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -147,16 +147,21 @@ impl Device {
                 self.name()
             )));
         }
-        Ok(Self { inner: self.inner.clone(), families: self.families.with(operation, family) })
+        Ok(self.choosing(|families| *families = families.with(operation, family)))
+    }
+
+    /// The same device with other choices of kernels.
+    fn choosing(&self, change: impl FnOnce(&mut Families)) -> Self {
+        let mut device = self.clone();
+        change(&mut device.families);
+        device
     }
 
     /// The same device with tiles of many weights for linear layers wherever a launch has so many CTAs, of tiles that come in several widths: 1 is
     /// always, `u32::MAX` never. For tests and measurements: tiles decide speed only.
     #[doc(hidden)]
     pub fn with_wide_tiles_from(&self, ctas: u32) -> Self {
-        let mut families = self.families;
-        families.wide_from_ctas = ctas;
-        Self { inner: self.inner.clone(), families }
+        self.choosing(|families| families.wide_from_ctas = ctas)
     }
 
     /// The same device, whose linear layers get their tiles by the copy engine wherever a kernel for that has the same bits. For tests and
@@ -169,9 +174,7 @@ impl Device {
         if !self.has_bulk_copies()? {
             return Err(Error::Device(format!("{} runs kernels without bulk copies", self.name())));
         }
-        let mut families = self.families;
-        families.bulk_tiles = true;
-        Ok(Self { inner: self.inner.clone(), families })
+        Ok(self.choosing(|families| families.bulk_tiles = true))
     }
 
     /// Whether kernels for this GPU can let the copy engine fetch tiles: those for sm_90a, and on the host driver.
@@ -187,9 +190,7 @@ impl Device {
     /// The same device with or without thread block clusters, whatever `SMART_CLUSTERS` says: for tests and measurements. They decide speed only.
     #[doc(hidden)]
     pub fn with_clusters(&self, clusters: bool) -> Self {
-        let mut families = self.families;
-        families.clusters = clusters;
-        Self { inner: self.inner.clone(), families }
+        self.choosing(|families| families.clusters = clusters)
     }
 
     /// CTAs of a launch from which on linear layers take the widest tile.

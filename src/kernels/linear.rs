@@ -5,9 +5,9 @@
 mod tiles;
 mod tuning;
 
-use tiles::{Grid, MAX_SPLIT_ROWS, Rules, Splits, splits, tickets_len, tokens_for, workspace_len};
-use tuning::{LaunchKind, Tuning, Way};
+use tiles::{Grid, MAX_SPLIT_ROWS, Rules, Splits, splits, tickets_len, workspace_len};
 pub use tuning::{TunedLaunch, TunedLayer};
+use tuning::{Tuning, Way};
 
 use super::shape::Dims;
 use crate::device::{DType, Device, LaunchArgs, Tensor, TensorMap};
@@ -155,10 +155,7 @@ fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()
 /// One launch of the 16-bit kernel, as measurements or else rules say. Operands are checked.
 fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
-    let family = device.linear_family();
-    let kind = LaunchKind { family, n, k, gated, tokens: tokens_for(family, rows) };
-    let usual = || Way { tile: Rules::of(device).tile(rows, n, splits), clusters: true };
-    let way = args.workspace.tuning.of(&kind).unwrap_or_else(usual);
+    let way = args.workspace.tuning.way(&Rules::of(device), rows, (n, k), gated);
     launch_as(device, args, splits, gated, way)
 }
 

@@ -1,4 +1,4 @@
-// selftest CASE: runs one case and prints what was observed; tests/host_driver.rs asserts it. A process per
+// selftest CASE: runs one case and prints what was observed; tests/host_driver/ asserts it. A process per
 // case, since a failed kernel leaves its context unusable and the environment selects modes.
 #include "harness.hpp"
 

@@ -226,7 +226,7 @@ impl Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::WIDE_FROM_CTAS;
+    use crate::device::{DeviceChoice, WIDE_FROM_CTAS};
 
     const MMA: Rules = Rules { family: TensorCoreFamily::Mma, wide_from_ctas: WIDE_FROM_CTAS, bulk: false };
     const WGMMA: Rules = Rules { family: TensorCoreFamily::Wgmma, ..MMA };
@@ -285,6 +285,40 @@ mod tests {
         assert_eq!([32, 64, 128].map(|rows| weights(rows, 2048, 8192)), [128, 256, 256]);
         let weights = |rows: usize| MMA.tile(rows, 4096, splits(4096, 4096)).weights;
         assert_eq!([8, 32, 64, 128].map(weights), [64, 128, 128, 128]);
+    }
+
+    /// Where K is cut its parts are a cluster; elsewhere tiles of many tokens share these, over a grid of whole clusters.
+    #[test]
+    fn parts_meet_and_tokens_are_shared() {
+        let device = Device::open(DeviceChoice::Host).unwrap();
+        let clusters = |rules: Rules, rows: usize, n: usize, k: usize| {
+            let tile = rules.tile(rows, n, splits(n, k));
+            let grid = Grid::apart(tile, rows, n, splits(n, k));
+            let found = grid.in_clusters(&device, tile.kernel(DType::Bf16, false), tile).unwrap();
+            found.map(|grid| (grid.blocks, grid.cluster))
+        };
+        let bulk = Rules { bulk: true, ..MMA };
+        for rules in [MMA, bulk, WGMMA] {
+            assert_eq!(clusters(rules, 8, 4096, 4096), Some(([1, 64, 8], [1, 1, 8])));
+        }
+        assert_eq!(clusters(MMA, 8, 512, 14336), None, "more parts than a cluster has blocks");
+        assert_eq!(clusters(MMA, 128, 28672, 4096), None, "nobody fetches for others by cp.async");
+        assert_eq!(clusters(bulk, 128, 28672, 4096), Some(([1, 224, 1], [1, 4, 1])));
+        assert_eq!(clusters(WGMMA, 128, 28672, 4096), Some(([1, 112, 1], [1, 4, 1])));
+        assert_eq!(clusters(WGMMA, 64, 128_256, 4096), Some(([1, 502, 1], [1, 2, 1])), "501 tiles");
+        assert_eq!(clusters(bulk, 300, 384, 72), Some(([3, 4, 1], [1, 2, 1])), "three tiles, so by two");
+        assert_eq!(clusters(bulk, 64, 256, 72), None, "one tile");
+    }
+
+    /// The copy engine brings the tiles of `mma` where that is asked for, at all widths.
+    #[test]
+    fn tiles_come_as_asked() {
+        for bulk in [false, true] {
+            for rows in [1, 16, 32, 64, 128, 500] {
+                let rules = Rules { bulk, ..MMA };
+                assert_eq!(rules.tile(rows, 4096, splits(4096, 4096)).bulk, bulk, "{rows} rows");
+            }
+        }
     }
 
     #[test]

@@ -20,13 +20,13 @@ const LEAST_GAIN: f64 = 0.01;
 
 /// Launches that run in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct LaunchKind {
-    pub(super) family: TensorCoreFamily,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) gated: bool,
+struct LaunchKind {
+    family: TensorCoreFamily,
+    n: usize,
+    k: usize,
+    gated: bool,
     /// Of their tiles.
-    pub(super) tokens: usize,
+    tokens: usize,
 }
 
 /// How a launch runs: the same bits, another time.
@@ -45,8 +45,12 @@ pub(super) struct Tuning {
 }
 
 impl Tuning {
-    pub(super) fn of(&self, kind: &LaunchKind) -> Option<Way> {
-        self.chosen.get(kind).copied()
+    /// How `rows` rows go through a weight `[n, k]`: as measured, else by rule.
+    pub(super) fn way(&self, rules: &Rules, rows: usize, (n, k): (usize, usize), gated: bool) -> Way {
+        let family = rules.family;
+        let kind = LaunchKind { family, n, k, gated, tokens: tokens_for(family, rows) };
+        let usual = || Way { tile: rules.tile(rows, n, splits(n, k)), clusters: true };
+        self.chosen.get(&kind).copied().unwrap_or_else(usual)
     }
 }
 
@@ -204,6 +208,47 @@ fn fastest(times: &[f64], usual: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{DType, DeviceChoice};
+
+    const MMA: Rules = Rules { family: TensorCoreFamily::Mma, wide_from_ctas: u32::MAX, bulk: false };
+
+    /// A launch runs as was measured of its kind, and of no other.
+    #[test]
+    fn what_was_measured_is_what_runs() {
+        let wide = tiles_of(MMA.family, 64).find(|tile| tile.bulk).unwrap();
+        let kind = LaunchKind { family: MMA.family, n: 512, k: 256, gated: false, tokens: 64 };
+        let chosen = HashMap::from([(kind, Way { tile: wide, clusters: false })]);
+        let tuning = Tuning { chosen, report: Vec::new() };
+        let runs = |rows, shape, gated| {
+            let way = tuning.way(&MMA, rows, shape, gated);
+            (way.tile.bulk, way.clusters)
+        };
+        for rows in [33, 50, 64] {
+            assert_eq!(runs(rows, (512, 256), false), (true, false), "{rows} rows");
+        }
+        for (rows, shape, gated) in [
+            (32, (512, 256), false),
+            (65, (512, 256), false),
+            (64, (256, 512), false),
+            (64, (512, 256), true),
+        ] {
+            assert_eq!(runs(rows, shape, gated), (false, true), "{rows} rows of {shape:?}");
+        }
+    }
+
+    /// Weights that would stay in the caches make way for the largest others, and these for none.
+    #[test]
+    fn small_weights_are_driven_out_by_larger_ones() {
+        let device = Device::open(DeviceChoice::Host).unwrap();
+        let tensor = |rows| Tensor::uninit(&device, DType::Bf16, &[rows, 8]).unwrap();
+        let (small, large) = (tensor(16), tensor(64));
+        let layer = |name, weights| TunedLayer { name, weights, gated: false, x: tensor(1), out: tensor(1) };
+        let layers = [layer("small", vec![&small; 3]), layer("large", vec![&large])];
+        assert_eq!(evictor(&layers[0], &layers).map(|it| it.name), Some("large"));
+        assert!(evictor(&layers[1], &layers).is_none(), "nothing is larger");
+        let many = layer("many", vec![&small; 4]);
+        assert!(evictor(&many, &layers).is_none(), "as large as what could drive them out");
+    }
 
     #[test]
     fn the_usual_way_stays_unless_another_is_clearly_faster() {
