@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--modes", default="default,max-autotune-no-cudagraphs", help="of torch.compile")
     parser.add_argument("--seconds", type=float, default=120, help="no mode is begun after so long")
     arguments = parser.parse_args()
-    config = json.loads((arguments.model / "config.json").read_text())
+    try:
+        config = json.loads((arguments.model / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.model}/config.json: {error}")
     begin = time.monotonic()
     batches = [int(batch) for batch in arguments.batch.split(",")]
     with arguments.results.open("w") as out:
