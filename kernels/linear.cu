@@ -115,7 +115,7 @@ __device__ __forceinline__ void linear_mma(const T* x, const T* weight, int x_st
   cp_async_wait<0>();
 
   auto for_each_sum = [&](auto&& use) { sums.for_each(layer, place, use); };
-  finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
+  finish_tile<kGated, Shape>(layer, place, ClusterParts{0, 1}, stages, for_each_sum);
 }
 
 // Plain FMA: lane l of a warp adds elements 4l..4l+3 of every 128, ascending; then the lanes are added.

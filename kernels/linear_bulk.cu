@@ -53,7 +53,7 @@ __device__ __forceinline__ void linear_bulk(const TensorMap& x, const TensorMap&
   auto for_each_sum = [&](auto&& use) {
     if (ring.multiplies()) sums.for_each(layer, place, use);
   };
-  finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
+  finish_tile<kGated, Shape>(layer, place, ring.parts(), stages, for_each_sum);
   ring.close();
 }
 

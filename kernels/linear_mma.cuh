@@ -37,7 +37,8 @@ struct MmaSums {
   int live_groups;  // of 8 tokens with a row in them
 
   __device__ __forceinline__ MmaSums(const LinearPlace& place, int num_rows) {
-    live_groups = (num_rows - place.token0 - warp_token() + 7) / 8;
+    // From one lane: the compiler has to see that whole warps go the same way, or it makes them meet before every mma.
+    live_groups = __shfl_sync(kWholeWarp, (num_rows - place.token0 - warp_token() + 7) / 8, 0);
 #pragma unroll
     for (int m = 0; m < Shape::kMmaRows; ++m) {
 #pragma unroll
@@ -53,13 +54,15 @@ struct MmaSums {
     return threadIdx.x / 32 % Shape::kWarpsAlongWeights * (Shape::kMmaRows * 16);
   }
   __device__ __forceinline__ static int warp_token() {
+    if (Shape::kWarpsAlongTokens == 1) return 0;
     return threadIdx.x / 32 / Shape::kWarpsAlongWeights * (Shape::kGroups * 8);
   }
 
-  // The others are not multiplied, so cost rises in steps of 8. The widest tiles, which have no register to spare for the
-  // count, always multiply all.
+  // The others are not multiplied, so cost rises in steps of 8. The first of a tile always is. The widest tiles, which
+  // have no register to spare for the count, always multiply all.
   __device__ __forceinline__ bool is_live(int group) const {
-    return Shape::kTokens > 64 || group < live_groups;
+    if (Shape::kTokens > 64 || (Shape::kWarpsAlongTokens == 1 && group == 0)) return true;
+    return group < live_groups;
   }
 
   // Adds the products of two tiles, 64 elements of K; all threads of the warp.

@@ -20,11 +20,19 @@ struct TileRing {
   T* stages;  // each holds the weight tile, then the token tile
   uint64_t* full;
   uint64_t* empty;
-  int num_sharing;  // blocks of a cluster along y that share tokens; 1: none
+  // Blocks of a cluster along y that share tokens, a power of two; 1: none. Where parts of a cut K are in it, too, they
+  // come behind each other along z.
+  int num_sharing;
 
   __device__ __forceinline__ bool multiplies() const { return threadIdx.x < Shape::kWarps * 32; }
   __device__ __forceinline__ bool fetches() const { return threadIdx.x == Shape::kWarps * 32; }
   __device__ __forceinline__ bool shares() const { return num_sharing > 1; }
+  // Rank of the first block of those that share tokens with this one.
+  __device__ __forceinline__ int first_sharing() const { return blockIdx.z * num_sharing; }
+  __device__ __forceinline__ int rank_sharing() const {
+    return shares() ? cluster_rank() - first_sharing() : 0;
+  }
+  __device__ __forceinline__ ClusterParts parts() const { return {rank_sharing(), num_sharing}; }
 
   __device__ __forceinline__ T* weights_of(int slot) const { return stages + slot * Shape::kStageElements; }
   __device__ __forceinline__ T* tokens_of(int slot) const {
@@ -41,9 +49,9 @@ struct TileRing {
       return;
     }
     const int rows = Shape::kTokens / num_sharing;
-    const int first = cluster_rank() * rows;
+    const int first = rank_sharing() * rows;
     bulk_load_multicast(tokens_of(slot) + first * kTileK, x, tile * kTileK, place.token0 + first, &full[slot],
-                        (1 << num_sharing) - 1);
+                        ((1 << num_sharing) - 1) << first_sharing());
   }
   __device__ __forceinline__ int first_end() const {
     return min(place.tile_end, place.tile_begin + Shape::kStages);
@@ -52,6 +60,8 @@ struct TileRing {
   // All threads, first of all. Weights are on their way when it returns, and predecessors have ended.
   __device__ __forceinline__ void open() const {
     if (fetches()) {
+      prefetch_tensor_map(weight);
+      prefetch_tensor_map(x);
       for (int slot = 0; slot < Shape::kStages; ++slot) {
         mbarrier_init(&full[slot], 1);
         mbarrier_init(&empty[slot], Shape::kWarps * num_sharing);
@@ -87,7 +97,7 @@ struct TileRing {
     const int lane_idx = threadIdx.x % 32;
     __syncwarp();  // every lane has done with it
     if (shares()) {
-      if (lane_idx < num_sharing) mbarrier_arrive_at(&empty[slot], lane_idx);
+      if (lane_idx < num_sharing) mbarrier_arrive_at(&empty[slot], first_sharing() + lane_idx);
     } else if (lane_idx == 0) {
       mbarrier_arrive(&empty[slot]);
     }

@@ -60,12 +60,18 @@ __device__ __forceinline__ void store_sum(void* out, int64_t offset, float sum, 
   }
 }
 
+// Which blocks of a cluster have the parts of a tile: the rank of the first, and from one to the next.
+struct ClusterParts {
+  int first, apart;
+};
+
 #if HAS_CLUSTERS
-// Where K is cut and the parts of a tile are the blocks of a cluster: each leaves its sums in its shared memory, and
-// then adds up its share of the outputs over the parts of all.
+// Where K is cut and the parts of a tile are in a cluster, with those of its neighbours along y perhaps: each leaves
+// its sums in its shared memory, and then adds up its share of the outputs over the parts of all.
 template <bool kGated, typename Shape, typename T, typename ForEachSum, typename Finish>
 __device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, const LinearPlace& place,
-                                               float* part, ForEachSum&& for_each_sum, Finish&& finish) {
+                                               const ClusterParts& ranks, float* part,
+                                               ForEachSum&& for_each_sum, Finish&& finish) {
   // Four columns more than there are: neither the fragments of a warp nor its float4 meet in a bank.
   constexpr int kStride = Shape::kWeights + 4;
   static_assert(
@@ -85,7 +91,7 @@ __device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, co
       float4 parts[kInFlight];
 #pragma unroll
       for (unsigned i = 0; i < kInFlight; ++i) {
-        if (first + i < gridDim.z) parts[i] = load_peer(own, first + i);
+        if (first + i < gridDim.z) parts[i] = load_peer(own, ranks.first + (first + i) * ranks.apart);
       }
 #pragma unroll
       for (unsigned i = 0; i < kInFlight; ++i) {
@@ -121,7 +127,8 @@ __device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, co
 template <bool kGated,  // linear_swiglu
           typename Shape, typename T, typename ForEachSum>
 __device__ __forceinline__ void finish_tile(const LinearOutputs<T>& layer, const LinearPlace& place,
-                                            T* scratch, ForEachSum&& for_each_sum) {
+                                            const ClusterParts& ranks, T* scratch,
+                                            ForEachSum&& for_each_sum) {
   auto finish = [&](int token, int n, float sum, float up_sum) {
     const int64_t row = static_cast<int64_t>(token) * layer.out_stride;
     if constexpr (kGated) {
@@ -140,7 +147,8 @@ __device__ __forceinline__ void finish_tile(const LinearOutputs<T>& layer, const
   }
 #if HAS_CLUSTERS
   if (layer.partial == nullptr) {
-    add_in_cluster<kGated, Shape>(layer, place, reinterpret_cast<float*>(scratch), for_each_sum, finish);
+    add_in_cluster<kGated, Shape>(layer, place, ranks, reinterpret_cast<float*>(scratch), for_each_sum,
+                                  finish);
     return;
   }
 #endif

@@ -5,8 +5,8 @@
 //           rows, and of kWeights
 // LAUNCH    linear_wgmma_<bf16|f16>_t<tokens>[_w<weights>]: grid (token tiles, weight tiles, splits of K), 128
 //           threads for each 64 weights of a tile and 32 more, dynamic shared memory kStages * (tokens + weights) *
-//           128 bytes. num_sharing blocks along y form a cluster (1: none has to), with all splits' z where
-//           `partial` is null and K is split. May overlap its predecessors: weights are on their way before it waits.
+//           128 bytes. num_sharing blocks along y form a cluster (1: none has to), with all splits' z, which it takes
+//           with K split and `partial` null. May overlap its predecessors: weights are on their way before it waits.
 // NUMERICS  those of linear.cu: one accumulator an output, ascending K in steps of 16, splits by (N, K)
 //           alone. Within a step tensor cores add as they please, so that bits of the two families may differ
 //           on a GPU; on the host driver they are the same.
@@ -106,7 +106,7 @@ __device__ __forceinline__ void linear_wgmma(const TensorMap& x, const TensorMap
       }
     }
   };
-  finish_tile<kGated, Shape>(layer, place, stages, for_each_sum);
+  finish_tile<kGated, Shape>(layer, place, ring.parts(), stages, for_each_sum);
   ring.close();
 }
 

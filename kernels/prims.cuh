@@ -60,6 +60,9 @@ using simt_type = T;
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
+// Of shuffles and votes that every lane takes part in.
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
 // Where `p` lies in the block's shared memory.
 PRIMITIVE uint32_t shared_address(const void* p) {
   return PTX_OR_HOST(static_cast<uint32_t>(__cvta_generic_to_shared(p)), simt::shared_address(p));

@@ -9,7 +9,6 @@
 
 constexpr int kWarp = 32;
 constexpr int kMaxWarps = 32;
-constexpr unsigned kWholeWarp = 0xffffffffu;
 
 __device__ __forceinline__ int lane_index() {
   return threadIdx.x % kWarp;

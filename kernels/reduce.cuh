@@ -2,8 +2,6 @@
 #pragma once
 #include "prims.cuh"
 
-constexpr unsigned kWholeWarp = 0xffffffffu;
-
 // The sum of `value` over the 32 lanes, the same bits in every lane (a butterfly adds commuting pairs).
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll

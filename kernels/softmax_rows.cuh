@@ -85,8 +85,8 @@ struct SoftmaxRows {
   static __device__ __forceinline__ void share_max(float (&tile_max)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kAllLanes, tile_max[r], 1));
-      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kAllLanes, tile_max[r], 2));
+      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kWholeWarp, tile_max[r], 1));
+      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kWholeWarp, tile_max[r], 2));
     }
   }
 

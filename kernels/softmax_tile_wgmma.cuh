@@ -137,7 +137,7 @@ struct WarpgroupTile : SoftmaxRows<T_, kHeadDim_, 1, false, kWarpgroupThreads> {
       is_in_order = is_in_order && (key >= seen.last || path_rows[key] == first + key);
     }
     int stage = first / kTileKeys;
-    if (!__all_sync(kAllLanes, is_in_order)) {
+    if (!__all_sync(kWholeWarp, is_in_order)) {
       stage = (ring_begin / kTileKeys + kStages - 1) % kStages;
       gather_path(path_rows, stage);
     }

@@ -142,7 +142,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
     float tile_max = score;
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(kAllLanes, tile_max, distance));
+      tile_max = fmaxf(tile_max, __shfl_xor_sync(kWholeWarp, tile_max, distance));
     }
     const float new_max = fmaxf(split.max, tile_max * p.scale_log2);
     const float base = softmax_base(new_max);
@@ -153,7 +153,7 @@ __device__ __forceinline__ void tree_attention_f32(const TreeAttentionParams& p)
     float tile_sum = weight;
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-      tile_sum += __shfl_xor_sync(kAllLanes, tile_sum, distance);
+      tile_sum += __shfl_xor_sync(kWholeWarp, tile_sum, distance);
     }
     split.sum = fmaf(split.sum, rescale, tile_sum);
     __syncwarp();

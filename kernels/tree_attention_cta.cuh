@@ -105,7 +105,7 @@ struct TreeAttentionCta : TreeAttentionRows<Tile, kWindowed> {
       for (int w = 0; w < kMaskWords; ++w) members[w] |= mask[w];
     }
 #pragma unroll
-    for (int w = 0; w < kMaskWords; ++w) members[w] = __reduce_or_sync(kAllLanes, members[w]);
+    for (int w = 0; w < kMaskWords; ++w) members[w] = __reduce_or_sync(kWholeWarp, members[w]);
   }
 
   // Ring rows of the 64 keys of `tile` as the path `leaf` sees them. Positions behind its end get a row that
@@ -136,9 +136,9 @@ struct TreeAttentionCta : TreeAttentionRows<Tile, kWindowed> {
   }
 
   static __device__ __forceinline__ bool has_node(const uint32_t (&nodes)[kNodeWords], int node) {
-    uint32_t word = nodes[0];
+    uint32_t word = 0;
 #pragma unroll
-    for (int w = 1; w < kNodeWords; ++w) word = node / 32 == w ? nodes[w] : word;
+    for (int w = 0; w < kNodeWords; ++w) word |= nodes[w] & (node / 32 == w ? ~0u : 0u);  // as in spread()
     return (word >> node % 32 & 1) != 0;
   }
   // The greatest node of a set, -1 of an empty one.
@@ -165,22 +165,23 @@ struct TreeAttentionCta : TreeAttentionRows<Tile, kWindowed> {
       const int node = tile_node + w * 32 + lane_idx - first_node;
       const bool exists = tile_node + w * 32 + lane_idx <= last_node;
       len = exists ? seq.kv_len(first_node + node) : 0;
-      pending[w] = __ballot_sync(kAllLanes, exists && node >= batch.node_begin && node < batch.node_end &&
-                                                len > first_key && window_begin(len) < first_key + kTileKeys);
+      pending[w] =
+          __ballot_sync(kWholeWarp, exists && node >= batch.node_begin && node < batch.node_end &&
+                                        len > first_key && window_begin(len) < first_key + kTileKeys);
     }
     Tile::forget_path();
     for (int leaf_node = last_of(pending); leaf_node >= 0; leaf_node = last_of(pending)) {
       TreeMask leaf;
       seq.load_ancestors(leaf, tile_node + leaf_node);
       const int leaf_len =
-          kTogether ? seq.prefix_len + count_bits(leaf) : __shfl_sync(kAllLanes, len, leaf_node);
+          kTogether ? seq.prefix_len + count_bits(leaf) : __shfl_sync(kWholeWarp, len, leaf_node);
       uint32_t on_path[kNodeWords];
 #pragma unroll
       for (int w = 0; w < kNodeWords; ++w) {
         const bool is_pending = (pending[w] >> lane_idx & 1) != 0;
         TreeMask own = {};
         if (is_pending) seq.load_ancestors(own, tile_node + w * 32 + lane_idx);
-        on_path[w] = __ballot_sync(kAllLanes, is_pending && is_upper_part(own, leaf));
+        on_path[w] = __ballot_sync(kWholeWarp, is_pending && is_upper_part(own, leaf));
         pending[w] &= ~on_path[w];
       }
 
@@ -195,15 +196,16 @@ struct TreeAttentionCta : TreeAttentionRows<Tile, kWindowed> {
         if constexpr (kTogether)
           row_len = idx < num_packed ? seq.kv_len(tile_node + row_node) : 0;
         else
-          row_len = __shfl_sync(kAllLanes, len, row_node);
+          row_len = __shfl_sync(kWholeWarp, len, row_node);
         seen.end[r] = has_node(on_path, row_node) ? row_len - first_key : 0;
       }
-      seen.last = leaf_len - first_key;
+      // The same in every lane; from one of them the compiler sees it, and lets warps go on without meeting before every mma.
+      seen.last = __shfl_sync(kWholeWarp, leaf_len - first_key, 0);
       find_path_rows(tile, leaf, leaf_len);
       // The window of the path's first node begins first.
       if constexpr (kWindowed && !kTogether) {
         const int first_lane = __ffs(static_cast<int>(on_path[0])) - 1;
-        seen.first = window_begin(__shfl_sync(kAllLanes, len, first_lane)) - first_key;
+        seen.first = window_begin(__shfl_sync(kWholeWarp, len, first_lane)) - first_key;
       }
       Tile::template step_path<kWindowed ? Visible::kWindow : Visible::kFirst>(seen, path_rows,
                                                                                batch.ring_begin);

@@ -183,10 +183,10 @@ struct TreeAttentionRows : Tile {
 
   // Least and greatest `value` of the warp; values are not negative.
   static __device__ __forceinline__ int smallest(int value) {
-    return static_cast<int>(__reduce_min_sync(kAllLanes, static_cast<unsigned>(value)));
+    return static_cast<int>(__reduce_min_sync(kWholeWarp, static_cast<unsigned>(value)));
   }
   static __device__ __forceinline__ int greatest(int value) {
-    return static_cast<int>(__reduce_max_sync(kAllLanes, static_cast<unsigned>(value)));
+    return static_cast<int>(__reduce_max_sync(kWholeWarp, static_cast<unsigned>(value)));
   }
 
   // First logical position that a row of `kv_len` keys sees.

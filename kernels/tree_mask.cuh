@@ -7,7 +7,6 @@
 #include "prims.cuh"
 
 constexpr int kMaskWords = 8;  // 32-bit words of a 256-bit set
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 using TreeMask = uint32_t[kMaskWords];
 

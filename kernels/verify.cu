@@ -21,7 +21,6 @@
 #include "prims.cuh"
 
 constexpr int kWarp = 32;
-constexpr unsigned kWholeWarp = 0xffffffffu;
 
 extern "C" __global__ void __launch_bounds__(kWarp)
     verify_walk(const int* __restrict__ seq_start, const int* __restrict__ tokens,

@@ -23,7 +23,6 @@
 constexpr int kVisionThreads = 128;
 constexpr int kTileKeys = 64;  // keys per softmax step
 constexpr int kVisionStages = 2;
-constexpr unsigned kEveryLane = 0xffffffffu;
 
 // What all CTAs know of the tensors, and this one of its segment.
 template <typename T>
@@ -138,8 +137,8 @@ __device__ __forceinline__ void vision_attention_mma(const T* all_qkv, const int
     float base[2], rescale[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kEveryLane, tile_max[r], 1));
-      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kEveryLane, tile_max[r], 2));
+      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kWholeWarp, tile_max[r], 1));
+      tile_max[r] = fmaxf(tile_max[r], __shfl_xor_sync(kWholeWarp, tile_max[r], 2));
       const float new_max = fmaxf(row_max[r], tile_max[r] * scale_log2);
       base[r] = softmax_base(new_max);
       rescale[r] = exp2_approx(row_max[r] - base[r]);
@@ -231,7 +230,7 @@ __device__ __forceinline__ void vision_attention_f32_rows(const float* all_qkv, 
     float tile_max = score;
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(kEveryLane, tile_max, distance));
+      tile_max = fmaxf(tile_max, __shfl_xor_sync(kWholeWarp, tile_max, distance));
     }
     const float new_max = fmaxf(row_max, tile_max * scale_log2);
     const float base = softmax_base(new_max);
@@ -241,13 +240,13 @@ __device__ __forceinline__ void vision_attention_f32_rows(const float* all_qkv, 
     float tile_sum = weight;
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-      tile_sum += __shfl_xor_sync(kEveryLane, tile_sum, distance);
+      tile_sum += __shfl_xor_sync(kWholeWarp, tile_sum, distance);
     }
     sum = fmaf(sum, rescale, tile_sum);
 #pragma unroll
     for (int n = 0; n < kF32MaxHeadDim / 32; ++n) acc[n] *= rescale;
     for (int i = 0; i < num_keys; ++i) {
-      const float key_weight = __shfl_sync(kEveryLane, weight, i);
+      const float key_weight = __shfl_sync(kWholeWarp, weight, i);
       const float* const value = seg.row_of(2, first_key + i);
 #pragma unroll
       for (int n = 0; n < kF32MaxHeadDim / 32; ++n) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every kernel for every architecture and prints its registers; fails on a register spill, and where ptxas waits for wgmma before the
-# kernel does: what is then lost shows in no test.
+# Compiles every kernel for every architecture and prints its registers; fails on a register spill, on an array that is not in registers, and where
+# ptxas waits for wgmma before the kernel does: what is then lost shows in no test.
 # Environment: NVCC or CUDA_HOME (else nvcc on PATH or .toolchain/cuda), CUDA_ARCHS (default: all that CI builds).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,12 +26,16 @@ fi
 awk -v OFS='  ' '
   /Compiling entry function/ { split($0, q, "\047"); kernel = q[2]; arch = q[4] }
   /wgmma.*serialized|warpgroup.*injected/ { print "WAITS FOR WGMMA", $0; failed = 1 }
-  /bytes spill stores/ { spilled = ($0 !~ / 0 bytes spill stores, 0 bytes spill loads/) }
+  /bytes spill stores/ {
+    spilled = ($0 !~ / 0 bytes spill stores, 0 bytes spill loads/)
+    framed = ($0 !~ /^ *0 bytes stack frame/)
+  }
   /Used [0-9]+ registers/ {
     match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5) + 0
     kernels++
     if (registers > most[arch]) { most[arch] = registers; which[arch] = kernel }
     if (spilled) { print "SPILLS", arch, kernel, registers " registers"; failed = 1 }
+    else if (framed) { print "HAS LOCAL MEMORY", arch, kernel; failed = 1 }
   }
   END {
     for (a in most) print a, "most registers: " most[a], which[a]

@@ -139,6 +139,11 @@ void fiber_main() {
     block->exit_barriers();
     if (!block->alive && block->cluster->awaits_copies_of(block->rank))
       fail("a block ended while its bulk copies to others of the cluster were under way");
+    if (!block->alive && block->cluster->has_unheard_arrivals(block->rank))
+      fail(
+          "a block ended while arrivals of others at its mbarriers may have been under way: nobody waited "
+          "for "
+          "their phase");
     block->cluster->thread_exited();
     if (!block->cluster->has_ended())
       block->yield();

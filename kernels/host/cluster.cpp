@@ -93,9 +93,20 @@ std::string Cluster::describe_deadlock() const {
 // ---- the barrier of a cluster -------------------------------------------------------------------------------
 
 void Cluster::open() {
+  for (unsigned rank = 0; rank < size_; rank++) {
+    if (barrier_->releases)
+      for (Mbarrier& known : blocks_[rank].mbarriers) known.unheard = 0;
+    blocks_[rank].wake(cluster_barrier_name);
+  }
   barrier_->arrived = 0;
+  barrier_->releases = true;
   barrier_->generation++;
-  for (unsigned rank = 0; rank < size_; rank++) blocks_[rank].wake(cluster_barrier_name);
+}
+
+bool Cluster::has_unheard_arrivals(unsigned rank) const {
+  for (const Mbarrier& barrier : blocks_[rank].mbarriers)
+    if (barrier.unheard > barrier.awaited) return true;
+  return false;
 }
 
 void Cluster::thread_exited() {
@@ -115,6 +126,7 @@ void Cluster::meet(bool sees_writes) {
   void* met = round();
   Block* block = current_block();
   if (sees_writes) publish();
+  barrier_->releases &= sees_writes;
   block->sleep(cluster_barrier_name);
   if (++barrier_->arrived == alive()) open();
   block->yield();

@@ -23,6 +23,8 @@ class Cluster {
   Fiber* pick(Block& from);  // a ready fiber, of that block rather than of another; null: none
   bool has_ended() const;
   bool awaits_copies_of(unsigned rank) const;  // in other blocks
+  // Of others at its mbarriers: no phase that they are in has been waited for, nor has a cluster_sync come behind.
+  bool has_unheard_arrivals(unsigned rank) const;
   bool deliver_awaited();  // does the first bulk copy that a thread waits for; false: none
   std::string describe_deadlock() const;
 
@@ -34,6 +36,7 @@ class Cluster {
  private:
   struct Barrier {
     unsigned arrived = 0;
+    bool releases = true;  // what all who have arrived did before
     uint32_t generation = 0;
   };
   unsigned alive() const;

@@ -107,8 +107,11 @@ DRIVER_API cuFuncGetAttribute(int* value, int attribute, const Kernel* kernel) {
   return CUDA_SUCCESS;
 }
 
+static constexpr int non_portable_cluster_size_allowed = 14;
+
 DRIVER_API cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
   ENTER_DRIVER();
+  if (attribute == non_portable_cluster_size_allowed) kernel->allows_large_clusters = value != 0;
   if (attribute != 8) return CUDA_SUCCESS;
   if (value < 0 || unsigned(value) > most_shared(*kernel))
     return error(CUDA_ERROR_INVALID_VALUE,
@@ -182,14 +185,34 @@ struct LaunchConfig {
 
 static constexpr int cluster_dimension = 4, programmatic_stream_serialization = 6;
 
+static Result read_config(const char* call, const LaunchConfig& config, Geometry* geometry) {
+  *geometry = {{config.grid_x, config.grid_y, config.grid_z},
+               {config.block_x, config.block_y, config.block_z},
+               config.shared_bytes};
+  for (unsigned i = 0; i < config.num_attributes; i++) {
+    const LaunchAttribute& attribute = config.attributes[i];
+    if (attribute.id == programmatic_stream_serialization)
+      geometry->overlaps = attribute.value.flag != 0;
+    else if (attribute.id == cluster_dimension)
+      geometry->cluster = dim3(attribute.value.dim[0], attribute.value.dim[1], attribute.value.dim[2]);
+    else
+      return error(CUDA_ERROR_NOT_SUPPORTED,
+                   std::string(call) + ": launch attribute " + std::to_string(attribute.id));
+  }
+  return CUDA_SUCCESS;
+}
+
 // An OS thread stands for a multiprocessor, and runs a whole cluster.
 DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, const Kernel* kernel, const LaunchConfig* config) {
   ENTER_DRIVER();
-  const int threads = int(config->block_x * config->block_y * config->block_z);
-  const int result =
-      cuOccupancyMaxActiveBlocksPerMultiprocessor(clusters, kernel, threads, config->shared_bytes);
-  if (result == CUDA_SUCCESS) *clusters *= int(num_threads());
-  return result;
+  Geometry geometry;
+  RETURN_IF_ERROR(read_config("cuOccupancyMaxActiveClusters", *config, &geometry));
+  RETURN_IF_ERROR(check_geometry(*kernel, geometry));
+  const int threads = int(geometry.block.x * geometry.block.y * geometry.block.z);
+  RETURN_IF_ERROR(
+      Result(cuOccupancyMaxActiveBlocksPerMultiprocessor(clusters, kernel, threads, config->shared_bytes)));
+  *clusters *= int(num_threads());
+  return CUDA_SUCCESS;
 }
 
 // Launches run one after the other here, whatever they allow; kernels of launches that may overlap are held to
@@ -197,18 +220,7 @@ DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, const Kernel* kernel, con
 DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, const Kernel* kernel, void** parameters,
                             void** extra) {
   ENTER_DRIVER();
-  Geometry geometry{{config->grid_x, config->grid_y, config->grid_z},
-                    {config->block_x, config->block_y, config->block_z},
-                    config->shared_bytes};
-  for (unsigned i = 0; i < config->num_attributes; i++) {
-    const LaunchAttribute& attribute = config->attributes[i];
-    if (attribute.id == programmatic_stream_serialization)
-      geometry.overlaps = attribute.value.flag != 0;
-    else if (attribute.id == cluster_dimension)
-      geometry.cluster = dim3(attribute.value.dim[0], attribute.value.dim[1], attribute.value.dim[2]);
-    else
-      return error(CUDA_ERROR_NOT_SUPPORTED,
-                   "cuLaunchKernelEx: launch attribute " + std::to_string(attribute.id));
-  }
+  Geometry geometry;
+  RETURN_IF_ERROR(read_config("cuLaunchKernelEx", *config, &geometry));
   return launch("cuLaunchKernelEx", kernel, geometry, config->stream, parameters, extra);
 }

@@ -25,6 +25,7 @@ enum Result : int {
   CUDA_ERROR_STREAM_CAPTURE_UNJOINED = 904,
   CUDA_ERROR_STREAM_CAPTURE_ISOLATION = 905,
   CUDA_ERROR_CAPTURED_EVENT = 907,
+  CUDA_ERROR_INVALID_CLUSTER_SIZE = 912,
 };
 
 // Records "simt: <what>" for simt_last_error() and cuGetErrorString(code); returns the code.

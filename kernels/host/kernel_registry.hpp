@@ -33,6 +33,7 @@ struct Kernel {
   bool is_for_hopper;  // exists on sm_90a alone
   const struct NativeTwin* twin = nullptr;
   uint32_t max_dynamic_shared = 48 << 10;  // raised by cuFuncSetAttribute
+  bool allows_large_clusters = false;      // set by it
   const Kernel* next = nullptr;
   Kernel(const char* name, void (*invoke)(void**), std::span<const Parameter>, std::span<const PointerField>,
          const char* source, bool is_for_hopper);

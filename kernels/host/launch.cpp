@@ -81,7 +81,13 @@ Result check_geometry(const Kernel& kernel, const Geometry& g) {
     return refuse("the grid is not made of whole clusters");
   if (g.cluster_size() > max_cluster)
     return refuse("a cluster of " + std::to_string(g.cluster_size()) + " blocks; at most " +
-                  std::to_string(max_cluster) + " run everywhere");
+                  std::to_string(max_cluster) + " can be");
+  if (g.cluster_size() > portable_cluster && !kernel.allows_large_clusters)
+    return error(CUDA_ERROR_INVALID_CLUSTER_SIZE,
+                 "a cluster of " + std::to_string(g.cluster_size()) + " blocks; at most " +
+                     std::to_string(portable_cluster) +
+                     " run everywhere: set NON_PORTABLE_CLUSTER_SIZE_ALLOWED on the function (kernel " +
+                     kernel.name + ")");
   if (g.shared_bytes > kernel.max_dynamic_shared)
     return refuse(std::to_string(g.shared_bytes) + " bytes of dynamic shared memory, but only " +
                   std::to_string(kernel.max_dynamic_shared) +

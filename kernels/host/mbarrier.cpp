@@ -126,6 +126,7 @@ static void arrive(Block& block, const uint64_t* address, int bytes) {
   tsan::Ignore ignore;
   barrier.missing--;
   barrier.expected += bytes;
+  if (!is_own) barrier.unheard = barrier.phase + 1;
   settle(block, barrier);
   current_block()->maybe_preempt();
 }
@@ -144,8 +145,9 @@ void mbarrier_wait(uint64_t* address, int parity) {
   Fiber& self = *current_fiber();
   // Asked again after every pause: who sleeps through two phases waits on, as on a GPU.
   for (;;) {
-    const Mbarrier& barrier = find_mbarrier(block, address, "mbarrier_wait");
+    Mbarrier& barrier = find_mbarrier(block, address, "mbarrier_wait");
     if ((barrier.phase & 1) != (uint32_t(parity) & 1)) {
+      barrier.awaited = barrier.phase;
       tsan::acquire(phase_of(block, barrier, uint32_t(parity)));
       break;
     }

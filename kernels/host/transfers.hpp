@@ -19,6 +19,8 @@ struct Mbarrier {
           brought = 0;  // bytes of this phase; of its copies, of those that are done
   unsigned initialiser;
   bool is_fenced = false;  // after its initialisation, for who is not a thread of the block
+  uint32_t awaited = 0;    // phases that a thread has seen the end of
+  uint32_t unheard = 0;  // one more than the phase of the latest arrival from another block; 0: all are known
 
   // What is in shared memory while nobody but the functions of mbarriers writes there.
   uint64_t word() const {

@@ -6,8 +6,10 @@ use super::launch::{Kernel, cluster_attribute, config};
 use super::{Device, check};
 use crate::error::Result;
 
-/// Most blocks of a cluster that every GPU with clusters can run together.
-pub const MAX_CLUSTER: usize = 8;
+/// Most blocks of a cluster.
+pub const MAX_CLUSTER: usize = 16;
+/// Most of a cluster that every GPU with clusters can run together; more are asked for kernel by kernel, and the GPU may have no room for them.
+const PORTABLE_CLUSTER: u32 = 8;
 
 /// A launch whose blocks could run in clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +53,12 @@ impl Device {
         let whole = grid.iter().zip(cluster).all(|(blocks, along)| blocks.is_multiple_of(along));
         if !kernel.runs_on_hopper || !whole || size as usize > MAX_CLUSTER || !self.has_clusters()? {
             return Ok(false);
+        }
+        if size > PORTABLE_CLUSTER {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+            // SAFETY: the function handle is live; the attribute takes 0 or 1.
+            let status = unsafe { sys::cuFuncSetAttribute(kernel.function, attribute, 1) };
+            check("cuFuncSetAttribute", status)?;
         }
         let mut attributes = [cluster_attribute(cluster)];
         let config = config(grid, [threads, 1, 1], shared_bytes, self.stream(), &mut attributes);
@@ -114,15 +122,19 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_clusters_of_a_usual_size_run() {
+    fn only_whole_clusters_of_a_possible_size_run() {
         let device = Device::open(DeviceChoice::Host).unwrap();
         let runs = |device: &Device, cluster| {
-            let launch = ClusterLaunch { grid: [1, 16, 16], threads: 128, shared_bytes: 96 << 10, cluster };
+            let launch = ClusterLaunch { grid: [1, 32, 16], threads: 128, shared_bytes: 96 << 10, cluster };
             device.runs_clusters("linear_bf16_t128", launch).unwrap()
         };
         assert!(runs(&device, [1, 1, 8]) && runs(&device, [1, 4, 2]));
+        assert!(
+            runs(&device, [1, 1, 16]) && runs(&device, [1, 2, 8]),
+            "not every GPU has them, this one has"
+        );
         assert!(!runs(&device, [1, 1, 3]), "the grid is not made of whole clusters");
-        assert!(!runs(&device, [1, 1, 16]), "more than every GPU has");
+        assert!(!runs(&device, [1, 2, 16]), "more than any GPU has");
         assert!(!runs(&device.with_clusters(false), [1, 1, 8]));
     }
 }

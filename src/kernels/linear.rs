@@ -165,15 +165,15 @@ fn launch_as(
     args: &LinearArgs,
     splits: Splits,
     gated: bool,
-    Way { tile, clusters }: Way,
+    Way { tile, most_sharing }: Way,
 ) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
     let kernel = tile.kernel(args.x.dtype(), gated);
     let apart = Grid::apart(tile, rows, n, splits);
-    let clusters = if clusters { apart.in_clusters(device, kernel, tile)? } else { None };
+    let clusters = apart.in_clusters(device, kernel, tile, most_sharing)?;
     let Grid { blocks, cluster } = clusters.unwrap_or(apart);
     // In a cluster parts need no memory.
-    let workspace = Some(args.workspace).filter(|_| splits.count > 1 && cluster[2] == 1);
+    let workspace = Some(args.workspace).filter(|_| splits.count > 1 && clusters.is_none());
     let launch_args = LaunchArgs::new().overlapping().in_clusters(cluster);
     let launch_args = match tile.bulk {
         true => launch_args

@@ -22,7 +22,7 @@ const fn case(name: &'static str, rows: usize, n: usize, k: usize, bias: bool, f
     Case { name, rows, n, k, bias, f32_out }
 }
 
-const CASES: [Case; 21] = [
+const CASES: [Case; 23] = [
     case("one_row", 1, 64, 64, false, false),
     case("one_output", 3, 1, 64, true, false),
     case("k_of_one_chunk", 4, 16, 8, false, false),
@@ -41,8 +41,10 @@ const CASES: [Case; 21] = [
     case("beyond_the_widest_tile", 257, 72, 72, true, false),
     case("splits_of_k", 7, 24, 1024, true, false),
     case("last_split_of_one_chunk", 9, 72, 1032, true, true),
-    case("as_many_splits_as_a_cluster_has_blocks", 5, 70, 4096, true, false),
-    case("more_splits_than_a_cluster_has_blocks", 3, 24, 4616, true, true),
+    case("as_many_splits_as_every_cluster_has_blocks", 5, 70, 4096, true, false),
+    case("as_many_splits_as_a_cluster_has_blocks", 2, 24, 8192, false, false),
+    case("more_splits_than_a_cluster_has_blocks", 3, 24, 16_392, true, true),
+    case("splits_of_tiles_that_share_tokens", 65, 264, 1032, true, false),
     case("rows_beyond_one_workspace", 260, 8, 1024, true, false),
 ];
 
@@ -243,11 +245,17 @@ fn schedules_do_not_change_a_bit_of_bulk_tiles() {
         (70, 520, 648, &wgmma),
         (130, 264, 392, &wgmma),
         (66, 300, 392, &wide),
+        // Two and four of these by two and four parts of K.
+        (40, 136, 2056, &wgmma),
+        (70, 520, 2056, &wgmma),
+        (66, 300, 1032, &wide),
         // The same of `mma`.
         (7, 72, 520, &bulk),
         (20, 136, 520, &bulk),
         (40, 520, 392, &bulk),
         (70, 520, 520, &bulk),
+        (70, 520, 1032, &bulk),
+        (40, 520, 2056, &bulk),
     ] {
         let [x, weight, bias] = inputs(DType::Bf16, 12, rows, n, k);
         let layer = Layer::new(&device, DType::Bf16, &weight, Some(&bias), k);
@@ -314,9 +322,11 @@ fn families_have_the_same_bits_on_the_host_driver() {
         return;
     }
     for dtype in MODEL_DTYPES {
-        // In one part, two, four, eight and nine, of which eight make a cluster; over wide tiles and clusters that share tokens.
-        let parts = [(1, 72, 200), (9, 24, 1032), (3, 24, 2056), (5, 40, 4096), (2, 24, 4616)];
-        let tiles = [(30, 136, 72), (66, 136, 72), (130, 40, 72), (34, 200, 136)];
+        // In one part, two, four, eight, sixteen and more, of which sixteen make a cluster; over wide tiles, clusters that share tokens, and
+        // that do so where K is in parts.
+        let parts =
+            [(1, 72, 200), (9, 24, 1032), (3, 24, 2056), (5, 40, 4096), (2, 24, 8200), (1, 8, 16_392)];
+        let tiles = [(30, 136, 72), (66, 136, 72), (130, 40, 72), (34, 200, 136), (66, 136, 1032)];
         for (rows, n, k) in parts.into_iter().chain(tiles) {
             let [x, weight, bias] = inputs(dtype, 13, rows, n, k);
             let layer = Layer::new(&device, dtype, &weight, Some(&bias), k);

@@ -147,8 +147,9 @@ CASE(multicast) {
 }
 
 CASE(multicast_misuse) {
-  for (const char* name : {"bug_multicast_no_fence", "bug_multicast_before_meeting",
-                           "bug_multicast_wrong_rank", "bug_multicast_early_exit"}) {
+  for (const char* name :
+       {"bug_multicast_no_fence", "bug_multicast_before_meeting", "bug_multicast_wrong_rank",
+        "bug_multicast_early_exit", "bug_multicast_late_arrivals"}) {
     observe("launch", launch_multicast(name, 2, device(4 * 64 * 4)));
     simt_reset();
   }

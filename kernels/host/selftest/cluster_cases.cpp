@@ -1,6 +1,8 @@
 // Blocks that run in clusters.
 #include "harness.hpp"
 
+constexpr int non_portable_cluster_size_allowed = 14;
+
 // Launches `blocks` of 64 threads in clusters of `size`.
 static int launch_cluster(const char* name, unsigned blocks, unsigned size, Pointer out) {
   constexpr int cluster_dimension = 4;
@@ -24,9 +26,10 @@ static const char* sums_are(const char* name, unsigned blocks, unsigned size) {
 }
 
 CASE(cluster) {
+  MUST(cuFuncSetAttribute(kernel("healthy_cluster"), non_portable_cluster_size_allowed, 1));
   for (unsigned seed = 0; seed <= 20; seed++) {
     simt_set_option("seed", seed);
-    for (unsigned size : {1, 2, 4, 8})
+    for (unsigned size : {1, 2, 4, 8, 16})
       printf("seed %u, %u: %s\n", seed, size, sums_are("healthy_cluster", 16, size));
   }
 }
@@ -40,6 +43,8 @@ CASE(cluster_misuse) {
   Pointer out = device(16 * 64 * 4);
   observe("grid", launch_cluster("healthy_cluster", 6, 4, out));
   observe("cluster", launch_cluster("healthy_cluster", 16, 16, out));
+  MUST(cuFuncSetAttribute(kernel("healthy_cluster"), non_portable_cluster_size_allowed, 1));
+  observe("large cluster", launch_cluster("healthy_cluster", 32, 32, device(32 * 64 * 4)));
   observe("nothing", launch_cluster("healthy_cluster", 4, 0, out));
   printf("afterwards: %s\n", sums_are("healthy_cluster", 4, 2));
 }

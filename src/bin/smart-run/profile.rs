@@ -207,16 +207,16 @@ impl Profile {
         let mut text = String::new();
         if self.tuned().next().is_some() {
             text.push_str(
-                "\nLinear layers, each in the fastest way\n  network    layer  rows  weights a tile  bulk copies  clusters        us  usual way\n",
+                "\nLinear layers, each in the fastest way\n  network    layer  rows  weights a tile  bulk copies  blocks a cluster        us  usual way\n",
             );
         }
         for (network, launch) in self.tuned() {
-            let TunedLaunch { layer, rows, weights, bulk, clusters, us, usual_us } = launch;
-            let [bulk, clusters] = [bulk, clusters].map(|is_used| if *is_used { "yes" } else { "no" });
+            let TunedLaunch { layer, rows, weights, bulk, cluster, us, usual_us } = launch;
+            let bulk = if *bulk { "yes" } else { "no" };
             let (us, usual_us) = (number(*us), number(*usual_us));
             let _ = writeln!(
                 text,
-                "  {network:>7} {layer:>8} {rows:>5} {weights:>15} {bulk:>12} {clusters:>9} {us:>9} {usual_us:>10}"
+                "  {network:>7} {layer:>8} {rows:>5} {weights:>15} {bulk:>12} {cluster:>17} {us:>9} {usual_us:>10}"
             );
         }
         text

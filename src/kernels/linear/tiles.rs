@@ -20,7 +20,7 @@ pub(super) struct Tile {
     pub(super) weights: usize,
     pub(super) threads: u32,
     stages: usize,
-    /// CTAs that share tokens, where they can run in a cluster and K is not cut; 1: none.
+    /// CTAs that share tokens, where so many can run in a cluster; 1: none.
     sharing: u32,
     /// Whether Hopper's copy engine brings them, by tensor maps.
     pub(super) bulk: bool,
@@ -107,7 +107,8 @@ pub(super) fn tiles(family: TensorCoreFamily) -> &'static [Tile] {
     }
 }
 
-/// How K is cut: a function of the weight's shape alone, because it decides the order of additions.
+/// How K is cut: a function of the weight's shape alone, because it decides the order of additions. Into a power of two as long as parts have
+/// some eight tiles, so that a cluster has room for all, and perhaps twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Splits {
     pub(super) count: usize,
@@ -117,7 +118,7 @@ pub(super) struct Splits {
 pub(super) fn splits(n: usize, k: usize) -> Splits {
     let k_tiles = k.div_ceil(TILE_K).max(1);
     let wanted = (WANTED_CTAS / n.div_ceil(NARROW_WEIGHTS).max(1)).min(k_tiles / MIN_SPLIT_TILES).max(1);
-    let tiles_each = k_tiles.div_ceil(wanted);
+    let tiles_each = k_tiles.div_ceil(1 << wanted.ilog2());
     Splits { count: k_tiles.div_ceil(tiles_each), tiles_each }
 }
 
@@ -205,21 +206,34 @@ impl Grid {
     }
 
     /// The same in clusters: where K is cut the parts of a tile meet in the shared memory of one, as a block that had to fetch them all from
-    /// memory would be long at it; elsewhere tiles of many tokens share these. `None` where that cannot be, or would take longer.
-    pub(super) fn in_clusters(self, device: &Device, kernel: &str, tile: &Tile) -> Result<Option<Self>> {
+    /// memory would be long at it; and up to `most_sharing` tiles of weights share their tokens, where the tile is for many. As many as can be without
+    /// taking longer; `None` where that is a block.
+    pub(super) fn in_clusters(
+        self,
+        device: &Device,
+        kernel: &str,
+        tile: &Tile,
+        most_sharing: u32,
+    ) -> Result<Option<Self>> {
         let [x, y, parts] = self.blocks;
-        let (blocks, cluster) = if parts == 1 {
-            // Both are powers of two, so that every block has whole boxes of the tokens.
-            let sharing = tile.sharing.min(1 << y.ilog2());
-            ([x, y.next_multiple_of(sharing), 1], [1, sharing, 1])
-        } else {
-            (self.blocks, [1, 1, parts])
-        };
-        let size = cluster.iter().product::<u32>();
         let (threads, shared_bytes) = (tile.threads, tile.shared_bytes());
-        let launch = ClusterLaunch { grid: blocks, threads, shared_bytes, cluster };
-        let may_run = size > 1 && size as usize <= MAX_CLUSTER && device.runs_clusters(kernel, launch)?;
-        Ok(may_run.then_some(Self { blocks, cluster }))
+        // Powers of two, so that every block has whole boxes of the tokens.
+        let mut sharing = tile.sharing.min(most_sharing).min(1 << y.ilog2());
+        while sharing > 0 {
+            let (blocks, cluster) = ([x, y.next_multiple_of(sharing), parts], [1, sharing, parts]);
+            let size = sharing * parts;
+            let launch = ClusterLaunch { grid: blocks, threads, shared_bytes, cluster };
+            if size > 1 && size as usize <= MAX_CLUSTER && device.runs_clusters(kernel, launch)? {
+                return Ok(Some(Self { blocks, cluster }));
+            }
+            sharing /= 2;
+        }
+        Ok(None)
+    }
+
+    /// Blocks of a cluster; 1: none.
+    pub(super) fn cluster_size(&self) -> usize {
+        self.cluster.iter().product::<u32>() as usize
     }
 }
 
@@ -235,6 +249,12 @@ mod tests {
     fn splits_give_small_weights_enough_ctas() {
         assert_eq!(splits(4096, 4096), Splits { count: 8, tiles_each: 8 });
         assert_eq!(splits(28672, 4096), Splits { count: 1, tiles_each: 64 });
+        assert_eq!(
+            splits(6144, 4096),
+            Splits { count: 4, tiles_each: 16 },
+            "five would not fit twice into a cluster"
+        );
+        assert_eq!(splits(3584, 18944), Splits { count: 8, tiles_each: 37 }, "nine would fit into none");
         assert_eq!(splits(256, 896), Splits { count: 1, tiles_each: 14 });
         assert_eq!(splits(1, 8), Splits { count: 1, tiles_each: 1 });
     }
@@ -294,20 +314,27 @@ mod tests {
         let clusters = |rules: Rules, rows: usize, n: usize, k: usize| {
             let tile = rules.tile(rows, n, splits(n, k));
             let grid = Grid::apart(tile, rows, n, splits(n, k));
-            let found = grid.in_clusters(&device, tile.kernel(DType::Bf16, false), tile).unwrap();
+            let found = grid.in_clusters(&device, tile.kernel(DType::Bf16, false), tile, u32::MAX).unwrap();
             found.map(|grid| (grid.blocks, grid.cluster))
         };
         let bulk = Rules { bulk: true, ..MMA };
         for rules in [MMA, bulk, WGMMA] {
             assert_eq!(clusters(rules, 8, 4096, 4096), Some(([1, 64, 8], [1, 1, 8])));
         }
-        assert_eq!(clusters(MMA, 8, 512, 14336), None, "more parts than a cluster has blocks");
+        assert_eq!(clusters(MMA, 8, 256, 14336), Some(([1, 4, 16], [1, 1, 16])));
+        assert_eq!(clusters(MMA, 8, 256, 28672), None, "more parts than a cluster has blocks");
         assert_eq!(clusters(MMA, 128, 28672, 4096), None, "nobody fetches for others by cp.async");
         assert_eq!(clusters(bulk, 128, 28672, 4096), Some(([1, 224, 1], [1, 4, 1])));
         assert_eq!(clusters(WGMMA, 128, 28672, 4096), Some(([1, 112, 1], [1, 4, 1])));
         assert_eq!(clusters(WGMMA, 64, 128_256, 4096), Some(([1, 502, 1], [1, 2, 1])), "501 tiles");
         assert_eq!(clusters(bulk, 300, 384, 72), Some(([3, 4, 1], [1, 2, 1])), "three tiles, so by two");
         assert_eq!(clusters(bulk, 64, 256, 72), None, "one tile");
+        // Of an 8B's o and down: the parts of two tiles.
+        for rules in [bulk, WGMMA] {
+            let tiles = 4096 / rules.tile(128, 4096, splits(4096, 14336)).weights as u32;
+            assert_eq!(clusters(rules, 128, 4096, 14336), Some(([1, tiles, 8], [1, 2, 8])));
+        }
+        assert_eq!(clusters(WGMMA, 128, 6144, 4096), Some(([1, 24, 4], [1, 4, 4])));
     }
 
     /// The copy engine brings the tiles of `mma` where that is asked for, at all widths.

@@ -33,8 +33,8 @@ struct LaunchKind {
 #[derive(Clone, Copy)]
 pub(super) struct Way {
     pub(super) tile: &'static Tile,
-    /// In clusters, where that can be.
-    pub(super) clusters: bool,
+    /// Most tiles of weights that share their tokens in a cluster, where there can be clusters; 0: none.
+    pub(super) most_sharing: u32,
 }
 
 /// What has been measured.
@@ -49,7 +49,7 @@ impl Tuning {
     pub(super) fn way(&self, rules: &Rules, rows: usize, (n, k): (usize, usize), gated: bool) -> Way {
         let family = rules.family;
         let kind = LaunchKind { family, n, k, gated, tokens: tokens_for(family, rows) };
-        let usual = || Way { tile: rules.tile(rows, n, splits(n, k)), clusters: true };
+        let usual = || Way { tile: rules.tile(rows, n, splits(n, k)), most_sharing: u32::MAX };
         self.chosen.get(&kind).copied().unwrap_or_else(usual)
     }
 }
@@ -79,8 +79,8 @@ pub struct TunedLaunch {
     pub weights: usize,
     /// Whether Hopper's copy engine brings them.
     pub bulk: bool,
-    /// Whether it runs in clusters.
-    pub clusters: bool,
+    /// Blocks of a cluster; 1: none.
+    pub cluster: usize,
     /// Microseconds.
     pub us: f64,
     /// Microseconds of the way that rules would have chosen.
@@ -128,23 +128,31 @@ impl LinearWorkspace {
         let has_bulk_copies = device.has_bulk_copies()?;
         for tile in tiles_of(family, rows).filter(|tile| has_bulk_copies || !tile.bulk) {
             let kernel = tile.kernel(layer.x.dtype(), gated);
-            let in_clusters = Grid::apart(tile, rows, n, splits).in_clusters(device, kernel, tile)?;
-            ways.extend(in_clusters.map(|_| Way { tile, clusters: true }));
-            ways.push(Way { tile, clusters: false });
+            let apart = Grid::apart(tile, rows, n, splits);
+            let mut most_sharing = u32::MAX;
+            while let Some(grid) = apart.in_clusters(device, kernel, tile, most_sharing)? {
+                ways.push((Way { tile, most_sharing: grid.cluster[1] }, grid.cluster_size()));
+                most_sharing = grid.cluster[1] / 2;
+            }
+            ways.push((Way { tile, most_sharing: 0 }, 1));
         }
         if ways.len() < 2 {
             return Ok(());
         }
         let tile = Rules::of(device).tile(rows, n, splits);
-        let usual = ways.iter().position(|way| std::ptr::eq(way.tile, tile)).unwrap_or(0);
+        let usual = ways.iter().position(|(way, _)| std::ptr::eq(way.tile, tile)).unwrap_or(0);
         let (x, out) = (layer.x.rows(0..rows), layer.out.rows(0..rows));
         let step = layer.weights.len().div_ceil(MAX_WEIGHTS);
         let mut least = vec![f64::INFINITY; ways.len()];
         for turn in 0..=TURNS {
-            for (way, least) in ways.iter().zip(&mut least) {
+            for (&(way, _), least) in ways.iter().zip(&mut least) {
                 // Every other phase is what is measured.
                 let mut timeline = Timeline::new(device);
                 if evictor.is_none() {
+                    // While it runs the host gets ahead of the device, which must not be seen waiting.
+                    let weight = layer.weights[layer.weights.len() - 1];
+                    let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: self };
+                    launch_as(device, &args, splits, gated, way)?;
                     timeline.mark()?;
                 }
                 for weight in layer.weights.iter().step_by(step) {
@@ -153,7 +161,7 @@ impl LinearWorkspace {
                         timeline.mark()?;
                     }
                     let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: self };
-                    launch_as(device, &args, splits, gated, *way)?;
+                    launch_as(device, &args, splits, gated, way)?;
                     if evictor.is_some() {
                         timeline.mark()?;
                     }
@@ -169,14 +177,14 @@ impl LinearWorkspace {
             }
         }
         let best = fastest(&least, usual);
-        let way = ways[best];
+        let (way, cluster) = ways[best];
         self.tuning.chosen.insert(LaunchKind { family, n, k, gated, tokens: rows }, way);
         self.tuning.report.push(TunedLaunch {
             layer: layer.name,
             rows,
             weights: way.tile.weights,
             bulk: way.tile.bulk,
-            clusters: way.clusters,
+            cluster,
             us: least[best],
             usual_us: least[usual],
         });
@@ -217,11 +225,11 @@ mod tests {
     fn what_was_measured_is_what_runs() {
         let wide = tiles_of(MMA.family, 64).find(|tile| tile.bulk).unwrap();
         let kind = LaunchKind { family: MMA.family, n: 512, k: 256, gated: false, tokens: 64 };
-        let chosen = HashMap::from([(kind, Way { tile: wide, clusters: false })]);
+        let chosen = HashMap::from([(kind, Way { tile: wide, most_sharing: 0 })]);
         let tuning = Tuning { chosen, report: Vec::new() };
         let runs = |rows, shape, gated| {
             let way = tuning.way(&MMA, rows, shape, gated);
-            (way.tile.bulk, way.clusters)
+            (way.tile.bulk, way.most_sharing > 0)
         };
         for rows in [33, 50, 64] {
             assert_eq!(runs(rows, (512, 256), false), (true, false), "{rows} rows");
