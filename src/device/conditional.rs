@@ -3,6 +3,7 @@
 
 use cudarc::driver::sys;
 
+use super::graph::Capture;
 use super::{Device, Graph, check};
 use crate::error::Result;
 
@@ -113,9 +114,9 @@ fn capture_into(device: &Device, graph: sys::CUgraph, work: impl FnOnce() -> Res
     let status =
         unsafe { sys::cuStreamBeginCaptureToGraph(device.stream(), graph, null, std::ptr::null(), 0, mode) };
     check("cuStreamBeginCaptureToGraph", status)?;
+    let capture = Capture { device };
     let outcome = work();
-    let mut same = std::ptr::null_mut();
-    // SAFETY: ends the capture begun above; the graph that comes back is `graph`, which its parent owns.
-    let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(device.stream(), &mut same) });
+    // The graph that comes back is `graph`, which its parent owns.
+    let (_, ended) = capture.end();
     outcome.and(ended)
 }

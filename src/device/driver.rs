@@ -108,7 +108,8 @@ pub(super) fn load(choice: DeviceChoice) -> Result<(DriverKind, usize)> {
 
 /// Number of CUDA devices behind the system driver, or one sentence that says why there is none.
 fn probe_system_driver() -> std::result::Result<usize, String> {
-    let library = [c"libcuda.so.1", c"libcuda.so"].into_iter().find_map(|name| {
+    // In the order of cudarc, which would take another one's word for it.
+    let library = [c"libcuda.so", c"libcuda.so.1"].into_iter().find_map(|name| {
         // SAFETY: opening a library by name; its constructors are the driver's own.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         (!handle.is_null()).then_some(handle)
@@ -119,10 +120,8 @@ fn probe_system_driver() -> std::result::Result<usize, String> {
                 .into(),
         );
     };
-    let count = probe_library(library);
-    // SAFETY: `library` was opened above and nothing keeps a pointer into it.
-    unsafe { libc::dlclose(library) };
-    count
+    // Never closed: a driver that has started has threads of its own.
+    probe_library(library)
 }
 
 fn probe_library(library: *mut c_void) -> std::result::Result<usize, String> {

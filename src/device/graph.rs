@@ -25,16 +25,39 @@ impl Device {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live and not capturing: captures do not nest because `work` has no way to end one.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) })?;
+        let capture = Capture { device: self };
         let outcome = work();
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: ends the capture begun above; `graph` receives the graph (null when the capture was invalidated).
-        let ended =
-            check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.stream(), &mut graph) });
+        let (graph, ended) = capture.end();
         let mut captured = Graph { device: self.clone(), graph, executable: std::ptr::null_mut() };
         outcome?;
         ended?;
         captured.instantiate()?;
         Ok(captured)
+    }
+}
+
+/// A capture under way on a device's stream: it ends also where what is recorded panics, or nothing else would run there any more.
+pub(super) struct Capture<'a> {
+    pub(super) device: &'a Device,
+}
+
+impl Capture<'_> {
+    /// The graph, null when the capture was invalidated, and how that went.
+    pub(super) fn end(self) -> (sys::CUgraph, Result<()>) {
+        std::mem::ManuallyDrop::new(self).end_now()
+    }
+
+    fn end_now(&self) -> (sys::CUgraph, Result<()>) {
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream is live and capturing, or the driver says that it is not; `graph` receives the graph.
+        let status = unsafe { sys::cuStreamEndCapture(self.device.stream(), &mut graph) };
+        (graph, check("cuStreamEndCapture", status))
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        let _ = self.end_now();
     }
 }
 

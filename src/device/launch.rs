@@ -233,6 +233,7 @@ impl Device {
             // SAFETY: the module is loaded, the name is a C string, `function` receives the handle.
             let status = unsafe { sys::cuModuleGetFunction(&mut function, loaded[tried], c_name.as_ptr()) };
             if status == sys::CUresult::CUDA_SUCCESS {
+                prefer_shared_memory(function)?;
                 let parameter_sizes = parameter_sizes(name, function)?;
                 // The architecture that the image was made for: one for an older GPU runs on newer ones, too.
                 let made_for = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
@@ -311,6 +312,14 @@ fn attribute(function: sys::CUfunction, attribute: sys::CUfunction_attribute) ->
     // SAFETY: the function handle is live; `value` receives the number.
     check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut value, attribute, function) })?;
     Ok(value)
+}
+
+/// Has multiprocessors give shared memory all that they have for it and L1, whatever the kernel uses itself. One that is divided otherwise has to
+/// be empty before that can change, so a kernel of large tiles could not start beside a small one that has yet to end.
+fn prefer_shared_memory(function: sys::CUfunction) -> Result<()> {
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+    // SAFETY: the function handle is live; the attribute takes a percentage.
+    check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(function, attribute, 100) })
 }
 
 /// The kernel's own parameter sizes, in order.

@@ -59,11 +59,12 @@ struct Inner {
     name: String,
     /// See [`LaunchArgs::overlapping`].
     overlaps_launches: bool,
-    modules: Mutex<Modules>,
+    modules: Arc<Mutex<Modules>>,
     /// What [`Device::runs_clusters`] has found, by kernel and launch.
     clusters: Mutex<HashMap<(usize, ClusterLaunch), bool>>,
 }
 
+/// The images that are loaded, and what was found in them.
 #[derive(Default)]
 struct Modules {
     loaded: Vec<sys::CUmodule>,
@@ -73,6 +74,28 @@ struct Modules {
 // SAFETY: module and function handles belong to the context, which any thread may use once it is bound; the map is
 // behind a mutex.
 unsafe impl Send for Modules {}
+
+/// What a process keeps of a device that it has opened, until it ends. The driver takes a context down with the last that holds it, and everything
+/// loaded with it: some tenths of a second for each engine of a process that makes several.
+struct Kept {
+    ordinal: usize,
+    _context: Arc<CudaContext>,
+    modules: Arc<Mutex<Modules>>,
+}
+
+static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+
+/// The device's images, kept with `context`, the first of its ordinal.
+fn kept_modules(context: &Arc<CudaContext>) -> Arc<Mutex<Modules>> {
+    let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let ordinal = context.ordinal();
+    if let Some(found) = kept.iter().find(|kept| kept.ordinal == ordinal) {
+        return found.modules.clone();
+    }
+    let modules = Arc::<Mutex<Modules>>::default();
+    kept.push(Kept { ordinal, _context: context.clone(), modules: modules.clone() });
+    modules
+}
 
 /// Turns a driver status into an [`Error::Driver`] that names the call.
 pub(crate) fn check(call: &'static str, status: sys::CUresult) -> Result<()> {
@@ -112,7 +135,7 @@ impl Device {
             ));
         }
         let overlaps_launches = std::env::var_os("SMART_OVERLAP").is_none_or(|value| value != "0");
-        let (modules, clusters) = (Mutex::default(), Mutex::default());
+        let (modules, clusters) = (kept_modules(&context), Mutex::default());
         let inner = Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules, clusters });
         let mut device = Self { inner, families: Families::default() }
             .with_clusters(std::env::var_os("SMART_CLUSTERS").is_none_or(|value| value != "0"));
@@ -304,15 +327,6 @@ impl Device {
     /// Makes the context current on the calling thread.
     pub(crate) fn bind(&self) -> Result<()> {
         self.inner.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))
-    }
-}
-
-impl Drop for Modules {
-    fn drop(&mut self) {
-        for &module in &self.loaded {
-            // SAFETY: loaded by us, unloaded once. A failure at shutdown has no remedy.
-            let _ = unsafe { sys::cuModuleUnload(module) };
-        }
     }
 }
 

@@ -97,6 +97,8 @@ impl HotTokens {
         let index = Tensor::from_slice(device, &self.ids, &[self.ids.len()])?;
         let out = Tensor::uninit(device, head.dtype(), &shape)?;
         gather_rows(device, GatherRowsArgs { src: head, index: &index, out: &out })?;
+        // Weights: launches that overlap read them before they wait for others.
+        device.synchronize()?;
         Ok(out)
     }
 

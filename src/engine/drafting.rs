@@ -33,9 +33,10 @@ pub(super) struct Drafting {
     feature_rows: usize,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
     backlog: Tensor,
-    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`, which the kernel reads where they are, in turns: those of one pass may not
-    /// have been read when those of the next are known.
-    moves: [PinnedBuffer<i32>; 2],
+    /// Rows of `taps` and where in the backlog they go, `[rows, 2]`, which the kernel reads where they are, in turns: those of two passes may not
+    /// have been read when those of the next are known. A decided round, the plain one behind it and the one that runs ahead of that come before
+    /// the first wait that is for the second.
+    moves: [PinnedBuffer<i32>; 3],
     /// Which of them are next.
     turn: usize,
     candidates: Candidates,
@@ -63,7 +64,7 @@ impl Drafting {
             graphs: PassGraphs::new(device),
             feature_rows: 0,
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
-            moves: [moves()?, moves()?],
+            moves: [moves()?, moves()?, moves()?],
             turn: 0,
             candidates: Candidates::new(device, max_rows, max_sequences, network.layer().draft_vocab_size())?,
             root_outputs: vec![0; max_sequences],
@@ -74,10 +75,11 @@ impl Drafting {
     }
 
     /// Stores the features of positions that are or will be committed. `rows` lists (sequence slot, position, row of the last target pass). All
-    /// but the latest such call must have been waited for.
+    /// but the latest two such calls must have been waited for.
     pub fn remember(&mut self, rows: &[(usize, usize, usize)]) -> Result<()> {
+        let turns = self.moves.len();
         let moves = &mut self.moves[self.turn];
-        self.turn = 1 - self.turn;
+        self.turn = (self.turn + 1) % turns;
         let staged = moves.as_mut_slice().chunks_exact_mut(2);
         for (staged, &(slot, position, row)) in staged.zip(rows) {
             staged.copy_from_slice(&[row as i32, backlog_row(slot, position) as i32]);
