@@ -78,10 +78,10 @@ impl Eagle3 {
                 embedding.dim(1)
             )));
         }
-        let head = match ["lm_head.weight", "model.lm_head.weight"]
-            .into_iter()
-            .find(|name| checkpoint.contains(name))
-        {
+        let own_head =
+            ["lm_head.weight", "model.lm_head.weight"].into_iter().find(|name| checkpoint.contains(name));
+        // Published drafters have one.
+        let head = match own_head.or(checkpoint.is_dummy().then_some("lm_head.weight")) {
             Some(name) => loader.matrix(name, config.draft_vocab_size, hidden)?,
             None => shared_head(&config, target)?,
         };
@@ -278,6 +278,10 @@ fn shared_head(config: &Eagle3Config, target: &Decoder) -> Result<Tensor> {
 fn load_d2t(config: &Eagle3Config, checkpoint: &Checkpoint) -> Result<Option<Vec<i32>>> {
     checkpoint.ignore("t2d");
     let Some(view) = checkpoint.find("d2t") else {
+        if checkpoint.is_dummy() {
+            let reduced = config.draft_vocab_size < config.geometry.vocab_size;
+            return Ok(reduced.then(|| vec![0; config.draft_vocab_size]));
+        }
         return if config.draft_vocab_size == config.geometry.vocab_size {
             Ok(None)
         } else {

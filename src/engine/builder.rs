@@ -73,6 +73,7 @@ pub struct EngineBuilder<'a> {
     pub(super) pass_tread: Option<usize>,
     pub(super) run_ahead: Option<bool>,
     pub(super) tune_within: Option<Duration>,
+    pub(super) dummy_weights: bool,
     pub(super) kv_budget_bytes: Option<usize>,
     pub(super) cost_cache: Option<PathBuf>,
     pub(super) costs: Option<CostModel>,
@@ -95,6 +96,7 @@ impl EngineBuilder<'static> {
             pass_tread: None,
             run_ahead: None,
             tune_within: None,
+            dummy_weights: false,
             kv_budget_bytes: None,
             cost_cache: None,
             costs: None,
@@ -114,6 +116,13 @@ impl<'a> EngineBuilder<'a> {
     /// change a text. For EAGLE-1, MSD, Medusa, and EAGLE-3 with the target's whole vocabulary.
     pub fn draft_vocabulary(mut self, vocabulary: DraftVocabulary) -> Self {
         self.draft_vocabulary = Some(vocabulary);
+        self
+    }
+
+    /// Makes the weights up: of the folders of target and drafter nothing but the config is read. What passes cost can be measured so; texts mean nothing.
+    /// For language models and EAGLE-3 drafters.
+    pub fn dummy_weights(mut self) -> Self {
+        self.dummy_weights = true;
         self
     }
 
@@ -286,10 +295,11 @@ impl<'a> EngineBuilder<'a> {
         };
 
         let fingerprint = format!(
-            "smart-run {} | {} | {} | {}{} | {} | {} | {max_context} | {max_sequences}",
+            "smart-run {} | {} | {}{} | {}{} | {} | {} | {max_context} | {max_sequences}",
             env!("CARGO_PKG_VERSION"),
             device.name(),
             self.model.name(),
+            if self.dummy_weights { ", dummy weights" } else { "" },
             self.drafter.as_ref().map(DraftSource::name).unwrap_or_default(),
             self.draft_vocabulary.as_ref().map_or(String::new(), |tokens| format!(" of {tokens}")),
             float_type.name(),

@@ -42,10 +42,17 @@ impl EngineBuilder<'_> {
             return Err(Error::Input("prefill_tokens is 0: no prompt would ever be read".into()));
         }
         let config = ModelConfig::from_hf(&self.model)?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        if self.dummy_weights && config.vision.is_some() {
+            return Err(Error::Input(
+                "dummy weights are for language models, and this config is of one that sees pictures".into(),
+            ));
+        }
+        let open =
+            |source| if self.dummy_weights { Ok(Checkpoint::dummy()) } else { Checkpoint::open(source) };
+        let checkpoint = open(&self.model)?;
         let drafter = match &self.drafter {
             Some(DraftSource::Weights(source)) => {
-                let checkpoint = Checkpoint::open(source)?;
+                let checkpoint = open(source)?;
                 Some((DrafterConfig::read(source, &checkpoint, &config)?, checkpoint))
             }
             Some(DraftSource::Ngrams) | None => None,
@@ -60,6 +67,7 @@ impl EngineBuilder<'_> {
         };
         let float_type = match self.float_type.or(config.dtype) {
             Some(float_type) => float_type,
+            None if self.dummy_weights => FloatType::Bf16,
             None => checkpoint.float_type()?,
         };
         Ok(Files { config, checkpoint, drafter, hot_tokens, float_type })

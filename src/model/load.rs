@@ -3,6 +3,7 @@
 use crate::config::FloatType;
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
+use crate::model::dummy::DummyWeights;
 use crate::weights::Checkpoint;
 
 /// Rows converted at a time, bytes: bounds the host memory of loading.
@@ -18,6 +19,7 @@ pub(crate) struct WeightLoader<'a, 'p> {
     pub float_type: FloatType,
     pub progress: Progress<'p>,
     pub loaded_bytes: usize,
+    dummy: DummyWeights,
 }
 
 impl<'a, 'p> WeightLoader<'a, 'p> {
@@ -28,7 +30,7 @@ impl<'a, 'p> WeightLoader<'a, 'p> {
         float_type: FloatType,
         progress: Progress<'p>,
     ) -> Self {
-        Self { device, checkpoint, float_type, progress, loaded_bytes: 0 }
+        Self { device, checkpoint, float_type, progress, loaded_bytes: 0, dummy: DummyWeights::default() }
     }
 
     /// The tensors `names`, of shape `[rows_i, cols]`, stacked into `[sum rows_i, cols]`.
@@ -42,6 +44,9 @@ impl<'a, 'p> WeightLoader<'a, 'p> {
     pub fn in_turns(&mut self, names: [&str; 2], turn: usize, shape: &[usize]) -> Result<Tensor> {
         let rows = shape[0];
         let both = [&[2 * rows], &shape[1..]].concat();
+        if self.checkpoint.is_dummy() {
+            return self.made_up(&both);
+        }
         let views = [self.checkpoint.get(names[0])?, self.checkpoint.get(names[1])?];
         let views = [views[0].with_shape(shape)?, views[1].with_shape(shape)?];
         if !rows.is_multiple_of(turn) {
@@ -86,6 +91,9 @@ impl<'a, 'p> WeightLoader<'a, 'p> {
     pub fn patch_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product::<usize>());
         let padded = inputs.next_multiple_of(8);
+        if self.checkpoint.is_dummy() {
+            return self.made_up(&[outputs, padded]);
+        }
         let view = self.checkpoint.get(name)?.with_shape(shape)?;
         if self.checkpoint.is_rehearsal() {
             view.float_type()?;
@@ -102,6 +110,23 @@ impl<'a, 'p> WeightLoader<'a, 'p> {
         Ok(tensor)
     }
 
+    /// A tensor of numbers that mean nothing.
+    fn made_up(&mut self, shape: &[usize]) -> Result<Tensor> {
+        let dtype = self.float_type.into();
+        if self.checkpoint.is_rehearsal() {
+            return Ok(Tensor::without_memory(self.device, dtype, shape));
+        }
+        let tensor = Tensor::uninit(self.device, dtype, shape)?;
+        let cols = if shape.len() > 1 { shape[shape.len() - 1] } else { 0 };
+        let block = self.dummy.block(cols, self.float_type);
+        let bytes = tensor.num_bytes();
+        for at in (0..bytes).step_by(block.len()) {
+            tensor.write_bytes(at, &block[..block.len().min(bytes - at)])?;
+        }
+        self.count(bytes);
+        Ok(tensor)
+    }
+
     fn count(&mut self, bytes: usize) {
         self.loaded_bytes += bytes;
         (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
@@ -113,6 +138,9 @@ impl<'a, 'p> WeightLoader<'a, 'p> {
         shape_of: impl Fn(usize) -> Vec<usize>,
         shape: &[usize],
     ) -> Result<Tensor> {
+        if self.checkpoint.is_dummy() {
+            return self.made_up(shape);
+        }
         if self.checkpoint.is_rehearsal() {
             for (i, name) in names.iter().enumerate() {
                 self.checkpoint.get(name)?.with_shape(&shape_of(i))?.float_type()?;

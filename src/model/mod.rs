@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod decoder;
+mod dummy;
 mod layers;
 mod load;
 mod pass;

@@ -62,6 +62,7 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, Tensor>,
     is_rehearsal: bool,
+    is_dummy: bool,
 }
 
 #[derive(Debug)]
@@ -143,8 +144,18 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// A checkpoint without files, whose loaders make up what they need.
+    pub fn dummy() -> Self {
+        Checkpoint { is_dummy: true, ..Self::empty() }
+    }
+
+    /// Whether weights are to be made up: no tensor is found here.
+    pub fn is_dummy(&self) -> bool {
+        self.is_dummy
+    }
+
     fn empty() -> Self {
-        Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), is_rehearsal: false }
+        Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), is_rehearsal: false, is_dummy: false }
     }
 
     /// From now on a loader asks for everything that it needs, and so finds every fault, but copies nothing to the device.

@@ -5,6 +5,7 @@ mod controllers;
 mod costs;
 mod draft_vocabulary;
 pub(crate) mod drafters;
+mod dummy_weights;
 mod eagle3_variants;
 mod early_ends;
 pub(crate) mod fixtures;

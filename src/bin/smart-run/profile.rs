@@ -68,14 +68,18 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 }
 
 fn measure(subject: &ProfileSubject) -> Result<Profile> {
-    let ProfileSubject::Machine { models: args, max_sequences } = subject else {
+    let ProfileSubject::Machine { models: args, max_sequences, dummy_weights } = subject else {
         unreachable!("tables are not measured");
     };
     let models = Models::of(args)?;
-    let (model_name, drafter_name) = (models.target.name(), models.drafter_name());
+    let (mut model_name, drafter_name) = (models.target.name(), models.drafter_name());
     // A plain engine: it does not sweep at its start.
     let builder =
         models.builder(args).policy(Policy::Plain).max_sequences(*max_sequences).max_context(MAX_CONTEXT);
+    let builder = if *dummy_weights { builder.dummy_weights() } else { builder };
+    if *dummy_weights {
+        model_name.push_str(" (dummy weights)");
+    }
     let mut engine = loading::build(builder)?;
     let measured = engine.measure_costs()?;
     let gpu = engine.device().name().to_owned();

@@ -34,6 +34,8 @@ pub enum ProfileSubject {
         models: ModelArgs,
         /// Sequences of the largest batch, from 1.
         max_sequences: usize,
+        /// Whether weights are made up.
+        dummy_weights: bool,
     },
 }
 
@@ -55,6 +57,9 @@ pub struct LowProfile {
     /// Sequences of the largest batch to measure [default: 1]
     #[arg(long, value_name = "N", value_parser = max_sequences, conflicts_with = "costs")]
     max_sequences: Option<usize>,
+    /// Make the weights up: of the model's and drafter's folders only config.json is read
+    #[arg(long, conflicts_with = "costs", requires = "model")]
+    dummy_weights: bool,
     /// Show this table instead of measuring: a file, or CARD/MODEL/DRAFTER as in h200/llama-3.1-8b/eagle3
     #[arg(long, value_name = "NAME", conflicts_with = "LowModel")]
     costs: Option<String>,
@@ -77,6 +82,7 @@ pub fn profile(typed: LowProfile) -> Result<ProfileArgs, String> {
         None => ProfileSubject::Machine {
             models: typed.models.into(),
             max_sequences: typed.max_sequences.unwrap_or(1),
+            dummy_weights: typed.dummy_weights,
         },
     };
     Ok(ProfileArgs { subject, out, save_table: typed.save_table, format: typed.format })

@@ -217,7 +217,11 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
     assert_eq!(
         profile_args("profile"),
         ProfileArgs {
-            subject: ProfileSubject::Machine { models: ModelArgs::default(), max_sequences: 1 },
+            subject: ProfileSubject::Machine {
+                models: ModelArgs::default(),
+                max_sequences: 1,
+                dummy_weights: false
+            },
             out: None,
             save_table: None,
             format: OutputFormat::Text,
@@ -225,7 +229,7 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
     );
     assert_eq!(
         profile_args(
-            "profile --model m --draft d --draft-vocab f.pt --dtype f16 --device host --max-sequences 8 --out p.svg --save-table t.json --format json"
+            "profile --model m --draft d --draft-vocab f.pt --dtype f16 --device host --max-sequences 8 --dummy-weights --out p.svg --save-table t.json --format json"
         ),
         ProfileArgs {
             subject: ProfileSubject::Machine {
@@ -237,6 +241,7 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
                     device: DeviceChoice::Host,
                 },
                 max_sequences: 8,
+                dummy_weights: true,
             },
             out: Some(("p.svg".into(), Picture::Svg)),
             save_table: Some("t.json".into()),
@@ -257,6 +262,8 @@ fn a_wrong_profile_is_one_sentence_that_names_the_flag() {
         ("profile --max-sequences 257", "from 1 to 256"),
         ("profile --costs x --model m", "--model"),
         ("profile --costs x --device host", "--device"),
+        ("profile --dummy-weights", "--model"),
+        ("profile --costs x --dummy-weights", "--dummy-weights"),
         ("profile --costs x --max-sequences 1", "--max-sequences"),
         ("profile --dtype fp8", "--dtype"),
         ("profile --costs", "--costs"),
