@@ -40,6 +40,15 @@ rm gpu-check/host.log
 # Images for several architectures are alike, so this leaves a sixth; run.sh unpacks it.
 xz -9 gpu-check/gpu_check gpu-check/smart-run gpu-check/host.dump
 ls -l gpu-check
+# Some places take no more than 64 MiB at a time, the repository with it.
+tracked=$(git ls-files -z | xargs -0 stat --printf='%s\n' | awk '{ sum += $1 } END { print sum }')
+room() {
+  local bytes=$tracked file
+  for file in run.sh build.txt "${@:2}"; do bytes=$((bytes + $(stat --printf=%s "gpu-check/$file"))); done
+  echo "repository and files for $1: $((bytes / 1000)) kB$( ((bytes > 64 << 20)) && echo ', more than 64 MiB')"
+}
+room "conformance and kernels" gpu_check.xz host.dump.xz
+room end-to-end smart-run.xz
 
 if nvidia-smi -L >/dev/null 2>&1; then
   exec gpu-check/run.sh conformance gpu-check/results

@@ -1,6 +1,6 @@
 """Plain decoding by PyTorch, compiled and in a CUDA graph, of the shape that a model folder says: what our plain pass is compared with.
 
-    python3 tools/gpu_check_decode.py MODEL_DIR RESULTS.jsonl [--context 1024] [--batch 1] [--modes default,max-autotune-no-cudagraphs] [--seconds 120]
+    python3 tools/gpu_check_decode.py MODEL_DIR RESULTS.jsonl [--context 1024] [--batch 1] [--modes layers,default,max-autotune-no-cudagraphs] [--seconds 120]
 
 A line a mode and batch size; the first line says what a step must read. Modes come in order while there is time, as some compile for minutes.
 """
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--batch", default="1", help="batch sizes, separated by commas")
-    parser.add_argument("--modes", default="default,max-autotune-no-cudagraphs", help="of torch.compile")
+    parser.add_argument("--modes", default="layers,default,max-autotune-no-cudagraphs", help="of torch.compile, or layers: each compiled alone")
     parser.add_argument("--seconds", type=float, default=120, help="no mode is begun after so long")
     arguments = parser.parse_args()
     try:

@@ -17,9 +17,41 @@ from pathlib import Path
 
 from peers.ours import Gone, Ours
 
+# Processes with our kernels that may end over a row, each with that one left out.
+MOST_LOST = 6
+# Seconds that a row may take, its first launch and its oracle on the CPU with it, and all ceilings.
+ROW_PATIENCE, CEILINGS_PATIENCE = 40.0, 90.0
 # Share of the time that FlexAttention may take in all: each shape is compiled for itself, and that is slow.
 FLEX_SHARE = 0.28
 ARITHMETIC = [(8192, 8192, 8192)] + [(m, 28672, 4096) for m in (64, 128, 256, 512)]
+
+
+class Kernels:
+    """The process with our kernels, and after a row that ended it another: what it has done to the GPU's memory spoils what follows in it."""
+
+    def __init__(self, executable: Path) -> None:
+        self.executable, self.lost = executable, 0
+        # What rows are related to, which a process that has measured no ceilings does not know.
+        self.rates: dict[str, float] = {}
+        self.process = Ours(executable, ROW_PATIENCE)
+        self.fatal: set[str] = set()
+
+    def start_again(self) -> None:
+        self.lost += 1
+        self.process.kill()
+        self.process = Ours(self.executable, ROW_PATIENCE)
+
+    def time(self, name: str) -> dict:
+        if name in self.fatal:
+            return {"case": name, "error": "it ended its process before"}
+        try:
+            row = self.process.time(name)
+            self.rates |= {key: row[key] for key in ("copy_gb_per_s", "read_gb_per_s") if row.get(key)}
+            return row | self.rates
+        except Gone as gone:
+            self.fatal.add(name)
+            self.start_again()
+            return {"case": name, "error": str(gone)}
 
 
 class Record:
@@ -120,9 +152,16 @@ def main() -> int:
     begun = time.monotonic()
     record = Record(args.results)
     failures = 0
-    ours = Ours(args.executable.resolve(), patience=max(60.0, args.seconds / 4))
-    for row in ours.several("ceilings"):
-        record.add("ours", row | ({"case": row["skipped"]} if "skipped" in row else {}))
+    ours = Kernels(args.executable.resolve())
+    ceilings = 0
+    try:
+        for row in ours.process.several("ceilings", CEILINGS_PATIENCE):
+            record.add("ours", row | ({"case": row["skipped"]} if "skipped" in row else {}))
+            ceilings += 1
+    except Gone as gone:
+        record.add("ours", {"case": f"ceilings behind the first {ceilings}", "error": str(gone)})
+        failures += 1
+        ours.start_again()
     peers = Peers(record, FLEX_SHARE * args.seconds)
     if peers.torch is not None:
         scale = 1 if peers.timing.on_gpu() else 32
@@ -132,14 +171,14 @@ def main() -> int:
             peers.measure("torch.matmul", peers.torch_peers.matmul, [case], shape)
     seen: dict[str, int] = {}
     missed = 0
-    entries = [entry for entry in ours.several("list") if args.only in entry["name"]]
+    entries = [entry for entry in ours.process.several("list", ROW_PATIENCE) if args.only in entry["name"]]
     for group in in_turns(by_shape(entries)):
         shape, names = group[0]["shape"], [entry["name"] for entry in group]
         family = shape["family"]
         seen[family] = seen.get(family, 0) + 1
         if args.most and seen[family] > args.most:
             continue
-        if time.monotonic() - begun > args.seconds:
+        if time.monotonic() - begun > args.seconds or ours.lost > MOST_LOST:
             missed += len(group)
             continue
         for turn in (0, 1):
@@ -152,7 +191,7 @@ def main() -> int:
             if turn == 0 and not peers.of(shape):
                 break  # nobody was measured in between
     record.add("end", {"reason": f"{missed} rows not reached", "missed": missed, "failures": failures})
-    ours.close()
+    ours.process.close()
     return 1 if failures else 0
 
 

@@ -17,6 +17,9 @@ seconds=${GPU_CHECK_SECONDS:-}
 [[ $patience =~ ^[1-9][0-9]*$ && ( -z $seconds || $seconds =~ ^[1-9][0-9]*$ ) ]] ||
   { echo "GPU_CHECK_PATIENCE and GPU_CHECK_SECONDS are whole numbers above 0" >&2; exit 2; }
 python=${PYTHON:-python3}
+# How long a test may say nothing, in seconds: on a GPU its kernel does not end then.
+stall=$((20 * patience))
+[ "$SMART_DEVICE" = host ] && stall=$((300 * patience))
 tools=$SMART_TEST_ROOT/tools
 usage() { sed -n '/^# Usage/,/^# Environment/p' "$0" | sed '$d; s/^# //' >&2; exit 2; }
 mode=${1:-conformance}
@@ -62,14 +65,26 @@ machine() {
   cat "$here/build.txt"
   echo "run $(date -u +%Y-%m-%dT%H:%MZ) on $SMART_DEVICE, $(uname -rm)"
   echo "command: ${SMART_DEVICE:+SMART_DEVICE=$SMART_DEVICE }gpu-check/run.sh $mode${models:+ RESULTS_DIR $models}"
-  [ "$SMART_DEVICE" = host ] || timeout "$limit" nvidia-smi --format=csv \
-    --query-gpu=name,driver_version,memory.total,power.limit,power.draw,temperature.gpu,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,clocks_throttle_reasons.active,mig.mode.current
+  [ "$SMART_DEVICE" = host ] && return
+  # Some drivers do not know the last two any more.
+  timeout "$limit" nvidia-smi --format=csv \
+    --query-gpu=name,driver_version,memory.total,power.limit,power.draw,temperature.gpu,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,clocks_throttle_reasons.active,mig.mode.current ||
+    timeout "$limit" nvidia-smi || return 77
 }
 
 # ---- conformance
 
-# tests FILTER...: status 1 also when nothing matches.
+# tests FILTER...: in that order, each test whatever became of those before it. Without Python all in one process, with the rest lost to a fault.
 tests() {
+  if "$python" -c '' 2>/dev/null; then
+    timeout --kill-after=5 $((limit + 15)) "$python" "$tools/gpu_check_tests.py" "$check" --seconds "$limit" --stall "$stall" "$@"
+    return
+  fi
+  plain_tests "$@"
+}
+
+# plain_tests ARGUMENT...: libtest's own; status 1 also when nothing matches.
+plain_tests() {
   timeout --kill-after=5 "$limit" "$check" --test-threads=1 "$@" | tee "$scratch/tests.log"
   local status=${PIPESTATUS[0]}
   grep -q '^running 0 tests' "$scratch/tests.log" && return 1
@@ -99,16 +114,19 @@ sanitize() {
 
 conformance() {
   unpack gpu_check
-  step "primitives against their oracles" 15 tests kernels::prims
-  SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests kernels::
+  step "primitives against their oracles" 40 tests kernels::prims
+  # Attention and linear layers last: they have the newest instructions, and what does not end takes the time of others.
+  local first=(advance_rows control copy_rows draft embedding gather_rows gelu host_words kv_compact layernorm penalties rmsnorm rope sampler
+    silu_residual token_mask verify vision)
+  SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests "${first[@]/#/kernels::}" kernels::
   if [ -e "$here/host.dump" ] || [ -e "$here/host.dump.xz" ]; then
     unpack host.dump
     SMART_DUMPS=$scratch/host.dump:$scratch/device.dump step "kernels against the host driver" 10 \
-      tests --ignored --nocapture dumps_agree
+      plain_tests --ignored --nocapture dumps_agree
   else
     summary+=("SKIPPED kernels against the host driver: no host.dump here")
   fi
-  step "engine" 160 tests engine::
+  step "engine" 160 tests engine::lossless engine::pass_graphs engine::run_ahead engine::batch engine::
   if [ "$SMART_DEVICE" = host ]; then
     summary+=("SKIPPED compute-sanitizer: it needs a GPU")
   else
@@ -161,9 +179,9 @@ bench() {
   echo "smart-run bench ${arguments[*]}"
 }
 
-# profile TURN: what passes cost, as profile-TURN.json.
+# profile TURN: what passes cost, as profile-TURN.json: of the pair, or of the shape of a Llama-3.1-8B and its EAGLE-3 drafter.
 profile() {
-  local arguments=(--format json --model "$pair/target" --draft "$pair/drafter")
+  local arguments=(--format json --model "$shape/target" --draft "$shape/drafter" "${dummy[@]}")
   timeout --kill-after=5 "$limit" "$smart_run" profile "${arguments[@]}" > "$scratch/profile.json" || return
   tr -d '\n' < "$scratch/profile.json" > "$results/profile-$1.json"
   echo "smart-run profile ${arguments[*]}"
@@ -174,25 +192,27 @@ decode() {
   local few=(--context 1024)
   [ "$SMART_DEVICE" = host ] && few=(--context 64 --modes default)
   "$python" -c 'import torch' 2>/dev/null || { echo "$python has no PyTorch"; return 77; }
-  timeout --kill-after=5 "$limit" "$python" "$tools/gpu_check_decode.py" "$pair/target" "$results/decode.jsonl" --seconds "$1" "${few[@]}"
+  timeout --kill-after=5 "$limit" "$python" "$tools/gpu_check_decode.py" "$shape/target" "$results/decode.jsonl" --seconds "$1" "${few[@]}"
 }
 
 end_to_end() {
   unpack smart-run
   rm -f "$results/end-to-end.jsonl" "$results/decode.jsonl" "$results"/profile-*.json
   # Relative, so that results name no folder of this machine.
-  local pair=assets/demo prompts=assets/demo/prompts.jsonl
+  local pair=assets/demo prompts=assets/demo/prompts.jsonl shape=tools/shapes/llama-3.1-8b dummy=(--dummy-weights)
+  [ "$SMART_DEVICE" = host ] && shape=assets/demo
   if [ -n "$models" ]; then
     pair=$(cd "$models" && pwd) || { summary+=("FAILED  $models: no such folder"); return; }
     [ -e "$pair/prompts.jsonl" ] && prompts=$pair/prompts.jsonl
+    shape=$pair dummy=()
   fi
   cd "$SMART_TEST_ROOT" || exit 1
   local all=$((${seconds:-$((430 * patience))} + 20)) part batches="1 8 32 64 4 16 2"
   [ "$SMART_DEVICE" = host ] && batches="1 2"
   # Plain decoding: ours, PyTorch's, ours again, in two fifths of the time at the most.
-  step "passes of the pair" $((all / patience / 8 + 1)) profile 1
+  step "passes" $((all / patience / 8 + 1)) profile 1
   step "plain decoding by PyTorch" $((all / patience / 4 + 1)) decode $((all / 10))
-  step "passes of the pair again" $((all / patience / 8 + 1)) profile 2
+  step "passes again" $((all / patience / 8 + 1)) profile 2
   for part in $(for t in 0 1; do for b in $batches; do echo "$b:$t"; done; done); do
     if ((SECONDS > all - 20)); then
       summary+=("SKIPPED batch ${part%:*} at temperature ${part#*:}: no time left")
@@ -202,13 +222,13 @@ end_to_end() {
   done
 }
 
-step "machine" 5 machine
+step "machine" 20 machine
 case $mode in
   conformance) conformance ;;
   kernels) kernels ;;
   end-to-end) end_to_end ;;
 esac
-step "machine afterwards" 5 machine
+step "machine afterwards" 20 machine
 
 printf '\n== summary of %s, %d s\n' "$mode" "$SECONDS"
 printf '%s\n' "${summary[@]}"

@@ -91,6 +91,8 @@ pub fn serve(device: &Device) -> Result<()> {
                     Err(_) => "its output is not the oracle's; standard error says more".into(),
                 };
                 answer(&json!({ "error": problem, "case": name }));
+                // After a fault nothing runs any more here: whoever asks has to start another.
+                device.synchronize()?;
             }
             (other, _) => {
                 answer(&json!({ "error": format!("{other}: expected list, ceilings or time NAME") }))

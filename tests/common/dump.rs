@@ -1,10 +1,10 @@
 //! What kernels gave, kept in a file so that two devices can be held against each other.
 //!
-//! With `SMART_DUMP=FILE` every comparison with an oracle appends its values to FILE. On the host driver the emulated runs
+//! With `SMART_DUMP=FILE` every comparison with an oracle appends its values to FILE, which may have those of an earlier process. On the host driver the emulated runs
 //! count, not the native twins.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::panic::Location;
 use std::path::Path;
@@ -28,7 +28,8 @@ pub fn record(name: &str, values: &[f32], tol: Tol) {
     type Dump = Mutex<(File, HashSet<String>)>;
     static DUMP: OnceLock<Option<Dump>> = OnceLock::new();
     let open = || {
-        std::env::var_os("SMART_DUMP").map(|path| Mutex::new((File::create(path).unwrap(), HashSet::new())))
+        let append = |path| OpenOptions::new().create(true).append(true).open(path).unwrap();
+        std::env::var_os("SMART_DUMP").map(|path| Mutex::new((append(path), HashSet::new())))
     };
     let Some(dump) = DUMP.get_or_init(open) else { return };
     if name.contains("Twin") || name.contains("Shuffled") {

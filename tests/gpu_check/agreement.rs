@@ -46,9 +46,12 @@ fn dumps_agree() {
     let (host, device) = (read(Path::new(host)), read(Path::new(device)));
     assert!(!host.is_empty(), "the host driver's dump is empty");
     let mut kernels: BTreeMap<&str, Agreement> = BTreeMap::new();
+    let mut missing = Vec::new();
     for (key, entry) in &host {
-        let other = device.get(key).unwrap_or_else(|| panic!("{key}: the device did not run this case"));
-        assert_eq!(entry.values.len(), other.values.len(), "{key}");
+        let Some(other) = device.get(key).filter(|other| other.values.len() == entry.values.len()) else {
+            missing.push(key);
+            continue;
+        };
         kernels.entry(key.split(':').next().unwrap_or("")).or_default().add(entry, other);
     }
     println!(
@@ -65,4 +68,9 @@ fn dumps_agree() {
     for (kernel, found) in &kernels {
         assert!(found.worst <= LIMIT, "{kernel}: {} tolerances apart", found.worst);
     }
+    assert!(
+        missing.is_empty(),
+        "{} cases that the device did not run, or not so: {missing:#?}",
+        missing.len()
+    );
 }

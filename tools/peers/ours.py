@@ -15,7 +15,7 @@ class Gone(Exception):
 
 
 class Ours:
-    """`SMART_DEVICE` says where it runs."""
+    """`SMART_DEVICE` says where it runs; `patience` is how long an answer may take."""
 
     def __init__(self, executable: Path, patience: float) -> None:
         self.patience = patience
@@ -34,11 +34,14 @@ class Ours:
                 self.answers.put(json.loads(line))
         self.answers.put(None)
 
-    def answer(self) -> dict:
+    def answer(self, patience: float | None = None) -> dict:
+        patience = patience or self.patience
         try:
-            answer = self.answers.get(timeout=self.patience)
+            answer = self.answers.get(timeout=patience)
         except queue.Empty:
-            raise Gone(f"no answer within {self.patience:.0f} s") from None
+            # Or its kernel would go on beside whatever is measured next.
+            self.kill()
+            raise Gone(f"no answer within {patience:.0f} s") from None
         if answer is None:
             raise Gone(f"it ended with status {self.process.wait()}")
         return answer
@@ -51,10 +54,10 @@ class Ours:
         except BrokenPipeError:
             raise Gone("it ended") from None
 
-    def several(self, request: str) -> Iterator[dict]:
+    def several(self, request: str, patience: float) -> Iterator[dict]:
         """`list` or `ceilings`."""
         self.say(request)
-        while not (answer := self.answer()).get("end"):
+        while not (answer := self.answer(patience)).get("end"):
             yield answer
 
     def time(self, name: str) -> dict:
@@ -67,4 +70,11 @@ class Ours:
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            pass  # the driver does not let it go
