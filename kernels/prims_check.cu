@@ -425,7 +425,7 @@ extern "C" __global__ void prims_named_barrier(const uint32_t* __restrict__ in, 
 EXPORT_KERNEL(prims_named_barrier)
 
 // ---- clusters: four blocks of 64 threads with 16 bytes a thread; out = rank and size of the cluster, and what the
-// block two further on has for the mirrored thread, six words a thread
+// block two further on has for the mirrored thread: 16 bytes at once, then the first 8 of them, eight words a thread
 
 #if HAS_CLUSTERS
 extern "C" __global__ void prims_cluster(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
@@ -434,14 +434,18 @@ extern "C" __global__ void prims_cluster(const uint32_t* __restrict__ in, uint32
   own[thread] = reinterpret_cast<const float4*>(in)[blockIdx.x * 64 + thread];
   cluster_sync();
   const float4 peer = load_peer(own + (63 - thread), (rank + 2) % size);
+  const auto* const halves = reinterpret_cast<const unsigned long long*>(own + (63 - thread));
+  const unsigned long long half = load_peer(halves, (rank + 2) % size);
   cluster_sync();
-  uint32_t* const words = out + (blockIdx.x * 64 + thread) * 6;
+  uint32_t* const words = out + (blockIdx.x * 64 + thread) * 8;
   words[0] = rank;
   words[1] = size;
   words[2] = __float_as_uint(peer.x);
   words[3] = __float_as_uint(peer.y);
   words[4] = __float_as_uint(peer.z);
   words[5] = __float_as_uint(peer.w);
+  words[6] = static_cast<uint32_t>(half);
+  words[7] = static_cast<uint32_t>(half >> 32);
 }
 EXPORT_KERNEL(prims_cluster)
 #endif

@@ -41,7 +41,7 @@ PRIMITIVE void cluster_meet() {
               simt::cluster_meet());
 }
 
-// What the block of that rank has where this one has `own`, in shared memory; 16-byte aligned.
+// What the block of that rank has where this one has `own`, in shared memory; aligned as its type.
 PRIMITIVE float4 load_peer(const float4* own, int rank) {
   float4 v;
   PTX_OR_HOST(asm volatile("{\n"
@@ -50,6 +50,17 @@ PRIMITIVE float4 load_peer(const float4* own, int rank) {
                            "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [peer];\n"
                            "}" : "=f"(v.x),
                            "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared_address(own)), "r"(rank) : "memory"),
+              v = simt::load_peer(own, unsigned(rank)));
+  return v;
+}
+PRIMITIVE unsigned long long load_peer(const unsigned long long* own, int rank) {
+  unsigned long long v;
+  PTX_OR_HOST(asm volatile("{\n"
+                           ".reg .u32 peer;\n"
+                           "mapa.shared::cluster.u32 peer, %1, %2;\n"
+                           "ld.shared::cluster.u64 %0, [peer];\n"
+                           "}" : "=l"(v) : "r"(shared_address(own)),
+                           "r"(rank) : "memory"),
               v = simt::load_peer(own, unsigned(rank)));
   return v;
 }

@@ -60,36 +60,41 @@ __device__ __forceinline__ QuadRange quads_of_slice(int slice, int row_len) {
 // Quads that a thread loads before it looks at the first: all that it waits for is memory.
 constexpr int kInFlight = 4;
 
+struct EveryQuad {
+  __device__ bool operator()(int) const { return true; }
+};
+
 // use(quad, stride, quads) for batches of the quads of a range, which the threads of a block share: this thread has
 // quads `quad`, `quad + stride` and so on. The lanes of a warp stay together, as warp operations want it: beyond the
-// end of the range all four logits are impossible.
-template <typename Use>
+// end of the range, and of quads that are not wanted, all four logits are impossible.
+template <typename Use, typename Wants = EveryQuad>
 __device__ __forceinline__ void for_each_batch(const float* __restrict__ row, int row_len, QuadRange range,
-                                               Use&& use) {
+                                               Use&& use, Wants&& wants = {}) {
   const int stride = blockDim.x;
   for (int first = range.first + warp_index() * kWarp; first < range.end; first += kInFlight * stride) {
     Quad quads[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int quad = first + i * stride + lane_index();
-      quads[i] = quad < range.end ? load_quad(row, quad, row_len)
-                                  : Quad{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+      quads[i] = quad < range.end && wants(quad) ? load_quad(row, quad, row_len)
+                                                 : Quad{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
     }
     use(first + lane_index(), stride, quads);
   }
 }
 
 // use(quad, logits) for one quad after the other.
-template <typename Use>
+template <typename Use, typename Wants = EveryQuad>
 __device__ __forceinline__ void for_each_quad(const float* __restrict__ row, int row_len, QuadRange range,
-                                              Use&& use) {
-  for_each_batch(row, row_len, range, [&](int quad, int stride, const Quad(&quads)[kInFlight]) {
+                                              Use&& use, Wants&& wants = {}) {
+  auto one_by_one = [&](int quad, int stride, const Quad(&quads)[kInFlight]) {
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       // Whole warps leave.
       if (quad - lane_index() + i * stride < range.end) use(quad + i * stride, quads[i]);
     }
-  });
+  };
+  for_each_batch(row, row_len, range, one_by_one, wants);
 }
 
 // Combines a number of every thread; all threads get the result. `scratch` may be reused after the next

@@ -104,15 +104,10 @@ pub fn serve(device: &Device) -> Result<()> {
 
 /// All rows, by rank; a shape that two lists name is one row.
 fn entries(setting: &Setting) -> Vec<Entry> {
-    let families = [
-        drafter_cases::drafter,
-        token_cases::tokens,
-        row_cases::rows,
-        control_cases::control,
-        vision_cases::vision,
-    ];
+    let families = [drafter_cases::drafter, row_cases::rows, control_cases::control, vision_cases::vision];
     let mut entries = linear_cases::linear(setting);
     entries.extend(attention_cases::attention(setting));
+    entries.extend(token_cases::tokens(setting));
     entries.extend(families.iter().flat_map(|family| family(setting.model)));
     entries.sort_by_key(|entry| entry.rank);
     let mut seen = HashSet::new();

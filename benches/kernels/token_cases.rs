@@ -1,7 +1,7 @@
 //! Penalties, masks, sampling and the verification walk.
 
 use smart_run::Result;
-use smart_run::device::{DType, Tensor};
+use smart_run::device::{DType, Device, Tensor};
 use smart_run::kernels::penalties::{PenaliseArgs, PenaltyParams, penalise};
 use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample, sample_workspace};
 use smart_run::kernels::token_mask::{TokenMaskArgs, mask_words, token_mask};
@@ -10,33 +10,46 @@ use smart_run::reference;
 use smart_run::sampling::{Penalties, SamplingParams};
 
 use super::measure::{Case, Entry};
-use super::setting::{Model, Setting};
+use super::setting::Setting;
 
 /// Parent of each node of a tree whose nodes have two children: depth grows as the logarithm.
 fn parents(nodes: usize) -> Vec<i32> {
     (0..nodes as i32).map(|node| if node == 0 { -1 } else { (node - 1) / 2 }).collect()
 }
 
-/// Everything between logits and accepted tokens, at the rows of trees of 1 to 60 nodes.
-pub fn tokens(model: &'static Model) -> Vec<Entry> {
+/// Everything between logits and accepted tokens, at the rows of trees of 1 to 60 nodes; draws under top-k and top-p also without clusters.
+pub fn tokens(setting: &Setting) -> Vec<Entry> {
+    let model = setting.model;
     let mut entries = Vec::new();
     let laws = [
         ("greedy", SamplingParams::default()),
         ("temperature 0.7", SamplingParams { temperature: 0.7, ..Default::default() }),
         ("temperature 1", SamplingParams { temperature: 1.0, ..Default::default() }),
         ("top-p 0.9", SamplingParams { temperature: 0.7, top_p: 0.9, ..Default::default() }),
+        ("top-k 50", SamplingParams { temperature: 0.7, top_k: 50, ..Default::default() }),
     ];
+    let usual = &setting.device;
+    let apart = usual.with_clusters(false);
     for (vocabulary, &vocab) in model.vocabularies.iter().enumerate() {
         let rank = if vocabulary == 0 { 0 } else { 2 };
         for &rows in model.tree_rows {
             for (law, sampling) in laws {
-                let name = format!("sample {law} T={rows} V={vocab}");
-                let shape = serde_json::json!({
-                    "family": "verify", "kernel": "sample", "rows": rows, "vocab": vocab,
-                    "temperature": sampling.temperature, "top_p": sampling.top_p,
-                });
-                let build = move |setting: &Setting| sample_case(setting, rows, vocab, &sampling);
-                entries.push(Entry::new(rank, name, shape, build));
+                let is_filtered = sampling.top_p < 1.0 || sampling.top_k > 0;
+                let without_clusters = is_filtered && vocabulary == 0 && [1, 16, 64].contains(&rows);
+                let mut ways = vec![("", usual)];
+                ways.extend(without_clusters.then_some((" no clusters", &apart)));
+                for (way, device) in ways {
+                    let name = format!("sample {law} T={rows} V={vocab}{way}");
+                    let shape = serde_json::json!({
+                        "family": "verify", "kernel": "sample", "rows": rows, "vocab": vocab,
+                        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+                        "instructions": way,
+                    });
+                    let device = device.clone();
+                    let build =
+                        move |setting: &Setting| sample_case(setting, device.clone(), rows, vocab, &sampling);
+                    entries.push(Entry::new(rank, name, shape, build));
+                }
             }
         }
     }
@@ -57,13 +70,19 @@ pub fn tokens(model: &'static Model) -> Vec<Entry> {
     entries
 }
 
-fn sample_case(setting: &Setting, rows: usize, vocab: usize, sampling: &SamplingParams) -> Result<Case> {
+fn sample_case(
+    setting: &Setting,
+    device: Device,
+    rows: usize,
+    vocab: usize,
+    sampling: &SamplingParams,
+) -> Result<Case> {
     let sampling = *sampling;
     let (logits, values) = setting.random_f32(&[rows, vocab])?;
     let params = SamplerParams::upload(&setting.device, &[SamplerParams::from(&sampling)])?;
     let (row_sequence, positions) = (setting.ints(&vec![0; rows])?, setting.ints(&vec![100; rows])?);
     let out = setting.uninit(DType::I32, &[rows])?;
-    let (device, read) = (setting.device.clone(), out.clone());
+    let read = out.clone();
     let last = values[(rows - 1) * vocab..].to_vec();
     let workspace = sample_workspace(&setting.device, rows, vocab)?;
     Ok(Case {

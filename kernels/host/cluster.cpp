@@ -165,15 +165,22 @@ unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank) {
   return address;
 }
 
-float4 load_peer(const float4* own, unsigned rank) {
-  if (reinterpret_cast<uintptr_t>(own) % sizeof(float4))
-    fail("load_peer: the address is no multiple of 16 bytes");
-  const unsigned char* address = peer_shared(own, sizeof(float4), rank);
-  tsan::reads(address, sizeof(float4));
+template <typename T>
+static T load_aligned_peer(const T* own, unsigned rank) {
+  if (reinterpret_cast<uintptr_t>(own) % sizeof(T))
+    fail("load_peer: the address is no multiple of what is loaded");
+  const unsigned char* address = peer_shared(own, sizeof(T), rank);
+  tsan::reads(address, sizeof(T));
   tsan::Ignore ignore;
-  float4 value;
+  T value;
   memcpy(&value, address, sizeof value);
   return value;
+}
+float4 load_peer(const float4* own, unsigned rank) {
+  return load_aligned_peer(own, rank);
+}
+unsigned long long load_peer(const unsigned long long* own, unsigned rank) {
+  return load_aligned_peer(own, rank);
 }
 
 }  // namespace simt

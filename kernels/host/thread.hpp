@@ -73,6 +73,7 @@ unsigned cluster_size();
 
 // What the block of that rank has where this one has `own`, both in shared memory.
 float4 load_peer(const float4* own, unsigned rank);
+unsigned long long load_peer(const unsigned long long* own, unsigned rank);
 // Where that lies; fails where that block may not have it (any more).
 unsigned char* peer_shared(const void* own, size_t bytes, unsigned rank);
 

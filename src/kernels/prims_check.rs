@@ -101,7 +101,7 @@ impl Check {
             Check::Ldmatrix => ("prims_ldmatrix", 32, 128, 256),
             Check::CpAsync => ("prims_cp_async", 64, 768, 768),
             Check::NamedBarrier => ("prims_named_barrier", 128, 128, 128),
-            Check::Cluster => ("prims_cluster", 64, 4 * 64 * 4, 4 * 64 * 6),
+            Check::Cluster => ("prims_cluster", 64, 4 * 64 * 4, 4 * 64 * 8),
             Check::Warp => ("prims_warp", 32, 32, 512),
         };
         (name.into(), threads, num_inputs, num_outputs)

@@ -86,12 +86,13 @@ pub fn named_barrier(input: &[u32]) -> Vec<u32> {
     (0..4).fold(input.to_vec(), |words, _| round(words))
 }
 
-/// Six words a thread of four blocks in a cluster: its block's rank, their number, and what the mirrored thread of the block two further on brought.
+/// Eight words a thread of four blocks in a cluster: its block's rank, their number, what the mirrored thread of the block two further on brought, and
+/// the first half of that again.
 pub fn cluster(input: &[u32]) -> Vec<u32> {
     let words = |i: usize| {
         let (block, thread) = (i / 64, i % 64);
         let peer = (block + 2) % 4 * 64 + 63 - thread;
-        [&[block as u32, 4], &input[4 * peer..4 * peer + 4]].concat()
+        [&[block as u32, 4], &input[4 * peer..4 * peer + 4], &input[4 * peer..4 * peer + 2]].concat()
     };
     (0..256).flat_map(words).collect()
 }

@@ -1,3 +1,5 @@
+mod parts;
+
 use smart_run::device::{DType, Device, Tensor};
 use smart_run::kernels::sampler::{SampleArgs, SamplerParams, sample, sample_workspace};
 use smart_run::reference::sampler as oracle;

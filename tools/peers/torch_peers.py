@@ -39,9 +39,9 @@ def matmul(shape: dict) -> Peer:
 
 
 def sample(shape: dict) -> Peer:
-    """Greedy: argmax. Else softmax and the exponential trick; top-p sorts, as its definition does."""
+    """Greedy: argmax. Else softmax and the exponential trick; top-p sorts, as its definition does, top-k keeps the best."""
     logits = normal(shape["rows"], shape["vocab"], dtype=torch.float32)
-    temperature, top_p = shape["temperature"], shape["top_p"]
+    temperature, top_p, top_k = shape["temperature"], shape["top_p"], shape["top_k"]
     tokens = torch.empty(shape["rows"], device=place(), dtype=torch.int64)
 
     def draw(probabilities: torch.Tensor) -> torch.Tensor:
@@ -56,6 +56,9 @@ def sample(shape: dict) -> Peer:
             ordered, index = probabilities.sort(-1, descending=True)
             ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
             tokens.copy_(index.gather(-1, draw(ordered)[:, None])[:, 0])
+        elif top_k > 0:
+            best, index = probabilities.topk(top_k, -1)
+            tokens.copy_(index.gather(-1, draw(best)[:, None])[:, 0])
         else:
             tokens.copy_(draw(probabilities))
 

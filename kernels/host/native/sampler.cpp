@@ -157,7 +157,8 @@ uint32_t kept_bound(const Row& row, const SamplerParams& p) {
 
 // A row after the other, whatever the slices: nothing is left to be put together.
 void sample(const simt::NativeLaunch& launch, const float* logits, const int* row_sequence,
-            const SamplerParams* params, const int* positions, int* out, u64*, unsigned*, int vocab_size) {
+            const SamplerParams* params, const int* positions, int* out, u64*, unsigned*, int vocab_size,
+            int) {
   simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
     const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
     const SamplerParams& p = params[row_sequence[row_idx]];
