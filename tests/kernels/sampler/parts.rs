@@ -19,7 +19,9 @@ fn check_in(held: &TestDevice, modes: &[Mode], batch: &Batch, name: &str) {
     let want = batch.oracle();
     for &mode in modes {
         held.enter(mode);
-        for (way, device) in ways(held) {
+        // A twin knows no blocks, and schedules are for what parts do to each other.
+        let num_ways = if matches!(mode, Mode::Twin | Mode::Shuffled(_)) { 1 } else { 2 };
+        for (way, device) in ways(held).into_iter().take(num_ways) {
             assert_eq!(batch.run(&device), want, "{name}, {way}, {mode:?}");
         }
     }
@@ -84,18 +86,13 @@ fn filters() -> Vec<SamplingParams> {
         p(1e-30),
         p(0.999_999_94),
         HOT,
-        SamplingParams { temperature: 1.6, ..p(0.97) },
-        k(1),
         k(40),
         SamplingParams::default(),
-        k(1023),
         k(1024),
         k(5000),
         SamplingParams { min_p: 0.05, ..HOT },
         SamplingParams { top_p: 0.9, ..k(50) },
         SamplingParams { top_p: 0.7, min_p: 0.2, ..k(2000) },
-        SamplingParams { temperature: 1e-30, ..p(0.5) },
-        SamplingParams { temperature: 3.0, top_p: 0.3, ..k(3) },
     ]
 }
 
@@ -103,17 +100,12 @@ fn filters() -> Vec<SamplingParams> {
 fn parts_draw_what_a_block_draws() {
     let held = device();
     let filters = filters();
-    // Edges of slices and parts: the second slice a token and nearly full; a block behind the slices; less than a quad over; four parts; eight.
-    for (vocab_size, parts) in [
-        (SLICE_LEN + 1, 2),
-        (2 * SLICE_LEN - 1, 2),
-        (3 * SLICE_LEN, 2),
-        (3 * SLICE_LEN + 5, 4),
-        (EIGHT_PARTS - SLICE_LEN + 1, 8),
-        (EIGHT_PARTS + 4, 8),
-    ] {
+    // Edges of slices and parts: a token in the second slice; a block behind the slices; less than a quad over; eight parts.
+    for (vocab_size, parts) in
+        [(SLICE_LEN + 1, 2), (3 * SLICE_LEN, 2), (3 * SLICE_LEN + 5, 4), (EIGHT_PARTS - SLICE_LEN + 4, 8)]
+    {
         for (name, row) in rows_in_parts(vocab_size, parts) {
-            // 16 rows, so that all the parts are.
+            // 16 rows at most, so that there are as many parts.
             let batch = Batch::new(&vec![row; filters.len()], &filters);
             check_in(&held, &held.modes(), &batch, &format!("vocabulary {vocab_size}, {name}"));
         }
@@ -143,7 +135,7 @@ fn the_bound_is_exact_across_parts() {
             let rows = vec![neighbours(vocab_size, parts); num_rows];
             let last_kept = place(top_k as usize - 1, vocab_size, parts) as i32;
             let mut draws_of_last_kept = 0;
-            for turn in 0..4 {
+            for turn in 0..3 {
                 let mut batch = Batch::new(&rows, &vec![setting; num_rows]);
                 batch.positions.iter_mut().for_each(|position| *position += 1000 * turn);
                 draws_of_last_kept += batch.oracle().iter().filter(|&&token| token == last_kept).count();
