@@ -17,8 +17,9 @@ pub(super) struct Kernel {
     pub(super) runs_on_hopper: bool,
 }
 
-/// Dynamic shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities).
-const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
+/// Shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities). With a kernel's own: those of ours that have dynamic memory
+/// have little else, but for the sampler.
+pub(crate) const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
 const ARG_BYTES: usize = 512;
 /// Lowest compute capability with programmatic dependent launch and thread block clusters.

@@ -28,6 +28,7 @@ pub use conditions::ConditionsProbe;
 pub use driver::DeviceChoice;
 pub use event::{Event, Timeline};
 pub use graph::Graph;
+pub(crate) use launch::DEFAULT_SHARED_LIMIT;
 pub use launch::LaunchArgs;
 pub use pinned::PinnedBuffer;
 pub use tensor::{DType, Element, Tensor};
