@@ -48,23 +48,19 @@ struct RowParts {
     u64 sum = *place;
 #if HAS_CLUSTERS
     if (count > 1) {
-      // Numbers on their way before the first is looked at; all of eight parts cost the kernel a spill.
-      constexpr int kInFlight = 4;
-      for (int first = 0; first < count; first += kInFlight) {
-        u64 each[kInFlight];
+      u64 each[kMaxParts];  // all on their way before the first is looked at
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i)
-          each[i] = first + i < count && first + i != own ? load_peer(place, first + i) : 0;
+      for (int part = 0; part < kMaxParts; ++part)
+        each[part] = part < count && part != own ? load_peer(place, part) : 0;
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) sum += each[i];
-      }
+      for (int part = 0; part < kMaxParts; ++part) sum += each[part];
     }
 #endif
     return sum;
   }
 
-  // Combines a number of every thread of all parts; all threads get the result. Of `slot`, which is shared memory, every
-  // call has another: a part may still read it when the next call is made. `scratch` is that of block_combine.
+  // Combines a number of every thread of all parts; all threads get the result. `slot` is shared memory, another one for
+  // every call: a part may still read it when the next is made. `scratch` is that of block_combine.
   template <typename Operation>
   __device__ __forceinline__ u64 combine(u64 value, u64& slot, u64 (&scratch)[kMaxWarps]) const {
     value = block_combine<Operation>(value, scratch);
