@@ -74,13 +74,14 @@ machine() {
 
 # ---- conformance
 
-# tests FILTER...: in that order, each test whatever became of those before it. Without Python all in one process, with the rest lost to a fault.
+# tests FILTER[,FILTER]...: in that order, each test whatever became of those before it. Without Python all in one process, with the rest lost to a fault.
 tests() {
   if "$python" -c '' 2>/dev/null; then
     timeout --kill-after=5 $((limit + 15)) "$python" "$tools/gpu_check_tests.py" "$check" --seconds "$limit" --stall "$stall" "$@"
     return
   fi
-  plain_tests "$@"
+  local filters=("$@")
+  plain_tests ${filters[*]//,/ }
 }
 
 # plain_tests ARGUMENT...: libtest's own; status 1 also when nothing matches.
@@ -116,9 +117,10 @@ conformance() {
   unpack gpu_check
   step "primitives against their oracles" 40 tests kernels::prims
   # Attention and linear layers last: they have the newest instructions, and what does not end takes the time of others.
-  local first=(advance_rows control copy_rows draft embedding gather_rows gelu host_words kv_compact layernorm penalties rmsnorm rope sampler
-    silu_residual token_mask verify vision)
-  SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests "${first[@]/#/kernels::}" kernels::
+  local first=kernels::advance_rows,kernels::control,kernels::copy_rows,kernels::draft,kernels::embedding,kernels::gather_rows,kernels::gelu
+  first+=,kernels::host_words,kernels::kv_compact,kernels::layernorm,kernels::penalties,kernels::rmsnorm,kernels::rope,kernels::sampler
+  first+=,kernels::silu_residual,kernels::token_mask,kernels::verify,kernels::vision
+  SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests "$first" kernels::tree_attention kernels::
   if [ -e "$here/host.dump" ] || [ -e "$here/host.dump.xz" ]; then
     unpack host.dump
     SMART_DUMPS=$scratch/host.dump:$scratch/device.dump step "kernels against the host driver" 10 \
@@ -126,7 +128,7 @@ conformance() {
   else
     summary+=("SKIPPED kernels against the host driver: no host.dump here")
   fi
-  step "engine" 160 tests engine::lossless engine::pass_graphs engine::run_ahead engine::batch engine::
+  step "engine" 160 tests engine::lossless,engine::pass_graphs,engine::run_ahead engine::
   if [ "$SMART_DEVICE" = host ]; then
     summary+=("SKIPPED compute-sanitizer: it needs a GPU")
   else

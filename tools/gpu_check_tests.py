@@ -1,10 +1,10 @@
 """Runs tests of the carried executable, whatever becomes of some of them: a fault on a GPU spoils everything that its process does afterwards,
 and a kernel may never end.
 
-    python3 tools/gpu_check_tests.py gpu-check/gpu_check --seconds 130 --stall 25 kernels::linear kernels::
+    python3 tools/gpu_check_tests.py gpu-check/gpu_check --seconds 130 --stall 25 kernels::rope,kernels::draft kernels::
 
-Tests run one by one in the order of the filters. Behind one that failed, and one that said nothing for so long, the rest goes on in another
-process. The exit status is 0 if all passed, 124 if time ran out before all had their turn, else 1.
+Tests run one by one, a process for those of each filter that no filter before it has. Behind one that failed, and one that said nothing for so
+long, the rest goes on in another process. The exit status is 0 if all passed, 124 if time ran out before all had their turn, else 1.
 """
 
 import argparse
@@ -22,14 +22,16 @@ BEGUN = re.compile(r"test (\S+)(?: - should panic)? \.\.\. ?(.*)", re.DOTALL)
 OUTCOME = re.compile(r"ok|FAILED|ignored.*")
 
 
-def listed(executable: Path, filters: list[str]) -> list[str]:
-    """Names of the tests, those of the first filter first."""
-    names: dict[str, None] = {}
-    for text in filters or [""]:
-        command = [executable, "--list", "--format", "terse", *([text] if text else [])]
+def listed(executable: Path, filters: list[str]) -> list[list[str]]:
+    """Names of the tests by filter, each where it comes first."""
+    groups: list[list[str]] = []
+    for parts in filters or [""]:
+        command = [executable, "--list", "--format", "terse", *filter(None, parts.split(","))]
         lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout.splitlines()
-        names |= dict.fromkeys(line.removesuffix(": test") for line in lines if line.endswith(": test"))
-    return list(names)
+        known = {name for group in groups for name in group}
+        names = [line.removesuffix(": test") for line in lines if line.endswith(": test")]
+        groups.append([name for name in names if name not in known])
+    return [group for group in groups if group]
 
 
 class Run:
@@ -90,35 +92,35 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("executable", type=Path)
-    parser.add_argument("filters", nargs="*", help="parts of the names of tests")
+    parser.add_argument("filters", nargs="*", help="parts of the names of tests, several separated by commas")
     parser.add_argument("--seconds", type=float, default=130, help="for all of them")
     parser.add_argument("--stall", type=float, default=25, help="for one that says nothing")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     executable, deadline = args.executable.resolve(), time.monotonic() + args.seconds
-    left = listed(executable, args.filters)
-    if not left:
+    groups = listed(executable, args.filters)
+    if not groups:
         print(f"no test is named {' or '.join(args.filters)}")
         return 1
-    passed, problems = 0, {}
-    while left and time.monotonic() < deadline:
-        run = Run(executable, left)
-        problem = run.go_on(args.stall, deadline)
-        run.end()
-        passed += sum(outcome != "FAILED" for outcome in run.outcomes.values())
-        if problem is not None and run.current is not None:
-            problems[run.current] = problem
-            print(f"\n{run.current}: {problem}; on with the tests behind it", flush=True)
-        done = set(run.outcomes) | set(problems)
-        if not done & set(left):
-            if time.monotonic() < deadline:
+    passed, problems, missed = 0, {}, 0
+    for left in groups:
+        while left and time.monotonic() < deadline:
+            run = Run(executable, left)
+            problem = run.go_on(args.stall, deadline)
+            run.end()
+            passed += sum(outcome != "FAILED" for outcome in run.outcomes.values())
+            if problem is not None and run.current is not None:
+                problems[run.current] = problem
+                print(f"\n{run.current}: {problem}; on with the tests behind it", flush=True)
+            done = set(run.outcomes) | set(problems)
+            if not done & set(left) and time.monotonic() < deadline:
                 problems[left[0]] = f"its process ended before it, status {run.process.returncode}"
-                left = left[1:]
-            continue
-        left = [name for name in left if name not in done]
-    print(f"\n{passed} tests passed or left out, {len(problems)} did not pass, {len(left)} not reached", flush=True)
+                done.add(left[0])
+            left = [name for name in left if name not in done]
+        missed += len(left)
+    print(f"\n{passed} tests passed or left out, {len(problems)} did not pass, {missed} not reached", flush=True)
     for name, problem in problems.items():
         print(f"  {name}: {problem}", flush=True)
-    return 1 if problems else 124 if left else 0
+    return 1 if problems else 124 if missed else 0
 
 
 if __name__ == "__main__":
