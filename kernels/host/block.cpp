@@ -141,9 +141,8 @@ void fiber_main() {
       fail("a block ended while its bulk copies to others of the cluster were under way");
     if (!block->alive && block->cluster->has_unheard_arrivals(block->rank))
       fail(
-          "a block ended while arrivals of others at its mbarriers may have been under way: nobody waited "
-          "for "
-          "their phase");
+          "a block ended while arrivals of others at its mbarriers may have been under way: their phase was "
+          "not waited for");
     block->cluster->thread_exited();
     if (!block->cluster->has_ended())
       block->yield();

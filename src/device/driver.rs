@@ -120,8 +120,13 @@ fn probe_system_driver() -> std::result::Result<usize, String> {
                 .into(),
         );
     };
-    // Never closed: a driver that has started has threads of its own.
-    probe_library(library)
+    let count = probe_library(library);
+    // One that is used stays open: it has started, and may have threads of its own. Of another the name must be free for the host driver.
+    if count.is_err() {
+        // SAFETY: `library` was opened above and nothing keeps a pointer into it.
+        unsafe { libc::dlclose(library) };
+    }
+    count
 }
 
 fn probe_library(library: *mut c_void) -> std::result::Result<usize, String> {

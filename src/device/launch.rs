@@ -17,8 +17,8 @@ pub(super) struct Kernel {
     pub(super) runs_on_hopper: bool,
 }
 
-/// Shared memory that needs no opt-in, bytes (CUDA programming guide, compute capabilities). With a kernel's own: those of ours that have dynamic memory
-/// have little else, but for the sampler.
+/// Shared memory of a block that needs no opt-in, bytes, its static part included (CUDA programming guide, compute capabilities). Kernels with dynamic
+/// memory have little else, but for the sampler, whose launches ask for more where that matters.
 pub(crate) const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
 const ARG_BYTES: usize = 512;

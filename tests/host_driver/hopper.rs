@@ -93,7 +93,7 @@ fn misuse_of_what_other_blocks_have_is_named() {
             "launch: 719 ... before the first cluster_sync: it may not have started (kernel bug_multicast_before_meeting, block (0,0,0), thread 0)",
             "launch: 719 ... a block of the cluster is named that does not exist (kernel bug_multicast_wrong_rank",
             "launch: 719 ... a block ended while its bulk copies to others of the cluster were under way (kernel bug_multicast_early_exit",
-            "launch: 719 ... arrivals of others at its mbarriers may have been under way: nobody waited for their phase (kernel bug_multicast_late_arrivals",
+            "launch: 719 ... arrivals of others at its mbarriers may have been under way: their phase was not waited for (kernel bug_multicast_late_arrivals",
         ],
     );
 }
