@@ -157,6 +157,8 @@ def main() -> int:
     try:
         for row in ours.process.several("ceilings", CEILINGS_PATIENCE):
             record.add("ours", row | ({"case": row["skipped"]} if "skipped" in row else {}))
+            if (kind := row.get("shape", {}).get("kind")) in ("copy", "read"):
+                ours.rates[f"{kind}_gb_per_s"] = max(ours.rates.get(f"{kind}_gb_per_s", 0.0), row["gb_per_s"])
             ceilings += 1
     except Gone as gone:
         record.add("ours", {"case": f"ceilings behind the first {ceilings}", "error": str(gone)})
