@@ -180,7 +180,7 @@ def main() -> int:
         seen[family] = seen.get(family, 0) + 1
         if args.most and seen[family] > args.most:
             continue
-        if time.monotonic() - begun > args.seconds or ours.lost > MOST_LOST:
+        if time.monotonic() - begun > args.seconds or ours.lost >= MOST_LOST:
             missed += len(group)
             continue
         for turn in (0, 1):

@@ -118,6 +118,7 @@ DRIVER_API cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
                  std::to_string(value) + " bytes of dynamic shared memory for kernel " + kernel->name +
                      ", but a block can have at most " + std::to_string(most_shared(*kernel)));
   kernel->max_dynamic_shared = unsigned(value);
+  kernel->asks_for_shared = true;
   return CUDA_SUCCESS;
 }
 DRIVER_API cuFuncSetCacheConfig(Kernel*, int) {

@@ -137,6 +137,7 @@ Result replay_launch(const char* path) {
   Kernel* kernel = find_kernel(name.c_str());
   if (!kernel) return refuse(path, "no kernel is named " + name);
   kernel->max_dynamic_shared = dynamic_limit;
+  kernel->asks_for_shared = true;
   kernel->allows_large_clusters = true;
 
   if (in.u32() != kernel->parameters.size()) return refuse(path, "the kernel has other parameters now");

@@ -32,8 +32,10 @@ struct Kernel {
   const char* source;  // the .cu file, for error texts
   bool is_for_hopper;  // exists on sm_90a alone
   const struct NativeTwin* twin = nullptr;
-  uint32_t max_dynamic_shared = 48 << 10;  // raised by cuFuncSetAttribute
-  bool allows_large_clusters = false;      // set by it
+  // What cuFuncSetAttribute has set.
+  uint32_t max_dynamic_shared = 48 << 10;
+  bool asks_for_shared = false;  // max_dynamic_shared is not the default
+  bool allows_large_clusters = false;
   const Kernel* next = nullptr;
   Kernel(const char* name, void (*invoke)(void**), std::span<const Parameter>, std::span<const PointerField>,
          const char* source, bool is_for_hopper);

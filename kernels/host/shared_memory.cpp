@@ -45,8 +45,7 @@ void* Block::shared_variable(const SharedKey* key, size_t bytes, size_t alignmen
   };
   if (static_bytes_ > 48 << 10) refuse("static shared memory exceed 48 KB");
   // The attribute speaks of dynamic shared memory alone; static and dynamic together are limited by the GPU.
-  bool raised = kernel->max_dynamic_shared > 48u << 10;
-  if (static_bytes_ + shared_bytes_ > (raised ? most_shared(*kernel) : 48u << 10))
+  if (static_bytes_ + shared_bytes_ > (kernel->asks_for_shared ? most_shared(*kernel) : 48u << 10))
     refuse("static and dynamic shared memory exceed what a block can have");
   if (offset + size + fence_bytes > arena_bytes) refuse("too many shared variables for the host driver");
   variables_.push_back({key, offset, size});

@@ -94,3 +94,19 @@ impl Drop for Graph {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use crate::device::{Device, DeviceChoice};
+
+    #[test]
+    fn a_panic_ends_the_capture() {
+        let device = Device::open(DeviceChoice::Host).unwrap();
+        let recorded = catch_unwind(AssertUnwindSafe(|| device.capture(|| panic!("on purpose")).map(drop)));
+        assert!(recorded.is_err());
+        device.synchronize().expect("the stream is no longer captured");
+        device.capture(|| Ok(())).unwrap().launch().unwrap();
+    }
+}

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     pub(super) function: sys::CUfunction,
-    /// Dynamic shared memory allowed so far, bytes.
+    /// Dynamic shared memory that was asked for so far, bytes. What a launch may have without asking depends on the kernel's own.
     shared_limit: u32,
     /// Sizes of the parameters as the driver reports them, in order; zero-terminated.
     parameter_sizes: [u16; MAX_ARGS + 1],
@@ -17,9 +17,6 @@ pub(super) struct Kernel {
     pub(super) runs_on_hopper: bool,
 }
 
-/// Shared memory of a block that needs no opt-in, bytes, its static part included (CUDA programming guide, compute capabilities). Kernels with dynamic
-/// memory have little else, but for the sampler, whose launches ask for more where that matters.
-pub(crate) const DEFAULT_SHARED_LIMIT: u32 = 48 * 1024;
 const MAX_ARGS: usize = 32;
 const ARG_BYTES: usize = 512;
 /// Lowest compute capability with programmatic dependent launch and thread block clusters.
@@ -239,12 +236,7 @@ impl Device {
                 // The architecture that the image was made for: one for an older GPU runs on newer ones, too.
                 let made_for = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
                 let runs_on_hopper = made_for >= HOPPER;
-                return Ok(Kernel {
-                    function,
-                    shared_limit: DEFAULT_SHARED_LIMIT,
-                    parameter_sizes,
-                    runs_on_hopper,
-                });
+                return Ok(Kernel { function, shared_limit: 0, parameter_sizes, runs_on_hopper });
             }
             if status != sys::CUresult::CUDA_ERROR_NOT_FOUND {
                 check("cuModuleGetFunction", status)?;

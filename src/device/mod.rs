@@ -28,7 +28,6 @@ pub use conditions::ConditionsProbe;
 pub use driver::DeviceChoice;
 pub use event::{Event, Timeline};
 pub use graph::Graph;
-pub(crate) use launch::DEFAULT_SHARED_LIMIT;
 pub use launch::LaunchArgs;
 pub use pinned::PinnedBuffer;
 pub use tensor::{DType, Element, Tensor};
@@ -79,8 +78,7 @@ unsafe impl Send for Modules {}
 /// What a process keeps of a device that it has opened, until it ends. The driver takes a context down with the last that holds it, and everything
 /// loaded with it: some tenths of a second for each engine of a process that makes several.
 struct Kept {
-    ordinal: usize,
-    _context: Arc<CudaContext>,
+    context: Arc<CudaContext>,
     modules: Arc<Mutex<Modules>>,
 }
 
@@ -89,12 +87,11 @@ static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 /// The device's images, kept with `context`, the first of its ordinal.
 fn kept_modules(context: &Arc<CudaContext>) -> Arc<Mutex<Modules>> {
     let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let ordinal = context.ordinal();
-    if let Some(found) = kept.iter().find(|kept| kept.ordinal == ordinal) {
+    if let Some(found) = kept.iter().find(|kept| kept.context.ordinal() == context.ordinal()) {
         return found.modules.clone();
     }
     let modules = Arc::<Mutex<Modules>>::default();
-    kept.push(Kept { ordinal, _context: context.clone(), modules: modules.clone() });
+    kept.push(Kept { context: context.clone(), modules: modules.clone() });
     modules
 }
 
@@ -334,5 +331,22 @@ impl Device {
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Device").field(&self.name()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Or every engine of a process would load all images anew.
+    #[test]
+    fn images_outlive_the_device_that_loaded_them() {
+        let open = || Device::open(DeviceChoice::Host).unwrap();
+        let first = open();
+        assert!(first.has_kernel("embedding_bf16").unwrap());
+        let modules = Arc::downgrade(&first.inner.modules);
+        drop(first);
+        let kept = modules.upgrade().expect("kept");
+        assert!(Arc::ptr_eq(&kept, &open().inner.modules));
     }
 }

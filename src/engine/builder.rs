@@ -120,7 +120,7 @@ impl<'a> EngineBuilder<'a> {
     }
 
     /// Makes the weights up: of the folders of target and drafter nothing but the config is read. What passes cost can be measured so; texts mean nothing.
-    /// For language models and EAGLE-3 drafters.
+    /// For language models and EAGLE-3 drafters; a config of a model that sees pictures is an error of [`EngineBuilder::build`].
     pub fn dummy_weights(mut self) -> Self {
         self.dummy_weights = true;
         self

@@ -281,6 +281,26 @@ mod tests {
         }
     }
 
+    /// Where the stream puts work off (`SIMT_LAZY=1`) no copy has read its rows before the third pass has written its own.
+    #[test]
+    fn features_of_three_passes_ahead_of_any_wait_are_kept() {
+        let demo = |part: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(part);
+        let builder = Engine::builder(demo("target")).drafter(demo("drafter")).device(DeviceChoice::Host);
+        let builder = builder.float_type(crate::config::FloatType::F32).policy("chain:1".parse().unwrap());
+        let mut engine = builder.max_context(300).build().unwrap();
+        let drafting = engine.proposer.as_mut().and_then(|it| it.network_mut()).unwrap();
+        let width = drafting.taps.dim(1);
+        let taps: Vec<f32> = (0..3 * width).map(|i| (i / width + 1) as f32).collect();
+        drafting.taps.rows(0..3).write_bytes(0, bytemuck::cast_slice(&taps)).unwrap();
+        for row in 0..3 {
+            drafting.remember(&[(0, 10 + row, row)]).unwrap();
+        }
+        for row in 0..3 {
+            let kept = drafting.backlog.index(super::backlog_row(0, 10 + row)).to_vec::<f32>().unwrap();
+            assert_eq!(kept, vec![(row + 1) as f32; width]);
+        }
+    }
+
     /// Committed tokens behind the prompt, and the features that wait for the drafter, after four plain rounds, in pairs that run ahead or one
     /// by one.
     fn waiting_features(ahead: bool) -> (Vec<i32>, Vec<f32>) {

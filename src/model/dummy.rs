@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 
 use crate::config::FloatType;
+use crate::replay::random::Random;
 
 /// Elements of a block that is written over and over.
 const BLOCK: usize = 1 << 20;
@@ -21,10 +22,10 @@ impl DummyWeights {
     /// those of a vector, around one.
     pub(super) fn block(&mut self, cols: usize, float_type: FloatType) -> &[u8] {
         self.blocks.entry(cols).or_insert_with(|| {
-            let mut state = cols as u64;
+            let mut random = Random(cols as u64);
             let mut number = || match cols {
-                0 => 1.0 + 0.1 * normal(&mut state),
-                _ => normal(&mut state) / (cols as f32).sqrt(),
+                0 => 1.0 + 0.1 * normal(&mut random),
+                _ => normal(&mut random) / (cols as f32).sqrt(),
             };
             let mut bytes = Vec::with_capacity(BLOCK * float_type.size_in_bytes());
             for _ in 0..BLOCK {
@@ -40,16 +41,10 @@ impl DummyWeights {
     }
 }
 
-/// Nearly normal: the sum of four uniform numbers, from SplitMix64.
-fn normal(state: &mut u64) -> f32 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    let sum: f32 = (0..4).map(|part| (z >> (16 * part) & 0xffff) as f32).sum();
-    // Each has a variance of 1/12 of its range squared.
-    (sum / 65535.0 - 2.0) * 3f32.sqrt()
+/// Nearly normal: the sum of four uniform numbers, of which each has a variance of 1/12.
+fn normal(random: &mut Random) -> f32 {
+    let sum: f64 = (0..4).map(|_| random.unit()).sum();
+    ((sum - 2.0) * 3f64.sqrt()) as f32
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ mod oracle;
 mod outcome;
 mod player;
 pub mod process;
-mod random;
+pub(crate) mod random;
 mod record;
 mod rivals;
 

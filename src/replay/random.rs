@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 /// A stream of numbers.
-pub(super) struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     /// The stream that `seed` and `key` name.
