@@ -1,5 +1,5 @@
 // WHAT      The drafter's steps between two passes: scores of the best children, choice of the next beam, and
-//           the inputs of the next pass, all on the device.
+//           the inputs of the next pass, all on the device; and the best children on their way to the host.
 //
 // DATA      A *candidate* is a child that draft_topk proposed. Its flat index c = row * k + rank counts
 //           through the rows of one draft_topk output, or of several written one behind the other (the pool):
@@ -12,20 +12,23 @@
 //           The *frontier* lists the candidates to run next, one FrontierRow each. draft_beam writes it, or
 //           the host.
 //
+// ---- draft_digest_f32
+// MATH      digests[r, s] of logits 64 s to 64 s + 63 of row r, as digest.cuh says. Heads leave them behind their
+//           logits (linear.cu); this is for logits that come from elsewhere or have changed.
+// SHAPES    logits       f32 [R, Vd]  in
+//           digests      Digest [R, ceil(Vd / 64)]  out
+// LAUNCH    grid (R, ceil(digests of a row / slices of a block)), block any multiple of 32: 16 threads a slice
+// NUMERICS  as digest.cuh says: the same bits as a head's
+//
 // ---- draft_topk_f32
 // MATH      the k greatest logits, ties to the smaller draft id;  token = id + d2t[id]
 //           logp_i = (logit_i - max) - ln sum_j exp(logit_j - max);  path_logp = parent_logp + logp
-//           The sum is that of slices of 4096 logits, each relative to its own greatest until all are known.
-// SHAPES    logits       f32 [R, Vd]  in
-//           d2t          i32 [Vd]     in   offsets from draft to target ids; null: the ids are equal
-//           parent_logp  f32 [R]      in   path_logp of the row's own node (0 for the root)
-//           tokens       i32 [R, k]   out  target ids, best first
-//           logp         f32 [R, k]   out
-//           path_logp    f32 [R, k]   out
-//           lists        u64 [R, slices, k + 1]  scratch  the best k of every slice and its mass
-//           tickets      u32 [R]      inout  0 between launches;  of one slice: both null
-// LAUNCH    grid (R, slices = ceil(Vd / 4096)), block any multiple of 32 up to 512, no smaller than slices. A CTA
-//           reads its slice twice, from memory once; the last one of a row puts the slices together.
+//           The sum is that of the masses of digests. The k greatest logits are in the k slices with the greatest
+//           best ones, so no others are read.
+//           With `call`, children of row r become candidates call[0] + r * k + rank. With `posted` they go into the
+//           host's memory, too, and when all of them are there flag = call[1].
+// SHAPES    as in DraftTopkParams
+// LAUNCH    grid R, block any multiple of 32 up to 256
 // REQUIRES  1 <= k <= 32, k <= Vd < 2^18
 // NUMERICS  f32; masses are integers (units of 2^-40 of the slice's greatest term), rounded down where they are
 //           made relative to the row's: the same bits for any block size. NaN and -inf sort last, with logp =
@@ -61,7 +64,7 @@
 #include "last_block.cuh"
 #include "ranking.cuh"
 
-constexpr int kMaxTopKBlock = 512;
+constexpr int kMaxTopKBlock = 256;
 
 // What the warps of a block have found: their best k each, in shared memory.
 struct Finalists {
@@ -88,85 +91,97 @@ struct Finalists {
   }
 };
 
-// The greatest logit; NaN, relative to which nothing has mass, if there is no possible token.
-__device__ __forceinline__ float logit_of(const float* __restrict__ row, u64 best) {
-  return key_of(best) != 0 ? row[index_of(best)] : NAN;
-}
+constexpr int kLanesOfSlice = kDigestLen / 4;  // a quad each
 
-extern "C" __global__ void __launch_bounds__(kMaxTopKBlock)
-    draft_topk_f32(const float* __restrict__ logits, const int* __restrict__ d2t,
-                   const float* __restrict__ parent_logp, int* __restrict__ tokens, float* __restrict__ logp,
-                   float* __restrict__ path_logp, u64* lists, unsigned* tickets, int vocab_size, int k) {
+extern "C" __global__ void __launch_bounds__(256)
+    draft_digest_f32(const float* __restrict__ logits, Digest* __restrict__ digests, int vocab_size) {
+  take_turn();
+  const float* row = logits + static_cast<int64_t>(blockIdx.x) * vocab_size;
+  const int num_slices = num_digests(vocab_size);
+  const int slice = (blockIdx.y * blockDim.x + threadIdx.x) / kLanesOfSlice;
+  const int quad = slice * kLanesOfSlice + lane_index() % kLanesOfSlice, first_id = 4 * quad;
+  const Quad four = first_id < vocab_size ? load_quad(row, quad, vocab_size) : Quad{};
+  const Digest digest = digest_of_lanes<kLanesOfSlice>([&](auto&& use) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (first_id + i < vocab_size) use(four.logit[i], first_id + i);
+    }
+  });
+  if (slice < num_slices && lane_index() % kLanesOfSlice == 0)
+    digests[static_cast<int64_t>(blockIdx.x) * num_slices + slice] = digest;
+}
+EXPORT_KERNEL(draft_digest_f32)
+
+// One block a multiprocessor is asked for: left to itself, ptxas wants more, and spills.
+extern "C" __global__ void __launch_bounds__(kMaxTopKBlock, 1)
+    draft_topk_f32(const __grid_constant__ DraftTopkParams params) {
   SHARED(u64[kMaxWarps], reduction);
   SHARED(u64[kMaxTopKBlock], shared_ranks);
+  SHARED(int[kWarp], best_slices);
   SHARED(int, is_last);
   take_turn();
-  const int row_idx = blockIdx.x, slice = blockIdx.y, num_slices = gridDim.y;
-  const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
-  auto write_child = [&](int place, u64 rank, float max_logit, u64 mass) {
-    const int id = index_of(rank);
-    const float score = log_softmax(row[id], max_logit, mass);
-    const int64_t slot = static_cast<int64_t>(row_idx) * k + place;
-    tokens[slot] = d2t == nullptr ? id : id + d2t[id];
-    logp[slot] = score;
-    path_logp[slot] = parent_logp[row_idx] + score;
-  };
+  const int row_idx = blockIdx.x, k = params.k, vocab_size = params.vocab_size;
+  const int num_slices = num_digests(vocab_size);
+  const Digest* digests = params.digests + static_cast<int64_t>(row_idx) * num_slices;
 
-  // Every warp keeps the best k of what it sees of the slice.
-  const QuadRange range = quads_of_slice(slice, vocab_size);
-  const int end_id = 4 * range.end < vocab_size ? 4 * range.end : vocab_size;
-  WarpTop top;
-  for_each_batch(row, vocab_size, range, [&](int quad, int stride, const Quad(&quads)[kInFlight]) {
-    u64 candidates[4 * kInFlight];
+  // The slices with the best tokens.
+  WarpTop slice_top;
+  for (int first = warp_index() * kWarp; first < num_slices; first += kInFlight * blockDim.x) {
+    u64 candidates[kInFlight];
 #pragma unroll
-    for (int i = 0; i < 4 * kInFlight; ++i) {
-      const int id = 4 * (quad + i / 4 * stride) + i % 4;
-      candidates[i] = id < end_id ? rank_of(quads[i / 4].logit[i % 4], id) : 0;
+    for (int i = 0; i < kInFlight; ++i) {
+      const int slice = first + i * blockDim.x + lane_index();
+      candidates[i] = slice < num_slices ? digests[slice].best : 0;
+    }
+    slice_top.offer(candidates, k);
+  }
+  const Finalists slices(shared_ranks, slice_top, k, reduction);
+  // NaN, relative to which nothing has mass, if there is no possible token.
+  const float max_logit = key_of(slices.best) != 0 ? value_of_key(key_of(slices.best)) : NAN;
+  slices.for_each_winner(k, [&](int place, u64 best) { best_slices[place] = index_of(best) / kDigestLen; });
+  u64 mass = 0;
+  for (int slice = threadIdx.x; slice < num_slices; slice += blockDim.x) {
+    const Digest digest = digests[slice];
+    if (key_of(digest.best) == 0) continue;
+    const float relative = relative_logit(value_of_key(key_of(digest.best)), max_logit, 1.0f);
+    mass += mass_in_row(digest.mass, portable_exp(relative));
+  }
+  mass = block_combine<Sum>(mass, reduction);  // its barriers publish the slices
+
+  // The best tokens of these.
+  const float* row = params.logits + static_cast<int64_t>(row_idx) * vocab_size;
+  const int num_quads = (num_slices < k ? num_slices : k) * kLanesOfSlice;
+  WarpTop top;
+  for (int first = warp_index() * kWarp; first < num_quads; first += blockDim.x) {
+    const int i = first + lane_index();
+    u64 candidates[4] = {};
+    if (i < num_quads) {
+      const int quad = best_slices[i / kLanesOfSlice] * kLanesOfSlice + i % kLanesOfSlice;
+      const Quad four = 4 * quad < vocab_size ? load_quad(row, quad, vocab_size) : Quad{};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (4 * quad + j < vocab_size) candidates[j] = rank_of(four.logit[j], 4 * quad + j);
+      }
     }
     top.offer(candidates, k);
+  }
+  const Finalists children(shared_ranks, top, k, reduction);
+  const int64_t first_candidate = params.call == nullptr ? 0 : params.call[0];
+  children.for_each_winner(k, [&](int place, u64 rank) {
+    const int id = index_of(rank);
+    const float logp = log_softmax(row[id], max_logit, mass);
+    const int64_t slot = static_cast<int64_t>(row_idx) * k + place;
+    const int token = params.d2t == nullptr ? id : id + params.d2t[id];
+    params.tokens[first_candidate + slot] = token;
+    params.logp[first_candidate + slot] = logp;
+    params.path_logp[first_candidate + slot] = params.parent_logp[row_idx] + logp;
+    if (params.posted == nullptr) return;
+    params.posted[slot] = token;
+    params.posted[static_cast<int64_t>(gridDim.x) * k + slot] = static_cast<int>(__float_as_uint(logp));
   });
-  const Finalists finalists(shared_ranks, top, k, reduction);
-  const float slice_max = logit_of(row, finalists.best);
-  u64 mass = 0;
-  for_each_quad(row, vocab_size, range, [&](int, const Quad& four) {
-    for (float logit : four.logit) mass += mass_of(portable_exp(relative_logit(logit, slice_max, 1.0f)));
-  });
-  mass = block_combine<Sum>(mass, reduction);
-  if (num_slices == 1) {
-    finalists.for_each_winner(k, [&](int place, u64 rank) { write_child(place, rank, slice_max, mass); });
-    return;
-  }
-
-  u64* row_lists = lists + static_cast<int64_t>(row_idx) * num_slices * (k + 1);
-  u64* list = row_lists + slice * (k + 1);
-  finalists.for_each_winner(k, [&](int place, u64 rank) { list[place] = rank; });
-  const int num_tokens = end_id - 4 * range.first;
-  if (static_cast<int>(threadIdx.x) >= num_tokens && threadIdx.x < k) list[threadIdx.x] = 0;
-  if (threadIdx.x == 0) list[k] = mass;
-  if (!is_last_block(tickets + row_idx, num_slices, is_last)) return;
-
-  // A thread a slice, and all of them over the slices' best.
-  u64 slice_best = 0, slice_mass = 0;
-  if (static_cast<int>(threadIdx.x) < num_slices) {
-    slice_best = load_fresh(row_lists + threadIdx.x * (k + 1));
-    slice_mass = load_fresh(row_lists + threadIdx.x * (k + 1) + k);
-  }
-  WarpTop row_top;
-  for (int first = warp_index() * kWarp; first < num_slices * k; first += blockDim.x) {
-    const int i = first + lane_index();
-    u64 candidate[1] = {i < num_slices * k ? load_fresh(row_lists + i / k * (k + 1) + i % k) : 0};
-    row_top.offer(candidate, k);
-  }
-  const Finalists row_finalists(shared_ranks, row_top, k, reduction);
-  const float max_logit = logit_of(row, row_finalists.best);
-  u64 row_mass = 0;
-  if (key_of(slice_best) != 0) {
-    const float relative = relative_logit(row[index_of(slice_best)], max_logit, 1.0f);
-    row_mass = mass_in_row(slice_mass, portable_exp(relative));
-  }
-  row_mass = block_combine<Sum>(row_mass, reduction);
-  row_finalists.for_each_winner(k,
-                                [&](int place, u64 rank) { write_child(place, rank, max_logit, row_mass); });
+  if (params.posted == nullptr || !is_last_block(params.arrivals, gridDim.x, is_last)) return;
+  // All blocks' words are there for whoever sees this one.
+  if (threadIdx.x == 0) store_release_system(params.flag, params.call[1]);
 }
 EXPORT_KERNEL(draft_topk_f32)
 

@@ -2,10 +2,31 @@
 //       share. The words used here are explained at the head of draft.cu.
 #pragma once
 
-#include "portable_math.cuh"
+#include "digest.cuh"
 
 constexpr int kMaxRuns = 256;  // runs of a sequence in a round
 constexpr int kAncestorWords = kMaxRuns / 64;
+
+struct DraftTopkParams {
+  const float* logits;       // [R, Vd]
+  const Digest* digests;     // [R, ceil(Vd / 64)]
+  const int* d2t;            // [Vd] offsets from draft to target ids; null: the ids are equal
+  const float* parent_logp;  // [R] path_logp of the row's own node (0 for the root)
+  const int* call;  // [2] index of the first candidate, what the flag becomes; null: 0, and nothing is posted
+  int* tokens;      // [P] out, target ids; of a row the best first, as all of the following
+  float* logp;      // [P] out
+  float* path_logp;    // [P] out
+  int* posted;         // [2, R, k] out, of the host: tokens, then the bits of logp; null: they stay here
+  int* flag;           // [1] out, of the host; null without `posted`
+  unsigned* arrivals;  // [1] inout, 0 between launches; null without `posted`
+  int vocab_size;      // Vd
+  int k;
+};
+static_assert(sizeof(DraftTopkParams) == 96, "layout shared with Rust");
+POINTER_FIELDS(DraftTopkParams, &DraftTopkParams::logits, &DraftTopkParams::digests, &DraftTopkParams::d2t,
+               &DraftTopkParams::parent_logp, &DraftTopkParams::call, &DraftTopkParams::tokens,
+               &DraftTopkParams::logp, &DraftTopkParams::path_logp, &DraftTopkParams::posted,
+               &DraftTopkParams::flag, &DraftTopkParams::arrivals)
 
 // One candidate to be run in the next drafter pass.
 struct FrontierRow {

@@ -11,6 +11,8 @@
 //                    T   [rows, N / 2]             of linear_swiglu
 //           partial  f32 [splits, rows, N]  out    null where K is not split, or the splits of a tile are a cluster
 //           tickets  u32 [tiles]            inout  one for each of the grid's (x, y), 0 before and after
+//           digests  Digest [rows, ceil(N / 64)]  out  of f32 outputs that are logits (digest.cuh), where K is not
+//                                           split; null: of others. Not of linear_swiglu
 // LAUNCH    linear_<bf16|f16>_t<tokens>[_w<weights>]: grid (token tiles, weight tiles, splits of K), 128 threads
 //           (_w128: 256), dynamic shared memory kStages * (tokens + weights) * 128 bytes; clusters of all splits
 //           where `partial` is null and there are several. linear_f32: 128 threads, grid
@@ -192,9 +194,9 @@ LINEAR_FMA(linear_swiglu_f32, true)
   extern "C" __global__ void __launch_bounds__(MmaTile<__VA_ARGS__>::kThreads)                               \
       name(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,                \
            void* __restrict__ out, float* partial, int num_rows, int N, int K, int x_stride, int out_stride, \
-           int tiles_per_split, int out_is_f32, unsigned* tickets) {                                         \
-    const LinearOutputs<T> layer{bias, out,        partial,         num_rows,   N,                           \
-                                 K,    out_stride, tiles_per_split, out_is_f32, tickets};                    \
+           int tiles_per_split, int out_is_f32, unsigned* tickets, Digest* digests) {                        \
+    const LinearOutputs<T> layer{bias,       out,     partial, num_rows, N, K, out_stride, tiles_per_split,  \
+                                 out_is_f32, tickets, digests};                                              \
     linear_mma<T, MmaTile<__VA_ARGS__>, gated>(x, weight, x_stride, layer);                                  \
   }                                                                                                          \
   EXPORT_KERNEL(name)

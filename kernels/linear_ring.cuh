@@ -110,15 +110,16 @@ struct TileRing {
 };
 
 // Parameters of an entry point whose tiles come so, in the order of linear.cu but for the matrices.
-#define RING_KERNEL(name, T, threads, ...)                                                                 \
-  extern "C" __global__ void __launch_bounds__(threads)                                                    \
-      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,                  \
-           const T* __restrict__ bias, void* __restrict__ out, float* partial, int num_rows, int N, int K, \
-           int out_stride, int tiles_per_split, int out_is_f32, unsigned* tickets, int num_sharing) {      \
-    const LinearOutputs<T> layer{bias, out,        partial,         num_rows,   N,                         \
-                                 K,    out_stride, tiles_per_split, out_is_f32, tickets};                  \
-    __VA_ARGS__(x, weight, layer, num_sharing);                                                            \
-  }                                                                                                        \
+#define RING_KERNEL(name, T, threads, ...)                                                                  \
+  extern "C" __global__ void __launch_bounds__(threads)                                                     \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,                   \
+           const T* __restrict__ bias, void* __restrict__ out, float* partial, int num_rows, int N, int K,  \
+           int out_stride, int tiles_per_split, int out_is_f32, unsigned* tickets, Digest* digests,         \
+           int num_sharing) {                                                                               \
+    const LinearOutputs<T> layer{bias,       out,     partial, num_rows, N, K, out_stride, tiles_per_split, \
+                                 out_is_f32, tickets, digests};                                             \
+    __VA_ARGS__(x, weight, layer, num_sharing);                                                             \
+  }                                                                                                         \
   EXPORT_HOPPER_KERNEL(name)
 
 #endif  // HAS_WGMMA

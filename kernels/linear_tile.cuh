@@ -1,5 +1,6 @@
 // What the tensor-core kernels of linear layers share: where tiles lie, and what becomes of finished sums.
 #pragma once
+#include "digest.cuh"
 #include "last_block.cuh"
 
 constexpr int kTileK = 64;  // 128 bytes a row: whole DRAM lines, and the swizzle's period
@@ -12,6 +13,7 @@ struct LinearOutputs {
   float* partial;
   int num_rows, N, K, out_stride, tiles_per_split, out_is_f32;
   unsigned* tickets;
+  Digest* digests;
 };
 
 // Where a CTA's tile of outputs lies, and the tiles of K that its split sums.
@@ -120,6 +122,59 @@ __device__ __forceinline__ void add_in_cluster(const LinearOutputs<T>& layer, co
 }
 #endif
 
+// Of a head: the tile's finished sums with their bias, logits, and their digests. They are stored from shared memory: a
+// second use of the sums in registers costs more of them than the widest tile has.
+template <typename Shape, typename T, typename ForEachSum>
+__device__ __forceinline__ void finish_head(const LinearOutputs<T>& layer, const LinearPlace& place,
+                                            float* tile, ForEachSum&& for_each_sum) {
+  constexpr int kStride = Shape::kWeights + 4;  // as in add_in_cluster
+  static_assert(Shape::kWeights % kDigestLen == 0, "tiles have whole slices");
+  static_assert(
+      Shape::kTokens * kStride * sizeof(float) <= Shape::kStages * Shape::kStageElements * sizeof(T),
+      "the sums of a tile fit where its stages were");
+  constexpr int kThreads = Shape::kWarps * 32;  // those that have multiplied
+  constexpr int kDigests = Shape::kTokens * (Shape::kWeights / kDigestLen);
+  constexpr int kLanes = kThreads >= 16 * kDigests ? 16 : kThreads > kDigests ? kThreads / kDigests : 1;
+  __syncthreads();  // every warp has read its last tile
+  for_each_sum([&](int, int n, int token, float sum, float) {
+    tile[(token - place.token0) * kStride + n - place.weight0] = with_bias(sum, layer.bias, n);
+  });
+  __syncthreads();
+  if (threadIdx.x >= kThreads) return;  // a warp that fetches
+  const int num_tokens = min(Shape::kTokens, layer.num_rows - place.token0);
+  const int num_weights = min(Shape::kWeights, layer.N - place.weight0);
+  for (int i = threadIdx.x; i < num_tokens * Shape::kWeights; i += kThreads) {
+    const int token = i / Shape::kWeights, n = i % Shape::kWeights;
+    if (n < num_weights) {
+      const int64_t row = place.token0 + token;
+      static_cast<float*>(layer.out)[row * layer.out_stride + place.weight0 + n] = tile[token * kStride + n];
+    }
+  }
+  for (int i = threadIdx.x; i < kDigests * kLanes; i += kThreads) {
+    const int token = i / kLanes % Shape::kTokens, slice = i / kLanes / Shape::kTokens, lane = i % kLanes;
+    const int first_n = place.weight0 + slice * kDigestLen;
+    const bool exists = place.token0 + token < layer.num_rows && first_n < layer.N;
+    const int num_logits = exists ? min(kDigestLen, layer.N - first_n) : 0;
+    const float* const logits = tile + token * kStride + slice * kDigestLen;
+    auto for_each = [&](auto&& use) {
+#pragma unroll 4
+      for (int first = 4 * lane; first < num_logits; first += 4 * kLanes) {
+        const float4 four = *reinterpret_cast<const float4*>(logits + first);
+        const float each[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (first + j < num_logits) use(each[j], first_n + first + j);
+        }
+      }
+    };
+    const Digest digest = digest_of_lanes<kLanes>(for_each);
+    if (exists && lane == 0) {
+      const int64_t row = place.token0 + token;
+      layer.digests[row * num_digests(layer.N) + first_n / kDigestLen] = digest;
+    }
+  }
+}
+
 // What follows the sum over K; where K is cut the parts meet in memory or, where there is no room in that, in a
 // cluster. `for_each_sum(use)` calls use(i, n, token, sum, other) for every output of this thread that exists, where
 // i is its register in the fragment of m16n8 and `other` the sum of weight row n + 8 if i < 2, of n - 8 else: gate and
@@ -140,6 +195,12 @@ __device__ __forceinline__ void finish_tile(const LinearOutputs<T>& layer, const
   };
 
   if (gridDim.z == 1) {
+    if constexpr (!kGated) {
+      if (layer.digests != nullptr) {
+        finish_head<Shape>(layer, place, reinterpret_cast<float*>(scratch), for_each_sum);
+        return;
+      }
+    }
     for_each_sum([&](int i, int n, int token, float sum, float other) {
       if (!kGated || i < 2) finish(token, n, sum, other);
     });

@@ -96,6 +96,11 @@ __device__ __forceinline__ uint32_t order_key(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// The float that has a key: +0 for both zeros. REQUIRES  key != 0
+__device__ __forceinline__ float value_of_key(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
 // A candidate as one number: greater = better value, then smaller index. Never 0, the rank of "no candidate".
 __device__ __forceinline__ u64 rank_of(float value, int index) {
   return static_cast<u64>(order_key(value)) << 32 | (0xffffffffu - static_cast<uint32_t>(index));

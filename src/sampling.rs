@@ -198,6 +198,9 @@ pub fn portable_exp(x: f32) -> f32 {
 /// Logits of a slice. The weights of a row of logits are added up slice by slice.
 pub const SLICE_LEN: usize = 4096;
 
+/// Logits of a slice of a drafter's row, by which the row is added up and of which a head leaves a digest.
+pub const DIGEST_LEN: usize = 64;
+
 /// A weight of at most 1 as an integer, in units of 2^-40, rounded down: integers add up to the same total in any order.
 pub fn mass(weight: f32) -> u64 {
     (weight * (1u64 << 40) as f32) as u64

@@ -2,13 +2,15 @@
 //! level's linear layers and attention are in those families, at its rows.
 
 use smart_run::Result;
-use smart_run::device::{DType, Tensor};
+use smart_run::device::{DType, Device, Tensor};
+use smart_run::kernels::digest::{digest_buffer, draft_digest};
 use smart_run::kernels::draft::{
     DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, RunTables, draft_beam, draft_frontier, draft_topk,
-    topk_workspace,
 };
 use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
+use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, head};
 use smart_run::reference;
+use smart_run::sampling::DIGEST_LEN;
 
 use super::attention_cases::PAGE;
 use super::measure::{Case, Entry};
@@ -29,11 +31,21 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
             if rows > most * TOP_K {
                 continue;
             }
-            let name = format!("draft_topk R={rows} V={vocab} k={TOP_K}");
-            let shape = serde_json::json!({
-                "family": "drafter", "kernel": "topk", "rows": rows, "vocab": vocab, "k": TOP_K,
-            });
-            entries.push(Entry::new(rank, name, shape, move |setting| topk_case(setting, rows, vocab)));
+            for (what, kernel, build) in [
+                (
+                    "draft_digest + draft_topk",
+                    "topk",
+                    digested_case as fn(&Setting, usize, usize) -> Result<Case>,
+                ),
+                ("draft_topk", "topk of digests", topk_case),
+                ("head + draft_topk", "head and topk", head_case),
+            ] {
+                let name = format!("{what} R={rows} V={vocab} k={TOP_K}");
+                let shape = serde_json::json!({
+                    "family": "drafter", "kernel": kernel, "rows": rows, "vocab": vocab, "k": TOP_K,
+                });
+                entries.push(Entry::new(rank, name, shape, move |setting| build(setting, rows, vocab)));
+            }
         }
     }
     for &sequences in model.batches {
@@ -61,39 +73,105 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
     entries
 }
 
-fn topk_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
+/// Outputs of [`draft_topk`] for so many rows, with parents of one log-probability.
+#[derive(Clone)]
+struct Children {
+    parent_logp: Tensor,
+    tokens: Tensor,
+    logp: Tensor,
+    path_logp: Tensor,
+}
+
+const PARENT_LOGP: f32 = -0.5;
+
+impl Children {
+    fn new(setting: &Setting, rows: usize) -> Result<Self> {
+        let outputs = |dtype| setting.uninit(dtype, &[rows, TOP_K]);
+        Ok(Self {
+            parent_logp: Tensor::from_slice(&setting.device, &vec![PARENT_LOGP; rows], &[rows])?,
+            tokens: outputs(DType::I32)?,
+            logp: outputs(DType::F32)?,
+            path_logp: outputs(DType::F32)?,
+        })
+    }
+
+    fn rank(&self, device: &Device, logits: &Tensor, digests: &Tensor) -> Result<()> {
+        let Self { parent_logp, tokens, logp, path_logp } = self;
+        let (k, d2t, post) = (TOP_K, None, None);
+        draft_topk(
+            device,
+            DraftTopkArgs { logits, digests, d2t, parent_logp, k, tokens, logp, path_logp, post },
+        )
+    }
+
+    /// Asserts that the children of the last row are those of its logits.
+    fn check(&self, logits: &[f32]) -> Result<()> {
+        let first = self.tokens.num_elements() - TOP_K;
+        let (tokens, path_logp) = (self.tokens.to_vec::<i32>()?, self.path_logp.to_vec::<f32>()?);
+        for (i, want) in reference::draft::topk(logits, None, PARENT_LOGP, TOP_K).into_iter().enumerate() {
+            assert_eq!((tokens[first + i], path_logp[first + i]), (want.token, want.path_logp));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of digests of a row, and of the slices that its children are in.
+fn ranked_bytes(vocab: usize) -> usize {
+    let slices = vocab.div_ceil(DIGEST_LEN);
+    16 * slices + 4 * DIGEST_LEN * TOP_K.min(slices)
+}
+
+/// Children of logits that no head has left digests of.
+fn digested_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
     let (logits, values) = setting.random_f32(&[rows, vocab])?;
-    let parent_logp = Tensor::from_slice(&setting.device, &vec![-0.5f32; rows], &[rows])?;
-    let outputs = |dtype| setting.uninit(dtype, &[rows, TOP_K]);
-    let (tokens, logp, path_logp) = (outputs(DType::I32)?, outputs(DType::F32)?, outputs(DType::F32)?);
-    let workspace = topk_workspace(&setting.device, rows, vocab, TOP_K)?;
-    let (device, read, read_path) = (setting.device.clone(), tokens.clone(), path_logp.clone());
+    let (children, digests) = (Children::new(setting, rows)?, digest_buffer(&setting.device, rows, vocab)?);
+    let (device, made) = (setting.device.clone(), children.clone());
     let last = values[(rows - 1) * vocab..].to_vec();
     Ok(Case {
         bytes: (4 * rows * vocab) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
-            let (parent_logp, tokens, logp, path_logp) = (&parent_logp, &tokens, &logp, &path_logp);
-            let args = DraftTopkArgs {
-                logits: &logits,
-                d2t: None,
-                parent_logp,
-                k: TOP_K,
-                tokens,
-                logp,
-                path_logp,
-                workspace: &workspace,
-            };
-            draft_topk(&device, args)
+            draft_digest(&device, &logits, &digests)?;
+            children.rank(&device, &logits, &digests)
         }),
-        check: Box::new(move || {
-            let first = (rows - 1) * TOP_K;
-            let (tokens, path_logp) = (read.to_vec::<i32>()?, read_path.to_vec::<f32>()?);
-            for (i, want) in reference::draft::topk(&last, None, -0.5, TOP_K).into_iter().enumerate() {
-                assert_eq!((tokens[first + i], path_logp[first + i]), (want.token, want.path_logp));
-            }
-            Ok(())
+        check: Box::new(move || made.check(&last)),
+    })
+}
+
+/// Children of logits with digests.
+fn topk_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
+    let (logits, values) = setting.random_f32(&[rows, vocab])?;
+    let (children, digests) = (Children::new(setting, rows)?, digest_buffer(&setting.device, rows, vocab)?);
+    draft_digest(&setting.device, &logits, &digests)?;
+    let (device, made) = (setting.device.clone(), children.clone());
+    let last = values[(rows - 1) * vocab..].to_vec();
+    Ok(Case {
+        bytes: (rows * ranked_bytes(vocab)) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| children.rank(&device, &logits, &digests)),
+        check: Box::new(move || made.check(&last)),
+    })
+}
+
+/// The end of a level: a head that leaves digests, and its children. What the head alone takes is among the linear layers.
+fn head_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
+    let (device, k) = (setting.device.clone(), setting.model.hidden);
+    let (logits, digests) =
+        (setting.uninit(DType::F32, &[rows, vocab])?, digest_buffer(&device, rows, vocab)?);
+    let (children, x) = (Children::new(setting, rows)?, setting.random(0, &[rows, k]));
+    let workspace = LinearWorkspace::new(&device, rows, [(vocab, k)], 0)?;
+    let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[vocab, k])).collect();
+    let (made, last) = (children.clone(), logits.rows(rows - 1..rows));
+    Ok(Case {
+        bytes: (2 * vocab * k + 2 * rows * k + 4 * rows * vocab + rows * ranked_bytes(vocab)) as f64,
+        flops: (2 * rows * vocab * k) as f64,
+        launch: Box::new(move |i| {
+            let weight = &weights[i % weights.len()];
+            let args = LinearArgs { x: &x, weight, bias: None, out: &logits, workspace: &workspace };
+            head(&device, args, &digests)?;
+            children.rank(&device, &logits, &digests)
         }),
+        check: Box::new(move || made.check(&last.to_vec::<f32>()?)),
     })
 }
 

@@ -13,7 +13,7 @@
 use crate::config::Eagle1Config;
 use crate::device::Tensor;
 use crate::drafter::layer::{Buffers, DraftLayer, Ends, LayerBiases};
-use crate::drafter::{Drafter, HotTokens};
+use crate::drafter::{Drafter, HotTokens, Scores};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
@@ -84,7 +84,7 @@ impl Eagle1 {
     }
 
     /// A pass: the feature of row i is row `pass.links()[i]` of `features`.
-    fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor) -> Result<Tensor> {
+    fn forward(&self, pass: &Pass, kv: &KvCache, features: &Tensor) -> Result<Scores> {
         let (layer, hidden) = (&self.layer, self.layer.geometry.hidden_size);
         let Buffers { pair, stream, normed, .. } = layer.buffers();
         let [pair, out, normed] = &[pair, stream, normed].map(|buffer| buffer.rows(0..pass.width()));
@@ -118,11 +118,11 @@ impl Drafter for Eagle1 {
         self.layer.prepare(max_rows, max_round_rows, max_positions, Some(&self.fc))
     }
 
-    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
+    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Scores> {
         self.forward(pass, kv, taps)
     }
 
-    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Scores> {
         self.forward(pass, kv, &self.layer.buffers().features)
     }
 

@@ -8,7 +8,7 @@
 use crate::config::{Eagle3Config, FeatureKind};
 use crate::device::Tensor;
 use crate::drafter::layer::{DraftLayer, Ends, FinalNorm, LayerBiases};
-use crate::drafter::{Drafter, HotTokens};
+use crate::drafter::{Drafter, HotTokens, Scores};
 use crate::error::{Error, Result};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
@@ -148,7 +148,7 @@ impl Eagle3 {
     }
 
     /// A pass over the features of its rows.
-    fn forward(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+    fn forward(&self, pass: &Pass, kv: &KvCache) -> Result<Scores> {
         let (layer, hidden, rows) = (&self.layer, self.layer.geometry.hidden_size, 0..pass.width());
         let (embedded, features) = (self.buffers().embedded.rows(rows.clone()), &self.features(pass));
         let [pair, stream] =
@@ -191,12 +191,12 @@ impl Drafter for Eagle3 {
         Ok(())
     }
 
-    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor> {
+    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Scores> {
         self.first_features(pass, taps, &self.features(pass))?;
         self.forward(pass, kv)
     }
 
-    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor> {
+    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Scores> {
         let (src, out) = (&self.layer.buffers().features, &self.features(pass));
         gather_rows(&self.layer.device, GatherRowsArgs { src, index: &pass.links(), out })?;
         self.forward(pass, kv)

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
+use crate::drafter::Scores;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, linear};
+use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, head, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
@@ -83,7 +84,7 @@ pub struct Buffers {
     pub normed: Tensor,
     delta: Tensor,
     head_in: Tensor,
-    logits: Tensor,
+    scores: Scores,
     pub scratch: Scratch,
 }
 
@@ -151,7 +152,7 @@ impl DraftLayer {
             normed: buffer(hidden)?,
             delta: buffer(hidden)?,
             head_in: buffer(hidden)?,
-            logits: Tensor::uninit(&self.device, DType::F32, &[max_rows, draft_vocab_size])?,
+            scores: Scores::new(&self.device, max_rows, draft_vocab_size)?,
             scratch: Scratch::new(&self.device, &size)?,
         });
         Ok(())
@@ -161,13 +162,13 @@ impl DraftLayer {
     /// their like in the first.
     pub fn tune(&mut self, deadline: Instant) -> Result<()> {
         let Self { first, ends, device, attention_input, geometry, buffers, .. } = self;
-        let Some(Buffers { pair, normed, delta, head_in, logits, scratch, .. }) = buffers else {
+        let Some(Buffers { pair, normed, delta, head_in, scores, scratch, .. }) = buffers else {
             return Ok(());
         };
         let attended = if *attention_input == geometry.hidden_size { &*normed } else { &*pair };
         let layers = std::iter::once((&first.attention, &first.mlp));
         let mut kinds = scratch.tuned_layers(layers, (attended, normed, delta));
-        let (x, out) = (head_in.clone(), logits.clone());
+        let (x, out) = (head_in.clone(), scores.logits.clone());
         kinds.push(TunedLayer { name: "head", weights: vec![&ends.head], gated: false, x, out });
         scratch.workspace.tune(device, &kinds, deadline)
     }
@@ -206,9 +207,9 @@ impl DraftLayer {
         rmsnorm(&self.device, RmsNormArgs { residual, delta, weight, out, tap: None, eps })
     }
 
-    /// The layers over the residual stream, with `attended` as what the first one's attention reads. Keeps the outputs and gives the f32
-    /// logits `[logit width, draft vocab]` of the rows that want them.
-    pub fn run(&self, pass: &Pass, kv: &KvCache, attended: &Tensor) -> Result<Tensor> {
+    /// The layers over the residual stream, with `attended` as what the first one's attention reads. Gives the
+    /// scores `[logit width, ..]` of the rows that want them; [`DraftLayer::keep_outputs`] comes behind.
+    pub fn run(&self, pass: &Pass, kv: &KvCache, attended: &Tensor) -> Result<Scores> {
         let buffers = self.buffers();
         let rows = 0..pass.width();
         let [stream, normed, delta] =
@@ -223,15 +224,30 @@ impl DraftLayer {
         let weight = final_norm.map_or(&self.first.post_norm, |norm| &norm.weight);
         self.norm(stream, Some(delta), weight, normed)?;
         let wanted = pass.logit_width();
-        let (head_in, logits) = (buffers.head_in.rows(0..wanted), buffers.logits.rows(0..wanted));
+        let scores = buffers.scores.rows(0..wanted);
         if wanted > 0 {
             let src = if final_norm.is_some() { normed } else { stream };
-            gather_rows(&self.device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &head_in })?;
-            self.linear(&head_in, &self.ends.head, None, &logits)?;
+            let x = if pass.all_want_logits() {
+                src.rows(0..wanted)
+            } else {
+                let out = buffers.head_in.rows(0..wanted);
+                gather_rows(&self.device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &out })?;
+                out
+            };
+            let (weight, out, workspace) = (&self.ends.head, &scores.logits, &buffers.scratch.workspace);
+            head(&self.device, LinearArgs { x: &x, weight, bias: None, out, workspace }, &scores.digests)?;
         }
-        let src = if final_norm.is_some_and(|norm| norm.makes_features) { normed } else { stream };
-        copy_rows(&self.device, CopyRowsArgs { src, moves: &pass.outputs(), out: &buffers.features })?;
-        Ok(logits)
+        Ok(scores)
+    }
+
+    /// Keeps the outputs of a pass that has been run, as [`Pass::outputs`] says. Apart from that, so that what the host waits for need not
+    /// wait for it.
+    pub fn keep_outputs(&self, pass: &Pass) -> Result<()> {
+        let buffers = self.buffers();
+        let makes_features = self.ends.final_norm.as_ref().is_some_and(|norm| norm.makes_features);
+        let src = if makes_features { &buffers.normed } else { &buffers.stream };
+        let (src, moves, out) = (&src.rows(0..pass.width()), &pass.outputs(), &buffers.features);
+        copy_rows(&self.device, CopyRowsArgs { src, moves, out })
     }
 
     /// A layer over `stream`, but for what its MLP adds, which is left in `delta`.

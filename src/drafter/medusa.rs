@@ -11,9 +11,9 @@
 
 use crate::config::{MedusaConfig, ModelConfig};
 use crate::device::{DType, Device, Tensor};
-use crate::drafter::HotTokens;
+use crate::drafter::{HotTokens, Scores};
 use crate::error::Result;
-use crate::kernels::linear::{LinearArgs, LinearWorkspace, linear};
+use crate::kernels::linear::{LinearArgs, LinearWorkspace, head, linear};
 use crate::kernels::silu_residual::{SiluResidualArgs, silu_residual};
 use crate::model::WeightLoader;
 
@@ -40,8 +40,8 @@ struct Buffers {
     /// `[rows, heads * hidden]`, head by head in columns.
     states: Tensor,
     linears: Tensor,
-    /// f32 `[heads * rows, draft vocab]`, head by head in rows.
-    logits: Tensor,
+    /// `[heads * rows, ..]`, head by head in rows.
+    scores: Scores,
     workspace: LinearWorkspace,
 }
 
@@ -97,14 +97,14 @@ impl Medusa {
         self.buffers = Some(Buffers {
             states: buffer(self.dtype, &[max_rows, width])?,
             linears: buffer(self.dtype, &[max_rows, width])?,
-            logits: buffer(DType::F32, &[num_heads * max_rows, vocab_size])?,
+            scores: Scores::new(&self.device, num_heads * max_rows, vocab_size)?,
             workspace: LinearWorkspace::new(&self.device, max_rows, shapes, 0)?,
         });
         Ok(())
     }
 
-    /// The f32 logits `[heads * rows, draft vocab]` of the first `heads` heads after the states `features[rows, hidden]`, head by head.
-    pub fn forward(&self, features: &Tensor, heads: usize) -> Result<Tensor> {
+    /// The scores `[heads * rows, ..]` of the first `heads` heads after the states `features[rows, hidden]`, head by head.
+    pub fn forward(&self, features: &Tensor, heads: usize) -> Result<Scores> {
         let buffers = self.buffers.as_ref().expect("prepare comes before passes");
         let (rows, hidden) = (features.dim(0), self.config.hidden_size);
         let (device, workspace) = (&self.device, &buffers.workspace);
@@ -124,12 +124,12 @@ impl Medusa {
                 silu_residual(device, SiluResidualArgs { x: &state, y: &out, out: &state })?;
             }
         }
-        let logits = buffers.logits.rows(0..heads * rows);
-        for (head, weight) in self.last.iter().enumerate().take(heads) {
-            let (x, out) = (states.columns(columns(head)), logits.rows(head * rows..(head + 1) * rows));
-            linear(device, LinearArgs { x: &x, weight, bias: None, out: &out, workspace })?;
+        for (index, weight) in self.last.iter().enumerate().take(heads) {
+            let Scores { logits: out, digests } = &buffers.scores.rows(index * rows..(index + 1) * rows);
+            let x = &states.columns(columns(index));
+            head(device, LinearArgs { x, weight, bias: None, out, workspace }, digests)?;
         }
-        Ok(logits)
+        Ok(buffers.scores.rows(0..heads * rows))
     }
 
     /// Heads, and levels of the deepest tree.
@@ -207,8 +207,8 @@ mod tests {
                 (0..3).flat_map(|prompt| floats(&expected, &format!("features.{prompt}"))).collect();
             let features = Tensor::from_slice(&device, &features, &[3, hidden]).expect("memory");
             for asked in [heads, 1] {
-                let logits =
-                    medusa.forward(&features, asked).and_then(|it| it.to_vec::<f32>()).expect("a pass");
+                let scores = medusa.forward(&features, asked).expect("a pass");
+                let logits = scores.logits.to_vec::<f32>().expect("a pass");
                 for prompt in 0..3 {
                     let want = floats(&expected, &format!("head_logits.{prompt}"));
                     let scale = want.iter().fold(0f32, |most, x| most.max(x.abs()));

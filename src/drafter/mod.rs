@@ -10,6 +10,7 @@ mod eagle3;
 mod layer;
 mod medusa;
 pub mod ngram;
+mod scores;
 mod vocabulary;
 
 use crate::config::{
@@ -25,6 +26,7 @@ use eagle1::Eagle1;
 use eagle3::Eagle3;
 use layer::DraftLayer;
 pub use medusa::Medusa;
+pub use scores::Scores;
 pub use vocabulary::DraftVocabulary;
 pub(crate) use vocabulary::HotTokens;
 
@@ -40,13 +42,13 @@ pub trait Drafter: Send {
     /// of at most `max_positions`.
     fn prepare(&mut self, max_rows: usize, max_round_rows: usize, max_positions: usize) -> Result<()>;
 
-    /// Runs committed pairs: what the target's streams were at row i is row `pass.links()[i]` of `taps[.., tap_width]`. The outputs
-    /// go to the feature store as [`Pass::outputs`] says. Returns the f32 logits `[logit width, draft vocab]` of the rows that want them.
+    /// Runs committed pairs: what the target's streams were at row i is row `pass.links()[i]` of `taps[.., tap_width]`. Its outputs
+    /// are kept by [`DraftLayer::keep_outputs`]. Returns the scores of the rows that want them, as many as the pass's logit width.
     /// Launches depend on the pass's shape alone, as do those of [`Drafter::step`].
-    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Tensor>;
+    fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Scores>;
 
     /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. All else is as in [`Drafter::extend`].
-    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Tensor>;
+    fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Scores>;
 
     /// The target's streams that it reads, as [`Taps`](crate::model::Taps) names them.
     fn tap_layers(&self) -> &[usize];

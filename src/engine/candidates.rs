@@ -2,21 +2,21 @@
 
 use crate::control::MAX_TOP_K;
 use crate::device::{DType, Device, Tensor};
+use crate::drafter::Scores;
 use crate::error::Result;
 use crate::kernels::draft::{
-    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk, topk_workspace,
+    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
 };
 use crate::kernels::mailbox::Mailbox;
-use crate::kernels::slices::SliceWorkspace;
 use crate::kv_cache::{KvCache, PAGE_SIZE};
 use crate::model::Pass;
 
 /// Candidates and runs of a round; `kernels/draft.cu` explains both.
 pub(super) struct Candidates {
     device: Device,
-    /// Row by row as the drafter brought them: i32 tokens, and behind those of the latest pass the f32 log-probabilities of its children, so
-    /// that they are read as one; f32.
+    /// Row by row as the drafter brought them: i32 tokens; f32 log-probabilities of themselves and of their paths.
     tokens: Tensor,
+    logp: Tensor,
     path_logp: Tensor,
     used: usize,
     /// Log-probability of the path to the node of each row of the latest pass, f32 `[rows]`, and to roots, f32 `[slots]`: these are certain.
@@ -26,29 +26,30 @@ pub(super) struct Candidates {
     run_ancestors: Tensor,
     run_feature_row: Tensor,
     row_run: Tensor,
-    workspace: SliceWorkspace,
     /// Children of the latest pass.
     children: Mailbox,
 }
 
 impl Candidates {
-    /// Room for rounds of so many sequences and, beside their roots, so many rows, each of `vocab_size` logits.
-    pub fn new(device: &Device, max_rows: usize, max_sequences: usize, vocab_size: usize) -> Result<Self> {
-        let max_candidates = (max_sequences + max_rows) * MAX_TOP_K;
+    /// Room for rounds of so many sequences and, beside their roots, so many rows, in passes that are filled up to multiples of `tread`.
+    pub fn new(device: &Device, (max_rows, tread): (usize, usize), max_sequences: usize) -> Result<Self> {
+        // What fills a pass up has children, too, whose places those of the next pass take.
+        let max_candidates = (max_sequences + max_rows + tread) * MAX_TOP_K;
+        let max_width = max_rows.max(max_sequences).next_multiple_of(tread);
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
         // Zeroed: the start-up sweep runs candidates that no pass has brought.
         let zeros = |dtype, len: usize| Tensor::zeros(device, dtype, &[len]);
         Ok(Self {
-            tokens: zeros(DType::I32, max_candidates + max_rows * MAX_TOP_K)?,
+            tokens: zeros(DType::I32, max_candidates)?,
+            logp: uninit(DType::F32, &[max_candidates])?,
             path_logp: zeros(DType::F32, max_candidates)?,
             used: 0,
-            parent_logp: uninit(DType::F32, &[max_rows])?,
-            root_logp: zeros(DType::F32, max_sequences)?,
+            parent_logp: uninit(DType::F32, &[max_width])?,
+            root_logp: zeros(DType::F32, max_width)?,
             run_ancestors: uninit(DType::U64, &[max_sequences, MAX_RUNS, 4])?,
             run_feature_row: uninit(DType::I32, &[max_sequences, MAX_RUNS])?,
-            row_run: uninit(DType::I32, &[max_rows])?,
-            workspace: topk_workspace(device, max_rows, vocab_size, MAX_TOP_K)?,
-            children: Mailbox::new(device, 2 * max_rows * MAX_TOP_K)?,
+            row_run: uninit(DType::I32, &[max_width])?,
+            children: Mailbox::new(device, 2 * max_width * MAX_TOP_K)?,
             device: device.clone(),
         })
     }
@@ -67,7 +68,7 @@ impl Candidates {
             &self.device,
             DraftFrontierArgs {
                 frontier: &pass.open_rows(),
-                pool_tokens: &self.tokens.rows(0..self.path_logp.dim(0)),
+                pool_tokens: &self.tokens,
                 pool_path_logp: &self.path_logp,
                 first_position: &prefix_len,
                 prefix_len: &prefix_len,
@@ -90,42 +91,46 @@ impl Candidates {
         )
     }
 
-    /// Scores the `top_k` likeliest children of every row of `logits`, of roots or of the open rows described last, appends them to the
-    /// candidates and starts reading them back.
+    /// Expects `top_k` children of each of the `rows` rows of a pass whose scores are of `width` rows: what [`Candidates::append`] has to know
+    /// of them, on the device.
+    pub fn expect(&mut self, (rows, width): (usize, usize), top_k: usize) -> [i32; 2] {
+        let first = self.used;
+        self.used += rows * top_k;
+        [first as i32, self.children.expect(2 * width * top_k)]
+    }
+
+    /// Appends the `top_k` likeliest children of every row of `scores`, of roots or of the open rows described last, to the candidates, and brings
+    /// them to the host. Its launch depends on the number of rows alone; `call` is what [`Candidates::expect`] said.
     pub fn append(
-        &mut self,
-        logits: &Tensor,
+        &self,
+        scores: &Scores,
         at_roots: bool,
         d2t: Option<&Tensor>,
-        top_k: usize,
+        (top_k, call): (usize, &Tensor),
     ) -> Result<()> {
-        let rows = logits.dim(0);
-        let count = rows * top_k;
-        let new = self.used..self.used + count;
-        let both = self.tokens.rows(new.start..new.end + count);
-        let shape = [rows, top_k];
-        let tokens = both.rows(0..count).reshape(&shape);
-        let logp = both.rows(count..2 * count).retype(DType::F32, &shape);
-        let path_logp = self.path_logp.rows(new.clone()).reshape(&shape);
-        self.used = new.end;
+        let width = scores.logits.dim(0);
+        let children = |all: &Tensor| {
+            let rows = all.dim(0) / top_k;
+            all.rows(0..rows * top_k).reshape(&[rows, top_k])
+        };
         let parent_logp = if at_roots { &self.root_logp } else { &self.parent_logp };
         draft_topk(
             &self.device,
             DraftTopkArgs {
-                logits,
+                logits: &scores.logits,
+                digests: &scores.digests,
                 d2t,
-                parent_logp: &parent_logp.rows(0..rows),
+                parent_logp: &parent_logp.rows(0..width),
                 k: top_k,
-                tokens: &tokens,
-                logp: &logp,
-                path_logp: &path_logp,
-                workspace: &self.workspace,
+                tokens: &children(&self.tokens),
+                logp: &children(&self.logp),
+                path_logp: &children(&self.path_logp),
+                post: Some(self.children.children_post((width, top_k), call)),
             },
-        )?;
-        self.children.post(&both, 2 * count)
+        )
     }
 
-    /// Waits for the children appended last: tokens and log-probabilities, `top_k` a row.
+    /// Waits for the children expected last: tokens and log-probabilities, `top_k` a row, of rows that filled the pass up behind all others.
     pub fn read(&self) -> Result<(&[i32], &[f32])> {
         self.children.wait_children()
     }

@@ -187,7 +187,7 @@ impl Engine {
         let batch: Vec<(usize, &Sequence)> =
             late.iter().filter_map(|&slot| Some((slot, self.sequences[slot].as_ref()?))).collect();
         let count = |sequence: &Sequence| known(sequence).min(MAX_ROWS_PER_SEQUENCE);
-        drafting.catch_up(&self.pool, &batch, count, false)?;
+        drafting.catch_up(&self.pool, &batch, count, None)?;
         for &slot in &late {
             if let Some(sequence) = &mut self.sequences[slot] {
                 sequence.draft_len += count(sequence);

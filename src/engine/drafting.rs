@@ -2,7 +2,7 @@
 
 use crate::control::{FrontierRow, NONE};
 use crate::device::{Device, PinnedBuffer, Tensor};
-use crate::drafter::Drafter;
+use crate::drafter::{Drafter, Scores};
 use crate::engine::candidates::Candidates;
 use crate::engine::graphs::PassGraphs;
 use crate::engine::sequence::Sequence;
@@ -27,8 +27,8 @@ pub(super) struct Drafting {
     /// Tapped streams of the last target pass, `[rows, taps * hidden]`.
     pub taps: Tensor,
     pass: Pass,
-    /// Its passes, by shape and whether they run committed tokens.
-    graphs: PassGraphs,
+    /// Its passes, by shape.
+    graphs: PassGraphs<PassKind, Scores>,
     /// Rows of the round's feature store that are taken.
     feature_rows: usize,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
@@ -42,8 +42,26 @@ pub(super) struct Drafting {
     candidates: Candidates,
     /// By slot, the row of the round's feature store with the output of the root's pair.
     root_outputs: Vec<i32>,
-    /// Whether the latest pass ran committed tokens, roots the last.
+    /// Of the latest pass: whether it ran committed tokens, roots the last, and its scores.
+    latest: (bool, Option<Scores>),
+}
+
+/// What a level's children are to be.
+#[derive(Clone, Copy)]
+pub(super) struct Ranking {
+    /// Children a row.
+    pub top_k: usize,
+    /// Whether the scores change before they are ranked: then [`Drafting::rank`] does that, and else the pass itself.
+    pub masked: bool,
+}
+
+/// What launches of a drafter's passes of one shape depend on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct PassKind {
+    /// Whether committed tokens are run.
     at_roots: bool,
+    /// Children a row, if the pass ranks them.
+    top_k: Option<usize>,
 }
 
 impl Drafting {
@@ -66,9 +84,9 @@ impl Drafting {
             backlog: Tensor::zeros(device, dtype, &[max_sequences * BACKLOG, width])?,
             moves: [moves()?, moves()?, moves()?],
             turn: 0,
-            candidates: Candidates::new(device, max_rows, max_sequences, network.layer().draft_vocab_size())?,
+            candidates: Candidates::new(device, (max_rows, tread), max_sequences)?,
             root_outputs: vec![0; max_sequences],
-            at_roots: false,
+            latest: (false, None),
             network,
             kv,
         })
@@ -89,15 +107,15 @@ impl Drafting {
     }
 
     /// Runs waiting pairs of the given sequences through the drafter, at most [`MAX_ROWS_PER_SEQUENCE`] each, and starts
-    /// the round's feature store. If it is to draft, the logits of the last row of each sequence are returned, for [`Drafting::children`],
-    /// and whether the device waited for a graph.
+    /// the round's feature store. With a `ranking` the last row of each sequence gets children, for [`Drafting::read_children`]. Returns whether the
+    /// device waited for a graph.
     pub fn catch_up(
         &mut self,
         pool: &PagePool,
         slots: &[(usize, &Sequence)],
         limit: impl Fn(&Sequence) -> usize,
-        drafts: bool,
-    ) -> Result<Option<(Tensor, bool)>> {
+        ranking: Option<Ranking>,
+    ) -> Result<bool> {
         self.pass.clear();
         self.candidates.clear();
         self.feature_rows = 0;
@@ -121,25 +139,25 @@ impl Drafting {
                     ancestors: causal_words(i),
                     link: backlog_row(slot, position) as i32,
                 };
-                self.pass.push(row, drafts && i + 1 == count);
+                self.pass.push(row, ranking.is_some() && i + 1 == count);
             }
             self.root_outputs[slot] = self.pass.num_rows() as i32 - 1;
         }
         if self.pass.num_rows() == 0 {
-            return Ok(None);
+            return Ok(false);
         }
-        let logits = self.forward(true)?;
-        Ok(drafts.then_some(logits))
+        self.forward(true, ranking)
     }
 
-    /// Runs one level of drafted nodes: `rows` grouped by sequence, `slot_of` and `root_of` giving each sequence's slot and
-    /// root position. Returns their logits, for [`Drafting::children`], and whether the device waited for a graph.
+    /// Runs one level of drafted nodes, which get children: `rows` grouped by sequence, `slot_of` and `root_of` giving each sequence's slot and
+    /// root position. Returns whether the device waited for a graph.
     pub fn level(
         &mut self,
         rows: &[FrontierRow],
         slot_of: impl Fn(usize) -> usize,
         root_of: impl Fn(usize) -> usize,
-    ) -> Result<(Tensor, bool)> {
+        ranking: Ranking,
+    ) -> Result<bool> {
         self.pass.clear();
         let (mut next_slot, mut current) = (0, None);
         for row in rows {
@@ -154,29 +172,40 @@ impl Drafting {
             let frontier = [slot as i32, row.candidate as i32, parent_run, row.slot as i32];
             self.pass.push_open(frontier, row.slot as usize + 1);
         }
-        self.forward(false)
+        self.forward(false, Some(ranking))
     }
 
-    /// Runs the rows of the pass, committed tokens or drafted ones: their logits, and whether the device waited for a graph.
-    fn forward(&mut self, at_roots: bool) -> Result<(Tensor, bool)> {
-        self.pass.keep_outputs(self.feature_rows);
-        self.feature_rows += self.pass.num_rows();
-        self.at_roots = at_roots;
-        self.pass.stage();
+    /// Runs the rows of the pass, committed tokens or drafted ones; whether the device waited for a graph.
+    fn forward(&mut self, at_roots: bool, ranking: Option<Ranking>) -> Result<bool> {
         let Self { network, pass, kv, backlog, candidates, graphs, .. } = self;
+        pass.keep_outputs(self.feature_rows);
+        self.feature_rows += pass.num_rows();
+        if let Some(Ranking { top_k, .. }) = ranking {
+            let call = candidates.expect((pass.num_logit_rows(), pass.logit_width()), top_k);
+            pass.tell(call);
+        }
+        pass.stage();
+        let top_k = ranking.and_then(|ranking| (!ranking.masked).then_some(ranking.top_k));
         let launch = || {
             pass.fetch()?;
-            if !at_roots {
+            let scores = if at_roots {
+                network.extend(pass, kv, backlog)?
+            } else {
                 candidates.describe_rows(pass, kv)?;
-                return network.step(pass, kv);
+                network.step(pass, kv)?
+            };
+            if let Some(top_k) = top_k {
+                candidates.append(&scores, at_roots, network.d2t(), (top_k, &pass.call()))?;
             }
-            network.extend(pass, kv, backlog)
+            network.layer().keep_outputs(pass)?;
+            Ok(scores)
         };
-        let (logits, waited) = match pass.shape() {
-            Some(shape) => graphs.run((shape, at_roots), launch)?,
+        let (scores, waited) = match pass.shape() {
+            Some(shape) => graphs.run((shape, PassKind { at_roots, top_k }), launch)?,
             None => (launch()?, false),
         };
-        Ok((logits.rows(0..pass.num_logit_rows()), waited))
+        self.latest = (at_roots, Some(scores));
+        Ok(waited)
     }
 
     /// Graphs that are kept.
@@ -189,9 +218,17 @@ impl Drafting {
         self.candidates.read()
     }
 
-    /// Scores the children of the pass's logit rows, appends them to the candidates and starts reading them back.
-    pub fn children(&mut self, logits: &Tensor, top_k: usize) -> Result<()> {
-        self.candidates.append(logits, self.at_roots, self.network.d2t(), top_k)
+    /// Logits of the latest pass, f32 `[rows, draft vocab]`, of which those that are wanted come first. What changes them does so before
+    /// [`Drafting::rank`].
+    pub fn logits(&self) -> Option<&Tensor> {
+        self.latest.1.as_ref().map(|scores| &scores.logits)
+    }
+
+    /// Makes the children of the latest pass, whose ranking was masked, of the logits as they are now.
+    pub fn rank(&self, top_k: usize) -> Result<()> {
+        let (at_roots, Some(scores)) = &self.latest else { return Ok(()) };
+        scores.digest(self.pass.device())?;
+        self.candidates.append(scores, *at_roots, self.network.d2t(), (top_k, &self.pass.call()))
     }
 }
 
@@ -210,6 +247,7 @@ mod tests {
 
     use crate::control::{FrontierRow, NONE};
     use crate::device::DeviceChoice;
+    use crate::engine::drafting::Ranking;
     use crate::engine::{Engine, Request};
 
     const TOP_K: usize = 3;
@@ -252,14 +290,13 @@ mod tests {
         let root = sequence.draft_len + 1;
         pool.reserve(0, root + 32).unwrap();
         pool.upload().unwrap();
-        let (logits, _) = drafting.catch_up(pool, &[(0, sequence)], |_| 1, true).unwrap().unwrap();
-        drafting.children(&logits, TOP_K).unwrap();
+        let ranking = Ranking { top_k: TOP_K, masked: false };
+        drafting.catch_up(pool, &[(0, sequence)], |_| 1, Some(ranking)).unwrap();
         drafting.read_children().unwrap();
         let mut answers = Vec::new();
         for level in levels {
             let rows: Vec<FrontierRow> = level.iter().copied().map(row).collect();
-            let (logits, _) = drafting.level(&rows, |_| 0, |_| root).unwrap();
-            drafting.children(&logits, TOP_K).unwrap();
+            drafting.level(&rows, |_| 0, |_| root, ranking).unwrap();
             let (tokens, logps) = drafting.read_children().unwrap();
             let pairs: Vec<_> = tokens.iter().copied().zip(logps.iter().copied()).collect();
             answers.extend(pairs.chunks(TOP_K).take(rows.len()).map(<[_]>::to_vec));

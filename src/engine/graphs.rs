@@ -2,45 +2,46 @@
 //! kernels. Everything that differs between passes of one shape is read from device memory.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
-use crate::device::{Device, Graph, Tensor};
+use crate::device::{Device, Graph};
 use crate::error::Result;
 use crate::model::PassShape;
 
 /// Shapes that are remembered, each a graph once it has come twice. The least recently used make room.
 const MAX_SHAPES: usize = 96;
 
-/// Graphs by shape of pass and by what else its launches depend on: of a target whether a drafter's features are tapped, of a drafter whether
-/// tokens are committed.
-pub(super) struct PassGraphs {
+/// Graphs by shape of pass and by what else its launches depend on, `Kind`: of a target whether a drafter's features are tapped, of a drafter whether
+/// tokens are committed and how many children are wanted. Passes come to an `Output`.
+pub(super) struct PassGraphs<Kind, Output> {
     device: Device,
-    shapes: HashMap<(PassShape, bool), Known>,
+    shapes: HashMap<(PassShape, Kind), Known<Output>>,
     /// Passes so far.
     passes: u64,
 }
 
 /// A shape that has come before.
-struct Known {
+struct Known<Output> {
     last_used: u64,
-    /// The pass, and where its logits are.
-    recorded: Option<(Graph, Tensor)>,
+    /// The pass, and what it comes to: memory that every replay writes.
+    recorded: Option<(Graph, Output)>,
 }
 
-impl PassGraphs {
+impl<Kind: Copy + Eq + Hash, Output: Clone> PassGraphs<Kind, Output> {
     pub fn new(device: &Device) -> Self {
         Self { device: device.clone(), shapes: HashMap::new(), passes: 0 }
     }
 
-    /// Issues `pass`, which launches the same for every pass of `shape`; its logits, and whether its graph was made for it: then the device
+    /// Issues `pass`, which launches the same for every pass of `shape`; what it comes to, and whether its graph was made for it: then the device
     /// waited for the host. The first time a pass is just run: kernels are loaded then, which a recording must not do.
     ///
     /// # Errors
     /// Those of `pass`; the driver's, if it does not record or replay.
     pub fn run(
         &mut self,
-        shape: (PassShape, bool),
-        pass: impl Fn() -> Result<Tensor>,
-    ) -> Result<(Tensor, bool)> {
+        shape: (PassShape, Kind),
+        pass: impl Fn() -> Result<Output>,
+    ) -> Result<(Output, bool)> {
         self.passes += 1;
         let Some(known) = self.shapes.get_mut(&shape) else {
             self.make_room();
@@ -48,18 +49,18 @@ impl PassGraphs {
             return Ok((pass()?, false));
         };
         known.last_used = self.passes;
-        if let Some((graph, logits)) = &known.recorded {
+        if let Some((graph, output)) = &known.recorded {
             graph.launch()?;
-            return Ok((logits.clone(), false));
+            return Ok((output.clone(), false));
         }
-        let mut logits = None;
+        let mut output = None;
         let graph = self.device.capture(|| {
-            logits = Some(pass()?);
+            output = Some(pass()?);
             Ok(())
         })?;
         graph.launch()?;
-        let (_, logits) = known.recorded.insert((graph, logits.expect("the recording went well")));
-        Ok((logits.clone(), true))
+        let (_, output) = known.recorded.insert((graph, output.expect("the recording went well")));
+        Ok((output.clone(), true))
     }
 
     /// Graphs that are kept.

@@ -6,10 +6,9 @@ use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::drafter::Medusa;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
-use crate::kernels::draft::{DraftTopkArgs, draft_topk, topk_workspace};
+use crate::kernels::draft::{DraftTopkArgs, draft_topk};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::mailbox::Mailbox;
-use crate::kernels::slices::SliceWorkspace;
 
 /// Heads, the states that they read, and the children of the present round.
 pub(super) struct HeadsProposer {
@@ -27,12 +26,13 @@ pub(super) struct HeadsProposer {
     slots: PinnedBuffer<i32>,
     /// A root has probability 1: zeros, f32 `[heads * sequences]`.
     root_logp: Tensor,
-    /// Children of the round: head by head, sequence by sequence, `top_k` each; i32 tokens, and behind them the f32 log-probabilities, so that
-    /// they are read as one. f32.
-    children: Tensor,
+    /// Children of the round: head by head, sequence by sequence, `top_k` each; i32 tokens, f32 log-probabilities of themselves and their paths.
+    tokens: Tensor,
+    logp: Tensor,
     path_logp: Tensor,
-    workspace: SliceWorkspace,
-    /// The host's copy of `children`.
+    /// Index of the first of them, which is 0, and the ticket of their post; the kernel reads both where they are.
+    call: PinnedBuffer<i32>,
+    /// The host's copy of children.
     host_children: Mailbox,
     /// Sequences of the round that draft, in the order of the pass.
     drafting: Vec<u32>,
@@ -54,9 +54,10 @@ impl HeadsProposer {
             taken: PinnedBuffer::new(device, 2 * max_sequences)?,
             slots: PinnedBuffer::new(device, max_sequences)?,
             root_logp: Tensor::zeros(device, DType::F32, &[most])?,
-            children: uninit(DType::I32, &[2 * most * MAX_TOP_K])?,
+            tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
+            logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
             path_logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
-            workspace: topk_workspace(device, most, heads.draft_vocab_size(), MAX_TOP_K)?,
+            call: PinnedBuffer::new(device, 2)?,
             host_children: Mailbox::new(device, 2 * most * MAX_TOP_K)?,
             drafting: Vec::new(),
             level_tokens: Vec::new(),
@@ -118,27 +119,26 @@ impl HeadsProposer {
         let (index, features) = (self.slots.mapped().rows(0..count), self.gathered.rows(0..count));
         gather_rows(&self.device, GatherRowsArgs { src: &self.states, index: &index, out: &features })?;
         let heads = levels.min(self.heads.num_heads());
-        let logits = self.heads.forward(&features, heads)?;
-        let children = heads * count * top_k;
-        let shape = [heads * count, top_k];
-        let both = self.children.rows(0..2 * children);
-        let tokens = both.rows(0..children).reshape(&shape);
-        let logp = both.rows(children..2 * children).retype(DType::F32, &shape);
-        let path_logp = self.path_logp.rows(0..children).reshape(&shape);
+        let scores = self.heads.forward(&features, heads)?;
+        let rows = heads * count;
+        let ticket = self.host_children.expect(2 * rows * top_k);
+        self.call.as_mut_slice().copy_from_slice(&[0, ticket]);
+        let call = self.call.mapped();
+        let children = |all: &Tensor| all.rows(0..rows * top_k).reshape(&[rows, top_k]);
         draft_topk(
             &self.device,
             DraftTopkArgs {
-                logits: &logits,
+                logits: &scores.logits,
+                digests: &scores.digests,
                 d2t: self.heads.d2t(),
-                parent_logp: &self.root_logp.rows(0..heads * count),
+                parent_logp: &self.root_logp.rows(0..rows),
                 k: top_k,
-                tokens: &tokens,
-                logp: &logp,
-                path_logp: &path_logp,
-                workspace: &self.workspace,
+                tokens: &children(&self.tokens),
+                logp: &children(&self.logp),
+                path_logp: &children(&self.path_logp),
+                post: Some(self.host_children.children_post((rows, top_k), &call)),
             },
-        )?;
-        self.host_children.post(&both, 2 * children)
+        )
     }
 
     /// The latest level's children, waiting for them if they are the first.

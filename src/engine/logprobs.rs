@@ -4,9 +4,9 @@ use crate::device::{DType, Device, Tensor};
 use crate::engine::commit::TokenLogprobs;
 use crate::engine::request::MAX_TOP_LOGPROBS;
 use crate::error::Result;
-use crate::kernels::draft::{DraftTopkArgs, draft_topk, topk_workspace};
+use crate::kernels::digest::{digest_buffer, draft_digest};
+use crate::kernels::draft::{DraftTopkArgs, draft_topk};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kernels::slices::SliceWorkspace;
 
 /// Rows read in one go; a round rarely emits more for one sequence.
 const MAX_ROWS: usize = 16;
@@ -22,7 +22,7 @@ pub(super) struct LogprobReader {
     tokens: Tensor,
     logp: Tensor,
     path_logp: Tensor,
-    workspace: SliceWorkspace,
+    digests: Tensor,
 }
 
 impl LogprobReader {
@@ -37,7 +37,7 @@ impl LogprobReader {
             tokens: tensor(DType::I32, MAX_ROWS * MAX_TOP_LOGPROBS)?,
             logp: tensor(DType::F32, MAX_ROWS * MAX_TOP_LOGPROBS)?,
             path_logp: tensor(DType::F32, MAX_ROWS * MAX_TOP_LOGPROBS)?,
-            workspace: topk_workspace(device, MAX_ROWS, vocab_size, MAX_TOP_LOGPROBS)?,
+            digests: digest_buffer(device, MAX_ROWS, vocab_size)?,
         })
     }
 
@@ -65,17 +65,20 @@ impl LogprobReader {
         gather_rows(&self.device, GatherRowsArgs { src: logits, index: &index, out: &rows })?;
         let [tokens, logp, path_logp] = [&self.tokens, &self.logp, &self.path_logp]
             .map(|all| all.rows(0..count * k).reshape(&[count, k]));
+        let digests = self.digests.rows(0..count);
+        draft_digest(&self.device, &rows, &digests)?;
         draft_topk(
             &self.device,
             DraftTopkArgs {
                 logits: &rows,
+                digests: &digests,
                 d2t: None,
                 parent_logp: &self.zeros.rows(0..count),
                 k,
                 tokens: &tokens,
                 logp: &logp,
                 path_logp: &path_logp,
-                workspace: &self.workspace,
+                post: None,
             },
         )?;
         let (tokens, logp) = (tokens.to_vec::<i32>()?, logp.to_vec::<f32>()?);

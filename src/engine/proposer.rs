@@ -3,7 +3,7 @@
 use crate::control::{FrontierRow, NONE};
 use crate::device::Tensor;
 use crate::drafter::ngram::{Context, NO_CONTEXT, NgramModel, shifted};
-use crate::engine::drafting::Drafting;
+use crate::engine::drafting::{Drafting, Ranking};
 use crate::engine::heads::HeadsProposer;
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::error::Result;
@@ -76,48 +76,49 @@ impl Proposer {
         }
     }
 
-    /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `top_k` children a row. The round has
-    /// at most `levels`. A network gives its logits, a row each, of which [`Proposer::rank`] makes the children, and whether the device waited
-    /// for a graph.
+    /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `ranking.top_k` children a row. The round has
+    /// at most `levels`. A network whose logits are to be masked first is asked for them by [`Proposer::rank`]. Returns whether the
+    /// device waited for a graph.
     pub fn run(
         &mut self,
         rows: &[FrontierRow],
         (sequences, pool): (&[Option<Sequence>], &PagePool),
         slots: &[usize],
-        top_k: usize,
+        ranking: Ranking,
         levels: usize,
-    ) -> Result<Option<(Tensor, bool)>> {
+    ) -> Result<bool> {
         let of = |sequence: u32| {
             let slot = slots[sequence as usize];
             (slot, sequences[slot].as_ref())
         };
         match self {
-            Self::Ngram(proposer) => proposer.run(rows, of, top_k),
-            Self::Heads(proposer) => proposer.run(rows, |sequence| of(sequence).0, top_k, levels)?,
+            Self::Ngram(proposer) => proposer.run(rows, of, ranking.top_k),
+            Self::Heads(proposer) => proposer.run(rows, |sequence| of(sequence).0, ranking.top_k, levels)?,
             Self::Network(drafting) if rows[0].node == 0 => {
                 let batch: Vec<_> = rows
                     .iter()
                     .map(|row| of(row.sequence))
                     .filter_map(|(slot, sequence)| Some((slot, sequence?)))
                     .collect();
-                return drafting.catch_up(pool, &batch, |sequence| sequence.backlog(), true);
+                return drafting.catch_up(pool, &batch, |sequence| sequence.backlog(), Some(ranking));
             }
             Self::Network(drafting) => {
                 let root_of = |sequence: usize| of(sequence as u32).1.map_or(0, Sequence::root);
-                return drafting.level(rows, |sequence| slots[sequence], root_of).map(Some);
+                return drafting.level(rows, |sequence| slots[sequence], root_of, ranking);
             }
         }
-        Ok(None)
+        Ok(false)
     }
 
-    /// Offsets from the ids of a network's logits to the target's; `None` where they are equal.
-    pub fn d2t(&self) -> Option<&Tensor> {
-        self.network().and_then(|drafting| drafting.network.d2t())
-    }
-
-    /// Makes children of the logits that [`Proposer::run`] gave.
-    pub fn rank(&mut self, logits: &Tensor, top_k: usize) -> Result<()> {
-        self.network_mut().map_or(Ok(()), |drafting| drafting.children(logits, top_k))
+    /// Makes children of a network's logits once `mask` has changed them: it gets these and the offsets from their ids to the target's.
+    pub fn rank(
+        &mut self,
+        top_k: usize,
+        mask: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(drafting) = self.network() else { return Ok(()) };
+        drafting.logits().map_or(Ok(()), |logits| mask(logits, drafting.network.d2t()))?;
+        drafting.rank(top_k)
     }
 
     /// Waits for the level and gives its children: tokens and log-probabilities, row by row.

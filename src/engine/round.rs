@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use crate::control::trace::SequenceTrace;
-use crate::control::{DraftRound, Passenger, PhaseTimes, RoundReport, SequenceOutcome, SequenceView};
+use crate::control::{
+    DraftRound, FrontierRow, Passenger, PhaseTimes, RoundReport, SequenceOutcome, SequenceView,
+};
+use crate::engine::drafting::Ranking;
 use crate::engine::masks::{MaskWriter, ban_children};
 use crate::engine::proposer::Proposer;
 use crate::engine::schedule::Chunk;
@@ -237,22 +240,25 @@ pub(super) fn run_levels(
         let rows = round.next_level().map(<[_]>::to_vec);
         times.control(control);
         let Some(rows) = rows else { return Ok(()) };
-        let logits = proposer.run(&rows, (sequences, pool), slots, top_k, levels)?;
-        if let Some((logits, waited)) = &logits {
-            if *waited {
-                times.spoil_draft();
-            }
+        let is_guided = |row: &FrontierRow| {
+            sequences[slots[row.sequence as usize]].as_ref().is_some_and(|sequence| sequence.guided.is_some())
+        };
+        let masked = rows.iter().any(is_guided);
+        if proposer.run(&rows, (sequences, pool), slots, Ranking { top_k, masked }, levels)? {
+            times.spoil_draft();
+        }
+        let makes_logits = proposer.network().is_some();
+        if masked && makes_logits {
             // Made while the device is busy with the logits that they are for.
             masks.collect_level(&rows, sequences, slots);
-            masks.send(logits, proposer.d2t())?;
-            proposer.rank(logits, top_k)?;
+            proposer.rank(top_k, |logits, d2t| masks.send(logits, d2t))?;
         }
         times.mark_level()?;
         let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;
         let control = Instant::now();
         let (tokens, mut logps) = (&tokens[..count], Cow::Borrowed(&logps[..count]));
-        if logits.is_none() {
+        if !makes_logits {
             ban_children(&rows, sequences, slots, tokens, &mut logps);
         }
         round.add_level(tokens, &logps);

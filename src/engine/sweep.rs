@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::{FrontierRow, NONE, SweepKind, SweepPoint, Treads};
 use crate::device::{Device, Event};
-use crate::engine::drafting::Drafting;
+use crate::engine::drafting::{Drafting, Ranking};
 use crate::engine::proposer::Proposer;
 use crate::engine::request::Request;
 use crate::engine::sequence::{Sequence, SequenceId};
@@ -38,6 +38,7 @@ const NODES_PER_SEQUENCE: usize = 64;
 const DRAFT_ROWS_PER_SEQUENCE: usize = 16;
 /// Children drafted per row, as `smart` asks for.
 const TOP_K: usize = 10;
+const RANKING: Ranking = Ranking { top_k: TOP_K, masked: false };
 
 /// What a sweep measured.
 pub(super) struct Sweep {
@@ -293,8 +294,8 @@ fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
             path_logp: 0.0,
         })
         .collect();
-    let (logits, _) = drafting.level(&level, |sequence| sequence, |_| size.context + 1)?;
-    drafting.children(&logits, TOP_K)
+    drafting.level(&level, |sequence| sequence, |_| size.context + 1, RANKING)?;
+    Ok(())
 }
 
 /// A sequence of so many tokens.
@@ -308,7 +309,7 @@ impl Drafting {
         let mut sequence = sequence_of(context + 2);
         sequence.draft_len = context;
         let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();
-        let logits = self.catch_up(pool, &batch, |_| 1, true)?;
-        logits.map_or(Ok(()), |(logits, _)| self.children(&logits, TOP_K))
+        self.catch_up(pool, &batch, |_| 1, Some(RANKING))?;
+        Ok(())
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Verifier {
     pub kv: KvCache,
     pub pass: Pass,
     pub penalties: PenaltyState,
-    pub graphs: PassGraphs,
+    pub graphs: PassGraphs<bool, Tensor>,
     /// One `SamplerParams` a sequence slot.
     params: Tensor,
     workspace: SliceWorkspace,

@@ -1,9 +1,9 @@
 //! Launch wrappers of `kernels/draft.cu`: children of drafted nodes, choice of the next beam, inputs of the
-//! next pass. The data model (candidates, runs, frontier) is explained at the head of the kernel file.
+//! next pass; [`digest`](super::digest) has that of digests. The data model (candidates, runs, frontier) is explained at the head of the kernel file.
 
+use super::digest::{check_digests, num_digests};
 use super::sampler::MAX_VOCAB_SIZE;
 use super::shape::Dims;
-use super::slices::{SliceWorkspace, num_slices};
 use crate::device::{DType, Device, LaunchArgs, Tensor};
 use crate::error::Result;
 
@@ -11,8 +11,6 @@ use crate::error::Result;
 pub const MAX_TOP_K: usize = 32;
 /// Most runs of a sequence in a round.
 pub const MAX_RUNS: usize = 256;
-/// Rows of one launch of [`draft_topk`], which bounds the workspace; longer batches are cut.
-const MAX_TOPK_ROWS: usize = 256;
 /// Integers of a [`FrontierRow`].
 const FRONTIER_FIELDS: usize = 4;
 
@@ -20,33 +18,44 @@ const FRONTIER_FIELDS: usize = 4;
 pub struct DraftTopkArgs<'a> {
     /// F32 `[R, Vd]`, Vd < 2^18.
     pub logits: &'a Tensor,
+    /// Their digests, as [`digest_buffer`](super::digest::digest_buffer) makes them.
+    pub digests: &'a Tensor,
     /// I32 `[Vd]`: target id = draft id + offset; none where the ids are equal.
     pub d2t: Option<&'a Tensor>,
     /// F32 `[R]`: path log-probability of each row's own node; 0 for a root.
     pub parent_logp: &'a Tensor,
     /// Children a row, at most [`MAX_TOP_K`] and Vd.
     pub k: usize,
-    /// Out, I32 `[R, k]`: target ids, likeliest first.
+    /// Out, I32 `[P, k]`, P >= R: target ids, likeliest first.
     pub tokens: &'a Tensor,
-    /// Out, F32 `[R, k]`: log-probability given the parent.
+    /// Out, F32 `[P, k]`: log-probability given the parent.
     pub logp: &'a Tensor,
-    /// Out, F32 `[R, k]`: log-probability of the path.
+    /// Out, F32 `[P, k]`: log-probability of the path.
     pub path_logp: &'a Tensor,
-    /// Room for this many rows, logits and children.
-    pub workspace: &'a SliceWorkspace,
+    /// Where among the outputs the children go, and the host to which they go, too; none: to the first rows, and nowhere else.
+    pub post: Option<ChildrenPost<'a>>,
 }
 
-/// The workspace of [`draft_topk`] for up to `max_rows` rows of `vocab_size` logits, `k` children each.
-///
-/// # Errors
-/// A lack of memory.
-pub fn topk_workspace(
-    device: &Device,
-    max_rows: usize,
-    vocab_size: usize,
-    k: usize,
-) -> Result<SliceWorkspace> {
-    SliceWorkspace::new(device, max_rows.min(MAX_TOPK_ROWS), vocab_size, k + 1)
+/// How children reach the host, in the launch that makes them.
+pub struct ChildrenPost<'a> {
+    /// I32 `[2]`: index of the first child among the outputs, and what the flag becomes when all are there. In device memory, so that a
+    /// graph has its launch, whatever they are.
+    pub call: &'a Tensor,
+    /// Out, I32 `[2, R, k]` of the host: tokens, then the bits of the log-probabilities.
+    pub words: Tensor,
+    /// Out, I32 `[1]` of the host.
+    pub flag: &'a Tensor,
+    /// In and out, I32 `[1]`, 0 between launches.
+    pub arrivals: &'a Tensor,
+}
+
+/// `DraftTopkParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DraftTopkParams {
+    pointers: [u64; 11],
+    vocab_size: i32,
+    k: i32,
 }
 
 /// The `k` likeliest children of every row: log-softmax, then top-k, ties to the smaller draft id.
@@ -56,53 +65,70 @@ pub fn topk_workspace(
 pub fn draft_topk(device: &Device, args: DraftTopkArgs) -> Result<()> {
     let mut dims = Dims::new("draft_topk").fix("k", args.k);
     dims.dense("logits", args.logits, DType::F32, &["R", "Vd"])?;
+    let (num_rows, vocab_size) = (dims.get("R"), dims.get("Vd"));
+    check_digests(&dims, args.digests, num_rows, vocab_size)?;
     if let Some(d2t) = args.d2t {
         dims.dense("d2t", d2t, DType::I32, &["Vd"])?;
     }
     dims.dense("parent_logp", args.parent_logp, DType::F32, &["R"])?;
-    dims.dense("tokens", args.tokens, DType::I32, &["R", "k"])?;
-    dims.dense("logp", args.logp, DType::F32, &["R", "k"])?;
-    dims.dense("path_logp", args.path_logp, DType::F32, &["R", "k"])?;
-    let (num_rows, vocab_size) = (dims.get("R"), dims.get("Vd"));
+    dims.dense("tokens", args.tokens, DType::I32, &["P", "k"])?;
+    dims.dense("logp", args.logp, DType::F32, &["P", "k"])?;
+    dims.dense("path_logp", args.path_logp, DType::F32, &["P", "k"])?;
+    if let Some(post) = &args.post {
+        dims = dims.fix("1", 1).fix("2", 2);
+        dims.dense("post.call", post.call, DType::I32, &["2"])?;
+        dims.dense("post.words", &post.words, DType::I32, &["2", "R", "k"])?;
+        dims.dense("post.flag", post.flag, DType::I32, &["1"])?;
+        dims.dense("post.arrivals", post.arrivals, DType::I32, &["1"])?;
+    }
     dims.require(vocab_size < MAX_VOCAB_SIZE, "logits", || {
         (format!("Vd < {MAX_VOCAB_SIZE}"), format!("Vd={vocab_size}"))
     })?;
     let most = MAX_TOP_K.min(vocab_size);
     dims.require((1..=most).contains(&args.k), "k", || (format!("1 to {most}"), format!("{}", args.k)))?;
+    let room = dims.get("P");
+    dims.require(num_rows <= room, "tokens", || (format!("at least {num_rows} rows"), format!("{room}")))?;
     if num_rows == 0 {
         return Ok(());
     }
-    let most_rows = num_rows.min(MAX_TOPK_ROWS);
-    let scratch = args.workspace.of_launch(&dims, most_rows, vocab_size, args.k + 1)?;
-    for start in (0..num_rows).step_by(MAX_TOPK_ROWS) {
-        let rows = start..num_rows.min(start + MAX_TOPK_ROWS);
-        let num_rows = rows.len();
-        let launch_args = LaunchArgs::new()
-            .overlapping()
-            .ptr(&args.logits.rows(rows.clone()))
-            .ptr_or_null(args.d2t)
-            .ptr(&args.parent_logp.rows(rows.clone()))
-            .ptr(&args.tokens.rows(rows.clone()))
-            .ptr(&args.logp.rows(rows.clone()))
-            .ptr(&args.path_logp.rows(rows))
-            .ptr_or_null(scratch.map(|(lists, _)| lists))
-            .ptr_or_null(scratch.map(|(_, tickets)| tickets))
-            .i32(vocab_size)
-            .i32(args.k);
-        let (grid, block) = topk_geometry(num_rows, vocab_size);
-        // SAFETY: arguments in the order of draft_topk_f32; a block a row and slice, so accesses to [R, Vd], [R] and
-        // [R, k] are in bounds by the checks above, those to the workspace by of_launch. Writes the three outputs and
-        // the workspace only.
-        unsafe { device.launch("draft_topk_f32", grid, [block, 1, 1], 0, &launch_args)? };
+    let post = args.post.as_ref();
+    let pointers = [
+        Some(args.logits),
+        Some(args.digests),
+        args.d2t,
+        Some(args.parent_logp),
+        post.map(|post| post.call),
+        Some(args.tokens),
+        Some(args.logp),
+        Some(args.path_logp),
+        post.map(|post| &post.words),
+        post.map(|post| post.flag),
+        post.map(|post| post.arrivals),
+    ]
+    .map(|tensor| tensor.map_or(0, Tensor::ptr));
+    let params = DraftTopkParams { pointers, vocab_size: vocab_size as i32, k: args.k as i32 };
+    let grid = [num_rows as u32, 1, 1];
+    // SAFETY: the struct has the fields of DraftTopkParams in order; a block a row, so accesses to [R, ..] are in bounds by the checks above, and
+    // those to [P, k] of rows from the first; the caller owns that post.call[0] leaves room for R * k behind it, and that the digests are of these
+    // logits. Writes the outputs, the words and the flag of the host, and the arrivals, which end as 0.
+    unsafe {
+        device.launch(
+            "draft_topk_f32",
+            grid,
+            [topk_threads(vocab_size), 1, 1],
+            0,
+            &LaunchArgs::new().overlapping().pod(&params),
+        )
     }
-    Ok(())
 }
 
-/// Grid, and threads of a block: a batch of loads each over a whole slice. The result does not depend on the threads. They are
-/// bounded by the kernel's list of finalists.
-fn topk_geometry(num_rows: usize, vocab_size: usize) -> ([u32; 3], u32) {
-    let block = if vocab_size < 2048 { 64 } else { 256 };
-    ([num_rows as u32, num_slices(vocab_size) as u32, 1], block)
+/// Threads of a block of [`draft_topk`]: the result does not depend on them.
+fn topk_threads(vocab_size: usize) -> u32 {
+    match num_digests(vocab_size) {
+        ..=32 => 32,
+        33..=512 => 128,
+        _ => 256,
+    }
 }
 
 /// One candidate to be run in the next drafter pass: an entry of [`DraftFrontierArgs::frontier`].
@@ -313,17 +339,15 @@ mod tests {
     }
 
     #[test]
-    fn finalists_of_all_warps_fit_and_every_slice_has_a_thread() {
-        for vocab_size in [1, 1024, 4096, 4097, 32_000, 152_064, MAX_VOCAB_SIZE - 1] {
-            let ([_, slices, _], block) = topk_geometry(7, vocab_size);
-            assert!(block / 32 * MAX_TOP_K as u32 <= 512 && (slices == 1 || slices <= block), "{vocab_size}");
-        }
+    fn topk_params_have_the_kernels_layout() {
+        assert_eq!(size_of::<DraftTopkParams>(), 96);
     }
 
     #[test]
-    fn slices_cover_the_vocabulary() {
-        assert_eq!(topk_geometry(3, 4096).0, [3, 1, 1]);
-        assert_eq!(topk_geometry(3, 4097).0, [3, 2, 1]);
-        assert_eq!(topk_geometry(1, 128_256).0, [1, 32, 1]);
+    fn finalists_of_all_warps_fit() {
+        for vocab_size in [1, 1024, 2048, 2049, 32_000, 32_769, 152_064, MAX_VOCAB_SIZE - 1] {
+            let threads = topk_threads(vocab_size);
+            assert!(threads / 32 * MAX_TOP_K as u32 <= 256 && threads <= 256, "{vocab_size}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use tiles::{Grid, MAX_SPLIT_ROWS, Rules, Splits, splits, tickets_len, workspace_
 pub use tuning::{TunedLaunch, TunedLayer};
 use tuning::{Tuning, Way};
 
+use super::digest::{check_digests, draft_digest};
 use super::shape::Dims;
 use crate::device::{DType, Device, LaunchArgs, Tensor, TensorMap};
 use crate::error::Result;
@@ -74,7 +75,48 @@ const F32_THREADS: u32 = 128;
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit, or if 16-bit rows are not 16-byte aligned (K or the
 /// row stride of `x` not a multiple of 8).
 pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
-    check_and_launch(device, args, false)
+    check_and_launch(device, args, Epilogue::Plain)
+}
+
+/// As [`linear`], of logits: f32 `out` without gaps between its rows, and their `digests`, as [`digest_buffer`](super::digest::digest_buffer) makes
+/// them, of T rows. Where K is not cut the layer itself leaves the digests, while it has the logits at hand.
+///
+/// # Errors
+/// As [`linear`].
+pub fn head(device: &Device, args: LinearArgs, digests: &Tensor) -> Result<()> {
+    let (rows, n, k) = (args.x.dim(0), args.weight.dim(0), args.weight.dim(1));
+    let dims = Dims::new("head");
+    dims.require(args.out.dtype() == DType::F32 && args.out.is_contiguous(), "out", || {
+        ("f32 without gaps".into(), format!("{:?}", args.out))
+    })?;
+    check_digests(&dims, digests, rows, n)?;
+    if args.x.dtype() != DType::F32 && splits(n, k).count == 1 {
+        return check_and_launch(device, args, Epilogue::Head(digests));
+    }
+    linear(device, args)?;
+    draft_digest(device, args.out, digests)
+}
+
+/// What becomes of the sums of a layer.
+#[derive(Clone, Copy)]
+enum Epilogue<'a> {
+    Plain,
+    Swiglu,
+    /// Their digests, too.
+    Head(&'a Tensor),
+}
+
+impl<'a> Epilogue<'a> {
+    fn is_gated(self) -> bool {
+        matches!(self, Self::Swiglu)
+    }
+
+    fn digests(self) -> Option<&'a Tensor> {
+        match self {
+            Self::Head(digests) => Some(digests),
+            Self::Plain | Self::Swiglu => None,
+        }
+    }
 }
 
 /// Rows of gate, then of up, that take turns in the weight of [`linear_swiglu`].
@@ -86,11 +128,11 @@ pub const GATE_ROWS: usize = 8;
 /// # Errors
 /// As [`linear`]; N must be a multiple of 16.
 pub fn linear_swiglu(device: &Device, args: LinearArgs) -> Result<()> {
-    check_and_launch(device, args, true)
+    check_and_launch(device, args, Epilogue::Swiglu)
 }
 
-fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()> {
-    let dtype = args.x.dtype();
+fn check_and_launch(device: &Device, args: LinearArgs, epilogue: Epilogue) -> Result<()> {
+    let (dtype, gated) = (args.x.dtype(), epilogue.is_gated());
     let mut dims = Dims::new(if gated { "linear_swiglu" } else { "linear" });
     dims.rows("x", args.x, dtype, &["T", "K"])?;
     dims.dense("weight", args.weight, dtype, &["N", "K"])?;
@@ -142,21 +184,21 @@ fn check_and_launch(device: &Device, args: LinearArgs, gated: bool) -> Result<()
         },
     )?;
     if splits.count == 1 {
-        return launch(device, &args, splits, gated);
+        return launch(device, &args, splits, epilogue);
     }
     for start in (0..rows).step_by(MAX_SPLIT_ROWS) {
         let chunk = start..rows.min(start + MAX_SPLIT_ROWS);
         let (x, out) = (&args.x.rows(chunk.clone()), &args.out.rows(chunk));
-        launch(device, &LinearArgs { x, out, ..args }, splits, gated)?;
+        launch(device, &LinearArgs { x, out, ..args }, splits, epilogue)?;
     }
     Ok(())
 }
 
 /// One launch of the 16-bit kernel, as measurements or else rules say. Operands are checked.
-fn launch(device: &Device, args: &LinearArgs, splits: Splits, gated: bool) -> Result<()> {
+fn launch(device: &Device, args: &LinearArgs, splits: Splits, epilogue: Epilogue) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
-    let way = args.workspace.tuning.way(&Rules::of(device), rows, (n, k), gated);
-    launch_as(device, args, splits, gated, way)
+    let way = args.workspace.tuning.way(&Rules::of(device), rows, (n, k), epilogue.is_gated());
+    launch_as(device, args, splits, epilogue, way)
 }
 
 /// The same in a given way; without clusters where these cannot be.
@@ -164,11 +206,11 @@ fn launch_as(
     device: &Device,
     args: &LinearArgs,
     splits: Splits,
-    gated: bool,
+    epilogue: Epilogue,
     Way { tile, most_sharing }: Way,
 ) -> Result<()> {
     let [rows, n, k] = [args.x.dim(0), args.weight.dim(0), args.weight.dim(1)];
-    let kernel = tile.kernel(args.x.dtype(), gated);
+    let kernel = tile.kernel(args.x.dtype(), epilogue.is_gated());
     let apart = Grid::apart(tile, rows, n, splits);
     let clusters = apart.in_clusters(device, kernel, tile, most_sharing)?;
     let Grid { blocks, cluster } = clusters.unwrap_or(apart);
@@ -193,12 +235,13 @@ fn launch_as(
         .i32(args.out.row_stride())
         .i32(splits.tiles_each)
         .i32(usize::from(args.out.dtype() == DType::F32))
-        .ptr_or_null(workspace.map(|workspace| &workspace.tickets));
+        .ptr_or_null(workspace.map(|workspace| &workspace.tickets))
+        .ptr_or_null(epilogue.digests());
     let launch_args = if tile.bulk { launch_args.i32(cluster[1] as usize) } else { launch_args };
     // SAFETY: arguments in the order of linear.cu, of linear_ring.cuh where the copy engine brings tiles; x is [rows, k], weight [n, k], bias [n], out [rows, n] or [rows, n / 2]
     // with the strides given, rows 16-byte aligned, all checked by the caller; reads and writes outside are
     // predicated by rows, n and k, or by the maps. Written: out, and with splits that do not meet in a cluster the first splits * rows * n partial
-    // sums and a ticket for each tile, of which there are that many. Tickets are zeros: they were made so, and every launch leaves them so.
+    // sums and a ticket for each tile, of which there are that many; digests, which head() has checked, of a launch without splits. Tickets are zeros: they were made so, and every launch leaves them so.
     unsafe { device.launch(kernel, blocks, [tile.threads, 1, 1], tile.shared_bytes(), &launch_args) }
 }
 

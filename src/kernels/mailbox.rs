@@ -3,8 +3,9 @@
 //! A copy of the driver's own and a wait for it go by the copy engine, two semaphores and the driver. Here the host watches a word of its own
 //! memory, and asks the driver only whether all is well.
 
+use super::draft::ChildrenPost;
 use super::host_words::{PostWordsArgs, post_words};
-use crate::device::{Device, PinnedBuffer, Tensor};
+use crate::device::{DType, Device, PinnedBuffer, Tensor};
 use crate::error::Result;
 
 /// Words on their way to the host: those of one [`Mailbox::post`] at a time, read by [`Mailbox::wait`].
@@ -16,6 +17,8 @@ pub struct Mailbox {
     /// As kernels see both.
     mapped_words: Tensor,
     mapped_flag: Tensor,
+    /// Blocks that have brought their words, of a kernel that has several: 0 between launches.
+    arrivals: Tensor,
     /// Of the latest post: its ticket, and how many words.
     ticket: i32,
     count: usize,
@@ -29,7 +32,17 @@ impl Mailbox {
     pub fn new(device: &Device, len: usize) -> Result<Self> {
         let (words, flag) = (PinnedBuffer::new(device, len)?, PinnedBuffer::new(device, 1)?);
         let (mapped_words, mapped_flag) = (words.mapped(), flag.mapped());
-        Ok(Self { device: device.clone(), words, flag, mapped_words, mapped_flag, ticket: 0, count: 0 })
+        let arrivals = Tensor::zeros(device, DType::I32, &[1])?;
+        Ok(Self {
+            device: device.clone(),
+            words,
+            flag,
+            mapped_words,
+            mapped_flag,
+            arrivals,
+            ticket: 0,
+            count: 0,
+        })
     }
 
     /// Has the device bring the first `count` words of `source`, i32 `[n]`, here once it has done what was issued before. What was posted before
@@ -38,7 +51,7 @@ impl Mailbox {
     /// # Errors
     /// [`crate::Error::Shape`] for another dtype; a driver failure.
     pub fn post(&mut self, source: &Tensor, count: usize) -> Result<()> {
-        (self.ticket, self.count) = (self.ticket.wrapping_add(1), count);
+        self.expect(count);
         post_words(
             &self.device,
             PostWordsArgs {
@@ -48,6 +61,19 @@ impl Mailbox {
                 ticket: self.ticket,
             },
         )
+    }
+
+    /// Expects so many words that a kernel of the caller's brings, instead of a post: the ticket that it has to leave.
+    pub fn expect(&mut self, count: usize) -> i32 {
+        (self.ticket, self.count) = (self.ticket.wrapping_add(1), count);
+        self.ticket
+    }
+
+    /// Where [`draft_topk`](super::draft::draft_topk) leaves the children of so many rows, `top_k` each: 2 rows top_k words, which
+    /// were expected. `call` is as [`ChildrenPost`] has it, with the ticket.
+    pub fn children_post<'a>(&'a self, (rows, top_k): (usize, usize), call: &'a Tensor) -> ChildrenPost<'a> {
+        let words = self.mapped_words.rows(0..2 * rows * top_k).reshape(&[2, rows, top_k]);
+        ChildrenPost { call, words, flag: &self.mapped_flag, arrivals: &self.arrivals }
     }
 
     /// Waits for what was posted last: its words. All that was issued before it has been done then.

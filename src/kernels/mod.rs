@@ -5,6 +5,7 @@ pub mod advance_rows;
 pub mod ceilings;
 pub mod control;
 pub mod copy_rows;
+pub mod digest;
 pub mod draft;
 pub mod embedding;
 pub mod gather_rows;

@@ -213,27 +213,28 @@ impl Decoder {
             tapped = Some(out);
         }
         let wanted = pass.logit_width();
-        let [head_in, head_delta] = [&buffers.head_in, &buffers.head_delta].map(|b| b.rows(0..wanted));
         let logits = buffers.logits.rows(0..wanted);
         if wanted > 0 {
-            let (index, normed) = (&pass.logit_rows(), normed.rows(0..wanted));
-            if let Some(tapped) = &tapped {
-                gather_rows(device, GatherRowsArgs { src: tapped, index, out: &normed })?;
-            } else {
-                gather_rows(device, GatherRowsArgs { src: &residual, index, out: &head_in })?;
-                gather_rows(device, GatherRowsArgs { src: &delta, index, out: &head_delta })?;
-                final_norm(&head_in, Some(&head_delta), &normed)?;
-            }
-            linear(
-                device,
-                LinearArgs {
-                    x: &normed,
-                    weight: &self.head,
-                    bias: None,
-                    out: &logits,
-                    workspace: &scratch.workspace,
-                },
-            )?;
+            let gather = |src: &Tensor, buffer: &Tensor| {
+                let out = buffer.rows(0..wanted);
+                if pass.all_want_logits() {
+                    return Ok(src.clone());
+                }
+                gather_rows(device, GatherRowsArgs { src, index: &pass.logit_rows(), out: &out })?;
+                Ok(out)
+            };
+            let x = match tapped {
+                Some(tapped) => gather(&tapped, &normed)?,
+                None => {
+                    let residual = gather(&residual, &buffers.head_in)?;
+                    let delta = gather(&delta, &buffers.head_delta)?;
+                    let normed = normed.rows(0..wanted);
+                    final_norm(&residual, Some(&delta), &normed)?;
+                    normed
+                }
+            };
+            let (weight, workspace) = (&self.head, &scratch.workspace);
+            linear(device, LinearArgs { x: &x, weight, bias: None, out: &logits, workspace })?;
         }
         Ok(logits)
     }

@@ -37,6 +37,7 @@ pub struct PassShape {
     num_sequences: usize,
     max_rows_per_sequence: usize,
     max_kv_len: usize,
+    all_want_logits: bool,
 }
 
 /// Host description and device arrays of a pass. Reused from pass to pass.
@@ -54,6 +55,8 @@ pub struct Pass {
     num_rows: usize,
     /// See [`Pass::keep_outputs`].
     first_output: Option<usize>,
+    /// See [`Pass::tell`].
+    call: Option<[i32; 2]>,
     seq_start: Vec<i32>,
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
@@ -77,7 +80,7 @@ pub struct Pass {
 /// Keys by which the bound on what a row sees grows, where shapes are few.
 const KEYS_STEP: usize = 256;
 
-const NUM_ARRAYS: usize = 16;
+const NUM_ARRAYS: usize = 17;
 const TOKENS: usize = 0;
 const POSITIONS: usize = 1;
 const SLOTS: usize = 2;
@@ -94,13 +97,14 @@ const OPEN_ROWS: usize = 12;
 const OUTPUTS: usize = 13;
 const ANCESTORS: usize = 14;
 const ROOT_OUTPUTS: usize = 15;
+const CALL: usize = 16;
 
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Eight arrays of rows, others with two columns, three, four and eight, and four of sequences, each rounded up to 4 elements so that it
-        // starts on 16 bytes.
-        let capacity = 25 * (max_rows + 4) + 4 * (max_sequences + 5);
+        // Eight arrays of rows, others with two columns, three, four and eight, four of sequences and one of two words, each rounded up to 4
+        // elements so that it starts on 16 bytes.
+        let capacity = 25 * (max_rows + 4) + 4 * (max_sequences + 5) + 4;
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         let staged_ints = PinnedBuffer::new(device, capacity)?;
         Ok(Self {
@@ -111,6 +115,7 @@ impl Pass {
             root_outputs: Vec::new(),
             num_rows: 0,
             first_output: None,
+            call: None,
             seq_start: Vec::with_capacity(max_sequences + 1),
             prefix_len: Vec::with_capacity(max_sequences),
             logit_rows: Vec::with_capacity(max_rows),
@@ -147,6 +152,7 @@ impl Pass {
         self.root_outputs.clear();
         self.num_rows = 0;
         self.first_output = None;
+        self.call = None;
         self.seq_start.clear();
         self.prefix_len.clear();
         self.logit_rows.clear();
@@ -187,6 +193,11 @@ impl Pass {
     /// Lets the outputs of the rows be kept, that of row i in row `first + i` of a store; see [`Pass::outputs`].
     pub fn keep_outputs(&mut self, first: usize) {
         self.first_output = Some(first);
+    }
+
+    /// Tells what follows the network in this pass two words: see [`Pass::call`].
+    pub fn tell(&mut self, call: [i32; 2]) {
+        self.call = Some(call);
     }
 
     /// Lets the rows from `first_row` on see a picture: row `first_row + i` has row i of `features`, `[n, hidden]` with at most
@@ -248,6 +259,8 @@ impl Pass {
         let known =
             self.open_rows.iter().flatten().copied().chain(filled(4 * self.num_rows, 4 * width, NO_ROW));
         stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
+        let told = self.call.iter().flatten().copied();
+        stage(CALL, told.clone().count(), &mut told.clone());
         let roots = if is_open { num_sequences } else { 0 };
         let outline = stage(ROOT_OUTPUTS, roots, &mut self.root_outputs.iter().copied());
         // Words as their halves, the lower first. Those of rows that fill the pass up are not looked at.
@@ -336,6 +349,7 @@ impl Pass {
             num_sequences: self.num_sequences(),
             max_rows_per_sequence: self.max_rows_per_sequence(),
             max_kv_len: self.max_kv_len(),
+            all_want_logits: self.all_want_logits(),
         })
     }
 
@@ -347,6 +361,11 @@ impl Pass {
     /// Rows whose logits are wanted.
     pub fn num_logit_rows(&self) -> usize {
         self.logit_rows.len()
+    }
+
+    /// Whether these are all of its rows, so that nothing has to be gathered.
+    pub fn all_want_logits(&self) -> bool {
+        self.logit_rows.len() == self.num_rows
     }
 
     /// First row of a sequence.
@@ -424,6 +443,11 @@ impl Pass {
     /// Of open rows, the row of the store of outputs that holds the root's, i32 `[sequences]`; -1 for sequences without rows.
     pub fn root_outputs(&self) -> Tensor {
         self.array(ROOT_OUTPUTS)
+    }
+
+    /// What was told, i32 `[2]`.
+    pub fn call(&self) -> Tensor {
+        self.array(CALL)
     }
 
     /// Where outputs are kept: pairs of a row of the pass and one of the store, i32 `[width, 2]`; -1 for rows that fill the pass up.

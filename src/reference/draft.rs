@@ -1,7 +1,7 @@
-//! Oracles of `kernels/draft.cu`: children by a sort, beam by a sort, next pass by set operations.
+//! Oracles of `kernels/draft.cu`: digests and children by a sort, beam by a sort, next pass by set operations.
 #![forbid(unsafe_code)]
 
-use crate::sampling::{SLICE_LEN, mass, mass_in_row, portable_exp, portable_ln};
+use crate::sampling::{DIGEST_LEN, mass, mass_in_row, portable_exp, portable_ln};
 
 /// One proposed child.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub fn topk(logits: &[f32], d2t: Option<&[i32]>, parent_logp: f32, k: usize) -> 
     let max = greatest(logits);
     let relative = |logit: f32| relative_to(logit, max);
     let is_possible = max > f32::NEG_INFINITY;
-    let mass: u64 = logits.chunks(SLICE_LEN).map(|slice| slice_mass(slice, max)).sum();
+    let mass: u64 = logits.chunks(DIGEST_LEN).map(|slice| slice_mass(slice, max)).sum();
     let ln_mass = portable_ln(mass as f32 / (1u64 << 40) as f32);
     descending(logits)
         .into_iter()
@@ -33,12 +33,30 @@ pub fn topk(logits: &[f32], d2t: Option<&[i32]>, parent_logp: f32, k: usize) -> 
         .collect()
 }
 
-/// The weights of a slice in a row whose greatest logit is `row_max`, added up relative to the slice's own greatest.
-fn slice_mass(slice: &[f32], row_max: f32) -> u64 {
+/// The digest of a slice of logits, the first of which is token `first_id`'s: order-preserving key of the best token's logit above 2^32 - 1
+/// minus its id, and the mass relative to it.
+pub fn digest(slice: &[f32], first_id: usize) -> [u64; 2] {
+    let best = descending(slice)[0];
+    // Of both zeros that of +0.
+    let bits = (slice[best] + 0.0).to_bits();
+    let key = match slice[best] {
+        logit if logit.is_nan() || logit == f32::NEG_INFINITY => 0,
+        _ if bits >> 31 == 1 => !bits,
+        _ => bits | 1 << 31,
+    };
+    [u64::from(key) << 32 | u64::from(u32::MAX - (first_id + best) as u32), own_mass(slice)]
+}
+
+/// The weights of a slice, added up relative to its own greatest; where nothing is possible, nothing has mass.
+fn own_mass(slice: &[f32]) -> u64 {
     let max = greatest(slice);
-    let own: u64 = slice.iter().map(|&x| mass(portable_exp(relative_to(x, max)))).sum();
-    // Where nothing is possible, nothing has mass.
-    if max > f32::NEG_INFINITY { mass_in_row(own, portable_exp(relative_to(max, row_max))) } else { 0 }
+    let masses = slice.iter().map(|&x| mass(portable_exp(relative_to(x, max))));
+    if max > f32::NEG_INFINITY { masses.sum() } else { 0 }
+}
+
+/// The same in a row whose greatest logit is `row_max`.
+fn slice_mass(slice: &[f32], row_max: f32) -> u64 {
+    mass_in_row(own_mass(slice), portable_exp(relative_to(greatest(slice), row_max)))
 }
 
 fn greatest(logits: &[f32]) -> f32 {
@@ -106,9 +124,9 @@ mod tests {
     /// Slices without a possible token, with the greatest, far below it and one token long.
     #[test]
     fn slices_add_up_to_the_row() {
-        let mut logits: Vec<f32> = (0..3 * SLICE_LEN + 1).map(|i| ((i * 37) % 101) as f32 * 0.1).collect();
-        logits[SLICE_LEN..2 * SLICE_LEN].fill(f32::NAN);
-        logits[2 * SLICE_LEN..3 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 12.0);
+        let mut logits: Vec<f32> = (0..3 * DIGEST_LEN + 1).map(|i| ((i * 37) % 101) as f32 * 0.1).collect();
+        logits[DIGEST_LEN..2 * DIGEST_LEN].fill(f32::NAN);
+        logits[2 * DIGEST_LEN..3 * DIGEST_LEN].iter_mut().for_each(|logit| *logit -= 12.0);
         logits[7] = 14.0;
         let total: f64 =
             logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();

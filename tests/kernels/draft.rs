@@ -1,10 +1,11 @@
-use smart_run::device::{DType, Device, Tensor};
+use smart_run::device::{DType, Device, PinnedBuffer, Tensor};
+use smart_run::kernels::digest::{digest_buffer, draft_digest};
 use smart_run::kernels::draft::{
-    DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, FrontierRow, RunTables, draft_beam, draft_frontier,
-    draft_topk, topk_workspace,
+    ChildrenPost, DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, FrontierRow, RunTables, draft_beam,
+    draft_frontier, draft_topk,
 };
 use smart_run::reference::draft as oracle;
-use smart_run::sampling::SLICE_LEN;
+use smart_run::sampling::DIGEST_LEN;
 
 use crate::common::device::device;
 use crate::common::inputs::Rng;
@@ -27,16 +28,33 @@ fn check_topk(device: &Device, name: &str, rows: &[Vec<f32>], k: usize, has_offs
     let parent_logp: Vec<f32> = (0..num_rows).map(|row| -0.37 * row as f32).collect();
     let d2t = offsets(vocab_size);
     let d2t_device = Tensor::from_slice(device, &d2t, &[vocab_size]).unwrap();
-    let tokens = Tensor::uninit(device, DType::I32, &[num_rows, k]).unwrap();
-    let logp = Tensor::uninit(device, DType::F32, &[num_rows, k]).unwrap();
-    let path_logp = Tensor::uninit(device, DType::F32, &[num_rows, k]).unwrap();
+    // Children of this launch lie behind those of three rows before it, and two rows are left.
+    let (before, room) = (3, num_rows + 5);
+    let tokens = Tensor::uninit(device, DType::I32, &[room, k]).unwrap();
+    let logp = Tensor::uninit(device, DType::F32, &[room, k]).unwrap();
+    let path_logp = Tensor::uninit(device, DType::F32, &[room, k]).unwrap();
     let logits = Tensor::from_slice(device, &rows.concat(), &[num_rows, vocab_size]).unwrap();
     let parents = Tensor::from_slice(device, &parent_logp, &[num_rows]).unwrap();
-    let workspace = topk_workspace(device, num_rows, vocab_size, k).unwrap();
-    let launch = || {
+    let digests = digest_buffer(device, num_rows, vocab_size).unwrap();
+    draft_digest(device, &logits, &digests).unwrap();
+    let mut words = PinnedBuffer::<i32>::new(device, 2 * num_rows * k + 1).unwrap();
+    let mut flag = PinnedBuffer::<i32>::new(device, 1).unwrap();
+    words.as_mut_slice().fill(-7);
+    flag.as_mut_slice()[0] = 0;
+    let mapped_flag = flag.mapped();
+    let arrivals = Tensor::zeros(device, DType::I32, &[1]).unwrap();
+    let launch = |ticket: Option<i32>| {
         for out in [&tokens, &logp, &path_logp] {
             out.fill_bytes(0xff).unwrap();
         }
+        let first = if ticket.is_some() { before * k } else { 0 };
+        let call = Tensor::from_slice(device, &[first as i32, ticket.unwrap_or(0)], &[2]).unwrap();
+        let post = ticket.map(|_| ChildrenPost {
+            call: &call,
+            words: words.mapped().rows(0..2 * num_rows * k).reshape(&[2, num_rows, k]),
+            flag: &mapped_flag,
+            arrivals: &arrivals,
+        });
         let args = DraftTopkArgs {
             logits: &logits,
             d2t: has_offsets.then_some(&d2t_device),
@@ -45,14 +63,28 @@ fn check_topk(device: &Device, name: &str, rows: &[Vec<f32>], k: usize, has_offs
             tokens: &tokens,
             logp: &logp,
             path_logp: &path_logp,
-            workspace: &workspace,
+            digests: &digests,
+            post,
         };
         draft_topk(device, args).unwrap();
-        [tokens.to_vec::<i32>().unwrap(), bits(&logp), bits(&path_logp)]
+        let all = [tokens.to_vec::<i32>().unwrap(), bits(&logp), bits(&path_logp)];
+        all.map(|all| {
+            let (end, of_launch) = (first + num_rows * k, &all[first..][..num_rows * k]);
+            assert!(
+                all[..first].iter().chain(&all[end..]).all(|&word| word == -1),
+                "{name}: written elsewhere"
+            );
+            of_launch.to_vec()
+        })
     };
-    let first = launch();
-    // The workspace is as it was, whoever came last.
-    assert_eq!(first, launch(), "{name}, the second of two launches");
+    // Twice, for the arrivals are as they were, whichever block came last.
+    for ticket in [5, 6] {
+        let posted = launch(Some(ticket));
+        assert_eq!(flag.load(0), ticket, "{name}");
+        let wanted = [&posted[0][..], &posted[1], &[-7]].concat();
+        assert_eq!(words.as_slice(), wanted, "{name}, in the host's memory");
+        assert_eq!(posted, launch(None), "{name}, without a post");
+    }
     let (tokens, logp, path_logp) =
         (tokens.to_vec::<i32>().unwrap(), logp.to_vec::<f32>().unwrap(), path_logp.to_vec::<f32>().unwrap());
     for (row, logits) in rows.iter().enumerate() {
@@ -117,12 +149,16 @@ fn topk_over_slices_agrees_with_the_oracle() {
     let held = device();
     let device: &Device = &held;
     for (vocab_size, k) in [
-        (SLICE_LEN - 1, 10),
-        (SLICE_LEN, 10),
-        (SLICE_LEN + 1, 10),
-        (2 * SLICE_LEN - 4, 5),
-        (2 * SLICE_LEN + 3, 32),
-        (3 * SLICE_LEN + 4, 1),
+        (DIGEST_LEN - 1, 10),
+        (DIGEST_LEN, 10),
+        (DIGEST_LEN + 1, 10),
+        (2 * DIGEST_LEN - 4, 5),
+        (2 * DIGEST_LEN + 3, 32),
+        (3 * DIGEST_LEN + 4, 1),
+        // More slices than a warp has lanes, than a block of four warps or of eight looks at in one go.
+        (33 * DIGEST_LEN + 1, 32),
+        (513 * DIGEST_LEN, 10),
+        (1025 * DIGEST_LEN + 2, 32),
     ] {
         for mode in held.modes() {
             held.enter(mode);
@@ -144,7 +180,7 @@ fn topk_finds_children_wherever_slices_end() {
     let held = device();
     let device: &Device = &held;
     let (slices, k) = (5, 32);
-    let vocab_size = (slices - 1) * SLICE_LEN + 13;
+    let vocab_size = (slices - 1) * DIGEST_LEN + 13;
     let background = normals(&mut Rng::new(12), vocab_size, 1.0);
     let with = |places: &[usize], value: fn(usize) -> f32| {
         let mut row = background.clone();
@@ -152,18 +188,18 @@ fn topk_finds_children_wherever_slices_end() {
         row
     };
     let boundaries: Vec<usize> =
-        (1..slices).flat_map(|slice| [slice * SLICE_LEN - 1, slice * SLICE_LEN]).collect();
-    let spread: Vec<usize> = (0..k).map(|i| (i * 517 + i % 2 * SLICE_LEN) % vocab_size).collect();
+        (1..slices).flat_map(|slice| [slice * DIGEST_LEN - 1, slice * DIGEST_LEN]).collect();
+    let spread: Vec<usize> = (0..k).map(|i| (i * 517 + i % 2 * DIGEST_LEN) % vocab_size).collect();
     let last: Vec<usize> = (vocab_size - 13..vocab_size).collect();
     let mut possible_in_one = vec![f32::NEG_INFINITY; vocab_size];
-    possible_in_one[2 * SLICE_LEN..2 * SLICE_LEN + 40].fill(-3.0);
+    possible_in_one[2 * DIGEST_LEN..2 * DIGEST_LEN + 40].fill(-3.0);
     let mut nan_but_two = vec![f32::NAN; vocab_size];
-    (nan_but_two[SLICE_LEN - 1], nan_but_two[vocab_size - 1]) = (1.0, 1.0);
+    (nan_but_two[DIGEST_LEN - 1], nan_but_two[vocab_size - 1]) = (1.0, 1.0);
     // A slice far below the others has mass of its own, and none in the row.
     let mut far_below = background.clone();
-    far_below[SLICE_LEN..2 * SLICE_LEN].iter_mut().for_each(|logit| *logit -= 500.0);
+    far_below[DIGEST_LEN..2 * DIGEST_LEN].iter_mut().for_each(|logit| *logit -= 500.0);
     let mut infinite = background.clone();
-    (infinite[3], infinite[SLICE_LEN + 3], infinite[SLICE_LEN + 4]) =
+    (infinite[3], infinite[DIGEST_LEN + 3], infinite[DIGEST_LEN + 4]) =
         (f32::INFINITY, f32::INFINITY, f32::INFINITY);
     let rows = [
         with(&boundaries, |_| 9.0),
@@ -183,13 +219,12 @@ fn topk_finds_children_wherever_slices_end() {
     }
 }
 
-/// More rows than one launch has.
 #[test]
 fn topk_of_many_rows_agrees_with_the_oracle() {
     let held = device();
     let device: &Device = &held;
     let mut random = Rng::new(31);
-    let rows: Vec<Vec<f32>> = (0..260).map(|_| normals(&mut random, SLICE_LEN + 8, 2.0)).collect();
+    let rows: Vec<Vec<f32>> = (0..260).map(|_| normals(&mut random, 40 * DIGEST_LEN + 8, 2.0)).collect();
     for mode in held.modes() {
         held.enter(mode);
         check_topk(device, &format!("{mode:?}"), &rows, 3, false);
@@ -197,27 +232,30 @@ fn topk_of_many_rows_agrees_with_the_oracle() {
 }
 
 #[test]
-fn topk_wants_a_workspace_for_its_slices() {
+fn topk_wants_digests_of_its_logits_and_room() {
     let held = device();
     let device: &Device = &held;
-    let floats = |shape: &[usize]| Tensor::zeros(device, DType::F32, shape).unwrap();
-    let message = |workspace| {
+    let tensor = |dtype, shape: &[usize]| Tensor::zeros(device, dtype, shape).unwrap();
+    let message = |digests: &Tensor, room| {
         let args = DraftTopkArgs {
-            logits: &floats(&[2, SLICE_LEN + 1]),
+            logits: &tensor(DType::F32, &[2, DIGEST_LEN + 1]),
+            digests,
             d2t: None,
-            parent_logp: &floats(&[2]),
+            parent_logp: &tensor(DType::F32, &[2]),
             k: 3,
-            tokens: &Tensor::zeros(device, DType::I32, &[2, 3]).unwrap(),
-            logp: &floats(&[2, 3]),
-            path_logp: &floats(&[2, 3]),
-            workspace: &workspace,
+            tokens: &tensor(DType::I32, &[room, 3]),
+            logp: &tensor(DType::F32, &[room, 3]),
+            path_logp: &tensor(DType::F32, &[room, 3]),
+            post: None,
         };
         draft_topk(device, args).unwrap_err().to_string()
     };
-    for (rows, vocab_size, k) in [(1, SLICE_LEN + 1, 3), (2, SLICE_LEN, 3), (2, SLICE_LEN + 1, 2)] {
-        let message = message(topk_workspace(device, rows, vocab_size, k).unwrap());
-        assert!(message.contains("draft_topk: workspace"), "{message}");
+    for (rows, vocab_size) in [(1, DIGEST_LEN + 1), (2, DIGEST_LEN)] {
+        let message = message(&digest_buffer(device, rows, vocab_size).unwrap(), 2);
+        assert!(message.contains("draft_topk: digests: expected u64 [2, 2, 2]"), "{message}");
     }
+    let message = message(&digest_buffer(device, 2, DIGEST_LEN + 1).unwrap(), 1);
+    assert!(message.contains("draft_topk: tokens: expected at least 2 rows"), "{message}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod advance_rows;
 mod ceilings;
 mod control;
 mod copy_rows;
+mod digest;
 mod draft;
 mod embedding;
 mod gather_rows;

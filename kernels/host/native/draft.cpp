@@ -1,6 +1,7 @@
 // Native twins of kernels/draft.cu.
 #include <algorithm>
 
+#include "digests.hpp"
 #include "draft.cuh"
 #include "exact.hpp"
 
@@ -50,77 +51,57 @@ TopList best_of(const float* values, int count, int k, int index_offset = 0) {
   return top;
 }
 
-VECTORISED_EXACT float greatest_of(const float* values, int count) {
-  constexpr int kWide = 4 * kLanes;  // comparisons that do not wait for each other
-  float lanes[kWide];
-  for (float& lane : lanes) lane = -INFINITY;
-  int i = 0;
-  for (; i + kWide <= count; i += kWide)
-    for (int lane = 0; lane < kWide; ++lane)
-      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
-  for (; i < count; ++i) lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
-  float greatest = -INFINITY;
-  for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
-  return greatest;
-}
-
-// The sum of mass_of() over the weights of a slice, in two 20-bit digits: vectors convert floats to 32-bit
-// integers only.
-VECTORISED_EXACT u64 mass_of_slice(const float* slice, int count, float max_logit) {
-  constexpr float kDigit = 1048576.0f;  // 2^20; kMassUnit is its square
-  u64 high_total = 0, low_total = 0;
-  for (int i = 0; i < count; ++i) {
-    const float scaled = portable_exp(relative_logit(slice[i], max_logit, 1.0f)) * kDigit;
-    const int high = static_cast<int>(scaled);
-    const int low = static_cast<int>((scaled - static_cast<float>(high)) * kDigit);
-    high_total += static_cast<uint32_t>(high);
-    low_total += static_cast<uint32_t>(low);
-  }
-  return (high_total << 20) + low_total;
-}
-
-constexpr int kMaxSlices = (1 << 18) / kSliceLen;
-
-// The children and the mass of a row.
-struct RowTop {
-  TopList top;
-  float max_logit;  // NaN if nothing is possible
-  u64 mass = 0;
-
-  RowTop(const float* row, int vocab_size, int k) : top(best_of(row, std::min(kSliceLen, vocab_size), k)) {
-    float greatest[kMaxSlices];
-    const int num_slices = (vocab_size + kSliceLen - 1) / kSliceLen;
-    const auto slice_len = [&](int slice) { return std::min(kSliceLen, vocab_size - slice * kSliceLen); };
-    greatest[0] = key_of(top.held[0]) != 0 ? row[index_of(top.held[0])] : -INFINITY;
-    for (int slice = 1; slice < num_slices; ++slice) {
-      const int first = slice * kSliceLen, end = first + slice_len(slice);
-      greatest[slice] = greatest_of(row + first, end - first);
-      if (greatest[slice] > top.worst(row)) offer_range(top, row, first, end);
-    }
-    max_logit = key_of(top.held[0]) != 0 ? row[index_of(top.held[0])] : NAN;
-    for (int slice = 0; slice < num_slices; ++slice) {
-      if (greatest[slice] == -INFINITY) continue;  // nothing possible
-      const u64 own = mass_of_slice(row + slice * kSliceLen, slice_len(slice), greatest[slice]);
-      mass += mass_in_row(own, portable_exp(relative_logit(greatest[slice], max_logit, 1.0f)));
-    }
-  }
-};
-
-// A row after the other, whatever the slices: nothing is left to be put together.
-void topk(const simt::NativeLaunch& launch, const float* logits, const int* d2t, const float* parent_logp,
-          int* tokens, float* logp, float* path_logp, u64*, unsigned*, int vocab_size, int k) {
+// A row after the other.
+void digest(const simt::NativeLaunch& launch, const float* logits, Digest* digests, int vocab_size) {
   simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
     const float* row = logits + static_cast<int64_t>(row_idx) * vocab_size;
-    const RowTop found(row, vocab_size, k);
-    for (int place = 0; place < k; ++place) {
-      const int id = index_of(found.top.held[place]);
-      const float score = log_softmax(row[id], found.max_logit, found.mass);
-      const int64_t slot = static_cast<int64_t>(row_idx) * k + place;
-      tokens[slot] = d2t == nullptr ? id : id + d2t[id];
-      logp[slot] = score;
-      path_logp[slot] = parent_logp[row_idx] + score;
+    Digest* const of_row = digests + static_cast<int64_t>(row_idx) * num_digests(vocab_size);
+    for (int first = 0; first < vocab_size; first += kDigestLen)
+      of_row[first / kDigestLen] =
+          digest_of_slice(row + first, first, std::min(kDigestLen, vocab_size - first));
+  });
+}
+
+void topk(const simt::NativeLaunch& launch, DraftTopkParams p) {
+  const int num_slices = num_digests(p.vocab_size);
+  const int64_t first_candidate = p.call == nullptr ? 0 : p.call[0];
+  simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
+    const float* row = p.logits + static_cast<int64_t>(row_idx) * p.vocab_size;
+    const Digest* const digests = p.digests + static_cast<int64_t>(row_idx) * num_slices;
+    TopList slices = {.k = p.k};
+    for (int slice = 0; slice < num_slices; ++slice) slices.offer(digests[slice].best);
+    const uint32_t key = key_of(slices.held[0]);
+    const float max_logit = key != 0 ? value_of_key(key) : NAN;
+    u64 mass = 0;
+    for (int slice = 0; slice < num_slices; ++slice) {
+      const uint32_t own = key_of(digests[slice].best);
+      if (own == 0) continue;  // nothing possible
+      mass +=
+          mass_in_row(digests[slice].mass, portable_exp(relative_logit(value_of_key(own), max_logit, 1.0f)));
+    }
+    TopList top = {.k = p.k};
+    for (int i = 0; i < std::min(p.k, num_slices); ++i) {
+      const int first = index_of(slices.held[i]) / kDigestLen * kDigestLen;
+      const int end = std::min(first + kDigestLen, p.vocab_size);
+      // A logit that can enter is above the worst, or equal and before it.
+      const float worst = top.worst(row);
+      for (int id = first; id < end; ++id)
+        if (!(row[id] < worst)) top.offer(rank_of(row[id], id));
+    }
+    for (int place = 0; place < p.k; ++place) {
+      const int id = index_of(top.held[place]);
+      const float logp = log_softmax(row[id], max_logit, mass);
+      const int64_t slot = static_cast<int64_t>(row_idx) * p.k + place;
+      const int token = p.d2t == nullptr ? id : id + p.d2t[id];
+      p.tokens[first_candidate + slot] = token;
+      p.logp[first_candidate + slot] = logp;
+      p.path_logp[first_candidate + slot] = p.parent_logp[row_idx] + logp;
+      if (p.posted == nullptr) continue;
+      p.posted[slot] = token;
+      p.posted[static_cast<int64_t>(launch.grid.x) * p.k + slot] = static_cast<int>(__float_as_uint(logp));
     }
   });
+  if (p.posted != nullptr) store_release_system(p.flag, p.call[1]);
 }
 
 void beam(const simt::NativeLaunch& launch, const float* path_logp, const int* row_run, int* runs_used,
@@ -144,6 +125,7 @@ void frontier(const simt::NativeLaunch&, DraftFrontierParams params) {
 
 }  // namespace
 
+NATIVE_TWIN(draft_digest_f32, digest)
 NATIVE_TWIN(draft_topk_f32, topk)
 NATIVE_TWIN(draft_beam, beam)
 NATIVE_TWIN(draft_frontier, frontier)

@@ -12,11 +12,13 @@
 #include <vector>
 
 #include "../bulk_copy.hpp"
+#include "digests.hpp"
 #include "rows.hpp"
 
 namespace {
 
-constexpr int kBlockWeights = 64;  // enough for a thread to amortise its wake-up, small enough to spread
+// Enough for a thread to amortise its wake-up, small enough to spread, and what a digest is made of.
+constexpr int kBlockWeights = kDigestLen;
 constexpr int kBlockTokens = 32;   // 8 KiB of sums on the stack
 constexpr int kTileK = 64;         // the kernel's k tile, the unit of splits
 constexpr int kPadding = 32;       // token rows are padded to the widest step
@@ -169,12 +171,19 @@ struct Epilogue {
   void* out;
   int64_t out_stride;
   int out_is_f32;
-  bool is_gated;  // linear_swiglu
+  bool is_gated;              // linear_swiglu
+  Digest* digests = nullptr;  // of a head
+  int digests_of_row = 0;
 
   // `count` sums of token `row` from weight row `n0` on.
   void store(float* sums, int64_t row, int n0, int count) const {
     const T* const biases = bias == nullptr ? bias : bias + n0;
-    if (!is_gated) return store_sums(sums, biases, out, row * out_stride + n0, count, out_is_f32);
+    if (!is_gated) {
+      store_sums(sums, biases, out, row * out_stride + n0, count, out_is_f32);
+      if (digests != nullptr)
+        digests[row * digests_of_row + n0 / kDigestLen] = digest_of_slice(sums, n0, count);
+      return;
+    }
     T pairs[kBlockWeights];
     store_sums(sums, biases, pairs, 0, count, 0);
     T* const gated = static_cast<T*>(out) + row * out_stride + n0 / 2;
@@ -222,8 +231,8 @@ void linear(const T* x, const T* weight, const Epilogue<T>& epilogue, int num_ro
 template <class T, bool kGated>
 void linear_native(const simt::NativeLaunch&, const T* x, const T* weight, const T* bias, void* out, float*,
                    int num_rows, int N, int K, int x_stride, int out_stride, int tiles_per_split,
-                   int out_is_f32, unsigned*) {
-  const Epilogue<T> epilogue{bias, out, out_stride, out_is_f32, kGated};
+                   int out_is_f32, unsigned*, Digest* digests) {
+  const Epilogue<T> epilogue{bias, out, out_stride, out_is_f32, kGated, digests, num_digests(N)};
   linear(x, weight, epilogue, num_rows, N, K, x_stride, tiles_per_split * kTileK);
 }
 
@@ -231,8 +240,8 @@ void linear_native(const simt::NativeLaunch&, const T* x, const T* weight, const
 template <class T, bool kGated>
 void linear_native_maps(const simt::NativeLaunch&, simt::TensorMap x, simt::TensorMap weight, const T* bias,
                         void* out, float*, int num_rows, int N, int K, int out_stride, int tiles_per_split,
-                        int out_is_f32, unsigned*, int) {
-  const Epilogue<T> epilogue{bias, out, out_stride, out_is_f32, kGated};
+                        int out_is_f32, unsigned*, Digest* digests, int) {
+  const Epilogue<T> epilogue{bias, out, out_stride, out_is_f32, kGated, digests, num_digests(N)};
   auto elements = [](const simt::TensorMap& map) { return reinterpret_cast<const T*>(map.base); };
   linear(elements(x), elements(weight), epilogue, num_rows, N, K, static_cast<int>(x.row_bytes / sizeof(T)),
          tiles_per_split * kTileK);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::tiles::{Grid, Rules, Tile, splits, tiles_of, tokens_for};
-use super::{LinearArgs, LinearWorkspace, launch_as, linear, linear_swiglu};
+use super::{Epilogue, LinearArgs, LinearWorkspace, launch_as, linear, linear_swiglu};
 use crate::device::{Device, Tensor, TensorCoreFamily, Timeline};
 use crate::error::Result;
 
@@ -124,6 +124,7 @@ impl LinearWorkspace {
         let Some(first) = layer.weights.first() else { return Ok(()) };
         let (n, k, gated) = (first.dim(0), first.dim(1), layer.gated);
         let (family, splits) = (device.linear_family(), splits(n, k));
+        let epilogue = if gated { Epilogue::Swiglu } else { Epilogue::Plain };
         let mut ways = Vec::new();
         let has_bulk_copies = device.has_bulk_copies()?;
         for tile in tiles_of(family, rows).filter(|tile| has_bulk_copies || !tile.bulk) {
@@ -152,7 +153,7 @@ impl LinearWorkspace {
                     // While it runs the host gets ahead of the device, which must not be seen waiting.
                     let weight = layer.weights[layer.weights.len() - 1];
                     let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: self };
-                    launch_as(device, &args, splits, gated, way)?;
+                    launch_as(device, &args, splits, epilogue, way)?;
                     timeline.mark()?;
                 }
                 for weight in layer.weights.iter().step_by(step) {
@@ -161,7 +162,7 @@ impl LinearWorkspace {
                         timeline.mark()?;
                     }
                     let args = LinearArgs { x: &x, weight, bias: None, out: &out, workspace: self };
-                    launch_as(device, &args, splits, gated, way)?;
+                    launch_as(device, &args, splits, epilogue, way)?;
                     if evictor.is_some() {
                         timeline.mark()?;
                     }
