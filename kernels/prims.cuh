@@ -241,6 +241,14 @@ PRIMITIVE unsigned long long load_fresh(const unsigned long long* address) {
   return value;
 }
 
+// ---- what a later launch reads ------------------------------------------------------------------------------
+
+// Asks for the sector of global memory with this byte to be brought into the second-level cache; waits for nothing and
+// changes nothing.
+PRIMITIVE void prefetch_sector(const unsigned char* address) {
+  PTX_OR_HOST(asm volatile("prefetch.global.L2 [%0];" ::"l"(address)), (void)*static_cast<const volatile unsigned char*>(address));
+}
+
 // ---- what the host reads while the launch is not known to have ended ---------------------------------------
 
 // Writes `value` so that who sees it, the host too, also sees what this thread has written or seen written before,

@@ -91,7 +91,7 @@ impl Device {
         Ok(self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0)
     }
 
-    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<i32> {
+    pub(super) fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<i32> {
         let mut value = 0;
         // SAFETY: the device handle is live; `value` receives the number.
         let status =

@@ -300,6 +300,12 @@ impl Device {
         self.inner.context.mem_get_info().map_err(|e| driver_error("cuMemGetInfo", e))
     }
 
+    /// Bytes of the second-level cache.
+    pub(crate) fn l2_bytes(&self) -> Result<usize> {
+        let bytes = self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
     /// Waits until all work issued so far is done and reports the first failure of it.
     pub fn synchronize(&self) -> Result<()> {
         self.bind()?;

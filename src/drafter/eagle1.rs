@@ -118,6 +118,10 @@ impl Drafter for Eagle1 {
         self.layer.prepare(max_rows, max_round_rows, max_positions, Some(&self.fc))
     }
 
+    fn first_weight(&self, _extends: bool) -> &Tensor {
+        &self.fc
+    }
+
     fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Scores> {
         self.forward(pass, kv, taps)
     }

@@ -191,6 +191,11 @@ impl Drafter for Eagle3 {
         Ok(())
     }
 
+    fn first_weight(&self, extends: bool) -> &Tensor {
+        let fc = self.fc.as_ref().filter(|_| extends);
+        fc.map_or_else(|| self.layer.first_weight(), |fc| &fc.weight)
+    }
+
     fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Scores> {
         self.first_features(pass, taps, &self.features(pass))?;
         self.forward(pass, kv)

@@ -267,6 +267,11 @@ impl DraftLayer {
         halves.mlp.forward(&self.device, &normed, &buffers.scratch, &delta)
     }
 
+    /// The weight that the layers read first.
+    pub fn first_weight(&self) -> &Tensor {
+        self.first.attention.first_weight()
+    }
+
     /// Logits of a row.
     pub fn draft_vocab_size(&self) -> usize {
         self.ends.head.dim(0)

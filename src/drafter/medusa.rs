@@ -132,6 +132,11 @@ impl Medusa {
         Ok(buffers.scores.rows(0..heads * rows))
     }
 
+    /// The weight that a pass reads first.
+    pub fn first_weight(&self) -> &Tensor {
+        &self.first.0
+    }
+
     /// Heads, and levels of the deepest tree.
     pub fn num_heads(&self) -> usize {
         self.config.num_heads

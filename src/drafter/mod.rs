@@ -50,6 +50,9 @@ pub trait Drafter: Send {
     /// Runs drafted tokens: the feature of row i is row `pass.links()[i]` of the feature store. All else is as in [`Drafter::extend`].
     fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Scores>;
 
+    /// The weight that [`Drafter::extend`] reads first, or else [`Drafter::step`].
+    fn first_weight(&self, extends: bool) -> &Tensor;
+
     /// The target's streams that it reads, as [`Taps`](crate::model::Taps) names them.
     fn tap_layers(&self) -> &[usize];
 

@@ -18,6 +18,7 @@ use crate::engine::loading::Loaded;
 use crate::engine::logprobs::LogprobReader;
 use crate::engine::masks::MaskWriter;
 use crate::engine::policy::{StartCosts, limits, start_scope};
+use crate::engine::prefetch::Prefetch;
 use crate::engine::proposer::{NgramProposer, Proposer};
 use crate::engine::stats::RoundClock;
 use crate::engine::verifier::Verifier;
@@ -72,6 +73,7 @@ pub struct EngineBuilder<'a> {
     pub(super) prefill_tokens: usize,
     pub(super) pass_tread: Option<usize>,
     pub(super) run_ahead: Option<bool>,
+    pub(super) prefetch_bytes: Option<usize>,
     pub(super) tune_within: Option<Duration>,
     pub(super) dummy_weights: bool,
     pub(super) kv_budget_bytes: Option<usize>,
@@ -95,6 +97,7 @@ impl EngineBuilder<'static> {
             prefill_tokens: 512,
             pass_tread: None,
             run_ahead: None,
+            prefetch_bytes: None,
             tune_within: None,
             dummy_weights: false,
             kv_budget_bytes: None,
@@ -209,6 +212,13 @@ impl<'a> EngineBuilder<'a> {
     #[doc(hidden)]
     pub fn run_ahead(mut self, wanted: bool) -> Self {
         self.run_ahead = Some(wanted);
+        self
+    }
+
+    /// How many bytes of weights are brought into the device's cache while the host thinks, whatever the device: for tests.
+    #[doc(hidden)]
+    pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
+        self.prefetch_bytes = Some(bytes);
         self
     }
 
@@ -340,6 +350,7 @@ impl<'a> EngineBuilder<'a> {
             next_id: 0,
             limits: request_limits,
             times: RoundClock::new(&device),
+            prefetch: Prefetch::new(&device, self.prefetch_bytes)?,
             ahead: Ahead::new(&device, self.run_ahead.unwrap_or_else(|| ahead::is_usual(&device)))?,
             trace: None,
             recording: None,

@@ -249,6 +249,8 @@ mod tests {
     use crate::device::DeviceChoice;
     use crate::engine::drafting::Ranking;
     use crate::engine::{Engine, Request};
+    use crate::reference::draft as oracle;
+    use crate::sampling::DIGEST_LEN;
 
     const TOP_K: usize = 3;
 
@@ -316,6 +318,43 @@ mod tests {
         for tread in [1, 8] {
             assert_eq!(children(tread, &[first, &[a], &[b], &[c]]), together, "tread {tread}");
         }
+    }
+
+    /// Children of masked logits are those of what the mask has left, the best of before and whole slices being banned.
+    #[test]
+    fn masked_children_are_those_of_the_masked_logits() {
+        let demo = |part: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(part);
+        let builder = Engine::builder(demo("target")).drafter(demo("drafter")).device(DeviceChoice::Host);
+        let mut engine = builder.policy("eagle2:3,2,6".parse().unwrap()).max_context(300).build().unwrap();
+        engine.submit(Request::new((0..40).map(|i| 7 * i + 3).collect(), 20)).unwrap();
+        engine.step().unwrap();
+        engine.step().unwrap();
+        let Engine { proposer, sequences, pool, .. } = &mut engine;
+        let proposer = proposer.as_mut().unwrap();
+        let sequence = sequences[0].as_ref().unwrap();
+        pool.reserve(0, sequence.draft_len + 33).unwrap();
+        pool.upload().unwrap();
+        let drafting = proposer.network_mut().unwrap();
+        let ranking = Ranking { top_k: TOP_K, masked: true };
+        drafting.catch_up(pool, &[(0, sequence)], |_| 1, Some(ranking)).unwrap();
+        let mut wanted = Vec::new();
+        proposer
+            .rank(TOP_K, |logits, d2t| {
+                let mut row = logits.rows(0..1).to_vec::<f32>()?;
+                let d2t = d2t.map(|d2t| d2t.to_vec::<i32>()).transpose()?;
+                let best = oracle::descending(&row)[0];
+                let slice = best / DIGEST_LEN * DIGEST_LEN;
+                let end = row.len().min(slice + DIGEST_LEN);
+                row[slice..end].fill(f32::NEG_INFINITY);
+                logits.rows(0..1).write_bytes(0, bytemuck::cast_slice(&row))?;
+                wanted = oracle::topk(&row, d2t.as_deref(), 0.0, TOP_K);
+                Ok(())
+            })
+            .unwrap();
+        let (tokens, logps) = proposer.read_children().unwrap();
+        let got: Vec<(i32, f32)> = tokens.iter().copied().zip(logps.iter().copied()).take(TOP_K).collect();
+        let wanted: Vec<(i32, f32)> = wanted.iter().map(|child| (child.token, child.logp)).collect();
+        assert_eq!(got, wanted);
     }
 
     /// Where the stream puts work off (`SIMT_LAZY=1`) no copy has read its rows before the third pass has written its own.

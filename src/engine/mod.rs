@@ -36,6 +36,7 @@ mod generation;
 mod graphs;
 mod guided;
 mod heads;
+mod idle;
 mod loading;
 mod logprobs;
 mod masks;
@@ -44,6 +45,7 @@ mod mutations;
 mod penalties;
 mod pictures;
 mod policy;
+mod prefetch;
 mod profile;
 mod proposer;
 mod recording;
@@ -68,6 +70,7 @@ use crate::engine::ahead::Ahead;
 use crate::engine::logprobs::LogprobReader;
 use crate::engine::masks::MaskWriter;
 use crate::engine::policy::StartCosts;
+use crate::engine::prefetch::Prefetch;
 use crate::engine::proposer::Proposer;
 use crate::engine::round::LastRound;
 use crate::engine::sequence::Sequence;
@@ -83,6 +86,7 @@ pub use crate::pages::{CacheEvent, CacheLayout, PageCounts, PositionKey};
 pub use builder::{DraftSource, EngineBuilder};
 pub use commit::{Emission, TokenLogprobs};
 pub use generation::Generation;
+pub use idle::IdleLevel;
 pub use pictures::expand_prompt;
 pub use profile::MeasuredCosts;
 pub use request::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, Request, RequestLimits};
@@ -114,6 +118,7 @@ pub struct Engine {
     page_bytes: usize,
     logprobs: LogprobReader,
     masks: MaskWriter,
+    prefetch: Prefetch,
     preemptions: u64,
     next_id: u64,
     limits: RequestLimits,

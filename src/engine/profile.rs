@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use crate::conditions::Conditions;
 use crate::control::{Controller, CostModel, Policy, SweepPoint, Treads};
 use crate::device::ConditionsProbe;
+use crate::engine::idle::{self, IdleLevel};
 use crate::engine::policy::limits;
+use crate::engine::proposer::Proposer;
 use crate::engine::{Engine, Request, sweep};
 use crate::error::Result;
 
@@ -22,6 +24,9 @@ pub struct MeasuredCosts {
     pub overhead_us: f64,
     /// A plain round of one sequence outside its pass, µs.
     pub plain_overhead_us: f64,
+    /// What it is worth to bring weights into the cache while the host thinks; none without a drafter that runs once a level, or where nothing is
+    /// brought.
+    pub idle_level: Option<IdleLevel>,
     /// Wall time of the sweep, without the overheads.
     pub sweep_time: Duration,
     /// The GPU at the start and the end of the sweep, if it tells.
@@ -54,12 +59,22 @@ impl Engine {
             Some(_) => self.measure_overhead(Policy::Eagle2 { top_k: 10, depth: 3, total: 16 })?,
             None => plain_overhead_us,
         };
+        let near = (self.limits.max_context / 4).min(64);
+        let drafting = self.proposer.as_mut().and_then(Proposer::network_mut);
+        let idle_level = match drafting.filter(|_| self.prefetch.is_wanted()) {
+            Some(drafting) => {
+                let target = (&mut self.verifier, &mut self.pool);
+                Some(idle::measure(&self.device, target, drafting, &self.prefetch, near)?)
+            }
+            None => None,
+        };
         Ok(MeasuredCosts {
             points: sweep.points,
             planned_points: sweep.planned,
             treads: sweep.treads,
             overhead_us,
             plain_overhead_us,
+            idle_level,
             sweep_time: sweep.took,
             conditions,
         })

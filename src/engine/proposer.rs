@@ -121,6 +121,15 @@ impl Proposer {
         drafting.rank(top_k)
     }
 
+    /// The weight that drafting reads first: the next round's at its beginning, or else another level; none where nothing is read.
+    pub fn first_weight(&self, of_round: bool) -> Option<&Tensor> {
+        match self {
+            Self::Network(drafting) => Some(drafting.network.first_weight(of_round)),
+            Self::Heads(proposer) => of_round.then(|| proposer.heads.first_weight()),
+            Self::Ngram(_) => None,
+        }
+    }
+
     /// Waits for the level and gives its children: tokens and log-probabilities, row by row.
     pub fn read_children(&self) -> Result<(&[i32], &[f32])> {
         match self {

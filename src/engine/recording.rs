@@ -125,9 +125,9 @@ impl Engine {
         };
         let view = self.sequence(slot).view(shape.levels);
         let mut round = DraftRound::fixed(plan, &[view]);
-        let Engine { proposer, sequences, times, pool, masks, .. } = self;
+        let Engine { proposer, sequences, times, pool, masks, prefetch, .. } = self;
         if let Some(proposer) = proposer {
-            run_levels((proposer, masks), (sequences, pool), &[slot], times, &mut round)?;
+            run_levels((proposer, masks, prefetch), (sequences, pool), &[slot], times, &mut round)?;
         }
         // One sequence's candidates lie row by row, so a node's index among them says which child of which row it is.
         let nodes = round.pool(0).nodes();

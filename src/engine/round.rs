@@ -9,6 +9,7 @@ use crate::control::{
 };
 use crate::engine::drafting::Ranking;
 use crate::engine::masks::{MaskWriter, ban_children};
+use crate::engine::prefetch::Prefetch;
 use crate::engine::proposer::Proposer;
 use crate::engine::schedule::Chunk;
 use crate::engine::sequence::Sequence;
@@ -180,10 +181,10 @@ impl Engine {
             .collect();
         let plan = self.controller.begin_shared_round(&views, &passengers);
         self.times.control(control);
-        let Engine { proposer, sequences, times, controller, pool, masks, .. } = self;
+        let Engine { proposer, sequences, times, controller, pool, masks, prefetch, .. } = self;
         let Some(proposer) = proposer.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
         let round = controller.round_mut();
-        run_levels((proposer, masks), (sequences, pool), slots, times, round)?;
+        run_levels((proposer, masks, prefetch), (sequences, pool), slots, times, round)?;
         let control = Instant::now();
         round.select();
         times.control(control);
@@ -228,7 +229,7 @@ fn outcomes<'a>(accepted: &'a [Vec<u32>], verified: &'a [Verified]) -> Vec<Seque
 
 /// Drafts level by level, on what `round` asks for, until it asks for nothing more.
 pub(super) fn run_levels(
-    (proposer, masks): (&mut Proposer, &mut MaskWriter),
+    (proposer, masks, prefetch): (&mut Proposer, &mut MaskWriter, &Prefetch),
     (sequences, pool): (&mut [Option<Sequence>], &PagePool),
     slots: &[usize],
     times: &mut RoundClock,
@@ -254,6 +255,8 @@ pub(super) fn run_levels(
             proposer.rank(top_k, |logits, d2t| masks.send(logits, d2t))?;
         }
         times.mark_level()?;
+        // Most levels have another behind them.
+        proposer.first_weight(false).map_or(Ok(()), |weight| prefetch.start(weight))?;
         let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;
         let control = Instant::now();

@@ -54,11 +54,11 @@ pub(super) struct Sweep {
 
 /// A pass to measure: `tokens` rows spread evenly over `sequences`, each with `context` cached tokens.
 #[derive(Clone, Copy)]
-struct PassSize {
-    kind: SweepKind,
-    tokens: usize,
-    sequences: usize,
-    context: usize,
+pub(super) struct PassSize {
+    pub kind: SweepKind,
+    pub tokens: usize,
+    pub sequences: usize,
+    pub context: usize,
 }
 
 impl PassSize {
@@ -167,7 +167,7 @@ pub(super) fn measure(
 
 /// Makes positions of slots usable, as many slots as there are pages for, and returns how many. The first takes part in passes with
 /// the far context.
-fn reserve(
+pub(super) fn reserve(
     verifier: &mut Verifier,
     pool: &mut PagePool,
     near: usize,
@@ -244,7 +244,7 @@ fn time(device: &Device, warm_ups: usize, mut pass: impl FnMut() -> Result<()>) 
 }
 
 /// A target pass over chains, with draws, walk and compaction.
-fn verify_pass(
+pub(super) fn verify_pass(
     (verifier, pool): (&mut Verifier, &PagePool),
     proposer: Option<&Proposer>,
     size: PassSize,
@@ -277,7 +277,7 @@ fn verify_pass(
 }
 
 /// A drafter level of siblings with their children, the same number in each sequence.
-fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
+pub(super) fn draft_pass(drafting: &mut Drafting, size: PassSize) -> Result<()> {
     let each = size.tokens / size.sequences;
     let level: Vec<FrontierRow> = (0..size.tokens)
         .map(|row| (row / each, row % each))
@@ -305,7 +305,12 @@ fn sequence_of(len: usize) -> Sequence {
 
 impl Drafting {
     /// Begins a round for `sequences` slots whose target has just seen one token more than `context`.
-    fn catch_up_for_sweep(&mut self, pool: &PagePool, sequences: usize, context: usize) -> Result<()> {
+    pub(super) fn catch_up_for_sweep(
+        &mut self,
+        pool: &PagePool,
+        sequences: usize,
+        context: usize,
+    ) -> Result<()> {
         let mut sequence = sequence_of(context + 2);
         sequence.draft_len = context;
         let batch: Vec<(usize, &Sequence)> = (0..sequences).map(|slot| (slot, &sequence)).collect();

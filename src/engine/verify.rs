@@ -27,6 +27,7 @@ impl Engine {
         }
         if !slots.is_empty() {
             self.times.mark_verify()?;
+            self.prefetch_next(trees)?;
         }
         let mut verified = self.verifier.read_walks()?;
         if self.has(Bug::WrongSibling) {
@@ -36,6 +37,14 @@ impl Engine {
         let mut take = |slot: usize| std::mem::take(&mut verified[slot]);
         let trees = slots.iter().map(|&slot| take(slot)).collect();
         Ok((trees, chunks.iter().map(|chunk| chunk.is_last.then(|| take(chunk.slot))).collect()))
+    }
+
+    /// Starts to bring what the next round reads first: a drafter, if this one drafted.
+    fn prefetch_next(&self, trees: &[DraftTree]) -> Result<()> {
+        let drafted = trees.iter().any(|tree| tree.num_nodes() > 1);
+        let drafter = self.proposer.as_ref().filter(|_| drafted).and_then(|it| it.first_weight(true));
+        let weight = drafter.or_else(|| self.verifier.target.first_weight());
+        weight.map_or(Ok(()), |weight| self.prefetch.start(weight))
     }
 
     /// Adds log-probabilities to what became of sequences that want them.

@@ -16,6 +16,7 @@ pub mod layernorm;
 pub mod linear;
 pub mod mailbox;
 pub mod penalties;
+pub mod prefetch;
 #[doc(hidden)]
 pub mod prims_check;
 pub mod rmsnorm;

@@ -244,6 +244,11 @@ impl Decoder {
         &self.config
     }
 
+    /// The weight that a pass reads first; none without layers.
+    pub(crate) fn first_weight(&self) -> Option<&Tensor> {
+        self.layers.first().map(|layer| layer.attention.first_weight())
+    }
+
     /// Token embeddings, `[vocab, hidden]`.
     pub fn embedding(&self) -> &Tensor {
         &self.embedding

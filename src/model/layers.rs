@@ -66,6 +66,11 @@ pub(crate) struct AttentionWeights {
 }
 
 impl AttentionWeights {
+    /// What is read first of them.
+    pub fn first_weight(&self) -> &Tensor {
+        &self.qkv
+    }
+
     pub fn load(loader: &mut WeightLoader, prefix: &str, kind: AttentionKind) -> Result<Self> {
         let AttentionKind { shape, input, hidden, .. } = kind;
         let name = |projection: &str, kind: &str| format!("{prefix}.{projection}_proj.{kind}");

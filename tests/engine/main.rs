@@ -1,5 +1,8 @@
 //! The whole engine on the device at hand (the host driver where there is no GPU), through the public API.
 
+#[path = "../common/mod.rs"]
+pub(crate) mod common;
+
 mod batch;
 mod controllers;
 mod costs;
@@ -15,6 +18,7 @@ mod lossless;
 mod medusa;
 mod pass_graphs;
 mod penalties;
+mod prefetch;
 pub(crate) mod random_drafters;
 mod recording;
 mod run_ahead;

@@ -19,6 +19,7 @@ mod layernorm;
 mod linear;
 mod linear_swiglu;
 mod penalties;
+mod prefetch;
 mod prims;
 mod rmsnorm;
 mod rope;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use smart_run::control::cost::COST_TABLE_VERSION;
 use smart_run::control::{CostModel, CostSource, CostTable, Policy, SweepKind, SweepPoint};
+use smart_run::engine::IdleLevel;
 use smart_run::kernels::linear::TunedLaunch;
 use smart_run::{Error, Result};
 
@@ -33,6 +34,7 @@ struct Sweep {
     took: Duration,
     measured: usize,
     planned: usize,
+    idle_level: Option<IdleLevel>,
     /// Of the target, and of the drafter.
     tuned: [Vec<TunedLaunch>; 2],
 }
@@ -103,6 +105,7 @@ fn measure(subject: &ProfileSubject) -> Result<Profile> {
         took: measured.sweep_time,
         measured: table.points.len(),
         planned: measured.planned_points,
+        idle_level: measured.idle_level,
         tuned: engine.tuned_launches().map(<[_]>::to_vec),
     };
     Ok(Profile { cost: table.cost_model()?, table, sweep: Some(sweep) })
@@ -145,6 +148,13 @@ impl Profile {
                 sweep.measured,
                 sweep.planned,
                 sweep.took.as_secs_f64()
+            ));
+        }
+        if let Some(IdleLevel { us, prefetched_us }) = self.sweep.as_ref().and_then(|sweep| sweep.idle_level)
+        {
+            let (us, prefetched_us) = (number(us), number(prefetched_us));
+            facts.push(format!(
+                "Behind 20 us of idling a drafter level takes {us} us, with its first weights in the cache {prefetched_us}."
             ));
         }
         let (declared, seen) = (table.treads, self.cost.observed_tread());
@@ -276,6 +286,7 @@ impl Profile {
             "draft_attention_us_per_1000": 1000.0 * self.cost.draft_attention_us_per_token(),
             "sweep": self.sweep.as_ref().map(|sweep| json!({
                 "seconds": sweep.took.as_secs_f64(), "measured": sweep.measured, "planned": sweep.planned,
+                "idle_level": sweep.idle_level.map(|level| json!({"us": level.us, "prefetched_us": level.prefetched_us})),
             })),
             "remarks": self.table.conditions.as_ref().map(|conditions| conditions.remarks()).unwrap_or_default(),
         })

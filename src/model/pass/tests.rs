@@ -60,3 +60,20 @@ fn passes_of_a_shape_fetch_alike() {
     });
     assert_eq!(one, other);
 }
+
+/// What of a pass is gathered is a matter of its shape: the launches are others.
+#[test]
+fn passes_that_gather_have_a_shape_of_their_own() {
+    let device = Device::open(DeviceChoice::Host).unwrap();
+    let mut pass = Pass::new(&device, 8, 1).unwrap().with_tread(8);
+    let row = Row { token: 0, position: 0, rotary: [0; 3], slot: 0, ancestors: causal_words(0), link: -1 };
+    let [all, last] = [0, 7].map(|first_wanted| {
+        pass.clear();
+        pass.begin_sequence(0);
+        (0..8).for_each(|i| pass.push(row, i >= first_wanted));
+        assert_eq!(pass.all_want_logits(), first_wanted == 0);
+        (pass.logit_width(), pass.shape())
+    });
+    assert_eq!(all.0, last.0);
+    assert_ne!(all.1, last.1);
+}
