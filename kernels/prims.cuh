@@ -246,7 +246,8 @@ PRIMITIVE unsigned long long load_fresh(const unsigned long long* address) {
 // Asks for the sector of global memory with this byte to be brought into the second-level cache; waits for nothing and
 // changes nothing.
 PRIMITIVE void prefetch_sector(const unsigned char* address) {
-  PTX_OR_HOST(asm volatile("prefetch.global.L2 [%0];" ::"l"(address)), (void)*static_cast<const volatile unsigned char*>(address));
+  PTX_OR_HOST(asm volatile("prefetch.global.L2 [%0];" ::"l"(address)),
+              (void)*static_cast<const volatile unsigned char*>(address));
 }
 
 // ---- what the host reads while the launch is not known to have ended ---------------------------------------

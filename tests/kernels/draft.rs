@@ -117,6 +117,48 @@ fn risky_rows(vocab_size: usize) -> Vec<Vec<f32>> {
     ]
 }
 
+/// Who has seen the flag sees all words, with no other wait: of many blocks, whichever comes last. What they say is otherwise tested.
+#[test]
+fn children_are_there_when_the_flag_is() {
+    let held = device();
+    let device: &Device = &held;
+    let (rows, vocab_size, k) = (96, 5 * DIGEST_LEN, 10);
+    let logits = normals(&mut Rng::new(6), rows * vocab_size, 2.0);
+    let logits = Tensor::from_slice(device, &logits, &[rows, vocab_size]).unwrap();
+    let digests = digest_buffer(device, rows, vocab_size).unwrap();
+    draft_digest(device, &logits, &digests).unwrap();
+    let zeros = |dtype, shape: &[usize]| Tensor::zeros(device, dtype, shape).unwrap();
+    let (parent_logp, arrivals) = (zeros(DType::F32, &[rows]), zeros(DType::I32, &[1]));
+    let tokens = zeros(DType::I32, &[rows, k]);
+    let [logp, path_logp] = [(); 2].map(|()| zeros(DType::F32, &[rows, k]));
+    let mut words = PinnedBuffer::<i32>::new(device, 2 * rows * k).unwrap();
+    let mut flag = PinnedBuffer::<i32>::new(device, 1).unwrap();
+    flag.as_mut_slice()[0] = 0;
+    let mapped_flag = flag.mapped();
+    let repeats = if held.is_host() { 3 } else { 300 };
+    let mut wanted: Option<Vec<i32>> = None;
+    for ticket in 1..=repeats {
+        words.as_mut_slice().fill(-7);
+        let call = Tensor::from_slice(device, &[0, ticket], &[2]).unwrap();
+        let post = ChildrenPost {
+            call: &call,
+            words: words.mapped().reshape(&[2, rows, k]),
+            flag: &mapped_flag,
+            arrivals: &arrivals,
+        };
+        let (logits, digests, parent_logp) = (&logits, &digests, &parent_logp);
+        let (tokens, logp, path_logp) = (&tokens, &logp, &path_logp);
+        let (d2t, post) = (None, Some(post));
+        let args = DraftTopkArgs { logits, digests, d2t, parent_logp, k, tokens, logp, path_logp, post };
+        draft_topk(device, args).unwrap();
+        flag.wait_for(0, ticket).unwrap();
+        let seen = words.as_slice().to_vec();
+        assert!(!seen[..rows * k].contains(&-7), "launch {ticket}: some words were not there");
+        assert_eq!(&seen, wanted.get_or_insert_with(|| seen.clone()), "launch {ticket}");
+        device.synchronize().unwrap();
+    }
+}
+
 #[test]
 fn topk_of_risky_rows_agrees_with_the_oracle() {
     let held = device();
