@@ -1,6 +1,7 @@
 //! The drafter's own kernels: top-k of its logits, the next beam, the packing of its pass, the compaction of what was accepted. A
 //! level's linear layers and attention are in those families, at its rows.
 
+use half::bf16;
 use smart_run::Result;
 use smart_run::device::{DType, Device, Tensor};
 use smart_run::kernels::digest::{digest_buffer, draft_digest};
@@ -9,6 +10,7 @@ use smart_run::kernels::draft::{
 };
 use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, head};
+use smart_run::kernels::prefetch::prefetch;
 use smart_run::reference;
 use smart_run::sampling::DIGEST_LEN;
 
@@ -60,6 +62,10 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
             entries.push(Entry::new(1, name, shape, move |setting| build(setting, sequences)));
         }
     }
+    let bytes = (2 * model.vocab * model.hidden).min(24 << 20);
+    let shape = serde_json::json!({ "family": "drafter", "kernel": "prefetch", "bytes": bytes });
+    let name = format!("prefetch of {:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    entries.push(Entry::new(1, name, shape, move |setting| prefetch_case(setting, bytes)));
     for &sequences in model.batches {
         for accepted in [1, 5, 8] {
             let name = format!("kv_compact B={sequences} accepted={accepted} layers={}", model.layers);
@@ -172,6 +178,22 @@ fn head_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
             children.rank(&device, &logits, &digests)
         }),
         check: Box::new(move || made.check(&last.to_vec::<f32>()?)),
+    })
+}
+
+/// Weights asked for one after the other: a launch waits for nothing, but memory is behind before long.
+fn prefetch_case(setting: &Setting, bytes: usize) -> Result<Case> {
+    let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[bytes / 2])).collect();
+    let (device, first, values) = (setting.device.clone(), weights[0].rows(0..64), setting.values(0, 64));
+    Ok(Case {
+        bytes: bytes as f64,
+        flops: 0.0,
+        launch: Box::new(move |i| prefetch(&device, &weights[i % weights.len()], bytes)),
+        check: Box::new(move || {
+            let left: Vec<f32> = first.to_vec::<bf16>()?.into_iter().map(bf16::to_f32).collect();
+            assert_eq!(left, values);
+            Ok(())
+        }),
     })
 }
 
