@@ -95,6 +95,11 @@ impl Candidates {
     /// of them, on the device.
     pub fn expect(&mut self, (rows, width): (usize, usize), top_k: usize) -> [i32; 2] {
         let first = self.used;
+        // A kernel writes there by what it is told.
+        assert!(
+            first + width * top_k <= self.path_logp.dim(0),
+            "a round of so many candidates was not planned for"
+        );
         self.used += rows * top_k;
         [first as i32, self.children.expect(2 * width * top_k)]
     }
