@@ -6,6 +6,7 @@ use smart_run::device::{DType, PinnedBuffer, Tensor};
 use smart_run::kernels::advance_rows::{AdvanceRowsArgs, advance_rows};
 use smart_run::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use smart_run::kernels::embedding::{EmbeddingArgs, embedding};
+use smart_run::kernels::gather_norm::{GatherNormPart, RowCopy, gather_norm};
 use smart_run::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use smart_run::kernels::host_words::{PostWordsArgs, fetch_words, post_words};
 use smart_run::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
@@ -34,12 +35,13 @@ const WORDS: usize = 20;
 pub fn rows(model: &'static Model) -> Vec<Entry> {
     let m = model;
     let heads = format!("heads={}/{}", m.q_heads, m.kv_heads);
-    let kernels: [(&str, String, Build); 10] = [
+    let kernels: [(&str, String, Build); 11] = [
         ("embedding", format!("H={}", m.hidden), embedding_case),
         ("rmsnorm + residual", format!("H={}", m.hidden), rmsnorm_case),
         ("silu_residual", format!("G={HEADS} H={}", m.hidden), silu_residual_case),
         ("rope + K/V write", heads.clone(), rope_case),
         ("q/k norm + rope + K/V write", heads, rope_norm_case),
+        ("gather_norm of embedding and feature", format!("H={}", m.hidden), gather_norm_case),
         ("gather_rows", format!("H={}", 3 * m.hidden), gather_case),
         ("copy_rows", format!("H={}", 3 * m.hidden), copy_case),
         ("advance_rows", "pages=1024".into(), advance_case),
@@ -72,6 +74,39 @@ fn embedding_case(setting: &Setting, rows: usize) -> Result<Case> {
         }),
         check: Box::new(move || {
             assert_eq!(row(&read, rows - 1)?, want);
+            Ok(())
+        }),
+    })
+}
+
+fn gather_norm_case(setting: &Setting, rows: usize) -> Result<Case> {
+    let hidden = setting.model.hidden;
+    let (table, weight) = (setting.random(0, &[setting.model.vocab, hidden]), setting.random(0, &[hidden]));
+    let (pair, stream) =
+        (setting.uninit(DType::Bf16, &[rows, 2 * hidden])?, setting.uninit(DType::Bf16, &[rows, hidden])?);
+    let last = 77 + 31 * (rows - 1);
+    let index = setting.ints(&(0..rows as i32).map(|row| 77 + 31 * row).collect::<Vec<_>>())?;
+    let [left, right] = [0..hidden, hidden..2 * hidden].map(|columns| pair.columns(columns));
+    let (device, read) = (setting.device.clone(), stream.clone());
+    let (want, gains) = (setting.values(last * hidden, hidden), setting.values(0, hidden));
+    Ok(Case {
+        bytes: (10 * rows * hidden) as f64,
+        flops: 0.0,
+        launch: Box::new(move |_| {
+            let (src, index, weight) = (&table, Some(&index), Some(&weight));
+            let copy = Some(RowCopy::Normed(&stream));
+            let parts = [(&left, None), (&right, copy)].map(|(out, copy)| GatherNormPart {
+                src,
+                index,
+                weight,
+                out,
+                copy,
+            });
+            gather_norm(&device, &parts, 1e-5)
+        }),
+        check: Box::new(move || {
+            let want = reference::rmsnorm::rmsnorm(&mut want.clone(), None, &gains, 1e-5, |x| x);
+            near("gather_norm", &row(&read, rows - 1)?, &want);
             Ok(())
         }),
     })

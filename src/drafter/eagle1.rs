@@ -15,7 +15,7 @@ use crate::device::Tensor;
 use crate::drafter::layer::{Buffers, DraftLayer, Ends, LayerBiases};
 use crate::drafter::{Drafter, HotTokens, Scores};
 use crate::error::{Error, Result};
-use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
+use crate::kernels::gather_norm::GatherNormPart;
 use crate::kv_cache::KvCache;
 use crate::model::{Decoder, Pass, WeightLoader};
 
@@ -89,12 +89,15 @@ impl Eagle1 {
         let Buffers { pair, stream, normed, .. } = layer.buffers();
         let [pair, out, normed] = &[pair, stream, normed].map(|buffer| buffer.rows(0..pass.width()));
         let embeddings = pair.columns(0..hidden);
-        layer.embed(pass, &embeddings)?;
+        let gathered = pair.columns(hidden..2 * hidden);
+        let (tokens, links) = (&pass.tokens(), &pass.links());
+        layer.gather_norm(&[
+            layer.embeddings(tokens, None, &embeddings),
+            GatherNormPart { src: features, index: Some(links), weight: None, out: &gathered, copy: None },
+        ])?;
         if !self.is_msd {
             pass.overlay_pictures(&embeddings)?;
         }
-        let gathered = pair.columns(hidden..2 * hidden);
-        gather_rows(&layer.device, GatherRowsArgs { src: features, index: &pass.links(), out: &gathered })?;
         layer.linear(pair, &self.fc, self.fc_bias.as_ref(), out)?;
         if self.is_msd {
             pass.overlay_pictures(out)?;

@@ -10,6 +10,7 @@ use crate::device::Tensor;
 use crate::drafter::layer::{DraftLayer, Ends, FinalNorm, LayerBiases};
 use crate::drafter::{Drafter, HotTokens, Scores};
 use crate::error::{Error, Result};
+use crate::kernels::gather_norm::{GatherNormPart, RowCopy};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kv_cache::KvCache;
 use crate::model::{Decoder, Pass, WeightLoader};
@@ -140,26 +141,41 @@ impl Eagle3 {
         layer.linear(&normed, &fc.weight, None, features)
     }
 
-    /// Where the features of a pass's rows are before [`Eagle3::forward`].
+    /// Where the features of committed rows are before [`Eagle3::forward`].
     fn features(&self, pass: &Pass) -> Tensor {
         let buffers = self.layer.buffers();
         let features = if self.norm_before_residual { &buffers.normed } else { &buffers.stream };
         features.rows(0..pass.width())
     }
 
-    /// A pass over the features of its rows.
-    fn forward(&self, pass: &Pass, kv: &KvCache) -> Result<Scores> {
+    /// A pass over its rows, of which row i has the feature in row `index[i]` of `features`, or in row i.
+    fn forward(
+        &self,
+        pass: &Pass,
+        kv: &KvCache,
+        (features, index): (&Tensor, Option<&Tensor>),
+    ) -> Result<Scores> {
         let (layer, hidden, rows) = (&self.layer, self.layer.geometry.hidden_size, 0..pass.width());
-        let (embedded, features) = (self.buffers().embedded.rows(rows.clone()), &self.features(pass));
         let [pair, stream] =
             [&layer.buffers().pair, &layer.buffers().stream].map(|buffer| buffer.rows(rows.clone()));
-        layer.embed(pass, &embedded)?;
-        pass.overlay_pictures(&embedded)?;
-        layer.norm(&embedded, None, &self.input_norm, &pair.columns(0..hidden))?;
-        layer.norm(features, None, &self.hidden_norm, &pair.columns(hidden..2 * hidden))?;
-        if self.norm_before_residual {
-            layer.norm(features, None, &self.hidden_norm, &stream)?;
-        }
+        let [left, right] = [0..hidden, hidden..2 * hidden].map(|columns| pair.columns(columns));
+        let (tokens, embedded) = (&pass.tokens(), &self.buffers().embedded.rows(rows));
+        let embedding = if pass.has_pictures() {
+            layer.embed(pass, embedded)?;
+            pass.overlay_pictures(embedded)?;
+            let weight = Some(&self.input_norm);
+            GatherNormPart { src: embedded, index: None, weight, out: &left, copy: None }
+        } else {
+            layer.embeddings(tokens, Some(&self.input_norm), &left)
+        };
+        let copy = match self.norm_before_residual {
+            true => Some(RowCopy::Normed(&stream)),
+            // Without an index they are there.
+            false => index.map(|_| RowCopy::Gathered(&stream)),
+        };
+        let weight = Some(&self.hidden_norm);
+        layer
+            .gather_norm(&[embedding, GatherNormPart { src: features, index, weight, out: &right, copy }])?;
         layer.run(pass, kv, &pair)
     }
 
@@ -197,14 +213,13 @@ impl Drafter for Eagle3 {
     }
 
     fn extend(&self, pass: &Pass, kv: &KvCache, taps: &Tensor) -> Result<Scores> {
-        self.first_features(pass, taps, &self.features(pass))?;
-        self.forward(pass, kv)
+        let features = &self.features(pass);
+        self.first_features(pass, taps, features)?;
+        self.forward(pass, kv, (features, None))
     }
 
     fn step(&self, pass: &Pass, kv: &KvCache) -> Result<Scores> {
-        let (src, out) = (&self.layer.buffers().features, &self.features(pass));
-        gather_rows(&self.layer.device, GatherRowsArgs { src, index: &pass.links(), out })?;
-        self.forward(pass, kv)
+        self.forward(pass, kv, (&self.layer.buffers().features, Some(&pass.links())))
     }
 
     fn tap_layers(&self) -> &[usize] {

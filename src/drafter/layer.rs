@@ -9,6 +9,7 @@ use crate::drafter::Scores;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
+use crate::kernels::gather_norm::{GatherNormPart, gather_norm};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, head, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
@@ -181,6 +182,22 @@ impl DraftLayer {
     /// The activations.
     pub fn buffers(&self) -> &Buffers {
         self.buffers.as_ref().expect("prepare comes before passes")
+    }
+
+    /// What [`gather_norm`] is to make of the pass's tokens: their embeddings, normed if there is a `weight`, to `out`, `[rows, hidden]`, a column
+    /// view perhaps.
+    pub fn embeddings<'a>(
+        &'a self,
+        tokens: &'a Tensor,
+        weight: Option<&'a Tensor>,
+        out: &'a Tensor,
+    ) -> GatherNormPart<'a> {
+        GatherNormPart { src: &self.ends.embedding, index: Some(tokens), weight, out, copy: None }
+    }
+
+    /// Runs [`gather_norm`] with the drafter's epsilon.
+    pub fn gather_norm(&self, parts: &[GatherNormPart]) -> Result<()> {
+        gather_norm(&self.device, parts, self.geometry.rms_norm_eps)
     }
 
     /// Writes the embeddings of the pass's tokens to `out`, `[rows, hidden]`, a column view perhaps.

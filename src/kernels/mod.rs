@@ -8,6 +8,7 @@ pub mod copy_rows;
 pub mod digest;
 pub mod draft;
 pub mod embedding;
+pub mod gather_norm;
 pub mod gather_rows;
 pub mod gelu;
 pub mod host_words;

@@ -208,6 +208,11 @@ impl Pass {
         self.pictures.push((first_row, features));
     }
 
+    /// Whether there are such rows.
+    pub fn has_pictures(&self) -> bool {
+        !self.pictures.is_empty()
+    }
+
     /// Overwrites the rows of `out[rows, hidden]` that see a picture.
     pub fn overlay_pictures(&self, out: &Tensor) -> Result<()> {
         for (first_row, features) in &self.pictures {

@@ -11,6 +11,7 @@ mod copy_rows;
 mod digest;
 mod draft;
 mod embedding;
+mod gather_norm;
 mod gather_rows;
 mod gelu;
 mod host_words;
