@@ -122,8 +122,8 @@ conformance() {
   unpack gpu_check
   step "primitives against their oracles" 40 tests kernels::prims
   # Attention and linear layers last: they have the newest instructions, and what does not end takes the time of others.
-  local first=kernels::advance_rows,kernels::control,kernels::copy_rows,kernels::draft,kernels::embedding,kernels::gather_rows,kernels::gelu
-  first+=,kernels::host_words,kernels::kv_compact,kernels::layernorm,kernels::penalties,kernels::rmsnorm,kernels::rope,kernels::sampler
+  local first=kernels::advance_rows,kernels::control,kernels::copy_rows,kernels::draft,kernels::embedding,kernels::gather_norm,kernels::gather_rows,kernels::gelu
+  first+=,kernels::host_words,kernels::kv_compact,kernels::layernorm,kernels::penalties,kernels::prefetch,kernels::rmsnorm,kernels::rope,kernels::sampler
   first+=,kernels::silu_residual,kernels::token_mask,kernels::verify,kernels::vision
   SMART_DUMP=$scratch/device.dump step "kernels against their oracles" 130 tests "$first" kernels::tree_attention kernels::
   if [ -e "$here/host.dump" ] || [ -e "$here/host.dump.xz" ]; then
