@@ -113,7 +113,7 @@ impl Engine {
         let mut samples = Vec::new();
         // The first step hands out the token that prefill drew.
         let outcome = (0..=rounds).try_for_each(|step| {
-            if start.elapsed() < limit && self.running().any(|running| running == id) {
+            if start.elapsed() < limit && !self.is_idle() {
                 self.step()?;
                 let last = &self.times.last;
                 let passes = last.draft_us.iter().sum::<f64>() + last.verify_us;

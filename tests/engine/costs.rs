@@ -41,7 +41,9 @@ fn a_batch_is_measured_with_passes_of_several_sequences_within_the_time() {
             assert!(found, "{kind:?} of {sequences} sequences is missing");
         }
     }
-    assert!(costs.overhead_us >= 0.0 && costs.plain_overhead_us >= 0.0);
+    // Plain rounds that run ahead have nothing outside of their passes.
+    let least = if engine.device().is_host() { f64::MIN_POSITIVE } else { 0.0 };
+    assert!(costs.overhead_us > 0.0 && costs.plain_overhead_us >= least, "{costs:?}");
     CostModel::from_sweep(&costs.points, costs.treads).unwrap();
     if engine.device().is_host() {
         assert_eq!(costs.conditions, None, "the CPU's clocks are not a GPU's");
