@@ -166,18 +166,9 @@ extern "C" __global__ void __launch_bounds__(kMaxTopKBlock, 1)
     top.offer(candidates, k);
   }
   const Finalists children(shared_ranks, top, k, reduction);
-  const int64_t first_candidate = params.call == nullptr ? 0 : params.call[0];
   children.for_each_winner(k, [&](int place, u64 rank) {
     const int id = index_of(rank);
-    const float logp = log_softmax(row[id], max_logit, mass);
-    const int64_t slot = static_cast<int64_t>(row_idx) * k + place;
-    const int token = params.d2t == nullptr ? id : id + params.d2t[id];
-    params.tokens[first_candidate + slot] = token;
-    params.logp[first_candidate + slot] = logp;
-    params.path_logp[first_candidate + slot] = params.parent_logp[row_idx] + logp;
-    if (params.posted == nullptr) return;
-    params.posted[slot] = token;
-    params.posted[static_cast<int64_t>(gridDim.x) * k + slot] = static_cast<int>(__float_as_uint(logp));
+    write_child(params, gridDim.x, row_idx, place, id, log_softmax(row[id], max_logit, mass));
   });
   if (params.posted == nullptr || !is_last_block(params.arrivals, gridDim.x, is_last)) return;
   // All blocks' words are there for whoever sees this one.

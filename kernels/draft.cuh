@@ -78,6 +78,21 @@ __device__ __forceinline__ float log_softmax(float logit, float max_logit, u64 m
   return relative - portable_ln(static_cast<float>(mass) * kMassStep);
 }
 
+// The child of a row at `place`, with draft id `id`: to the pool, and to the host if it is to go there. `num_rows` have
+// children.
+__device__ __forceinline__ void write_child(const DraftTopkParams& p, int num_rows, int row_idx, int place,
+                                            int id, float logp) {
+  const int64_t slot = static_cast<int64_t>(row_idx) * p.k + place;
+  const int64_t candidate = slot + (p.call == nullptr ? 0 : p.call[0]);
+  const int token = p.d2t == nullptr ? id : id + p.d2t[id];
+  p.tokens[candidate] = token;
+  p.logp[candidate] = logp;
+  p.path_logp[candidate] = p.parent_logp[row_idx] + logp;
+  if (p.posted == nullptr) return;
+  p.posted[slot] = token;
+  p.posted[static_cast<int64_t>(num_rows) * p.k + slot] = static_cast<int>(__float_as_uint(logp));
+}
+
 // The inputs of one row of the next drafter pass: see draft_frontier in draft.cu.
 __device__ __forceinline__ void pack_frontier_row(const DraftFrontierParams& p, int row_idx) {
   const FrontierRow row = p.frontier[row_idx];

@@ -46,3 +46,14 @@ __device__ __forceinline__ void store_vector(T* target, const Vector<T>& vector,
     if (i < valid) target[i] = vector.element[i];
   }
 }
+
+// Elements times `scale` times their weights, each rounded once.
+template <typename T>
+__device__ __forceinline__ Vector<T> scaled_vector(const Vector<T>& values, float scale,
+                                                   const Vector<T>& weights) {
+  Vector<T> scaled;
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i)
+    scaled.element[i] = from_float<T>(to_float(values.element[i]) * scale * to_float(weights.element[i]));
+  return scaled;
+}

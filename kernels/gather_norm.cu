@@ -50,11 +50,7 @@ __device__ __forceinline__ void gather_norm(const GatherNormParams& p) {
   for (int i = threadIdx.x * kVector<T>; i < H; i += stride) {
     const Vector<T> values = load_vector(src + i, exists ? H - i : 0, aligned, from_float<T>(0.0f));
     const Vector<T> weights = load_vector(weight + i, H - i, aligned, from_float<T>(0.0f));
-    Vector<T> scaled;
-#pragma unroll
-    for (int j = 0; j < kVector<T>; ++j) {
-      scaled.element[j] = from_float<T>(to_float(values.element[j]) * scale * to_float(weights.element[j]));
-    }
+    const Vector<T> scaled = scaled_vector(values, scale, weights);
     store_vector(out + i, scaled, H - i, aligned);
     if (copy != nullptr && copies_out) store_vector(copy + i, scaled, H - i, aligned);
   }

@@ -64,7 +64,6 @@ void digest(const simt::NativeLaunch& launch, const float* logits, Digest* diges
 
 void topk(const simt::NativeLaunch& launch, DraftTopkParams p) {
   const int num_slices = num_digests(p.vocab_size);
-  const int64_t first_candidate = p.call == nullptr ? 0 : p.call[0];
   simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
     const float* row = p.logits + static_cast<int64_t>(row_idx) * p.vocab_size;
     const Digest* const digests = p.digests + static_cast<int64_t>(row_idx) * num_slices;
@@ -90,15 +89,8 @@ void topk(const simt::NativeLaunch& launch, DraftTopkParams p) {
     }
     for (int place = 0; place < p.k; ++place) {
       const int id = index_of(top.held[place]);
-      const float logp = log_softmax(row[id], max_logit, mass);
-      const int64_t slot = static_cast<int64_t>(row_idx) * p.k + place;
-      const int token = p.d2t == nullptr ? id : id + p.d2t[id];
-      p.tokens[first_candidate + slot] = token;
-      p.logp[first_candidate + slot] = logp;
-      p.path_logp[first_candidate + slot] = p.parent_logp[row_idx] + logp;
-      if (p.posted == nullptr) continue;
-      p.posted[slot] = token;
-      p.posted[static_cast<int64_t>(launch.grid.x) * p.k + slot] = static_cast<int>(__float_as_uint(logp));
+      write_child(p, static_cast<int>(launch.grid.x), static_cast<int>(row_idx), place, id,
+                  log_softmax(row[id], max_logit, mass));
     }
   });
   if (p.posted != nullptr) store_release_system(p.flag, p.call[1]);
