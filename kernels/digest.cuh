@@ -19,10 +19,10 @@ __device__ __forceinline__ int num_digests(int vocab_size) {
   return (vocab_size + kDigestLen - 1) / kDigestLen;
 }
 
-// What stands in a digest, given its logits: for_each(use) calls use(logit, id) for each, ids ascending, as often as it
-// is called. Lanes that share them meet in combine(best) and then in total(mass).
-template <typename ForEach, typename Combine, typename Total>
-__device__ __forceinline__ Digest make_digest(ForEach&& for_each, Combine&& combine, Total&& total) {
+// The digest of logits that kLanes neighbouring lanes share, each of which gets it: for_each(use) calls use(logit, id)
+// for those of this lane, ids ascending, as often as it is called. The lanes of a warp call together.
+template <int kLanes, typename ForEach>
+__device__ __forceinline__ Digest digest_of_lanes(ForEach&& for_each) {
   // A comparison of floats for each; ranks of 8 bytes would take several instructions.
   float greatest = -INFINITY;
   int id_of_greatest = -1;
@@ -34,32 +34,19 @@ __device__ __forceinline__ Digest make_digest(ForEach&& for_each, Combine&& comb
       id_of_greatest = id;  // NaN or -inf: somebody has to stand for those
     }
   });
-  Digest digest{combine(id_of_greatest < 0 ? 0 : rank_of(greatest, id_of_greatest)), 0};
+  Digest digest{id_of_greatest < 0 ? 0 : rank_of(greatest, id_of_greatest), 0};
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    const u64 other = __shfl_xor_sync(kWholeWarp, digest.best, distance);
+    digest.best = digest.best > other ? digest.best : other;
+  }
   const bool is_possible = key_of(digest.best) != 0;
   const float max_logit = is_possible ? value_of_key(key_of(digest.best)) : NAN;
   for_each([&](float logit, int) {
     digest.mass += mass_of(portable_exp(relative_logit(logit, max_logit, 1.0f)));
   });
-  digest.mass = total(digest.mass);
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2)
+    digest.mass += __shfl_xor_sync(kWholeWarp, digest.mass, distance);
   return digest;
-}
-
-// The same by kLanes neighbouring lanes, each of which gets it. The lanes of a warp call together.
-template <int kLanes, typename ForEach>
-__device__ __forceinline__ Digest digest_of_lanes(ForEach&& for_each) {
-  auto best = [](u64 rank) {
-#pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-      const u64 other = __shfl_xor_sync(kWholeWarp, rank, distance);
-      rank = rank > other ? rank : other;
-    }
-    return rank;
-  };
-  auto sum = [](u64 mass) {
-#pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2)
-      mass += __shfl_xor_sync(kWholeWarp, mass, distance);
-    return mass;
-  };
-  return make_digest(for_each, best, sum);
 }

@@ -43,7 +43,7 @@ pub(super) struct Drafting {
     /// By slot, the row of the round's feature store with the output of the root's pair.
     root_outputs: Vec<i32>,
     /// Of the latest pass: whether it ran committed tokens, roots the last, and its scores.
-    latest: (bool, Option<Scores>),
+    latest: Option<(bool, Scores)>,
 }
 
 /// What a level's children are to be.
@@ -86,7 +86,7 @@ impl Drafting {
             turn: 0,
             candidates: Candidates::new(device, (max_rows, tread), max_sequences)?,
             root_outputs: vec![0; max_sequences],
-            latest: (false, None),
+            latest: None,
             network,
             kv,
         })
@@ -204,7 +204,7 @@ impl Drafting {
             Some(shape) => graphs.run((shape, PassKind { at_roots, top_k }), launch)?,
             None => (launch()?, false),
         };
-        self.latest = (at_roots, Some(scores));
+        self.latest = Some((at_roots, scores));
         Ok(waited)
     }
 
@@ -218,15 +218,15 @@ impl Drafting {
         self.candidates.read()
     }
 
-    /// Logits of the latest pass, f32 `[rows, draft vocab]`, of which those that are wanted come first. What changes them does so before
-    /// [`Drafting::rank`].
-    pub fn logits(&self) -> Option<&Tensor> {
-        self.latest.1.as_ref().map(|scores| &scores.logits)
-    }
-
-    /// Makes the children of the latest pass, whose ranking was masked, of the logits as they are now.
-    pub fn rank(&self, top_k: usize) -> Result<()> {
-        let (at_roots, Some(scores)) = &self.latest else { return Ok(()) };
+    /// Makes the children of the latest pass, whose ranking was masked, once `mask` has changed its logits: it gets these, f32
+    /// `[rows, draft vocab]`, those that are wanted first, and the offsets from their ids to the target's.
+    pub fn rank(
+        &self,
+        top_k: usize,
+        mask: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        let (at_roots, scores) = self.latest.as_ref().expect("a pass comes before its children");
+        mask(&scores.logits, self.network.d2t())?;
         scores.digest(self.pass.device())?;
         self.candidates.append(scores, *at_roots, self.network.d2t(), (top_k, &self.pass.call()))
     }

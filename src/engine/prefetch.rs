@@ -12,7 +12,6 @@ const SHARE: usize = 2;
 const VARIABLE: &str = "SMART_PREFETCH";
 
 /// How much is brought, of what comes next.
-#[derive(Clone)]
 pub(super) struct Prefetch {
     device: Device,
     bytes: usize,

@@ -77,7 +77,7 @@ impl Proposer {
     }
 
     /// Runs one level: the roots of drafting sequences, which catch up first, or drafted nodes, `ranking.top_k` children a row. The round has
-    /// at most `levels`. A network whose logits are to be masked first is asked for them by [`Proposer::rank`]. Returns whether the
+    /// at most `levels`. A network whose logits are to be masked first has its children made by [`Drafting::rank`]. Returns whether the
     /// device waited for a graph.
     pub fn run(
         &mut self,
@@ -108,17 +108,6 @@ impl Proposer {
             }
         }
         Ok(false)
-    }
-
-    /// Makes children of a network's logits once `mask` has changed them: it gets these and the offsets from their ids to the target's.
-    pub fn rank(
-        &mut self,
-        top_k: usize,
-        mask: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<()>,
-    ) -> Result<()> {
-        let Some(drafting) = self.network() else { return Ok(()) };
-        drafting.logits().map_or(Ok(()), |logits| mask(logits, drafting.network.d2t()))?;
-        drafting.rank(top_k)
     }
 
     /// The weight that drafting reads first: the next round's at its beginning, or else another level; none where nothing is read.

@@ -248,11 +248,10 @@ pub(super) fn run_levels(
         if proposer.run(&rows, (sequences, pool), slots, Ranking { top_k, masked }, levels)? {
             times.spoil_draft();
         }
-        let makes_logits = proposer.network().is_some();
-        if masked && makes_logits {
+        if let Some(drafting) = proposer.network().filter(|_| masked) {
             // Made while the device is busy with the logits that they are for.
             masks.collect_level(&rows, sequences, slots);
-            proposer.rank(top_k, |logits, d2t| masks.send(logits, d2t))?;
+            drafting.rank(top_k, |logits, d2t| masks.send(logits, d2t))?;
         }
         times.mark_level()?;
         // Most levels have another behind them.
@@ -261,7 +260,7 @@ pub(super) fn run_levels(
         let count = rows.len() * top_k;
         let control = Instant::now();
         let (tokens, mut logps) = (&tokens[..count], Cow::Borrowed(&logps[..count]));
-        if !makes_logits {
+        if proposer.network().is_none() {
             ban_children(&rows, sequences, slots, tokens, &mut logps);
         }
         round.add_level(tokens, &logps);

@@ -84,12 +84,12 @@ pub fn linear(device: &Device, args: LinearArgs) -> Result<()> {
 /// # Errors
 /// As [`linear`].
 pub fn head(device: &Device, args: LinearArgs, digests: &Tensor) -> Result<()> {
-    let (rows, n, k) = (args.x.dim(0), args.weight.dim(0), args.weight.dim(1));
-    let dims = Dims::new("head");
-    dims.require(args.out.dtype() == DType::F32 && args.out.is_contiguous(), "out", || {
-        ("f32 without gaps".into(), format!("{:?}", args.out))
-    })?;
-    check_digests(&dims, digests, rows, n)?;
+    let mut dims = Dims::new("head");
+    dims.rows("x", args.x, args.x.dtype(), &["T", "K"])?;
+    dims.dense("weight", args.weight, args.x.dtype(), &["N", "K"])?;
+    dims.dense("out", args.out, DType::F32, &["T", "N"])?;
+    let (n, k) = (dims.get("N"), dims.get("K"));
+    check_digests(&dims, digests, dims.get("T"), n)?;
     if args.x.dtype() != DType::F32 && splits(n, k).count == 1 {
         return check_and_launch(device, args, Epilogue::Head(digests));
     }

@@ -266,8 +266,8 @@ impl Pass {
         let known =
             self.open_rows.iter().flatten().copied().chain(filled(4 * self.num_rows, 4 * width, NO_ROW));
         stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
-        let told = self.call.iter().flatten().copied();
-        stage(CALL, told.clone().count(), &mut told.clone());
+        let told = self.call.as_slice().as_flattened();
+        stage(CALL, told.len(), &mut told.iter().copied());
         let roots = if is_open { num_sequences } else { 0 };
         let outline = stage(ROOT_OUTPUTS, roots, &mut self.root_outputs.iter().copied());
         // Words as their halves, the lower first. Those of rows that fill the pass up are not looked at.

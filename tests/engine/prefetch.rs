@@ -15,7 +15,7 @@ fn engine(policy: &str, bytes: usize) -> Engine {
 const BYTES: usize = 5000;
 
 #[test]
-fn texts_and_trees_are_those_without() {
+fn texts_are_those_without() {
     // A failure that another test plans is for whoever comes.
     let _alone = device();
     let prompt = &demo_prompts(1, 100)[0];

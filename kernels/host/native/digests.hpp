@@ -3,21 +3,6 @@
 #include "digest.cuh"
 #include "exact.hpp"
 
-// The greatest of up to kDigestLen logits; -inf if none is possible.
-VECTORISED_EXACT inline float greatest_of(const float* logits, int count) {
-  constexpr int kLanes = 16;
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = -INFINITY;
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane)
-      lanes[lane] = logits[i + lane] > lanes[lane] ? logits[i + lane] : lanes[lane];
-  for (; i < count; ++i) lanes[0] = logits[i] > lanes[0] ? logits[i] : lanes[0];
-  float greatest = -INFINITY;
-  for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
-  return greatest;
-}
-
 // The sum of mass_of() over the weights of a slice, in two 20-bit digits: vectors convert floats to 32-bit
 // integers only.
 VECTORISED_EXACT inline u64 mass_of_slice(const float* logits, int count, float max_logit) {
@@ -35,9 +20,7 @@ VECTORISED_EXACT inline u64 mass_of_slice(const float* logits, int count, float 
 
 // The digest of `count` logits, at least one, of which the first is that of token `first_id`.
 inline Digest digest_of_slice(const float* logits, int first_id, int count) {
-  const float greatest = greatest_of(logits, count);
-  if (greatest == -INFINITY) return {rank_of(greatest, first_id), 0};
-  int best = 0;
-  while (logits[best] != greatest) ++best;
-  return {rank_of(greatest, first_id + best), mass_of_slice(logits, count, greatest)};
+  const int best = argmax(logits, count);
+  if (best < 0) return {rank_of(-INFINITY, first_id), 0};
+  return {rank_of(logits[best], first_id + best), mass_of_slice(logits, count, logits[best])};
 }

@@ -4,12 +4,6 @@
 
 namespace {
 
-template <class T>
-ROW_BODY void normalise(const T* row, const T* weight, T* out, int H, float eps) {
-  const float scale = 1.0f / std::sqrt(sum_of_squares(row, H) / static_cast<float>(H) + eps);
-  for (int i = 0; i < H; ++i) out[i] = narrow<T>(simt::widen(row[i]) * scale * simt::widen(weight[i]));
-}
-
 #define NORM_ROW(T)                                                                   \
   ROW_KERNEL void norm_row(const T* row, const T* weight, T* out, int H, float eps) { \
     normalise<T>(row, weight, out, H, eps);                                           \

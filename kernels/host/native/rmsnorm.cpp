@@ -10,10 +10,7 @@ ROW_BODY void add_and_normalise(T* residual, const T* delta, const T* weight, T*
     for (int i = 0; i < H; ++i) residual[i] = narrow<T>(simt::widen(residual[i]) + simt::widen(delta[i]));
   }
   if (tap != nullptr) std::copy_n(residual, H, tap);
-
-  const float squares = sum_of_squares(residual, H);
-  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(H) + eps);
-  for (int i = 0; i < H; ++i) out[i] = narrow<T>(simt::widen(residual[i]) * scale * simt::widen(weight[i]));
+  normalise(residual, weight, out, H, eps);
 }
 
 #define RMSNORM_ROW(T)                                                                             \

@@ -55,6 +55,13 @@ ROW_BODY float sum_of_squares(const T* __restrict row, int length) {
   return squares;
 }
 
+// RMSNorm of a row, in place perhaps.
+template <class T>
+ROW_BODY void normalise(const T* row, const T* weight, T* out, int H, float eps) {
+  const float scale = 1.0f / std::sqrt(sum_of_squares(row, H) / static_cast<float>(H) + eps);
+  for (int i = 0; i < H; ++i) out[i] = narrow<T>(simt::widen(row[i]) * scale * simt::widen(weight[i]));
+}
+
 // body(row) for every row; on this thread alone where waking the others would take longer than the work.
 template <class Body>
 void for_rows(uint32_t num_rows, int64_t row_elements, Body body) {

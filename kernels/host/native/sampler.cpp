@@ -14,30 +14,8 @@
 
 namespace {
 
-constexpr int kLanes = 16;
 constexpr int kBlockTokens = kNoiseTokens;  // looked at together
 constexpr float kMargin = 1e-3f;            // far above all roundings of scores, which are at most 110
-
-// First index of the greatest logit; -1 if none is a number above -inf.
-VECTORISED_EXACT int argmax(const float* row, int vocab_size) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = -INFINITY;
-  int i = 0;
-  for (; i + kLanes <= vocab_size; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane)
-      lanes[lane] = row[i + lane] > lanes[lane] ? row[i + lane] : lanes[lane];
-  for (; i < vocab_size; ++i) lanes[0] = row[i] > lanes[0] ? row[i] : lanes[0];
-  float greatest = -INFINITY;
-  for (float lane : lanes) greatest = lane > greatest ? lane : greatest;
-  if (greatest == -INFINITY) return -1;
-  for (i = 0; i + kLanes <= vocab_size; i += kLanes) {
-    int found = 0;
-    for (int lane = 0; lane < kLanes; ++lane) found |= row[i + lane] == greatest;
-    if (found) break;
-  }
-  while (row[i] != greatest) ++i;
-  return i;
-}
 
 struct Row {
   const float* logits;

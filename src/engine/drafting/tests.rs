@@ -85,15 +85,14 @@ fn masked_children_are_those_of_the_masked_logits() {
     engine.step().unwrap();
     engine.step().unwrap();
     let Engine { proposer, sequences, pool, .. } = &mut engine;
-    let proposer = proposer.as_mut().unwrap();
+    let drafting = proposer.as_mut().and_then(|it| it.network_mut()).unwrap();
     let sequence = sequences[0].as_ref().unwrap();
     pool.reserve(0, sequence.draft_len + 33).unwrap();
     pool.upload().unwrap();
-    let drafting = proposer.network_mut().unwrap();
     let ranking = Ranking { top_k: TOP_K, masked: true };
     drafting.catch_up(pool, &[(0, sequence)], |_| 1, Some(ranking)).unwrap();
     let mut wanted = Vec::new();
-    proposer
+    drafting
         .rank(TOP_K, |logits, d2t| {
             let mut row = logits.rows(0..1).to_vec::<f32>()?;
             let d2t = d2t.map(|d2t| d2t.to_vec::<i32>()).transpose()?;
@@ -106,7 +105,7 @@ fn masked_children_are_those_of_the_masked_logits() {
             Ok(())
         })
         .unwrap();
-    let (tokens, logps) = proposer.read_children().unwrap();
+    let (tokens, logps) = drafting.read_children().unwrap();
     let got: Vec<(i32, f32)> = tokens.iter().copied().zip(logps.iter().copied()).take(TOP_K).collect();
     let wanted: Vec<(i32, f32)> = wanted.iter().map(|child| (child.token, child.logp)).collect();
     assert_eq!(got, wanted);
