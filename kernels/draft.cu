@@ -45,7 +45,8 @@
 // REQUIRES  1 <= width <= min(32, rows_per_sequence * k)
 //
 // ---- draft_frontier
-// MATH      {b, c, parent, run} = frontier[r];  p = prefix_len[b] + run
+// MATH      words[i] = host_words[i], as fetch_words would: frontier, moves and what else the host says may lie there.
+//           Then {b, c, parent, run} = frontier[r];  p = prefix_len[b] + run
 //           above          = parent < 0 ? {} : run_ancestors[b][parent]
 //           ancestors[r]   = run_ancestors[b][run] = above + {run}
 //           tokens[r]      = pool_tokens[c];  parent_logp[r] = pool_path_logp[c]
@@ -55,12 +56,13 @@
 //           run_feature_row[b][run] = moves[r, 1];  row_run[r] = run
 //           b = -1: a row that fills the pass up: token, position and feature_row 0, slot -1, no ancestors, run -1
 // SHAPES    as in DraftFrontierParams
-// LAUNCH    grid ceil(R / block), block any: a thread a row
+// LAUNCH    grid any, one with words: all of them come before the first row; block any: a thread a row
 // REQUIRES  the parents' runs belong to earlier passes; runs of a sequence ascend
 //
 // TWINS     src/kernels/draft.rs, src/reference/draft.rs, host/native/draft.cpp, tests/kernels/draft.rs
 // SOURCE    beam: Li, Wei, Zhang, Zhang: EAGLE-2 (2024)
 #include "draft.cuh"
+#include "host_words.cuh"
 #include "last_block.cuh"
 #include "ranking.cuh"
 
@@ -202,10 +204,14 @@ extern "C" __global__ void __launch_bounds__(kWarp)
 }
 EXPORT_KERNEL(draft_beam)
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
     draft_frontier(const __grid_constant__ DraftFrontierParams params) {
   take_turn();
-  const int row_idx = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row_idx < params.num_rows) pack_frontier_row(params, row_idx);
+  copy_words(params.host_words, params.words, params.num_words);
+  __syncthreads();
+  const int stride = gridDim.x * blockDim.x;
+  for (int row_idx = blockIdx.x * blockDim.x + threadIdx.x; row_idx < params.num_rows; row_idx += stride) {
+    pack_frontier_row(params, row_idx);
+  }
 }
 EXPORT_KERNEL(draft_frontier)

@@ -38,6 +38,8 @@ struct FrontierRow {
 static_assert(sizeof(FrontierRow) == 16, "layout shared with Rust");
 
 struct DraftFrontierParams {
+  const uint32_t* host_words;   // [n] of the host; null without words
+  uint32_t* words;              // [n] out: where the arrays that come from the host are to be
   const FrontierRow* frontier;  // [R]
   const int* pool_tokens;       // [P] target ids
   const float* pool_path_logp;  // [P]
@@ -58,9 +60,11 @@ struct DraftFrontierParams {
   int num_rows;                 // R
   int max_pages;
   int page_size;
+  int num_words;  // n
 };
-static_assert(sizeof(DraftFrontierParams) == 152, "layout shared with Rust");
-POINTER_FIELDS(DraftFrontierParams, &DraftFrontierParams::frontier, &DraftFrontierParams::pool_tokens,
+static_assert(sizeof(DraftFrontierParams) == 168, "layout shared with Rust");
+POINTER_FIELDS(DraftFrontierParams, &DraftFrontierParams::host_words, &DraftFrontierParams::words,
+               &DraftFrontierParams::frontier, &DraftFrontierParams::pool_tokens,
                &DraftFrontierParams::pool_path_logp, &DraftFrontierParams::first_position,
                &DraftFrontierParams::prefix_len, &DraftFrontierParams::page_table,
                &DraftFrontierParams::root_feature_row, &DraftFrontierParams::moves,

@@ -15,16 +15,9 @@
 // TWINS     src/kernels/host_words.rs, kernels/host/native/host_words.cpp, tests/kernels/host_words.rs; the
 //           oracle is a copy
 //
-// A warp reads or writes 128 bytes in a row, which is one request of the bus. Reads wait for the bus, about a
-// microsecond: a block of 1024 threads has 4 KiB under way, the grid what a pass needs.
-#include "prims.cuh"
-
-__device__ __forceinline__ void copy_words(const uint32_t* src, uint32_t* out, int n) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) {
-    out[i] = src[i];
-  }
-}
+// Reads wait for the bus, about a microsecond: a block of 1024 threads has 4 KiB under way or more, the grid what a
+// pass needs.
+#include "host_words.cuh"
 
 extern "C" __global__ void __launch_bounds__(1024) fetch_words(const uint32_t* src, uint32_t* out, int n) {
   take_turn();

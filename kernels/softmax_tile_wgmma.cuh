@@ -113,16 +113,17 @@ struct WarpgroupTile : SoftmaxRows<T_, kHeadDim_, 1, false, kWarpgroupThreads> {
     auto& acc = reinterpret_cast<float (&)[kHeadDim / 2]>(split_acc);
     const uint64_t values =
         wgmma_tile_across<kRowBytes>(v_ring + stage * kStage, kBlock * static_cast<int>(sizeof(T)));
+    // The weights are added up first: between its issue and its wait nobody may touch what wgmma reads as A.
+    split_sum[1] = split_sum[0];  // columns are equal: between steps two registers are enough
+    split_sum[3] = split_sum[2];
+#pragma unroll
+    for (int b = 0; b < 4; ++b) mma<T>(split_sum, fragment[b], {kOnes, kOnes});
     wgmma_fence();
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
       wgmma<T, kHeadDim, KAxis::kAcrossRows>(acc, fragment[b], wgmma_step_across<kRowBytes>(values, b));
     }
     wgmma_commit();
-    split_sum[1] = split_sum[0];  // columns are equal: between steps two registers are enough
-    split_sum[3] = split_sum[2];
-#pragma unroll
-    for (int b = 0; b < 4; ++b) mma<T>(split_sum, fragment[b], {kOnes, kOnes});
     wgmma_wait<0>();
     wgmma_arrived(acc);
   }

@@ -185,12 +185,15 @@ fn a_profile_under_modelled_time_shows_the_staircase_of_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("h200.json");
     std::fs::write(&table, h200_table().to_string()).unwrap();
-    let output = program()
-        .args(["profile", "--device", "host", "--max-sequences", "4", "--format", "json"])
-        .env("SIMT_CLOCK", &table)
-        .output()
-        .unwrap();
+    let profile = |arguments: &[&str]| {
+        let mut program = program();
+        program.args(["profile", "--device", "host"]).args(arguments).env("SIMT_CLOCK", &table);
+        program.output().unwrap()
+    };
+    let output = profile(&["--max-sequences", "4", "--format", "json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let refused = profile(&["--breakdown", "1"]);
+    assert_eq!(refused.status.code(), Some(2), "the table prices passes, not their parts");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["observed_tread"], 8);
     assert_eq!(answer["sweep"]["measured"], answer["sweep"]["planned"], "modelled time has no limit");

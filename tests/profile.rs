@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use smart_run::control::{CostSource, CostTable, SweepPoint, Treads};
 
 #[path = "common/program.rs"]
@@ -52,8 +52,9 @@ fn a_named_table_is_shown_drawn_and_saved_without_a_device() {
 fn the_demo_pair_is_measured_and_its_table_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let table = folder.path().join("here.json").to_str().unwrap().to_owned();
-    let measured =
-        profile(&["--device", "host", "--max-sequences", "2", "--format", "json", "--save-table", &table]);
+    let mut arguments = vec!["--device", "host", "--max-sequences", "2", "--format", "json"];
+    arguments.extend(["--save-table", &table, "--breakdown", "2"]);
+    let measured = profile(&arguments);
     assert!(measured.status.success(), "{}", text(&measured.stderr));
     assert!(measured.stderr.is_empty(), "no noise about a missing GPU: {}", text(&measured.stderr));
     let answer: Value = serde_json::from_slice(&measured.stdout).unwrap();
@@ -63,6 +64,19 @@ fn the_demo_pair_is_measured_and_its_table_can_be_read() {
     assert!(!table.commit.is_empty());
     assert_eq!(serde_json::to_value(&table).unwrap(), answer["table"]);
     assert_eq!(answer["sweep"]["measured"].as_u64().unwrap(), table.points.len() as u64);
+    let breakdowns = answer["breakdowns"].as_array().unwrap();
+    assert_eq!(breakdowns.iter().map(|pass| &pass["kind"]).collect::<Vec<_>>(), ["verify", "draft"]);
+    for pass in breakdowns {
+        assert_eq!((pass["rows"].as_u64(), pass["context"].as_u64()), (Some(2), Some(1024)));
+        let parts = pass["parts"].as_array().unwrap();
+        let us = parts
+            .iter()
+            .chain([&json!({ "us": pass["start_us"] })])
+            .map(|part| part["us"].as_f64().unwrap())
+            .sum::<f64>();
+        let total = pass["total_us"].as_f64().unwrap();
+        assert!((us / total - 1.0).abs() < 1e-9, "{us} of {total} us");
+    }
 }
 
 /// The largest and oddest table that is accepted: every point at a context of its own, passes as wide as allowed.
@@ -96,6 +110,8 @@ fn bad_input_is_one_sentence_and_exit_code_2() {
         (vec!["--costs", &broken], "broken.json"),
         (vec!["--costs", "h200/llama-3.1-8b/eagle3", "--out", &nowhere], "no such folder"),
         (vec!["--out", "p.pdf"], ".html or .svg"),
+        (vec!["--breakdown", "8,300"], "1 to 256"),
+        (vec!["--breakdown", "8", "--costs", "h200/llama-3.1-8b/eagle3"], "cannot be used with"),
         (vec!["--model", "no/such/folder"], "no such model folder"),
     ] {
         let output = profile(&arguments);

@@ -186,9 +186,11 @@ bench() {
   echo "smart-run bench ${arguments[*]}"
 }
 
-# profile TURN: what passes cost, as profile-TURN.json: of the pair, or of the shape of a Llama-3.1-8B and its EAGLE-3 drafter.
+# profile TURN: what passes cost, as profile-TURN.json: of the pair, or of the shape of a Llama-3.1-8B and its EAGLE-3 drafter. The second turn also
+# takes passes apart.
 profile() {
   local arguments=(--format json --model "$shape/target" --draft "$shape/drafter" "${dummy[@]}")
+  [ "$1" = 2 ] && arguments+=(--breakdown 1,64)
   timeout --kill-after=5 "$limit" "$smart_run" profile "${arguments[@]}" > "$scratch/profile.json" || return
   tr -d '\n' < "$scratch/profile.json" > "$results/profile-$1.json"
   echo "smart-run profile ${arguments[*]}"

@@ -158,6 +158,24 @@ def plain_decoding(folder: Path) -> None:
     table("Plain decoding", source, header, rows)
 
 
+def breakdowns(folder: Path) -> None:
+    """Passes taken apart: what each kernel adds, in the order of its launches."""
+    for path in sorted(folder.glob("profile-*.json")):
+        for pass_ in json.loads(path.read_text()).get("breakdowns", []):
+            total = pass_["total_us"]
+            rows = [["the start of a graph", "1", number(pass_["start_us"]), "", number(100 * pass_["start_us"] / total, 1), "", ""]]
+            for part in pass_["parts"]:
+                us, launches = part["us"], part["launches"]
+                blocks, cluster = ("x".join(map(str, part[sides])) for sides in ("grid", "cluster"))
+                rows.append([
+                    part["kernel"], str(launches), number(us), number(us / launches), number(100 * us / total, 1), blocks, cluster,
+                ])  # fmt: skip
+            network = "drafter" if pass_["kind"] == "draft" else "target"
+            title = f"A {network} pass of {pass_['rows']} rows behind {pass_['context']} tokens: {number(total)} us"
+            header = ["kernel", "launches", "us", "us each", "% of the pass", "blocks", "cluster"]
+            table(title, origin(folder / "end-to-end.txt"), header, rows)
+
+
 def end_to_end(folder: Path) -> None:
     reports = lines_of(folder / "end-to-end.jsonl")
     source = origin(folder / "end-to-end.txt")
@@ -201,6 +219,7 @@ def main() -> None:
         goals(folder)
         kernels(folder)
         plain_decoding(folder)
+        breakdowns(folder)
         end_to_end(folder)
 
 

@@ -3,10 +3,11 @@
 
 use half::bf16;
 use smart_run::Result;
-use smart_run::device::{DType, Device, Tensor};
+use smart_run::device::{DType, Device, PinnedBuffer, Tensor};
 use smart_run::kernels::digest::{digest_buffer, draft_digest};
 use smart_run::kernels::draft::{
-    DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, RunTables, draft_beam, draft_frontier, draft_topk,
+    DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, HostWords, RunTables, draft_beam, draft_frontier,
+    draft_topk,
 };
 use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, head};
@@ -221,16 +222,25 @@ fn beam_case(setting: &Setting, sequences: usize) -> Result<Case> {
 
 fn frontier_case(setting: &Setting, sequences: usize) -> Result<Case> {
     let rows = sequences * TOP_K;
+    // As the engine has it: what the host says of a level comes by the same launch.
     let entry = |row: usize| [row / TOP_K, row, usize::MAX, row % TOP_K].map(|value| value as i32);
     let ints = |value: fn(usize) -> i32, len: usize| setting.ints(&(0..len).map(value).collect::<Vec<_>>());
-    let frontier = setting.ints(&(0..rows).flat_map(entry).collect::<Vec<_>>())?.reshape(&[rows, 4]);
+    let frontier: Vec<i32> = (0..rows).flat_map(entry).collect();
     let pool_tokens = ints(|i| i as i32, rows)?;
     let (pool_path_logp, _) = setting.random_f32(&[rows])?;
     let [first_position, prefix_len, root_row] = [200, 100, 3].map(|value| vec![value; sequences]);
-    let (first_position, prefix_len, root_row) =
-        (setting.ints(&first_position)?, setting.ints(&prefix_len)?, setting.ints(&root_row)?);
+    let moves: Vec<i32> = (0..2 * rows).map(|i| (i / 2 + i % 2 * 10) as i32).collect();
+    let said = [frontier, moves, first_position, prefix_len, root_row];
+    let mut host = PinnedBuffer::new(&setting.device, said.concat().len())?;
+    host.as_mut_slice().copy_from_slice(&said.concat());
+    let words = setting.uninit(DType::I32, &[host.as_slice().len()])?;
+    let mut at = 0;
+    let [frontier, moves, first_position, prefix_len, root_row] = said.map(|array| {
+        at += array.len();
+        words.rows(at - array.len()..at)
+    });
+    let (frontier, moves) = (frontier.reshape(&[rows, 4]), moves.reshape(&[rows, 2]));
     let page_table = ints(|i| i as i32, sequences * 32)?.reshape(&[sequences, 32]);
-    let moves = ints(|i| (i / 2 + i % 2 * 10) as i32, 2 * rows)?.reshape(&[rows, 2]);
     let run_ancestors = setting.uninit(DType::U64, &[sequences, 256, 4])?;
     let run_rows = setting.uninit(DType::I32, &[sequences, 256])?;
     let [tokens, positions, slots, feature_row, row_run] =
@@ -241,10 +251,11 @@ fn frontier_case(setting: &Setting, sequences: usize) -> Result<Case> {
     let parent_logp = setting.uninit(DType::F32, &[rows])?;
     let (device, read_slots, read_ancestors) = (setting.device.clone(), slots.clone(), ancestors.clone());
     Ok(Case {
-        bytes: (rows * (16 + 8 + 8 + 5 * 4 + 32 + 4 + 36)) as f64,
+        bytes: (rows * (16 + 8 + 8 + 5 * 4 + 32 + 4 + 36) + 8 * words.dim(0)) as f64,
         flops: 0.0,
         launch: Box::new(move |_| {
             let args = DraftFrontierArgs {
+                words: Some(HostWords { src: &host.mapped(), out: &words }),
                 frontier: &frontier,
                 pool_tokens: &pool_tokens,
                 pool_path_logp: &pool_path_logp,

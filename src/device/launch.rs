@@ -2,7 +2,7 @@
 
 use cudarc::driver::sys;
 
-use super::{Device, Tensor, TensorMap, check, images};
+use super::{Device, Tensor, TensorMap, check, images, prefix};
 use crate::error::{Error, Result};
 
 /// A loaded kernel.
@@ -156,6 +156,9 @@ impl Device {
         }
         if found.parameter_sizes[args.count] != 0 {
             return Err(parameter_mismatch(kernel, &found, args));
+        }
+        if prefix::leaves_out(kernel, [grid, block, args.cluster]) {
+            return Ok(());
         }
         let base = args.bytes.0.as_ptr().cast::<u8>();
         let mut pointers = [std::ptr::null_mut(); MAX_ARGS];

@@ -11,6 +11,7 @@ mod event;
 mod graph;
 mod launch;
 mod pinned;
+mod prefix;
 mod tensor;
 mod tensor_core_family;
 mod tensor_map;
@@ -30,6 +31,7 @@ pub use event::{Event, Timeline};
 pub use graph::Graph;
 pub use launch::LaunchArgs;
 pub use pinned::PinnedBuffer;
+pub use prefix::KernelLaunch;
 pub use tensor::{DType, Element, Tensor};
 pub use tensor_core_family::TensorCoreFamily;
 #[cfg(test)]

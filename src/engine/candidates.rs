@@ -5,7 +5,7 @@ use crate::device::{DType, Device, Tensor};
 use crate::drafter::Scores;
 use crate::error::Result;
 use crate::kernels::draft::{
-    DraftFrontierArgs, DraftTopkArgs, MAX_RUNS, RunTables, draft_frontier, draft_topk,
+    DraftFrontierArgs, DraftTopkArgs, HostWords, MAX_RUNS, RunTables, draft_frontier, draft_topk,
 };
 use crate::kernels::mailbox::Mailbox;
 use crate::kv_cache::{KvCache, PAGE_SIZE};
@@ -59,14 +59,16 @@ impl Candidates {
         self.used = 0;
     }
 
-    /// Fills the row arrays of a pass of open rows, on the device. Its launch depends on the pass's shape alone.
+    /// Has the device fetch the description of a pass of open rows and fill the row arrays. Its launch depends on the pass's shape alone.
     pub fn describe_rows(&self, pass: &Pass, kv: &KvCache) -> Result<()> {
         let (rows, slots) = (0..pass.width(), 0..pass.num_sequences());
         // The pair of a node at depth d sits one position before the node's own: the root's children at its position.
         let prefix_len = pass.prefix_len();
+        let [src, out] = &pass.staged();
         draft_frontier(
             &self.device,
             DraftFrontierArgs {
+                words: Some(HostWords { src, out }),
                 frontier: &pass.open_rows(),
                 pool_tokens: &self.tokens,
                 pool_path_logp: &self.path_logp,

@@ -28,7 +28,7 @@ pub(super) struct Drafting {
     pub taps: Tensor,
     pass: Pass,
     /// Its passes, by shape.
-    graphs: PassGraphs<PassKind, Scores>,
+    pub graphs: PassGraphs<PassKind, Scores>,
     /// Rows of the round's feature store that are taken.
     feature_rows: usize,
     /// `[sequence slots * BACKLOG, taps * hidden]`, one ring a slot; see [`backlog_row`].
@@ -57,7 +57,7 @@ pub(super) struct Ranking {
 
 /// What launches of a drafter's passes of one shape depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct PassKind {
+pub(super) struct PassKind {
     /// Whether committed tokens are run.
     at_roots: bool,
     /// Children a row, if the pass ranks them.
@@ -187,8 +187,8 @@ impl Drafting {
         pass.stage();
         let top_k = ranking.and_then(|ranking| (!ranking.masked).then_some(ranking.top_k));
         let launch = || {
-            pass.fetch()?;
             let scores = if at_roots {
+                pass.fetch()?;
                 network.extend(pass, kv, backlog)?
             } else {
                 candidates.describe_rows(pass, kv)?;
@@ -200,17 +200,10 @@ impl Drafting {
             network.layer().keep_outputs(pass)?;
             Ok(scores)
         };
-        let (scores, waited) = match pass.shape() {
-            Some(shape) => graphs.run((shape, PassKind { at_roots, top_k }), launch)?,
-            None => (launch()?, false),
-        };
+        let shape = pass.shape().map(|shape| (shape, PassKind { at_roots, top_k }));
+        let (scores, waited) = graphs.run(shape, launch)?;
         self.latest = Some((at_roots, scores));
         Ok(waited)
-    }
-
-    /// Graphs that are kept.
-    pub fn num_graphs(&self) -> usize {
-        self.graphs.num_graphs()
     }
 
     /// Waits for the last pass and gives its children: tokens and log-probabilities, `top_k` a row.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use crate::device::{Device, Graph};
+use crate::engine::breakdown::{self, Parts};
 use crate::error::Result;
 use crate::model::PassShape;
 
@@ -18,6 +19,9 @@ pub(super) struct PassGraphs<Kind, Output> {
     shapes: HashMap<(PassShape, Kind), Known<Output>>,
     /// Passes so far.
     passes: u64,
+    /// Whether the next pass is taken apart, and what that found.
+    breaks_down: bool,
+    parts: Option<Parts>,
 }
 
 /// A shape that has come before.
@@ -29,19 +33,24 @@ struct Known<Output> {
 
 impl<Kind: Copy + Eq + Hash, Output: Clone> PassGraphs<Kind, Output> {
     pub fn new(device: &Device) -> Self {
-        Self { device: device.clone(), shapes: HashMap::new(), passes: 0 }
+        Self { device: device.clone(), shapes: HashMap::new(), passes: 0, breaks_down: false, parts: None }
     }
 
-    /// Issues `pass`, which launches the same for every pass of `shape`; what it comes to, and whether its graph was made for it: then the device
-    /// waited for the host. The first time a pass is just run: kernels are loaded then, which a recording must not do.
+    /// Issues `pass`, which launches the same for every pass of `shape`, if it has one; what it comes to, and whether its graph was made for it: then
+    /// the device waited for the host. The first time a pass is just run: kernels are loaded then, which a recording must not do.
     ///
     /// # Errors
     /// Those of `pass`; the driver's, if it does not record or replay.
     pub fn run(
         &mut self,
-        shape: (PassShape, Kind),
+        shape: Option<(PassShape, Kind)>,
         pass: impl Fn() -> Result<Output>,
     ) -> Result<(Output, bool)> {
+        if std::mem::take(&mut self.breaks_down) {
+            pass()?;
+            self.parts = Some(breakdown::measure(&self.device, || pass().map(drop))?);
+        }
+        let Some(shape) = shape else { return Ok((pass()?, false)) };
         self.passes += 1;
         let Some(known) = self.shapes.get_mut(&shape) else {
             self.make_room();
@@ -61,6 +70,16 @@ impl<Kind: Copy + Eq + Hash, Output: Clone> PassGraphs<Kind, Output> {
         graph.launch()?;
         let (_, output) = known.recorded.insert((graph, output.expect("the recording went well")));
         Ok((output.clone(), true))
+    }
+
+    /// Has the next pass taken apart before it is run.
+    pub fn break_down_next(&mut self) {
+        self.breaks_down = true;
+    }
+
+    /// What the pass that was taken apart came to.
+    pub fn take_parts(&mut self) -> Option<Parts> {
+        self.parts.take()
     }
 
     /// Graphs that are kept.

@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod breakdown;
 mod builder;
 mod candidates;
 mod commit;
@@ -83,6 +84,7 @@ use crate::pages::PagePool;
 
 pub use crate::drafter::DraftVocabulary;
 pub use crate::pages::{CacheEvent, CacheLayout, PageCounts, PositionKey};
+pub use breakdown::{PassBreakdown, PassPart};
 pub use builder::{DraftSource, EngineBuilder};
 pub use commit::{Emission, TokenLogprobs};
 pub use generation::Generation;
@@ -242,7 +244,7 @@ impl Engine {
     /// Shapes of passes that run as one graph: of the target, and of the drafter.
     pub fn pass_graphs(&self) -> (usize, usize) {
         let network = self.proposer.as_ref().and_then(Proposer::network);
-        (self.verifier.graphs.num_graphs(), network.map_or(0, |drafting| drafting.num_graphs()))
+        (self.verifier.graphs.num_graphs(), network.map_or(0, |drafting| drafting.graphs.num_graphs()))
     }
 
     /// Launches of linear layers that could run in several ways, and those that measurements chose at the start, of the target and of a drafter

@@ -34,7 +34,7 @@ const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
 /// Widest of them where every row costs: there is no end of free rows to be found.
 const WIDEST_ON_HOST: usize = 64;
 /// Nodes and drafter rows of each sequence in passes over a batch.
-const NODES_PER_SEQUENCE: usize = 64;
+pub(super) const NODES_PER_SEQUENCE: usize = 64;
 const DRAFT_ROWS_PER_SEQUENCE: usize = 16;
 /// Children drafted per row, as `smart` asks for.
 const TOP_K: usize = 10;

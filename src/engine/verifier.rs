@@ -161,10 +161,8 @@ impl Verifier {
     fn launch(&mut self, taps: Option<Taps>) -> Result<(Tensor, bool)> {
         let Self { target, kv, pass, graphs, .. } = self;
         let forward = || target.forward(pass, kv, taps);
-        let (logits, waited) = match pass.shape() {
-            Some(shape) => graphs.run((shape, taps.is_some()), forward)?,
-            None => (forward()?, false),
-        };
+        let shape = pass.shape().map(|shape| (shape, taps.is_some()));
+        let (logits, waited) = graphs.run(shape, forward)?;
         Ok((logits.rows(0..self.pass.num_logit_rows()), waited))
     }
 

@@ -207,8 +207,18 @@ pub struct RunTables<'a> {
     pub feature_row: &'a Tensor,
 }
 
+/// Words that a kernel fetches from the host before it reads what they say.
+pub struct HostWords<'a> {
+    /// I32 `[n]`, usually [`crate::device::PinnedBuffer::mapped`]. They must stay as they are until the device has passed the launch.
+    pub src: &'a Tensor,
+    /// Out, I32 `[n]`.
+    pub out: &'a Tensor,
+}
+
 /// Arguments of [`draft_frontier`].
 pub struct DraftFrontierArgs<'a> {
+    /// Fetched first, as by [`fetch_words`](crate::kernels::host_words::fetch_words): the arrays below that the host writes may lie there.
+    pub words: Option<HostWords<'a>>,
     /// I32 `[R, 4]`: [`FrontierRow`]s. Parents belong to earlier passes.
     pub frontier: &'a Tensor,
     /// I32 `[P]`: target ids of the candidates.
@@ -250,11 +260,11 @@ pub struct DraftFrontierArgs<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DraftFrontierParams {
-    pointers: [u64; 17],
+    pointers: [u64; 19],
     num_rows: i32,
     max_pages: i32,
     page_size: i32,
-    padding: i32,
+    num_words: i32,
 }
 
 /// Packs the inputs of the next drafter pass from a list of chosen candidates.
@@ -281,41 +291,55 @@ pub fn draft_frontier(device: &Device, args: DraftFrontierArgs) -> Result<()> {
     dims.dense("feature_row", args.feature_row, DType::I32, &["R"])?;
     dims.dense("row_run", args.row_run, DType::I32, &["R"])?;
     dims.require(args.page_size > 0, "page_size", || ("at least 1".into(), "0".into()))?;
+    if let Some(HostWords { src, out }) = args.words {
+        dims.dense("words.src", src, DType::I32, &["n"])?;
+        dims.dense("words.out", out, DType::I32, &["n"])?;
+    }
     let num_rows = dims.get("R");
-    if num_rows == 0 {
+    let num_words = args.words.as_ref().map_or(0, |words| words.src.dim(0));
+    if num_rows == 0 && num_words == 0 {
         return Ok(());
     }
+    let word_pointers = args.words.map_or([0; 2], |HostWords { src, out }| [src, out].map(Tensor::ptr));
+    let row_pointers = [
+        args.frontier,
+        args.pool_tokens,
+        args.pool_path_logp,
+        args.first_position,
+        args.prefix_len,
+        args.page_table,
+        args.root_feature_row,
+        args.moves,
+        args.runs.ancestors,
+        args.runs.feature_row,
+        args.tokens,
+        args.positions,
+        args.slots,
+        args.ancestors,
+        args.parent_logp,
+        args.feature_row,
+        args.row_run,
+    ]
+    .map(Tensor::ptr);
+    let mut pointers = [0; 19];
+    pointers[..2].copy_from_slice(&word_pointers);
+    pointers[2..].copy_from_slice(&row_pointers);
     let params = DraftFrontierParams {
-        pointers: [
-            args.frontier,
-            args.pool_tokens,
-            args.pool_path_logp,
-            args.first_position,
-            args.prefix_len,
-            args.page_table,
-            args.root_feature_row,
-            args.moves,
-            args.runs.ancestors,
-            args.runs.feature_row,
-            args.tokens,
-            args.positions,
-            args.slots,
-            args.ancestors,
-            args.parent_logp,
-            args.feature_row,
-            args.row_run,
-        ]
-        .map(Tensor::ptr),
+        pointers,
         num_rows: num_rows as i32,
         max_pages: dims.get("max_pages") as i32,
         page_size: args.page_size as i32,
-        padding: 0,
+        num_words: num_words as i32,
     };
-    let block = 64;
-    let grid = num_rows.div_ceil(block) as u32;
-    // SAFETY: the struct has the fields of DraftFrontierParams in order; rows are bounded by num_rows, the
+    // Rows are read when all words have come: a block waits for itself alone.
+    let (grid, block) = match num_words {
+        0 => (num_rows.div_ceil(64), 64),
+        _ => (1, num_rows.max(num_words).next_multiple_of(32).min(1024)),
+    };
+    let grid = grid as u32;
+    // SAFETY: the struct has the fields of DraftFrontierParams in order; rows are bounded by num_rows, words by num_words, the
     // shapes were checked above. The caller owns that the frontier's entries lie below B, P and 256, and that
-    // the page table covers the runs. Writes the run tables and the seven outputs only.
+    // the page table covers the runs. Writes the words, the run tables and the seven outputs only.
     unsafe {
         device.launch(
             "draft_frontier",
@@ -333,7 +357,7 @@ mod tests {
 
     #[test]
     fn structs_have_the_kernels_layout() {
-        assert_eq!(size_of::<DraftFrontierParams>(), 152);
+        assert_eq!(size_of::<DraftFrontierParams>(), 168);
         let row = FrontierRow { sequence: 1, candidate: 2, parent_run: 3, run: 4 };
         assert_eq!(bytemuck::cast::<_, [i32; 4]>(row), [1, 2, 3, 4]);
     }

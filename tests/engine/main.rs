@@ -4,6 +4,7 @@
 pub(crate) mod common;
 
 mod batch;
+mod breakdown;
 mod controllers;
 mod costs;
 mod draft_vocabulary;

@@ -1,8 +1,8 @@
 use smart_run::device::{DType, Device, PinnedBuffer, Tensor};
 use smart_run::kernels::digest::{digest_buffer, draft_digest};
 use smart_run::kernels::draft::{
-    ChildrenPost, DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, FrontierRow, RunTables, draft_beam,
-    draft_frontier, draft_topk,
+    ChildrenPost, DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, FrontierRow, HostWords, RunTables,
+    draft_beam, draft_frontier, draft_topk,
 };
 use smart_run::reference::draft as oracle;
 use smart_run::sampling::DIGEST_LEN;
@@ -359,9 +359,47 @@ fn beam_takes_the_likeliest_candidates_of_each_sequence() {
     }
 }
 
+/// Arrays one behind the other, with something before and behind them, as the host lays them out, and where they are to be on the device.
+struct Words {
+    values: Vec<i32>,
+    host: PinnedBuffer<i32>,
+    out: Tensor,
+}
+
+impl Words {
+    /// More than a block has threads.
+    fn new(device: &Device, arrays: &[&[i32]]) -> Self {
+        let values = [&[&[7; 12][..]], arrays, &[&[9; 3000][..]]].concat().concat();
+        let mut host = PinnedBuffer::new(device, values.len()).unwrap();
+        host.as_mut_slice().copy_from_slice(&values);
+        let out = Tensor::uninit(device, DType::I32, &[values.len()]).unwrap();
+        Self { values, host, out }
+    }
+
+    /// Where the arrays are to be.
+    fn places(&self, lens: &[usize]) -> Vec<Tensor> {
+        let mut at = 12;
+        let mut place = |&len: &usize| {
+            at += len;
+            self.out.rows(at - len..at)
+        };
+        lens.iter().map(&mut place).collect()
+    }
+}
+
 /// Levels of a round, each packed from the tables that the earlier ones wrote.
 #[test]
 fn frontier_packs_level_after_level() {
+    pack_levels(false);
+}
+
+#[test]
+fn frontier_fetches_what_the_host_says_before_it_reads() {
+    pack_levels(true);
+}
+
+/// With `fetches` what the host says of a level comes to the device by the same launch.
+fn pack_levels(fetches: bool) {
     let held = device();
     let device: &Device = &held;
     let (batch, page_size, max_pages, pool_len) = (2, 16, 24, 400);
@@ -404,18 +442,26 @@ fn frontier_packs_level_after_level() {
             let [tokens, positions, slots, feature_row, row_run] = &out_ints;
             let ancestors = Tensor::uninit(device, DType::U64, &[num_rows, 4]).unwrap();
             let parent_logp = Tensor::uninit(device, DType::F32, &[num_rows]).unwrap();
+            let arrays: [&[i32]; 5] =
+                [bytemuck::cast_slice(&frontier), &first_position, &prefix_len, &root_feature_row, &moves];
+            let words = Words::new(device, &arrays);
+            let said = match fetches {
+                true => words.places(&arrays.map(<[i32]>::len)),
+                false => arrays.map(ints).to_vec(),
+            };
+            let mapped = words.host.mapped();
             let args = DraftFrontierArgs {
-                frontier: &Tensor::from_slice::<i32>(device, bytemuck::cast_slice(&frontier), &[num_rows, 4])
-                    .unwrap(),
+                words: fetches.then_some(HostWords { src: &mapped, out: &words.out }),
+                frontier: &said[0].reshape(&[num_rows, 4]),
                 pool_tokens: &ints(&pool_tokens),
                 pool_path_logp: &Tensor::from_slice(device, &pool_path_logp, &[pool_len as usize]).unwrap(),
-                first_position: &ints(&first_position),
-                prefix_len: &ints(&prefix_len),
+                first_position: &said[1],
+                prefix_len: &said[2],
                 page_table: &Tensor::from_slice(device, &page_table, &[batch, max_pages]).unwrap(),
                 page_size,
-                root_feature_row: &ints(&root_feature_row),
+                root_feature_row: &said[3],
                 runs: RunTables { ancestors: &ancestors_table, feature_row: &feature_table },
-                moves: &Tensor::from_slice(device, &moves, &[num_rows, 2]).unwrap(),
+                moves: &said[4].reshape(&[num_rows, 2]),
                 tokens,
                 positions,
                 slots,
@@ -425,6 +471,9 @@ fn frontier_packs_level_after_level() {
                 row_run,
             };
             draft_frontier(device, args).unwrap();
+            if fetches {
+                assert!(words.out.to_vec::<i32>().unwrap() == words.values, "{mode:?}");
+            }
             let [tokens, positions, slots, feature_row, row_run] =
                 out_ints.map(|tensor| tensor.to_vec::<i32>().unwrap());
             let ancestors = ancestors.to_vec::<u64>().unwrap();

@@ -112,6 +112,7 @@ void beam(const simt::NativeLaunch& launch, const float* path_logp, const int* r
 }
 
 void frontier(const simt::NativeLaunch&, DraftFrontierParams params) {
+  std::copy_n(params.host_words, params.num_words, params.words);
   for (int row_idx = 0; row_idx < params.num_rows; ++row_idx) pack_frontier_row(params, row_idx);
 }
 

@@ -1,5 +1,6 @@
 //! `smart-run profile`: what target and drafter passes cost, measured here or read from a table, as text and as pictures.
 
+mod breakdown;
 mod figures;
 
 use std::fmt::Write as _;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 use smart_run::control::cost::COST_TABLE_VERSION;
 use smart_run::control::{CostModel, CostSource, CostTable, Policy, SweepKind, SweepPoint};
-use smart_run::engine::IdleLevel;
+use smart_run::engine::{IdleLevel, PassBreakdown};
 use smart_run::kernels::linear::TunedLaunch;
 use smart_run::{Error, Result};
 
@@ -37,6 +38,8 @@ struct Sweep {
     idle_level: Option<IdleLevel>,
     /// Of the target, and of the drafter.
     tuned: [Vec<TunedLaunch>; 2],
+    /// Passes whose time was taken apart, as asked for.
+    breakdowns: Vec<PassBreakdown>,
 }
 
 /// Runs the command.
@@ -70,7 +73,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 }
 
 fn measure(subject: &ProfileSubject) -> Result<Profile> {
-    let ProfileSubject::Machine { models: args, max_sequences, dummy_weights } = subject else {
+    let ProfileSubject::Machine { models: args, max_sequences, dummy_weights, breakdown } = subject else {
         unreachable!("tables are not measured");
     };
     let models = Models::of(args)?;
@@ -84,6 +87,10 @@ fn measure(subject: &ProfileSubject) -> Result<Profile> {
     }
     let mut engine = loading::build(builder)?;
     let measured = engine.measure_costs()?;
+    let mut breakdowns = Vec::new();
+    for &rows in breakdown {
+        breakdowns.extend(engine.break_down_passes(rows)?);
+    }
     let gpu = engine.device().name().to_owned();
     let table = CostTable {
         version: COST_TABLE_VERSION,
@@ -107,6 +114,7 @@ fn measure(subject: &ProfileSubject) -> Result<Profile> {
         planned: measured.planned_points,
         idle_level: measured.idle_level,
         tuned: engine.tuned_launches().map(<[_]>::to_vec),
+        breakdowns,
     };
     Ok(Profile { cost: table.cost_model()?, table, sweep: Some(sweep) })
 }
@@ -117,6 +125,10 @@ impl Profile {
         let networks =
             self.sweep.iter().flat_map(|sweep| ["target", "drafter"].into_iter().zip(&sweep.tuned));
         networks.flat_map(|(network, launches)| launches.iter().map(move |launch| (network, launch)))
+    }
+
+    fn breakdowns(&self) -> &[PassBreakdown] {
+        self.sweep.as_ref().map_or(&[], |sweep| &sweep.breakdowns)
     }
 
     fn title(&self) -> String {
@@ -200,6 +212,9 @@ impl Profile {
             text.push_str(&self.passes(kind, title));
         }
         text.push_str(&self.launches());
+        for breakdown in self.breakdowns() {
+            text.push_str(&breakdown::text(breakdown));
+        }
         text.push_str("\nAttention of a target pass, us per sequence and 1000 cached tokens\n  nodes");
         for nodes in ATTENTION_NODES {
             let _ = write!(text, " {nodes:>9}");
@@ -288,6 +303,7 @@ impl Profile {
                 "seconds": sweep.took.as_secs_f64(), "measured": sweep.measured, "planned": sweep.planned,
                 "idle_level": sweep.idle_level.map(|level| json!({"us": level.us, "prefetched_us": level.prefetched_us})),
             })),
+            "breakdowns": self.breakdowns().iter().map(breakdown::json).collect::<Vec<_>>(),
             "remarks": self.table.conditions.as_ref().map(|conditions| conditions.remarks()).unwrap_or_default(),
         })
     }

@@ -9,6 +9,8 @@ use super::{ModelArgs, OutputFormat, integer};
 
 /// Most sequences that a batch is measured for.
 const MAX_SEQUENCES: usize = 256;
+/// Most rows of a pass that is taken apart: those of a sequence.
+const MAX_ROWS: usize = 256;
 
 /// What to show the costs of.
 #[derive(Debug, PartialEq)]
@@ -36,6 +38,8 @@ pub enum ProfileSubject {
         max_sequences: usize,
         /// Whether weights are made up.
         dummy_weights: bool,
+        /// Rows of the passes whose time is taken apart.
+        breakdown: Vec<usize>,
     },
 }
 
@@ -60,6 +64,9 @@ pub struct LowProfile {
     /// Make the weights up: of the model's and drafter's folders only config.json is read
     #[arg(long, conflicts_with = "costs", requires = "model")]
     dummy_weights: bool,
+    /// Also take passes of so many rows of one sequence apart: what each kernel adds to them, in the order of its launches
+    #[arg(long, value_name = "ROWS,...", value_delimiter = ',', value_parser = rows, conflicts_with = "costs")]
+    breakdown: Vec<usize>,
     /// Show this table instead of measuring: a file, or CARD/MODEL/DRAFTER as in h200/llama-3.1-8b/eagle3
     #[arg(long, value_name = "NAME", conflicts_with = "LowModel")]
     costs: Option<String>,
@@ -83,6 +90,7 @@ pub fn profile(typed: LowProfile) -> Result<ProfileArgs, String> {
             models: typed.models.into(),
             max_sequences: typed.max_sequences.unwrap_or(1),
             dummy_weights: typed.dummy_weights,
+            breakdown: typed.breakdown,
         },
     };
     Ok(ProfileArgs { subject, out, save_table: typed.save_table, format: typed.format })
@@ -99,4 +107,8 @@ pub fn picture(path: PathBuf) -> Result<(PathBuf, Picture), String> {
 
 fn max_sequences(typed: &str) -> Result<usize, String> {
     integer(typed, 1, MAX_SEQUENCES)
+}
+
+fn rows(typed: &str) -> Result<usize, String> {
+    integer(typed, 1, MAX_ROWS)
 }
