@@ -72,7 +72,7 @@ pub(super) fn leaves_out(kernel: &str, [grid, block, cluster]: [[u32; 3]; 3]) ->
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use crate::device::{DType, Device, DeviceChoice, Tensor};
+    use crate::device::{Device, DeviceChoice, Tensor};
     use crate::kernels::host_words::fetch_words;
 
     #[test]

@@ -220,7 +220,8 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
             subject: ProfileSubject::Machine {
                 models: ModelArgs::default(),
                 max_sequences: 1,
-                dummy_weights: false
+                dummy_weights: false,
+                breakdown: Vec::new(),
             },
             out: None,
             save_table: None,
@@ -229,7 +230,7 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
     );
     assert_eq!(
         profile_args(
-            "profile --model m --draft d --draft-vocab f.pt --dtype f16 --device host --max-sequences 8 --dummy-weights --out p.svg --save-table t.json --format json"
+            "profile --model m --draft d --draft-vocab f.pt --dtype f16 --device host --max-sequences 8 --dummy-weights --breakdown 1,64 --out p.svg --save-table t.json --format json"
         ),
         ProfileArgs {
             subject: ProfileSubject::Machine {
@@ -242,6 +243,7 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
                 },
                 max_sequences: 8,
                 dummy_weights: true,
+                breakdown: vec![1, 64],
             },
             out: Some(("p.svg".into(), Picture::Svg)),
             save_table: Some("t.json".into()),
@@ -263,6 +265,8 @@ fn a_wrong_profile_is_one_sentence_that_names_the_flag() {
         ("profile --costs x --model m", "--model"),
         ("profile --costs x --device host", "--device"),
         ("profile --dummy-weights", "--model"),
+        ("profile --breakdown 1,0", "from 1 to 256"),
+        ("profile --breakdown 8 --costs x", "--costs"),
         ("profile --costs x --dummy-weights", "--dummy-weights"),
         ("profile --costs x --max-sequences 1", "--max-sequences"),
         ("profile --dtype fp8", "--dtype"),
