@@ -186,13 +186,11 @@ bench() {
   echo "smart-run bench ${arguments[*]}"
 }
 
-# profile TURN: what passes cost, as profile-TURN.json: of the pair, or of the shape of a Llama-3.1-8B and its EAGLE-3 drafter. The second turn also
-# takes passes apart.
+# profile NAME FLAG...: what passes cost, as NAME.json: of the pair, or of the shape of a Llama-3.1-8B and its EAGLE-3 drafter.
 profile() {
-  local arguments=(--format json --model "$shape/target" --draft "$shape/drafter" "${dummy[@]}")
-  [ "$1" = 2 ] && arguments+=(--breakdown 1,64)
+  local arguments=(--format json --model "$shape/target" --draft "$shape/drafter" "${dummy[@]}" "${@:2}")
   timeout --kill-after=5 "$limit" "$smart_run" profile "${arguments[@]}" > "$scratch/profile.json" || return
-  tr -d '\n' < "$scratch/profile.json" > "$results/profile-$1.json"
+  tr -d '\n' < "$scratch/profile.json" > "$results/$1.json"
   echo "smart-run profile ${arguments[*]}"
 }
 
@@ -206,7 +204,7 @@ decode() {
 
 end_to_end() {
   unpack smart-run
-  rm -f "$results/end-to-end.jsonl" "$results/decode.jsonl" "$results"/profile-*.json
+  rm -f "$results/end-to-end.jsonl" "$results/decode.jsonl" "$results"/profile-*.json "$results/breakdown.json"
   # Relative, so that results name no folder of this machine.
   local pair=assets/demo prompts=assets/demo/prompts.jsonl shape=tools/shapes/llama-3.1-8b dummy=(--dummy-weights)
   [ "$SMART_DEVICE" = host ] && shape=assets/demo
@@ -218,10 +216,11 @@ end_to_end() {
   cd "$SMART_TEST_ROOT" || exit 1
   local all=$((${seconds:-$((430 * patience))} + 20)) part batches="1 8 32 64 4 16 2"
   [ "$SMART_DEVICE" = host ] && batches="1 2"
-  # Plain decoding: ours, PyTorch's, ours again, in two fifths of the time at the most.
-  step "passes" $((all / patience / 8 + 1)) profile 1
+  # Plain decoding: ours, PyTorch's, ours again, and where its time goes, in five eighths of the time at the most.
+  step "passes" $((all / patience / 8 + 1)) profile profile-1
   step "plain decoding by PyTorch" $((all / patience / 4 + 1)) decode $((all / 10))
-  step "passes again" $((all / patience / 8 + 1)) profile 2
+  step "passes again" $((all / patience / 8 + 1)) profile profile-2
+  step "passes taken apart" $((all / patience / 8 + 1)) profile breakdown --breakdown 1,64
   for part in $(for t in 0 1; do for b in $batches; do echo "$b:$t"; done; done); do
     if ((SECONDS > all - 20)); then
       summary+=("SKIPPED batch ${part%:*} at temperature ${part#*:}: no time left")

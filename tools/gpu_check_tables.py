@@ -160,20 +160,18 @@ def plain_decoding(folder: Path) -> None:
 
 def breakdowns(folder: Path) -> None:
     """Passes taken apart: what each kernel adds, in the order of its launches."""
-    for path in sorted(folder.glob("profile-*.json")):
-        for pass_ in json.loads(path.read_text()).get("breakdowns", []):
-            total = pass_["total_us"]
-            rows = [["the start of a graph", "1", number(pass_["start_us"]), "", number(100 * pass_["start_us"] / total, 1), "", ""]]
-            for part in pass_["parts"]:
-                us, launches = part["us"], part["launches"]
-                blocks, cluster = ("x".join(map(str, part[sides])) for sides in ("grid", "cluster"))
-                rows.append([
-                    part["kernel"], str(launches), number(us), number(us / launches), number(100 * us / total, 1), blocks, cluster,
-                ])  # fmt: skip
-            network = "drafter" if pass_["kind"] == "draft" else "target"
-            title = f"A {network} pass of {pass_['rows']} rows behind {pass_['context']} tokens: {number(total)} us"
-            header = ["kernel", "launches", "us", "us each", "% of the pass", "blocks", "cluster"]
-            table(title, origin(folder / "end-to-end.txt"), header, rows)
+    for pass_ in (pass_ for profile in lines_of(folder / "breakdown.json") for pass_ in profile["breakdowns"]):
+        total = pass_["total_us"]
+        rows = [["the start of a graph", "1", number(pass_["start_us"]), "", number(100 * pass_["start_us"] / total, 1), "", ""]]
+        for part in pass_["parts"]:
+            us, launches = part["us"], part["launches"]
+            blocks, cluster = ("x".join(map(str, part[sides])) for sides in ("grid", "cluster"))
+            share = number(100 * us / total, 1)
+            rows.append([part["kernel"], str(launches), number(us), number(us / launches), share, blocks, cluster])
+        network = "drafter" if pass_["kind"] == "draft" else "target"
+        title = f"A {network} pass of {pass_['rows']} rows behind {pass_['context']} tokens: {number(total)} us"
+        header = ["kernel", "launches", "us", "us each", "% of the pass", "blocks", "cluster"]
+        table(title, origin(folder / "end-to-end.txt"), header, rows)
 
 
 def end_to_end(folder: Path) -> None:

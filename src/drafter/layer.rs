@@ -11,7 +11,7 @@ use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_norm::{GatherNormPart, gather_norm};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, head, linear};
+use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, TunedSums, head, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
@@ -169,8 +169,9 @@ impl DraftLayer {
         let attended = if *attention_input == geometry.hidden_size { &*normed } else { &*pair };
         let layers = std::iter::once((&first.attention, &first.mlp));
         let mut kinds = scratch.tuned_layers(layers, (attended, normed, delta));
-        let (x, out) = (head_in.clone(), scores.logits.clone());
-        kinds.push(TunedLayer { name: "head", weights: vec![&ends.head], gated: false, x, out });
+        let (x, out, sums) =
+            (head_in.clone(), scores.logits.clone(), TunedSums::Head(scores.digests.clone()));
+        kinds.push(TunedLayer { name: "head", weights: vec![&ends.head], sums, x, out });
         scratch.workspace.tune(device, &kinds, deadline)
     }
 

@@ -6,7 +6,7 @@ mod tiles;
 mod tuning;
 
 use tiles::{Grid, MAX_SPLIT_ROWS, Rules, Splits, splits, tickets_len, workspace_len};
-pub use tuning::{TunedLaunch, TunedLayer};
+pub use tuning::{TunedLaunch, TunedLayer, TunedSums};
 use tuning::{Tuning, Way};
 
 use super::digest::{check_digests, draft_digest};

@@ -8,7 +8,7 @@ use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
 use crate::kernels::embedding::{EmbeddingArgs, embedding};
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
-use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, linear};
+use crate::kernels::linear::{LinearArgs, TunedLaunch, TunedLayer, TunedSums, linear};
 use crate::kernels::rmsnorm::{RmsNormArgs, rmsnorm};
 use crate::kv_cache::{KvCache, KvShape};
 use crate::model::{
@@ -156,7 +156,7 @@ impl Decoder {
         let decoder_layers = layers.iter().map(|layer| (&layer.attention, &layer.mlp));
         let mut kinds = scratch.tuned_layers(decoder_layers, (normed, normed, delta));
         let (x, out) = (head_in.clone(), logits.clone());
-        kinds.push(TunedLayer { name: "head", weights: vec![&*head], gated: false, x, out });
+        kinds.push(TunedLayer { name: "head", weights: vec![&*head], sums: TunedSums::Plain, x, out });
         scratch.workspace.tune(device, &kinds, deadline)
     }
 

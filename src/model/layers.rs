@@ -3,7 +3,9 @@
 use crate::config::Geometry;
 use crate::device::{DType, Device, Tensor};
 use crate::error::Result;
-use crate::kernels::linear::{GATE_ROWS, LinearArgs, LinearWorkspace, TunedLayer, linear, linear_swiglu};
+use crate::kernels::linear::{
+    GATE_ROWS, LinearArgs, LinearWorkspace, TunedLayer, TunedSums, linear, linear_swiglu,
+};
 use crate::kernels::rope::{HeadNorm, RopeArgs, rope_kv_write};
 use crate::kernels::tree_attention::{self, TreeAttentionArgs, tree_attention};
 use crate::kv_cache::KvCache;
@@ -159,30 +161,36 @@ impl Scratch {
         layers: impl Iterator<Item = (&'a AttentionWeights, &'a Mlp)> + Clone,
         (attended, x, out): (&Tensor, &Tensor, &Tensor),
     ) -> Vec<TunedLayer<'a>> {
-        let kind = |name, gated, weights, x: &Tensor, out: &Tensor| TunedLayer {
+        let kind = |name, sums, weights, x: &Tensor, out: &Tensor| TunedLayer {
             name,
             weights,
-            gated,
+            sums,
             x: x.clone(),
             out: out.clone(),
         };
         vec![
             kind(
                 "qkv",
-                false,
+                TunedSums::Plain,
                 layers.clone().map(|(attention, _)| &attention.qkv).collect(),
                 attended,
                 &self.qkv,
             ),
             kind(
                 "o",
-                false,
+                TunedSums::Plain,
                 layers.clone().map(|(attention, _)| &attention.o).collect(),
                 &self.attended,
                 out,
             ),
-            kind("gate_up", true, layers.clone().map(|(_, mlp)| &mlp.gate_up).collect(), x, &self.act),
-            kind("down", false, layers.map(|(_, mlp)| &mlp.down).collect(), &self.act, out),
+            kind(
+                "gate_up",
+                TunedSums::Gated,
+                layers.clone().map(|(_, mlp)| &mlp.gate_up).collect(),
+                x,
+                &self.act,
+            ),
+            kind("down", TunedSums::Plain, layers.map(|(_, mlp)| &mlp.down).collect(), &self.act, out),
         ]
     }
 }

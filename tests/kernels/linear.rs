@@ -2,7 +2,8 @@ use std::time::{Duration, Instant};
 
 use smart_run::Error;
 use smart_run::device::{DType, Device, Tensor, TensorCoreFamily};
-use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, TunedLayer, linear};
+use smart_run::kernels::digest::{digest_buffer, draft_digest};
+use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, TunedLayer, TunedSums, linear};
 use smart_run::reference;
 
 use crate::common::compare::{Tol, close, rows_are_independent, same_bits};
@@ -288,7 +289,7 @@ fn measured_launches_have_the_same_bits() {
             let layer = |name| TunedLayer {
                 name,
                 weights: vec![&usual.weight; 2],
-                gated: false,
+                sums: TunedSums::Plain,
                 x: poisoned(&device, DType::Bf16, &[70, k]),
                 out: poisoned(&device, DType::Bf16, &[70, n]),
             };
@@ -312,6 +313,30 @@ fn measured_launches_have_the_same_bits() {
             }
         }
     }
+}
+
+/// The last of all measurements, of full tiles, is what is left of the digests.
+#[test]
+fn heads_are_measured_with_their_digests() {
+    let device = device();
+    device.enter(device.modes()[0]);
+    let (n, k) = (136, 72);
+    let [x, weight, _] = inputs(DType::Bf16, 15, 64, n, k);
+    let mut layer = Layer::new(&device, DType::Bf16, &weight, None, k);
+    let weight = layer.weight.clone();
+    let [left, wanted] = [(); 2].map(|()| digest_buffer(&device, 64, n).unwrap());
+    let head = TunedLayer {
+        name: "head",
+        weights: vec![&weight],
+        sums: TunedSums::Head(left.clone()),
+        x: upload(&device, DType::Bf16, &x, &[64, k]),
+        out: poisoned(&device, DType::F32, &[64, n]),
+    };
+    let (logits, deadline) = (head.out.clone(), Instant::now() + Duration::from_secs(60));
+    layer.workspace.tune(&device, &[head], deadline).unwrap();
+    assert_eq!(layer.workspace.tuned().last().unwrap().rows, 64);
+    draft_digest(&device, &logits, &wanted).unwrap();
+    assert_eq!(left.to_vec::<u64>().unwrap(), wanted.to_vec::<u64>().unwrap());
 }
 
 /// Both add in the same order. On a GPU what is within a step of K is the hardware's, so there the oracle judges each.

@@ -60,12 +60,23 @@ pub struct TunedLayer<'a> {
     pub name: &'static str,
     /// Of one shape and dtype.
     pub weights: Vec<&'a Tensor>,
-    /// Whether [`linear_swiglu`](super::linear_swiglu) runs them.
-    pub gated: bool,
+    /// Which of the layers here runs them.
+    pub sums: TunedSums,
     /// Token rows; their values do not matter.
     pub x: Tensor,
     /// Gets overwritten.
     pub out: Tensor,
+}
+
+/// What becomes of the sums of a layer that is measured.
+pub enum TunedSums {
+    /// They are all: [`linear`].
+    Plain,
+    /// [`linear_swiglu`].
+    Gated,
+    /// [`head`](super::head), which leaves digests there, as [`digest_buffer`](crate::kernels::digest::digest_buffer) makes them, of as many rows as
+    /// there are.
+    Head(Tensor),
 }
 
 /// A launch that could run in several ways, and the one chosen.
@@ -122,9 +133,18 @@ impl LinearWorkspace {
         rows: usize,
     ) -> Result<()> {
         let Some(first) = layer.weights.first() else { return Ok(()) };
-        let (n, k, gated) = (first.dim(0), first.dim(1), layer.gated);
+        let (n, k) = (first.dim(0), first.dim(1));
         let (family, splits) = (device.linear_family(), splits(n, k));
-        let epilogue = if gated { Epilogue::Swiglu } else { Epilogue::Plain };
+        let digests = match &layer.sums {
+            TunedSums::Head(digests) if splits.count == 1 => Some(digests.rows(0..rows)),
+            _ => None,
+        };
+        let epilogue = match (&layer.sums, &digests) {
+            (TunedSums::Gated, _) => Epilogue::Swiglu,
+            (_, Some(digests)) => Epilogue::Head(digests),
+            _ => Epilogue::Plain,
+        };
+        let gated = epilogue.is_gated();
         let mut ways = Vec::new();
         let has_bulk_copies = device.has_bulk_copies()?;
         for tile in tiles_of(family, rows).filter(|tile| has_bulk_copies || !tile.bulk) {
@@ -196,7 +216,10 @@ impl LinearWorkspace {
     fn run_once(&self, device: &Device, layer: &TunedLayer) -> Result<()> {
         let (x, out) = (layer.x.rows(0..1), layer.out.rows(0..1));
         let args = LinearArgs { x: &x, weight: layer.weights[0], bias: None, out: &out, workspace: self };
-        if layer.gated { linear_swiglu(device, args) } else { linear(device, args) }
+        match layer.sums {
+            TunedSums::Gated => linear_swiglu(device, args),
+            TunedSums::Plain | TunedSums::Head(_) => linear(device, args),
+        }
     }
 }
 
@@ -251,7 +274,10 @@ mod tests {
         let device = Device::open(DeviceChoice::Host).unwrap();
         let tensor = |rows| Tensor::uninit(&device, DType::Bf16, &[rows, 8]).unwrap();
         let (small, large) = (tensor(16), tensor(64));
-        let layer = |name, weights| TunedLayer { name, weights, gated: false, x: tensor(1), out: tensor(1) };
+        let layer = |name, weights| {
+            let sums = TunedSums::Plain;
+            TunedLayer { name, weights, sums, x: tensor(1), out: tensor(1) }
+        };
         let layers = [layer("small", vec![&small; 3]), layer("large", vec![&large])];
         assert_eq!(evictor(&layers[0], &layers).map(|it| it.name), Some("large"));
         assert!(evictor(&layers[1], &layers).is_none(), "nothing is larger");
