@@ -143,6 +143,9 @@ def passes(goals: Goals, folder: Path) -> None:
     levels = {f"{p['tokens']} rows, context {p['context']}": p["us"] for p in points
               if p["kind"] == "draft" and p["sequences"] == 1 and p["tokens"] <= 10}  # fmt: skip
     goals.most("a level of the drafter at batch 1, up to 10 rows, us", levels, 205)
+    idle = [profile["sweep"]["idle_level"] for profile in profiles if (profile.get("sweep") or {}).get("idle_level")]
+    behind = {f"turn {turn}": level["prefetched_us"] for turn, level in enumerate(idle, 1)}
+    goals.most("a level of 8 rows that finds the device idle, as a round's does, us", behind, 205)
 
 
 def goals(folder: Path) -> None:
