@@ -98,6 +98,20 @@ fn a_collapse_in_mid_text_heals() {
     }
 }
 
+/// Nothing is known of the drafter in the first round of a large batch: what it promises and does not keep must not use up what drafting may lose,
+/// or nobody would draft for long.
+#[test]
+fn a_first_round_does_not_stake_more_than_it_may_lose() {
+    let record = record("distorted", 64, 120);
+    for card in ["h200", "h100-sxm", "rtx-pro-6000"] {
+        let costs = costs(&format!("{card}/llama-3.1-8b/eagle3"));
+        let settings = settings(64, 6000);
+        let [smart, chain, tree] =
+            ["smart", "chain:1", "eagle2:4,1,4"].map(|policy| play(&record, &costs, policy, &settings));
+        assert!(smart >= 0.99 * chain.max(tree), "{card}: smart {smart:.3}, {chain:.3}, {tree:.3}");
+    }
+}
+
 /// What is lost to wrong beliefs, apart: costs off by three heal; a noisy clock costs little; known probabilities and costs give no less
 /// than learned ones.
 #[test]

@@ -2,7 +2,7 @@
 
 use smart_run::Result;
 use smart_run::control::roofline::Roofline;
-use smart_run::control::{Controller, ControllerConfig, Policy, SequenceView};
+use smart_run::control::{Controller, ControllerConfig, Plan, Policy, SequenceView};
 use smart_run::device::Tensor;
 use smart_run::kernels::control::{ControlLimits, ControlNode, ControlRound};
 
@@ -46,7 +46,11 @@ fn round_case(setting: &Setting, sequences: usize) -> Result<Case> {
         weight: 1.0,
         max_depth: usize::MAX,
     };
+    let most = controller.config().max_draft_tokens;
     controller.begin_round(&(0..sequences).map(view).collect::<Vec<_>>());
+    // Whatever the controller makes of a first round.
+    let round = controller.round_mut();
+    round.restart(Plan { max_draft_tokens: most, ..round.plan().clone() }, round.costs().clone());
     let mut control = ControlRound::new(&setting.device, limits)?;
     control.upload(controller.round())?;
     setting.device.synchronize()?;

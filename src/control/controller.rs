@@ -273,6 +273,8 @@ impl Controller {
             let decision = self.forecast.decide(&self.ids, round);
             if decision.drafting > 0 {
                 freeze(&mut round.tables, most_drafted, most_level_rows);
+                let bounds = (plan.floor, plan.max_draft_tokens);
+                plan.max_draft_tokens = self.forecast.most_drafted(&round.tables, bounds);
             }
             decision
         } else if plan.max_levels == 0 || !decides {

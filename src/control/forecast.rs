@@ -11,6 +11,7 @@ mod company;
 
 use std::collections::HashMap;
 
+use super::cost::CostTables;
 use super::round::{DraftRound, RoundSequence};
 use super::scan::{self, Candidate, sort_candidates};
 use company::{Company, Habits, Member, charged_rows, row_ns};
@@ -24,6 +25,8 @@ const PROBE_CREDIT_ROUNDS: f64 = 0.4;
 const LOSS_SHARE: f64 = 0.002;
 const CREDIT_ROUNDS: f64 = 0.4;
 const LUCK_ROUNDS: f64 = 0.6;
+/// Sequences from which on a batch stakes on a drafter of which nothing is known what it may lose, and no more: it learns enough from that.
+const LARGE_BATCH: usize = 8;
 /// Plain rounds of gain that the account keeps; beyond it past luck is forgotten.
 const MAX_BALANCE_ROUNDS: f64 = 10.0;
 /// Rounds between probes of a sequence: at first, and at most, so that what was bad for long is noticed soon once it is good. The budget bounds
@@ -96,6 +99,11 @@ pub struct Forecast {
     scratch: Vec<Candidate>,
 }
 
+/// Plain rounds that drafting may lose to begin with.
+fn luck_rounds(batch: usize) -> f64 {
+    CREDIT_ROUNDS + LUCK_ROUNDS / batch as f64
+}
+
 impl Forecast {
     /// The widest that [`Forecast::decide`] looks for these sequences: draft tokens of a target pass, rows of a drafter pass.
     pub(super) fn reach(&mut self, ids: &[u64]) -> (usize, usize) {
@@ -127,7 +135,7 @@ impl Forecast {
         }));
         sort_candidates(&mut order, &mut self.scratch);
 
-        let luck_ns = (CREDIT_ROUNDS + LUCK_ROUNDS / ids.len() as f64) * plain_ns;
+        let luck_ns = luck_rounds(ids.len()) * plain_ns;
         let left_ns = self.balance_ns + luck_ns + LOSS_SHARE * self.served_ns;
         let mut best = (plain_rate * MARGIN, 0);
         let mut company = Company::new(&round.tables, self.habits.expected(ids.len()));
@@ -153,6 +161,22 @@ impl Forecast {
         Decision { drafting: best.1 + probing, probing, speedup }
     }
 
+    /// Most draft tokens of a sequence in the round that was decided. While nothing is known of the drafter, nor of what its word is worth, the tree
+    /// of a large batch costs no more than the account could lose, were all of it in vain; but a sequence has `least`. Then `most`.
+    pub(super) fn most_drafted(&self, tables: &CostTables, (least, most): (usize, usize)) -> usize {
+        let batch = tables.batch();
+        if self.typical.is_some() || batch < LARGE_BATCH {
+            return most;
+        }
+        let luck_ns = (luck_rounds(batch) * tables.plain_ns as f64) as u64;
+        let sunk_ns = tables.overhead_ns + tables.draft_linear_ns(batch) + tables.attention_ns;
+        let costs_too_much = |each: &usize| {
+            let verify_ns = tables.verify_linear_ns(batch * (1 + each));
+            sunk_ns + verify_ns > tables.plain_ns + luck_ns
+        };
+        (least.max(1) + 1..=most).find(costs_too_much).map_or(most, |each| each - 1)
+    }
+
     /// Lets a plain round pass that is not decided.
     pub(super) fn skip(&mut self) {
         self.round += 1;
@@ -169,7 +193,12 @@ impl Forecast {
         }
         if let Some(emitted) = emitted {
             let plain_ns = round.tables.plain_ns as f64;
-            let gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.paying_ns);
+            let mut gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.paying_ns);
+            if self.typical.is_none() {
+                // Nothing was known of the drafter, nor of what its word is worth, but is now: what a large batch has staked on it must not
+                // end drafting for as long as that takes to earn. The next round has to gain.
+                gain = gain.max(-luck_rounds(ids.len()) * plain_ns);
+            }
             self.balance_ns = (self.balance_ns + gain).min(MAX_BALANCE_ROUNDS * plain_ns);
         }
         let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);

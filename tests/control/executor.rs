@@ -2,7 +2,7 @@
 
 use smart_run::control::roofline::Roofline;
 use smart_run::control::trace::{PhaseTrace, RoundTrace, SequenceTrace};
-use smart_run::control::{Controller, ControllerConfig, NONE, Policy, SequenceOutcome};
+use smart_run::control::{Controller, ControllerConfig, NONE, Policy, RoundReport, SequenceOutcome};
 
 use crate::common::{draft, first_round, view};
 
@@ -173,6 +173,10 @@ fn ratios_rank_runs_around_the_speedup() {
         Roofline::H200_LLAMA_8B.cost_model(4096),
     );
     let views: Vec<_> = (0..32).map(view).collect();
+    // In the first round so large a batch is careful.
+    controller.begin_round(&views);
+    draft(&mut controller, 6);
+    controller.observe(&RoundReport::default());
     controller.begin_round(&views);
     draft(&mut controller, 6);
     let round = controller.round_mut();
