@@ -31,6 +31,34 @@ struct Fold {
   }
 };
 
+// The states of a row's units, one after the other, of which this thread has kColumns columns: first those of a span become
+// one, then the spans.
+template <int kColumns>
+struct UnitFold {
+  float span_acc[kColumns] = {}, span_sum = 0.0f, span_max = kNoScore;
+  float acc[kColumns] = {}, sum = 0.0f, max = kNoScore;
+
+  __device__ __forceinline__ void add(const float (&unit_acc)[kColumns], float unit_max, float unit_sum) {
+    const Fold fold(span_max, unit_max);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) span_acc[i] = fold(span_acc[i], unit_acc[i]);
+    span_sum = fold(span_sum, unit_sum);
+    span_max = fold.max;
+  }
+
+  __device__ __forceinline__ void end_span() {
+    const Fold fold(max, span_max);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) acc[i] = fold(acc[i], span_acc[i]);
+    sum = fold(sum, span_sum);
+    max = fold.max;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) span_acc[i] = 0.0f;
+    span_sum = 0.0f;
+    span_max = kNoScore;
+  }
+};
+
 // What a row outputs. The zero it adds turns -0 into +0: whether an all-masked block was skipped or added
 // must not show in the sign of a zero.
 __device__ __forceinline__ float softmax_output(float acc, float sum) {

@@ -3,7 +3,8 @@
 //           `window` in logical order. Serves prefill, plain decoding, verification and the drafter.
 // MATH      out[t,h] = sum_i p_i v_i / sum_i p_i,  p_i = exp(sm_scale * q[t,h].k_i), i over the keys t sees
 // SHAPES    see TreeAttentionParams (tree_attention.cuh); all in, except out (out), workspace (scratch)
-// LAUNCH    grid (row tile, unit of keys, sequence * kv head), block 128. CTAs without work exit.
+// LAUNCH    grid (row tile, unit of keys, sequence * kv head), block 128. CTAs without work exit. In clusters
+//           (1, units, 1), of which those behind the last unit have no work, nothing is left to combine.
 //           mma narrow: 16 packed rows (node, q head of the kv group) a CTA; mma wide: 64; f32: 4.
 //           Dynamic shared memory: the K/V ring of the mma kernels and, wide, the span's acc.
 //           combine: grid (row of the sequence, q head, sequence), block head_dim.
@@ -17,8 +18,9 @@
 //             tile (64 keys; f32 kernel 32) -> split (256): online softmax, P*V in steps of 16 keys (f32: 1)
 //             split -> span (2048) -> row: Fold (softmax_state.cuh)
 //           A CTA handles a unit: one split, one span, or all keys, as the launch finds best. Units that are
-//           not all keys leave partial states to the combining kernel, which goes on in the same order; a row
-//           of one unit is finished by its CTA. Masked keys weigh exactly 0 and add exact zeros wherever they
+//           not all keys leave partial states, which are merged in the same order by the combining kernel or, where
+//           all units of a row are a thread block cluster, by their CTAs, in shared memory; a row of one unit
+//           is finished by its CTA. Masked keys weigh exactly 0 and add exact zeros wherever they
 //           are not skipped: in front of a row's window as behind its last key, whole tiles, splits and units
 //           that it does not see leave its state as it is, and are skipped where no row of a CTA sees them.
 //           Of tensor cores it is assumed that an output element depends only on its row of A, its column of B
@@ -200,26 +202,15 @@ __device__ __forceinline__ void tree_attention_combine(const TreeAttentionParams
   const int num_units = (kv_len + unit_keys - 1) / unit_keys;
   if (num_units <= 1) return;  // finished by its CTA
 
-  float span_acc = 0.0f, span_sum = 0.0f, span_max = kNoScore;
-  float acc = 0.0f, sum = 0.0f, max = kNoScore;
+  UnitFold<1> whole;
   for (int unit = seq.window_begin(kv_len) / unit_keys; unit < num_units; ++unit) {
     const float* state = p.workspace + partial_offset(p, kHeadDim, unit, seq.first_row + node, q_head_idx);
-    const Fold split(span_max, state[kHeadDim]);
-    span_acc = split(span_acc, state[column]);
-    span_sum = split(span_sum, state[kHeadDim + 1]);
-    span_max = split.max;
-    if ((unit + 1) * unit_keys % kSpanKeys == 0 || unit + 1 == num_units) {
-      const Fold span(max, span_max);
-      acc = span(acc, span_acc);
-      sum = span(sum, span_sum);
-      max = span.max;
-      span_acc = span_sum = 0.0f;
-      span_max = kNoScore;
-    }
+    whole.add({state[column]}, state[kHeadDim], state[kHeadDim + 1]);
+    if ((unit + 1) * unit_keys % kSpanKeys == 0 || unit + 1 == num_units) whole.end_span();
   }
   const int64_t row = seq.first_row + node;
   T* out = static_cast<T*>(p.out) + (row * p.num_q_heads + q_head_idx) * kHeadDim;
-  out[column] = from_float<T>(softmax_output(acc, sum));
+  out[column] = from_float<T>(softmax_output(whole.acc[0], whole.sum));
 }
 
 // ---- entry points ----

@@ -255,7 +255,10 @@ struct TreeAttentionCta : TreeAttentionRows<Tile, kWindowed> {
     }
 
     const int key_end = seq.prefix_len >= unit_end ? unit_end : min(unit_end, longest_row());
-    if (key_end <= key_begin) return;
+    if (key_end <= key_begin) {
+      if (CtaRows::meets_units()) CtaRows::merge_units(unit_keys, [] {});
+      return;
+    }
     const int tile_end = (key_end + kTileKeys - 1) / kTileKeys;
     const int tail_tile = first_tile + num_prefix_tiles;
     const bool has_tail = tail_tile < tile_end;
@@ -307,7 +310,10 @@ struct TreeAttentionCta : TreeAttentionRows<Tile, kWindowed> {
         for (int chunk = 0; chunk < kStages; ++chunk) load_batch_rows(chunk);
       }
     }
-    if (has_rows) emit(unit_idx, unit_keys);
+    if (CtaRows::meets_units())
+      CtaRows::merge_units(unit_keys, [&] { CtaRows::leave_states(unit_idx, unit_keys); });
+    else if (has_rows)
+      emit(unit_idx, unit_keys);
   }
 };
 

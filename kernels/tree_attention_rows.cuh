@@ -147,6 +147,81 @@ struct TreeAttentionRows : Tile {
     });
   }
 
+  // ---- units of a cluster ----
+
+  // The CTAs of a cluster have all units of their rows between them, the one of rank i unit i.
+  static __device__ __forceinline__ bool meets_units() {
+#if HAS_CLUSTERS
+    return cluster_size() > 1;
+#else
+    return false;
+#endif
+  }
+
+  // Where the CTA leaves the state of its packed row `idx`, in place of the ring: acc, then maximum and sum.
+  static constexpr int kAccQuads = kHeadDim / 4, kStateQuads = kAccQuads + 1;
+  static_assert(kRowTiles * 16 * kStateQuads * 16 <= 2 * Tile::kRingRows * kHeadDim * 2,
+                "states fit into the ring");
+  __device__ __forceinline__ float4* shared_state(int idx) const {
+    return reinterpret_cast<float4*>(Tile::k_ring) + idx * kStateQuads;
+  }
+
+  // The states of this lane's rows, as far as this unit has keys of theirs.
+  __device__ __forceinline__ void leave_states(int unit_idx, int unit_keys) const {
+    for_each_row([&](int r, int row, int) {
+      if (seq.kv_len(row - seq.first_row) <= unit_idx * unit_keys) return;
+      float* state = reinterpret_cast<float*>(shared_state(row_tile * 16 + lane_idx / 4 + 8 * r));
+#pragma unroll
+      for (int n = 0; n < kOutBlocks; ++n) *reinterpret_cast<float2*>(state + out_column(n)) = span_acc(n, r);
+      if (part != 0 || lane_idx % 4 != 0) return;
+      *reinterpret_cast<float2*>(state + kHeadDim) = make_float2(span_max[r], span_sum[r]);
+    });
+  }
+
+  // Merges what all CTAs of the cluster leave, in the order of the combining kernel; each takes some of the outputs.
+  template <typename Leave>
+  __device__ __forceinline__ void merge_units(int unit_keys, Leave leave) const {
+#if HAS_CLUSTERS
+    __syncthreads();  // all warps are done with the ring
+    leave();
+    cluster_sync();
+    T* const out = static_cast<T*>(p.out);
+    const int stride = cluster_size() * Tile::kThreads;
+    for (int i = cluster_rank() * Tile::kThreads + threadIdx.x; i < num_packed * kAccQuads; i += stride) {
+      const int idx = i / kAccQuads, quad = i % kAccQuads, packed = first_packed + idx;
+      const float4* state = shared_state(idx);
+      const int kv_len = seq.kv_len(packed / group);
+      const int num_units = (kv_len + unit_keys - 1) / unit_keys;
+      UnitFold<4> whole;
+      constexpr int kInFlight = 4;
+      for (int first = window_begin(kv_len) / unit_keys; first < num_units; first += kInFlight) {
+        float4 accs[kInFlight], weights[kInFlight];
+#pragma unroll
+        for (int u = 0; u < kInFlight; ++u) {
+          const int unit = min(first + u, num_units - 1);
+          accs[u] = load_peer(state + quad, unit);
+          weights[u] = load_peer(state + kAccQuads, unit);
+        }
+#pragma unroll
+        for (int u = 0; u < kInFlight; ++u) {
+          const int unit = first + u;
+          if (unit >= num_units) break;
+          whole.add({accs[u].x, accs[u].y, accs[u].z, accs[u].w}, weights[u].x, weights[u].y);
+          if ((unit + 1) * unit_keys % kSpanKeys == 0 || unit + 1 == num_units) whole.end_span();
+        }
+      }
+      const uint32_t low =
+          pack<T>(softmax_output(whole.acc[0], whole.sum), softmax_output(whole.acc[1], whole.sum));
+      const uint32_t high =
+          pack<T>(softmax_output(whole.acc[2], whole.sum), softmax_output(whole.acc[3], whole.sum));
+      const int64_t row = seq.first_row + packed / group, q_head_idx = kv_head_idx * group + packed % group;
+      *reinterpret_cast<uint2*>(out + (row * p.num_q_heads + q_head_idx) * kHeadDim + quad * 4) =
+          make_uint2(low, high);
+    }
+    cluster_meet();  // until then others may read the states
+#endif
+  }
+
   // ---- the CTA ----
 
   // The queries of the CTA into their tile, or those of the warp into registers; where no row is, zeros.

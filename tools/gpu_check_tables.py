@@ -86,6 +86,8 @@ def kernels(folder: Path) -> None:
     instructions("Linear layers", "layers", families["linear"], layer, source, ("mma", "mma, bulk copies"))
     nodes = lambda sizes: (f"{sizes['nodes']} nodes", json.dumps(sizes | {"instructions": None}))
     instructions("Attention", "shapes", families["attention"], nodes, source)
+    for way in ("mma", "wgmma"):
+        instructions("Attention", "shapes", families["attention"], nodes, source, (f"{way}, no clusters", way))
     if missing:
         print(f"\n### Notes, and what was not measured\n\n{source}\n")
         for line in missing:

@@ -47,7 +47,7 @@ impl Shape {
         (1..=self.sequences).map(length).collect()
     }
 
-    fn entry(self, family: TensorCoreFamily, rank: u8) -> Entry {
+    fn entry(self, (way, device): (&'static str, Device), rank: u8) -> Entry {
         let Self { sequences, context, nodes, tree, heads, page, window, lengths } = self;
         let mut name = format!("tree_attention B={sequences} context={context} nodes={nodes}");
         if tree != TreeForm::Eagle && nodes > 1 {
@@ -63,25 +63,34 @@ impl Shape {
         if let Some(window) = window {
             name += &format!(" window={window}");
         }
-        name += &format!(" {}", family.name());
+        name += &format!(" {way}");
         let json = serde_json::json!({
-            "family": "attention", "instructions": family.name(), "sequences": sequences, "context": context, "contexts": self.contexts(), "nodes": nodes,
+            "family": "attention", "instructions": way, "sequences": sequences, "context": context, "contexts": self.contexts(), "nodes": nodes,
             "tree": format!("{tree:?}"), "parents": tree.parents(nodes), "q_heads": heads.0, "kv_heads": heads.1,
             "page": page, "window": window,
         });
-        let build = move |setting: &Setting| {
-            attention_case(setting, setting.device.with_attention_family(family)?, &self)
-        };
+        let build = move |setting: &Setting| attention_case(setting, device.clone(), &self);
         Entry::new(rank, name, json, build)
     }
 }
 
-/// The grid; families of one shape are neighbours.
+/// The grid; families of one shape are neighbours, and of the usual shapes each again without clusters, where few sequences could have some.
 pub fn attention(setting: &Setting) -> Vec<Entry> {
-    let has = |family: &TensorCoreFamily| setting.device.with_attention_family(*family).is_ok();
-    let families: Vec<TensorCoreFamily> = TensorCoreFamily::ALL.into_iter().filter(has).collect();
+    let there = |family: TensorCoreFamily| Some((family, setting.device.with_attention_family(family).ok()?));
+    let families: Vec<(TensorCoreFamily, Device)> =
+        TensorCoreFamily::ALL.into_iter().filter_map(there).collect();
     let of_shape = |(shape, rank): (Shape, u8)| {
-        families.iter().map(move |&family| shape.entry(family, rank)).collect::<Vec<_>>()
+        let apart = (rank == 0 && shape.sequences <= 4).then_some(1);
+        let of_family = move |(family, device): &(TensorCoreFamily, Device)| {
+            let without_clusters = match family {
+                TensorCoreFamily::Mma => "mma, no clusters",
+                TensorCoreFamily::Wgmma => "wgmma, no clusters",
+            };
+            let usual = shape.entry((family.name(), device.clone()), rank);
+            let apart = apart.map(|rank| shape.entry((without_clusters, device.with_clusters(false)), rank));
+            std::iter::once(usual).chain(apart).collect::<Vec<_>>()
+        };
+        families.iter().flat_map(of_family).collect::<Vec<_>>()
     };
     shapes(setting.model).into_iter().flat_map(of_shape).collect()
 }

@@ -2,7 +2,7 @@
 //! of [`TensorCoreFamily::Wgmma`].
 
 use super::shape::Dims;
-use crate::device::{DType, Device, LaunchArgs, Tensor, TensorCoreFamily};
+use crate::device::{ClusterLaunch, DType, Device, LaunchArgs, MAX_CLUSTER, Tensor, TensorCoreFamily};
 use crate::error::Result;
 
 /// Operands of [`tree_attention`]; tensors without a dtype below are of the model's. `T` rows of `B` sequences.
@@ -49,6 +49,8 @@ const SPLITS_PER_SPAN: usize = 8;
 const THREADS: u32 = 128;
 /// CTAs that keep a large GPU busy, about one for each of 132 multiprocessors: more would cost partial states.
 const ENOUGH_CTAS: usize = 128;
+/// CTAs that a large GPU runs at once, two a multiprocessor.
+const MAX_CLUSTERED_CTAS: usize = 2 * ENOUGH_CTAS;
 /// The most partial states of a pass, (row, head, unit) triples: 34 MB at head_dim 128, which mostly stays in the cache.
 const MAX_PARTIALS: usize = 65536;
 
@@ -294,16 +296,20 @@ fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> 
         ],
         block: THREADS,
         shared_bytes: layout.shared_bytes as u32,
+        cluster: 1,
     };
     let combine = Launch {
         kernel: format!("tree_attention_combine_{name}_hd{head_dim}"),
         grid: [max_rows as u32, num_q_heads as u32, num_sequences as u32],
         block: head_dim as u32,
         shared_bytes: 0,
+        cluster: 1,
     };
-    let launches = if units.count > 1 { vec![attention, combine] } else { vec![attention] };
-    let launch_args = LaunchArgs::new().overlapping().pod(&params);
-    for Launch { kernel, grid, block, shared_bytes } in launches {
+    let attention = if dtype == DType::F32 { attention } else { attention.with_units_in_clusters(device)? };
+    let is_whole = units.count == 1 || attention.cluster > 1;
+    let launches = if is_whole { vec![attention] } else { vec![attention, combine] };
+    for Launch { kernel, grid, block, shared_bytes, cluster } in launches {
+        let launch_args = LaunchArgs::new().overlapping().in_clusters([1, cluster, 1]).pod(&params);
         // SAFETY: the one argument is laid out as the kernels' TreeAttentionParams; shapes, head sizes and the workspace
         // are checked above. The caller's device arrays must keep to their contract: rows ascending and at most
         // max_rows a sequence, pages inside the cache, at most max_kv_len keys a row. Written: out and workspace.
@@ -321,6 +327,25 @@ struct Launch {
     grid: [u32; 3],
     block: u32,
     shared_bytes: u32,
+    /// Blocks of a cluster, along y; 1: none.
+    cluster: u32,
+}
+
+impl Launch {
+    /// The same with all units of a row in a cluster, where they merge their states in shared memory, which saves a launch behind this one; where
+    /// so many can be a cluster, and all CTAs run at once: what a cluster has no work for keeps its place until the others are done.
+    fn with_units_in_clusters(self, device: &Device) -> Result<Self> {
+        let [tiles, units, heads] = self.grid;
+        let cluster = units.next_power_of_two();
+        let grid = [tiles, cluster, heads];
+        let at_once = grid.iter().map(|&side| side as usize).product::<usize>() <= MAX_CLUSTERED_CTAS;
+        if units == 1 || cluster as usize > MAX_CLUSTER || !at_once {
+            return Ok(self);
+        }
+        let (threads, shared_bytes) = (self.block, self.shared_bytes);
+        let launch = ClusterLaunch { grid, threads, shared_bytes, cluster: [1, cluster, 1] };
+        Ok(if device.runs_clusters(&self.kernel, launch)? { Self { grid, cluster, ..self } } else { self })
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Tree attention: against the oracle, and the bit contract: a row's bits are the same in plain decoding, in a chunk, in a
 //! tree, alone or among others, wherever its keys lie and the prefix ends. All of it for every family of tensor-core kernels that there is.
 
+mod clusters;
 mod families;
 mod windows;
 
