@@ -193,12 +193,7 @@ impl Forecast {
         }
         if let Some(emitted) = emitted {
             let plain_ns = round.tables.plain_ns as f64;
-            let mut gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.paying_ns);
-            if self.typical.is_none() {
-                // Nothing was known of the drafter, nor of what its word is worth, but is now: what a large batch has staked on it must not
-                // end drafting for as long as that takes to earn. The next round has to gain.
-                gain = gain.max(-luck_rounds(ids.len()) * plain_ns);
-            }
+            let gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.paying_ns);
             self.balance_ns = (self.balance_ns + gain).min(MAX_BALANCE_ROUNDS * plain_ns);
         }
         let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);

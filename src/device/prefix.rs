@@ -50,10 +50,9 @@ impl Device {
         work: impl FnOnce() -> Result<()>,
     ) -> Result<(Graph, Vec<KernelLaunch>)> {
         COUNTED.set(Some(Counted { limit, launches: Vec::new() }));
-        let counting = Counting;
+        let _counting = Counting;
         let graph = self.capture(work)?;
         let launches = COUNTED.take().map(|counted| counted.launches).unwrap_or_default();
-        drop(counting);
         Ok((graph, launches))
     }
 }
