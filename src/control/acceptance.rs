@@ -95,14 +95,32 @@ impl Calibration {
     /// Probability that a child at `depth` with log-probability `logp` is accepted, its log-odds shifted by ln(`odds`). What the drafter
     /// rules out, as it does what a grammar bans, is not accepted.
     pub fn q(&self, depth: usize, logp: f32, odds: f32) -> f32 {
-        if logp == f32::NEG_INFINITY {
-            return 0.0;
+        let [q] = self.estimates(depth, [logp], odds);
+        q
+    }
+
+    /// As [`Calibration::q`] for every child of a node, into `estimates`.
+    pub(super) fn estimate(&self, depth: usize, logps: &[f32], odds: f32, estimates: &mut Vec<f32>) {
+        /// Children that are looked up together: the compiler makes vectors of them.
+        const LANES: usize = 4;
+        let (lanes, rest) = logps.as_chunks::<LANES>();
+        for lanes in lanes {
+            estimates.extend(self.estimates(depth, *lanes, odds));
         }
+        estimates.extend(rest.iter().map(|&logp| self.q(depth, logp, odds)));
+    }
+
+    #[inline]
+    fn estimates<const N: usize>(&self, depth: usize, logps: [f32; N], odds: f32) -> [f32; N] {
         let curve = &self.curves[depth_bin(depth)];
-        let (low, share) = position(logp);
-        let q = curve[low] + share * (curve[low + 1] - curve[low]);
-        let raised = q * odds;
-        (raised / (1.0 - q + raised)).clamp(0.0, 1.0)
+        let positions = positions(logps);
+        std::array::from_fn(|i| {
+            let (low, share) = positions[i];
+            let q = curve[low] + share * (curve[low + 1] - curve[low]);
+            let raised = q * odds;
+            let shifted = (raised / (1.0 - q + raised)).clamp(0.0, 1.0);
+            if logps[i] == f32::NEG_INFINITY { 0.0 } else { shifted }
+        })
     }
 }
 
@@ -194,7 +212,7 @@ impl Evidence {
     /// Adds a label to the two knots around its confidence; older labels of those knots fade in its favour.
     fn add(&mut self, depth: usize, logp: f32, accepted: f64) {
         let row = &mut self.counts[depth_bin(depth)];
-        let (low, share) = position(logp);
+        let [(low, share)] = positions([logp]);
         for (knot, weight) in [(low, 1.0 - f64::from(share)), (low + 1, f64::from(share))] {
             let (labels, successes) = &mut row[knot];
             let keep = 1.0 - weight / MEMORY_LABELS;
@@ -264,11 +282,20 @@ fn depth_bin(depth: usize) -> usize {
     }
 }
 
-/// Knot at or below `logp` and the share of the next one. NaN counts as no confidence.
-fn position(logp: f32) -> (usize, f32) {
+/// Knot at or below each log-probability and the share of the next one. NaN counts as no confidence.
+#[inline]
+fn positions<const N: usize>(logps: [f32; N]) -> [(usize, f32); N] {
     // All compared, none branched on: every candidate of a round comes here.
-    let low = KNOTS[1..NUM_KNOTS - 1].iter().map(|&knot| usize::from(knot <= logp)).sum::<usize>();
-    let share = (logp - KNOTS[low]) / (KNOTS[low + 1] - KNOTS[low]);
-    // Written so that NaN becomes 0.
-    (low, if share > 0.0 { share.min(1.0) } else { 0.0 })
+    let mut lows = [0; N];
+    for knot in &KNOTS[1..NUM_KNOTS - 1] {
+        for (low, logp) in lows.iter_mut().zip(&logps) {
+            *low += u32::from(knot <= logp);
+        }
+    }
+    std::array::from_fn(|i| {
+        let low = (lows[i] as usize).min(NUM_KNOTS - 2);
+        let share = (logps[i] - KNOTS[low]) / (KNOTS[low + 1] - KNOTS[low]);
+        // Written so that NaN becomes 0.
+        (low, if share > 0.0 { share.min(1.0) } else { 0.0 })
+    })
 }

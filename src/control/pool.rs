@@ -51,16 +51,14 @@ pub(super) struct Child {
     /// As [`PoolNode::candidate`], [`PoolNode::token`] and so on.
     pub candidate: u32,
     pub token: i32,
-    /// Made sound: see [`Child::sound_logp`].
+    /// Made sound: see [`sound_logp`].
     pub logp: f32,
     pub q: f32,
 }
 
-impl Child {
-    /// A log-probability is at most 0; rounding may say otherwise, and NaN means a broken drafter: no confidence.
-    pub fn sound_logp(logp: f32) -> f32 {
-        if logp.is_nan() { f32::NEG_INFINITY } else { logp.min(0.0) }
-    }
+/// A log-probability is at most 0; rounding may say otherwise, and NaN means a broken drafter: no confidence.
+pub(super) fn sound_logp(logp: f32) -> f32 {
+    if logp.is_nan() { f32::NEG_INFINITY } else { logp.min(0.0) }
 }
 
 impl PoolNode {

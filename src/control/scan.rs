@@ -59,17 +59,17 @@ pub fn rate(expected: u64, ns: u64) -> f64 {
 
 /// Sorts by descending value, ties to the smaller sequence, then the smaller node. `scratch` is reused.
 pub fn sort_candidates(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candidate>) {
-    const RADIX_FROM: usize = 256;
-    const BITS: usize = 8;
-    // The digits are the upper 24 bits of the value's 32: small tables, and few ties left to sort.
-    const LOWEST: usize = 40;
+    const RADIX_FROM: usize = 512;
+    const BITS: usize = 11;
+    // The digits are the upper 22 bits of the value but for its sign: few passes, and few ties left to sort.
+    const LOWEST: usize = 41;
     if candidates.len() < RADIX_FROM {
         candidates.sort_unstable();
         return;
     }
     scratch.clear();
     scratch.resize(candidates.len(), Candidate(0));
-    let mut counts = [[0u32; 1 << BITS]; 3];
+    let mut counts = [[0u32; 1 << BITS]; 2];
     for candidate in candidates.iter() {
         for (pass, counts) in counts.iter_mut().enumerate() {
             counts[digit(*candidate, pass * BITS)] += 1;
@@ -144,6 +144,8 @@ pub fn scan_verification(
     let batch = tables.batch();
     nodes.clear();
     nodes.resize(batch, 1);
+    // Whatever is added, no more tokens than this are expected.
+    let most = candidates.iter().fold(batch as u64 * ONE, |sum, candidate| sum + fixed(candidate.value()));
     let mut attention_ns = sunk_ns + tables.attention_ns;
     let mut present = Selection {
         prefix: 0,
@@ -166,6 +168,7 @@ pub fn scan_verification(
         present.ns = attention_ns + tables.verify_linear_ns(present.tokens);
         nodes.resize(2 * batch, 0);
     }
+    let mut linear = Ascent::new(&tables.verify_ns, tables.tread, present.tokens);
     let mut best = present;
     let mut best_rate = 0.0;
     let mut keep_better = |present: &Selection| {
@@ -174,6 +177,7 @@ pub fn scan_verification(
             best_rate = rate;
             best = *present;
         }
+        best_rate
     };
     for (i, candidate) in candidates.iter().enumerate() {
         let value = fixed(candidate.value());
@@ -187,10 +191,12 @@ pub fn scan_verification(
         }
         nodes[sequence] += 1;
         attention_ns += tables.attention_step_ns(sequence, held);
-        let ns = attention_ns + tables.verify_linear_ns(present.tokens + 1);
+        let ns = attention_ns + linear.step();
         if ns > present.ns {
-            // The present run ends here: along it A / t only rose.
-            keep_better(&present);
+            // The present run ends here: along it A / t only rose. All that are left would not make up for the time of the next.
+            if rate(most, ns) <= keep_better(&present) {
+                break;
+            }
         }
         let expected = present.expected + value;
         present =
@@ -212,6 +218,33 @@ pub fn scan_verification(
     let place = best.rate() * (step_ns as f64 / tables.tread as f64) / ONE as f64;
     best.price = (place as f32).min(best.price).max(left_out);
     best
+}
+
+/// Reads a table of treads row by row.
+struct Ascent<'a> {
+    ns: &'a [u64],
+    tread: usize,
+    /// The present row's tread, and rows left of it.
+    index: usize,
+    left: usize,
+}
+
+impl<'a> Ascent<'a> {
+    /// Stands at `rows`.
+    fn new(ns: &'a [u64], tread: usize, rows: usize) -> Self {
+        let index = rows.div_ceil(tread);
+        Self { ns, tread, index, left: index * tread - rows }
+    }
+
+    /// Time with one row more; the last entry stands for anything wider.
+    fn step(&mut self) -> u64 {
+        if self.left == 0 {
+            self.index += 1;
+            self.left = self.tread;
+        }
+        self.left -= 1;
+        self.ns[self.index.min(self.ns.len() - 1)]
+    }
 }
 
 /// Whether `candidate`, the next in order, is among the first `floor` of its sequence; `met` counts those.
@@ -238,13 +271,14 @@ pub fn scan_width(
     let mut best = 0;
     let mut expected = current.expected;
     let mut attention_ns = 0;
+    let mut linear = Ascent::new(&tables.draft_ns, tables.draft_tread, 0);
     for (i, candidate) in candidates.iter().take(max_rows).enumerate() {
         let sequence = candidate.sequence();
         if std::mem::replace(&mut seen[sequence], 1) == 0 {
             attention_ns += tables.draft_attention_ns[sequence];
         }
         expected += fixed(candidate.value());
-        let ns = current.ns + attention_ns + tables.draft_linear_ns(i + 1);
+        let ns = current.ns + attention_ns + linear.step();
         let rate = rate(expected, ns);
         if rate > best_rate {
             best_rate = rate;

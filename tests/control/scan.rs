@@ -139,6 +139,57 @@ fn union_scan_is_the_best_split_over_sequences() {
     }
 }
 
+/// Scans stop where nothing that is left could win, and read their tables tread by tread.
+#[test]
+fn long_scans_agree_with_trying_every_prefix() {
+    let mut random = Random(5);
+    let (mut stopped_early, mut whole) = (0, 0);
+    for _ in 0..300 {
+        let batch = 1 + random.below(5);
+        let steepness = [0, 200, 2000, 20_000][random.below(4)];
+        let mut ns = 20_000;
+        let stairs = (0..400).map(|_| {
+            ns += if random.unit() < 0.5 { random.below(1 + steepness) as u64 } else { 0 };
+            ns
+        });
+        let mut tables = tables(batch, stairs.collect(), vec![0; 2]);
+        tables.tread = 1 + random.below(9);
+        tables.tile_nodes = 1 + random.below(9);
+        tables.attention_rate = (0..65).map(|tiles| tiles << 20).collect();
+        tables.contexts = (0..batch).map(|_| random.below(1 + steepness) as u64).collect();
+        let power = 1 + random.below(12) as i32;
+        let candidates: Vec<_> = (0..random.below(900))
+            .map(|node| Candidate::new((random.unit() as f32).powi(power), random.below(batch), node))
+            .collect();
+        let candidates = sorted(candidates);
+        let cap = 1 + random.below(250);
+        let got = scan_verification(&candidates, &tables, 300, Bounds { floor: 0, cap }, &mut vec![]);
+
+        let (mut expected, mut tokens, mut attention_ns) = (batch as u64 * scan::ONE, batch, 0);
+        let mut held = vec![1; batch];
+        let rate = |expected: u64, tokens: usize, attention_ns: u64| {
+            scan::rate(expected, 300 + attention_ns + tables.verify_linear_ns(tokens))
+        };
+        let mut best = (rate(expected, tokens, 0), 0);
+        for (i, candidate) in candidates.iter().enumerate() {
+            let nodes = &mut held[candidate.sequence()];
+            if *nodes <= cap && scan::fixed(candidate.value()) > 0 {
+                expected += scan::fixed(candidate.value());
+                tokens += 1;
+                attention_ns += tables.attention_step_ns(candidate.sequence(), *nodes);
+                *nodes += 1;
+                let rate = rate(expected, tokens, attention_ns);
+                if rate > best.0 {
+                    best = (rate, i + 1);
+                }
+            }
+        }
+        assert_eq!((got.rate(), got.prefix), best);
+        *(if got.prefix < candidates.len() / 2 { &mut stopped_early } else { &mut whole }) += 1;
+    }
+    assert!(stopped_early > 50 && whole > 50, "{stopped_early} short and {whole} long prefixes");
+}
+
 #[test]
 fn attention_is_priced_by_tiles_of_each_sequence() {
     // Two sequences, the second with a long context: its fifth node opens a tile that does not pay.
@@ -165,6 +216,7 @@ fn width_scan_agrees_with_trying_every_width() {
         let candidates =
             sorted((0..count).map(|node| Candidate::new(2.0 * q(&mut random), node % 3, node + 1)).collect());
         let mut tables = tables(3, vec![0; 2], staircase(&mut random, 14));
+        tables.draft_tread = 1 + random.below(4);
         tables.draft_attention_ns = (0..3).map(|_| random.below(2000) as u64).collect();
         let current = Selection {
             expected: 3 * scan::ONE,
@@ -182,7 +234,7 @@ fn width_scan_agrees_with_trying_every_width() {
                 .filter(|&sequence| run.iter().any(|candidate| candidate.sequence() == sequence))
                 .map(|sequence| tables.draft_attention_ns[sequence])
                 .sum();
-            let rate = scan::rate(expected, current.ns + attention + tables.draft_ns[width]);
+            let rate = scan::rate(expected, current.ns + attention + tables.draft_linear_ns(width));
             if rate > best.0 {
                 best = (rate, width);
             }

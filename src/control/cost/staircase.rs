@@ -31,6 +31,12 @@ struct Knot {
 }
 
 impl Knot {
+    /// Time of `rows` between those of this knot and those of the next.
+    fn towards(&self, next: &Knot, rows: usize) -> f64 {
+        let share = (rows - self.rows) as f64 / (next.rows - self.rows) as f64;
+        (self.fitted + share * (next.fitted - self.fitted)).min(next.fitted)
+    }
+
     /// Time of more `rows` than those of this last knot, at so much a row.
     fn beyond(&self, slope: f64, rows: usize) -> f64 {
         self.fitted + slope * (rows - self.rows) as f64
@@ -80,10 +86,7 @@ impl Staircase {
     fn between(&self, after: usize, rows: usize) -> f64 {
         match (after.checked_sub(1).map(|before| self.knots[before]), self.knots.get(after)) {
             (None, Some(first)) => first.fitted,
-            (Some(low), Some(high)) => {
-                let share = (rows - low.rows) as f64 / (high.rows - low.rows) as f64;
-                (low.fitted + share * (high.fitted - low.fitted)).min(high.fitted)
-            }
+            (Some(low), Some(high)) => low.towards(high, rows),
             (Some(last), None) => last.beyond(self.tail_slope(), rows),
             (None, None) => unreachable!("a staircase has at least one knot"),
         }
@@ -93,11 +96,13 @@ impl Staircase {
     /// meaningful. A round of many sequences has thousands of treads: they are written knot by knot, and rounded without a call.
     pub fn tabulate(&self, pace: f64, treads: usize, ns: &mut Vec<u64>) {
         let to_ns = |us: f64| (1000.0 * pace * us + 0.5).clamp(1.0, MAX_NS) as i64 as u64;
+        let first = &self.knots[0];
         ns.clear();
-        ns.push(to_ns(self.between(0, self.tread)));
-        for (after, knot) in self.knots.iter().enumerate() {
-            let end = (knot.rows / self.tread).min(treads);
-            ns.extend((ns.len()..=end).map(|tread| to_ns(self.between(after, tread * self.tread))));
+        ns.resize((first.rows / self.tread).min(treads) + 1, to_ns(first.fitted));
+        for pair in self.knots.windows(2) {
+            let (low, high) = (pair[0], pair[1]);
+            let end = (high.rows / self.tread).min(treads);
+            ns.extend((ns.len()..=end).map(|tread| to_ns(low.towards(&high, tread * self.tread))));
         }
         let (last, slope) = (self.knots[self.knots.len() - 1], self.tail_slope());
         ns.extend((ns.len()..=treads).map(|tread| to_ns(last.beyond(slope, tread * self.tread))));

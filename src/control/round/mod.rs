@@ -21,7 +21,7 @@ use super::controller::SequenceView;
 use super::cost::{CostModel, CostTables};
 use super::gain::GainTable;
 use super::plan::{Plan, WidthRule};
-use super::pool::{CandidatePool, Child, PoolNode};
+use super::pool::{CandidatePool, Child, PoolNode, sound_logp};
 use super::scan::{self, Bounds, Candidate, Selection, scan_verification};
 use crate::tree::{AncestorWords, DraftTree, MAX_NODES};
 
@@ -135,7 +135,8 @@ pub struct DraftRound {
     /// What a sequence's last candidate is worth, and whether it has as many as could be verified: then nothing that is worth less comes in.
     entry_worths: Vec<(f32, bool)>,
     // Scratch.
-    children: Vec<Child>,
+    logps: Vec<f32>,
+    estimates: Vec<f32>,
     newest: Vec<Candidate>,
     frontier: Vec<Candidate>,
     sort_scratch: Vec<Candidate>,
@@ -169,7 +170,8 @@ impl DraftRound {
             admitted: Selection::default(),
             candidates: Vec::new(),
             entry_worths: Vec::new(),
-            children: Vec::new(),
+            logps: Vec::new(),
+            estimates: Vec::new(),
             newest: Vec::new(),
             frontier: Vec::new(),
             sort_scratch: Vec::new(),
@@ -264,41 +266,45 @@ impl DraftRound {
         for pool in &mut self.pools[..self.sequences.len()] {
             pool.begin_level();
         }
-        // Estimates first, which do not wait for each other; most of the time of a round goes here.
-        self.children.clear();
-        for (i, row) in self.rows.iter().enumerate() {
-            let sequence = &self.sequences[row.sequence as usize];
-            let calibration = &self.calibrations[usize::from(sequence.sampled)];
-            let depth = usize::from(row.depth) + 1;
-            let range = i * top_k..(i + 1) * top_k;
-            let known = probs.map(|probs| &probs[range.clone()]);
-            let brought = tokens[range.clone()].iter().zip(&logps[range.clone()]).enumerate();
-            self.children.extend(brought.map(|(rank, (&token, &logp))| {
-                let logp = Child::sound_logp(logp);
-                let q = match known {
-                    Some(probs) => probs[rank].clamp(0.0, 1.0),
-                    None => calibration.q(depth, logp, sequence.odds),
-                };
-                Child { candidate: (self.candidates_drafted + range.start + rank) as u32, token, logp, q }
-            }));
+        // Estimates first, which do not wait for each other.
+        self.logps.clear();
+        self.logps.extend(logps.iter().map(|&logp| sound_logp(logp)));
+        self.estimates.clear();
+        match probs {
+            Some(probs) => self.estimates.extend(probs.iter().map(|prob| prob.clamp(0.0, 1.0))),
+            None => {
+                for (row, logps) in self.rows.iter().zip(self.logps.chunks_exact(top_k.max(1))) {
+                    let sequence = &self.sequences[row.sequence as usize];
+                    let calibration = &self.calibrations[usize::from(sequence.sampled)];
+                    let depth = usize::from(row.depth) + 1;
+                    calibration.estimate(depth, logps, sequence.odds, &mut self.estimates);
+                }
+            }
         }
-        for (row, children) in self.rows.iter().zip(self.children.chunks_exact(top_k.max(1))) {
+        for (i, row) in self.rows.iter().enumerate() {
+            let range = i * top_k..(i + 1) * top_k;
+            let first_candidate = self.candidates_drafted + range.start;
+            let brought = tokens[range.clone()].iter().zip(&self.logps[range.clone()]);
+            let children = brought
+                .zip(&self.estimates[range])
+                .zip(first_candidate as u32..)
+                .map(|(((&token, &logp), &q), candidate)| Child { candidate, token, logp, q });
             let pool = &mut self.pools[row.sequence as usize];
             let (parent, first) = (row.node as usize, pool.nodes().len());
             let WidthRule::Static(table) = &self.plan.width else {
-                pool.push_children(parent, children.iter().copied());
+                pool.push_children(parent, children);
                 continue;
             };
             // Ranks ascend in the table as they do here: a node of the tree is the next of the pool or is not in it.
             let mut next = first - 1;
-            let kept = children.iter().enumerate().filter(|(rank, _)| {
+            let kept = children.enumerate().filter(|(rank, _)| {
                 let entry = table.get(next);
                 let is_kept =
                     entry.is_some_and(|entry| entry.parent == row.node && entry.rank as usize == *rank);
                 next += usize::from(is_kept);
                 is_kept
             });
-            pool.push_children(parent, kept.map(|(_, &child)| child));
+            pool.push_children(parent, kept.map(|(_, child)| child));
         }
         self.candidates_drafted += tokens.len();
         if let WidthRule::Static(_) = self.plan.width {

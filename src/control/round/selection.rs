@@ -60,15 +60,7 @@ impl DraftRound {
         self.counts.resize(self.sequences.len(), 0);
         let merged = &mut self.sort_scratch;
         merged.clear();
-        let (mut old, mut new) = (self.candidates.iter().peekable(), self.newest.iter().peekable());
-        loop {
-            let next = match (old.peek(), new.peek()) {
-                (Some(a), Some(b)) if a < b => old.next(),
-                (Some(_), None) => old.next(),
-                (_, Some(_)) => new.next(),
-                (None, None) => break,
-            };
-            let Some(&candidate) = next else { break };
+        let mut keep = |candidate: Candidate| {
             let held = &mut self.counts[candidate.sequence()];
             if (*held as usize) < self.plan.max_draft_tokens {
                 *held += 1;
@@ -77,7 +69,18 @@ impl DraftRound {
                     self.entry_worths[candidate.sequence()] = (candidate.value(), true);
                 }
             }
+        };
+        let (mut old, mut new) = (&self.candidates[..], &self.newest[..]);
+        while let ([first_old, rest_old @ ..], [first_new, rest_new @ ..]) = (old, new) {
+            if first_old < first_new {
+                keep(*first_old);
+                old = rest_old;
+            } else {
+                keep(*first_new);
+                new = rest_new;
+            }
         }
+        old.iter().chain(new).for_each(|candidate| keep(*candidate));
         std::mem::swap(&mut self.candidates, merged);
     }
 
