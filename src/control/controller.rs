@@ -2,10 +2,10 @@
 //! came of it.
 #![forbid(unsafe_code)]
 
-use super::acceptance::{AcceptanceModel, Label};
+use super::acceptance::AcceptanceModel;
 use super::cost::{CostModel, CostTables};
 use super::forecast::{Decision, Forecast};
-use super::gain::GainModel;
+use super::learner::Learner;
 use super::planner::{Planner, Stats};
 use super::policy::{MAX_DRAFT_TOKENS, MAX_TOP_K, Policy};
 use super::round::{DraftRound, RoundSequence};
@@ -147,10 +147,11 @@ pub struct Controller {
     policy: Policy,
     config: ControllerConfig,
     cost: CostModel,
-    acceptance: AcceptanceModel,
-    gains: GainModel,
+    learner: Learner,
     forecast: Forecast,
     round: DraftRound,
+    /// Whether the round has what estimates are made of.
+    is_equipped: bool,
     /// The batch of the present round.
     views: Vec<SequenceView>,
     /// What shares its target pass.
@@ -162,7 +163,6 @@ pub struct Controller {
     decision: Decision,
     /// Whether the round before the present one drafted, and nothing else came between.
     is_warm: bool,
-    labels: Vec<Label>,
 }
 
 impl Controller {
@@ -179,10 +179,10 @@ impl Controller {
             policy,
             config,
             cost,
-            acceptance: AcceptanceModel::new(),
-            gains: GainModel::default(),
+            learner: Learner::new(&planner, policy == Policy::Smart),
             forecast: Forecast::default(),
             round: DraftRound::new(planner.widest().clone()),
+            is_equipped: true,
             views: Vec::new(),
             passengers: Vec::new(),
             ids: Vec::new(),
@@ -190,7 +190,6 @@ impl Controller {
             planner,
             decision: Decision::default(),
             is_warm: false,
-            labels: Vec::new(),
         }
     }
 
@@ -224,6 +223,7 @@ impl Controller {
 
         let batch = sequences.len();
         let weight_scale = batch as f64 / sequences.iter().map(sound_weight).sum::<f64>();
+        self.learner.set_aside(&mut self.round);
         let round = &mut self.round;
         round.sequences.clear();
         round.sequences.extend(sequences.iter().map(|view| RoundSequence {
@@ -232,7 +232,7 @@ impl Controller {
             max_depth: view.max_depth.min(widest.max_levels),
             left: view.max_depth,
             sampled: view.sampled,
-            // Looked up if it drafts.
+            // Looked up when the round is equipped.
             odds: 1.0,
             catch_up_rows: view.backlog + 1,
             weight: (sound_weight(view) * weight_scale) as f32,
@@ -285,16 +285,8 @@ impl Controller {
             let probing = if self.planner.is_probing() { drafting } else { 0 };
             Decision { drafting, probing, speedup: 1.0 }
         };
-        // What only drafting reads; a round without it has other things in the caches.
-        if self.decision.drafting > 0 {
-            round.gains.clone_from(self.gains.table());
-            for (sampled, calibration) in round.calibrations.iter_mut().enumerate() {
-                calibration.clone_from(self.acceptance.calibration(sampled > 0));
-            }
-            for (sequence, view) in round.sequences.iter_mut().zip(sequences) {
-                sequence.odds = self.acceptance.odds(view.id);
-            }
-        }
+        // Only drafting reads that; a round without it has other things in the caches.
+        self.is_equipped = self.decision.drafting == 0;
         let top_k = plan.top_k;
         round.begin(plan, self.config.max_level_rows);
         RoundPlan {
@@ -307,7 +299,23 @@ impl Controller {
 
     /// The round to execute: draft it level by level, then select.
     pub fn round_mut(&mut self) -> &mut DraftRound {
+        if !std::mem::replace(&mut self.is_equipped, true) {
+            self.learner.equip(&mut self.round, &self.views);
+        }
         &mut self.round
+    }
+
+    /// The round to execute, and what has to be called with it before the children of its first level are added: it learns what is left to be
+    /// learned of earlier rounds, for which there is time while that level is run.
+    #[cfg(feature = "engine")]
+    pub(crate) fn round_to_equip(&mut self) -> (&mut DraftRound, impl FnOnce(&mut DraftRound)) {
+        let Self { round, learner, views, is_equipped, .. } = self;
+        let equip = |round: &mut DraftRound| {
+            if !std::mem::replace(is_equipped, true) {
+                learner.equip(round, views);
+            }
+        };
+        (round, equip)
     }
 
     /// The round as it stands, for traces.
@@ -317,10 +325,17 @@ impl Controller {
 
     /// Learns from the round that `begin_round` started; call it once, before the next round begins.
     pub fn observe(&mut self, report: &RoundReport<'_>) {
+        self.observe_first(report);
+        self.catch_up();
+    }
+
+    /// The part of [`Controller::observe`] that the next round's decision to draft needs. [`Controller::catch_up`] is the rest, and is called by
+    /// whatever needs it.
+    pub(crate) fn observe_first(&mut self, report: &RoundReport<'_>) {
         let predicted_us = self.predicted_alone().total;
         self.learn_costs(&report.times);
         if self.decision.drafting > 0 {
-            self.learn_acceptance(report);
+            self.learner.note(&self.round, &self.views, report);
             self.planner.observe(&self.round, report);
         }
         if self.policy == Policy::Smart {
@@ -328,8 +343,12 @@ impl Controller {
             let emitted = report.sequences.iter().map(|outcome| outcome.accepted.len() + 1).sum();
             let ns = f64::from(predicted_us) * 1000.0;
             self.forecast.observe(&self.ids, &self.round, ns, complete.then_some(emitted));
-            self.gains.observe(self.round.pools(), self.round.levels(), self.round.selection());
         }
+    }
+
+    /// Learns what is left to be learned of earlier rounds.
+    pub(crate) fn catch_up(&mut self) {
+        self.learner.catch_up(&self.round);
     }
 
     /// The policy.
@@ -347,9 +366,9 @@ impl Controller {
         &self.cost
     }
 
-    /// The acceptance model.
+    /// The acceptance model, as learned so far.
     pub fn acceptance(&self) -> &AcceptanceModel {
-        &self.acceptance
+        self.learner.acceptance()
     }
 
     /// The batch of the present round.
@@ -461,25 +480,6 @@ impl Controller {
         let read = self.passengers.iter().map(|passenger| (passenger.rows, passenger.context_len));
         let all = own.chain(read);
         self.cost.observe_shared(all.clone().map(|(rows, _)| rows).sum(), all, us);
-    }
-
-    /// Labels every drafted child of the root and of each accepted node.
-    fn learn_acceptance(&mut self, report: &RoundReport<'_>) {
-        for (sequence, (outcome, view)) in report.sequences.iter().zip(&self.views).enumerate() {
-            let Some(selected) = self.round.selected().get(sequence) else { break };
-            let pool = self.round.pool(sequence);
-            self.labels.clear();
-            for &packed in std::iter::once(&0).chain(outcome.accepted) {
-                let node = selected.pool_nodes.get(packed as usize);
-                if let (Some(&node), Some(&drawn)) = (node, outcome.drawn.get(packed as usize)) {
-                    self.labels.extend(pool.labels(node as usize, drawn));
-                }
-            }
-            if !self.labels.is_empty() {
-                self.acceptance.observe(view.id, view.sampled, &self.labels);
-            }
-        }
-        self.acceptance.refit();
     }
 }
 

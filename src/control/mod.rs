@@ -45,6 +45,7 @@
 //! | `scan` | which nodes to verify, how many to run: the SMART rule |
 //! | `gain` | what running a node is worth |
 //! | `acceptance` | calibrated probability of acceptance |
+//! | `learner` | when what a round has taught of these two is learned |
 //! | `cost` | measured cost of passes, as a model and as a file |
 //! | `roofline` | ideal costs of a model on a card |
 //! | `trace` | the records of `--trace` |
@@ -55,6 +56,7 @@ pub mod controller;
 pub mod cost;
 mod forecast;
 pub(crate) mod gain;
+mod learner;
 pub mod plan;
 pub mod planner;
 pub mod policy;

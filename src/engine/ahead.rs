@@ -9,6 +9,7 @@
 
 use crate::control::Policy;
 use crate::device::{Device, Event};
+use crate::engine::errand::Errand;
 use crate::engine::proposer::Proposer;
 use crate::engine::sequence::SequenceId;
 use crate::engine::{Emission, Engine};
@@ -73,9 +74,9 @@ pub(super) fn is_usual(device: &Device) -> bool {
 
 impl Engine {
     /// Ends the round that is under way, if there is one and anybody still runs who takes part in it.
-    pub(super) fn settle_issued(&mut self) -> Option<Result<Vec<Emission>>> {
+    pub(super) fn settle_issued(&mut self, errand: &mut Errand) -> Option<Result<Vec<Emission>>> {
         let issued = self.ahead.issued.take()?;
-        self.takes_part(&issued).then(|| self.settle(issued, false))
+        self.takes_part(&issued).then(|| self.settle(issued, false, errand))
     }
 
     /// Whether a plain round of `slots` can be followed by another before its results are read. Under `smart` one that was decided, as a
@@ -115,7 +116,7 @@ impl Engine {
     }
 
     /// Issues the plain round of `slots`, and the one behind it, and ends the first.
-    pub(super) fn run_ahead(&mut self, slots: &[usize]) -> Result<Vec<Emission>> {
+    pub(super) fn run_ahead(&mut self, slots: &[usize], errand: &mut Errand) -> Result<Vec<Emission>> {
         let trees = self.roots(slots);
         self.fill_pass(slots, &trees, &[]);
         self.run_target(slots, &trees)?;
@@ -124,7 +125,7 @@ impl Engine {
         let rows: Vec<_> = slots.iter().map(|&slot| (slot, self.sequence(slot).id)).collect();
         self.keep_features(&rows, 0)?;
         let issued = self.issued(rows, 0, false)?;
-        self.settle(issued, true)
+        self.settle(issued, true, errand)
     }
 
     /// Keeps the features of a pass of roots for the drafter, if there is one that reads them, before another pass takes their place; it is
@@ -161,11 +162,12 @@ impl Engine {
     }
 
     /// Ends `present`, the `first` of its chain or not, once the one behind it has been issued, if it may be.
-    fn settle(&mut self, present: Issued, is_first: bool) -> Result<Vec<Emission>> {
+    fn settle(&mut self, present: Issued, is_first: bool, errand: &mut Errand) -> Result<Vec<Emission>> {
         let all: Vec<usize> = present.rows.iter().map(|&(slot, _)| slot).collect();
         let goes_on = present.rows.iter().all(|&(slot, id)| self.is_running(slot, id))
             && self.may_run_ahead(&all, is_first);
         let next = if goes_on { Some(self.issue_next(&present)?) } else { None };
+        self.do_meanwhile(errand);
         let mut outcomes = self.verifier.read_turn(present.turn)?;
         if is_first {
             self.times.collect()?;

@@ -1,7 +1,7 @@
 //! The engine: a target, perhaps a drafter, and the rounds that turn prompts into tokens.
 //!
 //! Files in reading order: `request` (what is asked), `schedule` (who runs), `round` (one round, the heart), `verify` and `commit` (its second
-//! half), `ahead` (plain rounds that do not wait for the host), `sequence` (what is known of a request), `verifier` (the target's side), `graphs` (its passes by shape),
+//! half), `ahead` (plain rounds that do not wait for the host), `errand` (what the host does meanwhile), `sequence` (what is known of a request), `verifier` (the target's side), `graphs` (its passes by shape),
 //! `pictures` (what it sees beside its tokens), `guided` (a text under a grammar), `penalties`, `masks` and `logprobs` (what is done to logits, and read from them),
 //! `drafting` (the drafter's side), `heads` (that of Medusa heads), `proposer` (what drafts, the text's n-grams too), `sweep` (start-up cost
 //! measurement), `profile` (the same on demand), `builder`, `loading`, `policy`, `stats`, `generation`, `scoring`, `recording`.
@@ -33,6 +33,7 @@ mod builder;
 mod candidates;
 mod commit;
 mod drafting;
+mod errand;
 mod generation;
 mod graphs;
 mod guided;

@@ -127,7 +127,8 @@ impl Engine {
         let mut round = DraftRound::fixed(plan, &[view]);
         let Engine { proposer, sequences, times, pool, masks, prefetch, .. } = self;
         if let Some(proposer) = proposer {
-            run_levels((proposer, masks, prefetch), (sequences, pool), &[slot], times, &mut round)?;
+            let parts = (proposer, masks, &*prefetch);
+            run_levels(parts, (sequences, pool), &[slot], (times, |_: &mut DraftRound| {}), &mut round)?;
         }
         // One sequence's candidates lie row by row, so a node's index among them says which child of which row it is.
         let nodes = round.pool(0).nodes();

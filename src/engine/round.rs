@@ -8,6 +8,7 @@ use crate::control::{
     DraftRound, FrontierRow, Passenger, PhaseTimes, RoundReport, SequenceOutcome, SequenceView,
 };
 use crate::engine::drafting::Ranking;
+use crate::engine::errand::Errand;
 use crate::engine::masks::{MaskWriter, ban_children};
 use crate::engine::prefetch::Prefetch;
 use crate::engine::proposer::Proposer;
@@ -39,11 +40,27 @@ impl Engine {
     /// # Errors
     /// A driver failure. What is committed is whole; see [`Engine::restart_running`].
     pub fn step(&mut self) -> Result<Vec<Emission>> {
+        self.step_meanwhile(&mut || {})
+    }
+
+    /// As [`Engine::step`], which calls `errand` once, whatever comes of the round: as soon as the device has something to do, if it gets anything
+    /// to do. So what is to be done with the tokens of one round, like handing them to whoever waits, delays no other.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_meanwhile(&mut self, errand: &mut dyn FnMut()) -> Result<Vec<Emission>> {
+        let mut errand = Errand::new(errand);
+        let emissions = self.run_round(&mut errand);
+        errand.run();
+        emissions
+    }
+
+    fn run_round(&mut self, errand: &mut Errand) -> Result<Vec<Emission>> {
         self.last_round = None;
         if !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
         }
-        if let Some(emissions) = self.settle_issued() {
+        if let Some(emissions) = self.settle_issued(errand) {
             return emissions;
         }
         self.admit();
@@ -51,22 +68,22 @@ impl Engine {
         let chunks = self.plan_chunks();
         let slots = self.deciding_slots();
         if slots.is_empty() {
-            let emissions = self.read_only(&chunks)?;
+            let emissions = self.read_only(&chunks, errand)?;
             return Ok([emissions, std::mem::take(&mut self.pending)].concat());
         }
         if let Some(shape) = self.record_shape() {
             return self.record_round(slots[0], shape);
         }
         self.times.begin()?;
-        let drafted = self.draft(&slots, &chunks)?;
+        let drafted = self.draft(&slots, &chunks, errand)?;
         if !drafted && self.may_run_ahead(&slots, true) {
-            return self.run_ahead(&slots);
+            return self.run_ahead(&slots, errand);
         }
         let trees: Vec<DraftTree> = match drafted {
             true => self.controller.round().selected().iter().map(|selected| selected.tree.clone()).collect(),
             false => self.roots(&slots),
         };
-        let (verified, firsts) = self.verify(&slots, &trees, &chunks)?;
+        let (verified, firsts) = self.verify(&slots, &trees, &chunks, errand)?;
         self.times.collect()?;
         let emissions = self.conclude((&slots, &trees), verified, (&chunks, &firsts), true)?;
         // Those that could not be admitted come last.
@@ -96,12 +113,12 @@ impl Engine {
     }
 
     /// A pass that only reads prompts.
-    fn read_only(&mut self, chunks: &[Chunk]) -> Result<Vec<Emission>> {
+    fn read_only(&mut self, chunks: &[Chunk], errand: &mut Errand) -> Result<Vec<Emission>> {
         if chunks.is_empty() {
             return Ok(Vec::new());
         }
         let start = Instant::now();
-        let (_, firsts) = self.verify(&[], &[], chunks)?;
+        let (_, firsts) = self.verify(&[], &[], chunks, errand)?;
         let emissions = self.commit((&[], &[], &[]), (chunks, &firsts), true)?;
         self.times.stats.prefill_ms += start.elapsed().as_secs_f64() * 1e3;
         self.times.forget_tail();
@@ -163,7 +180,7 @@ impl Engine {
         }
         self.pool.upload()?;
         self.times.begin()?;
-        let (verified, _) = self.verify(&slots, trees, &[])?;
+        let (verified, _) = self.verify(&slots, trees, &[], &mut Errand::none())?;
         self.times.collect()?;
         let emissions = self.commit((&slots, trees, &verified), (&[], &[]), true)?;
         self.times.stats.count_round(trees, &verified, &emissions);
@@ -172,7 +189,7 @@ impl Engine {
     }
 
     /// Drafts and selects the trees; false for a plain round. The result stays in the controller's round.
-    fn draft(&mut self, slots: &[usize], chunks: &[Chunk]) -> Result<bool> {
+    fn draft(&mut self, slots: &[usize], chunks: &[Chunk], errand: &mut Errand) -> Result<bool> {
         let control = Instant::now();
         let views = self.views(slots);
         let passengers: Vec<Passenger> = chunks
@@ -183,10 +200,14 @@ impl Engine {
         self.times.control(control);
         let Engine { proposer, sequences, times, controller, pool, masks, prefetch, .. } = self;
         let Some(proposer) = proposer.as_mut().filter(|_| plan.drafts()) else { return Ok(false) };
-        let round = controller.round_mut();
-        run_levels((proposer, masks, prefetch), (sequences, pool), slots, times, round)?;
+        let (round, equip) = controller.round_to_equip();
+        let meanwhile = |round: &mut DraftRound| {
+            equip(round);
+            errand.run();
+        };
+        run_levels((proposer, masks, prefetch), (sequences, pool), slots, (times, meanwhile), round)?;
         let control = Instant::now();
-        round.select();
+        controller.round_mut().select();
         times.control(control);
         Ok(true)
     }
@@ -204,6 +225,12 @@ impl Engine {
         slots.iter().map(view).collect()
     }
 
+    /// What the host does while the device is busy with a target pass.
+    pub(super) fn do_meanwhile(&mut self, errand: &mut Errand) {
+        self.controller.catch_up();
+        errand.run();
+    }
+
     /// Feeds times and outcomes to the controller.
     fn learn(&mut self, verified: &[Verified]) {
         let control = Instant::now();
@@ -211,7 +238,7 @@ impl Engine {
         let outcomes = outcomes(&accepted, verified);
         let (levels, verify, total) = self.times.lessons();
         let times = PhaseTimes { draft_levels: &levels, verify, total };
-        self.controller.observe(&RoundReport { sequences: &outcomes, times });
+        self.controller.observe_first(&RoundReport { sequences: &outcomes, times });
         self.times.control(control);
     }
 }
@@ -227,15 +254,17 @@ fn outcomes<'a>(accepted: &'a [Vec<u32>], verified: &'a [Verified]) -> Vec<Seque
     pairs.map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn }).collect()
 }
 
-/// Drafts level by level, on what `round` asks for, until it asks for nothing more.
+/// Drafts level by level, on what `round` asks for, until it asks for nothing more. `meanwhile` is called while the first level is run, of which
+/// nobody counts the time.
 pub(super) fn run_levels(
     (proposer, masks, prefetch): (&mut Proposer, &mut MaskWriter, &Prefetch),
     (sequences, pool): (&mut [Option<Sequence>], &PagePool),
     slots: &[usize],
-    times: &mut RoundClock,
+    (times, meanwhile): (&mut RoundClock, impl FnOnce(&mut DraftRound)),
     round: &mut DraftRound,
 ) -> Result<()> {
     let (top_k, levels) = (round.top_k(), round.plan().max_levels);
+    let mut meanwhile = Some(meanwhile);
     loop {
         let control = Instant::now();
         let rows = round.next_level().map(<[_]>::to_vec);
@@ -256,6 +285,9 @@ pub(super) fn run_levels(
         times.mark_level()?;
         // Most levels have another behind them.
         proposer.first_weight(false).map_or(Ok(()), |weight| prefetch.start(weight))?;
+        if let Some(meanwhile) = meanwhile.take() {
+            meanwhile(round);
+        }
         let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;
         let control = Instant::now();

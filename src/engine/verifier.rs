@@ -244,12 +244,6 @@ impl Verifier {
         )
     }
 
-    /// Waits for the pass and reads what the walk found, one entry per sequence of the pass; one without logits gets an empty entry.
-    pub fn read_walks(&mut self) -> Result<Vec<Verified>> {
-        let turn = self.start_reading()?;
-        self.read_turn(turn)
-    }
-
     /// Starts to read what the walk found; which turn [`Verifier::read_turn`] is to wait for.
     pub fn start_reading(&mut self) -> Result<usize> {
         let Results { device, host, max_accepted } = &mut self.results[self.turn];
@@ -259,7 +253,8 @@ impl Verifier {
         Ok(self.turn)
     }
 
-    /// Waits for the results of a turn, whose pass had the rows that the latest has; as [`Verifier::read_walks`].
+    /// Waits for the results of a turn, whose pass had the rows that the latest has: what the walk found, one entry per sequence of the pass;
+    /// one without logits gets an empty entry.
     pub fn read_turn(&mut self, turn: usize) -> Result<Vec<Verified>> {
         let Results { host, max_accepted, .. } = &self.results[turn];
         let places = Places::of(&self.pass, *max_accepted);

@@ -1,6 +1,7 @@
 //! The target pass of a round: rows of trees and of what is read, grammars, draws and the walk.
 
 use crate::device::Tensor;
+use crate::engine::errand::Errand;
 use crate::engine::schedule::Chunk;
 use crate::engine::verifier::Verified;
 use crate::engine::{Bug, Engine};
@@ -10,12 +11,13 @@ use crate::tree::DraftTree;
 
 impl Engine {
     /// One target pass over all trees and chunks, the draws, the walk and the compaction: what became of each tree, and the draw behind each
-    /// text that ends with its chunk.
+    /// text that ends with its chunk. `errand` is run once all is issued.
     pub(super) fn verify(
         &mut self,
         slots: &[usize],
         trees: &[DraftTree],
         chunks: &[Chunk],
+        errand: &mut Errand,
     ) -> Result<(Vec<Verified>, Vec<Option<Verified>>)> {
         self.fill_pass(slots, trees, chunks);
         let logits = self.run_target(slots, trees)?;
@@ -29,7 +31,9 @@ impl Engine {
             self.times.mark_verify()?;
             self.prefetch_next(trees)?;
         }
-        let mut verified = self.verifier.read_walks()?;
+        let turn = self.verifier.start_reading()?;
+        self.do_meanwhile(errand);
+        let mut verified = self.verifier.read_turn(turn)?;
         if self.has(Bug::WrongSibling) {
             mutate_siblings(trees, slots, &mut verified);
         }

@@ -34,10 +34,12 @@
 //! | `updates` | what a caller reads |
 //! | `cache_events` | what the prefix cache holds, followed from outside |
 //! | `worker` | the thread that the engine lives on |
+//! | `desk` | what goes back to those who asked |
 //! | `snapshot`, `metrics` | counters, for who watches; the same in the text format of Prometheus |
 #![forbid(unsafe_code)]
 
 mod cache_events;
+mod desk;
 mod metrics;
 mod snapshot;
 mod updates;

@@ -1,7 +1,6 @@
-//! [`Worker`]: the thread that an engine lives on. Between rounds it takes in what clients ask; after each round it hands out what the
-//! round brought.
+//! [`Worker`]: the thread that an engine lives on. Between rounds it takes in what clients ask; what a round brought it hands out while the
+//! device runs the next.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -9,10 +8,11 @@ use std::time::Instant;
 use tokio::sync::mpsc as channel;
 
 use super::cache_events::Followers;
+use super::desk::{Brought, Desk, Served};
 use super::snapshot::Snapshot;
-use super::updates::{Update, Usage};
+use super::updates::Update;
 use super::{Shared, lock};
-use crate::engine::{CacheEvent, Emission, Engine, Request, SequenceId};
+use crate::engine::{CacheEvent, Engine, Request, SequenceId};
 use crate::error::{Error, Result};
 
 /// Rounds that may fail one after another before those that were running are given up: what a round does not bring, the next can.
@@ -43,49 +43,38 @@ pub(super) struct Submission {
     pub outbox: channel::UnboundedSender<Result<Update>>,
 }
 
-/// A request in the engine.
-struct Served {
-    ticket: u64,
-    watched: bool,
-    prompt_tokens: usize,
-    outbox: channel::UnboundedSender<Result<Update>>,
-    completion_tokens: usize,
-    /// Its wait for a place is over.
-    begun: bool,
-    submitted: Instant,
-}
-
 pub(super) struct Worker {
     engine: Engine,
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<Command>,
-    served: HashMap<SequenceId, Served>,
+    desk: Desk,
+    /// What the latest round brought, until it is handed out.
+    brought: Brought,
     followers: Followers,
     /// When to stop at the latest.
     deadline: Option<Instant>,
     failures: u32,
-    snapshot: Snapshot,
 }
 
 impl Worker {
     pub fn new(engine: Engine, shared: Arc<Shared>, inbox: mpsc::Receiver<Command>) -> Self {
-        let snapshot = Snapshot::of(&engine);
+        let desk = Desk::new(shared.clone(), Snapshot::of(&engine));
         Self {
             engine,
             shared,
             inbox,
-            served: HashMap::new(),
+            desk,
+            brought: Brought::default(),
             followers: Followers::default(),
             deadline: None,
             failures: 0,
-            snapshot,
         }
     }
 
     /// Serves until it is told to shut down, or until nobody is left who could ask.
     pub fn run(mut self) -> Engine {
         while self.take_commands() {
-            if self.served.is_empty() {
+            if self.desk.is_empty() {
                 continue;
             }
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -93,14 +82,8 @@ impl Worker {
                 continue;
             }
             let start = Instant::now();
-            match self.engine.step() {
-                Ok(emissions) => {
-                    self.failures = 0;
-                    self.hand_out(emissions);
-                }
-                Err(error) => self.recover(&error),
-            }
-            self.snapshot.observe_round(&self.engine, start.elapsed());
+            self.step();
+            self.desk.snapshot.observe_round(&self.engine, start.elapsed());
             self.publish();
         }
         self.fail_all("the service was shut down before the request was finished");
@@ -108,10 +91,40 @@ impl Worker {
         self.engine
     }
 
+    /// Runs a round, and hands out what the one before it brought.
+    fn step(&mut self) {
+        let Self { engine, desk, brought, .. } = self;
+        let mut unread = Vec::new();
+        let result = engine.step_meanwhile(&mut || unread = desk.hand_out(std::mem::take(brought)));
+        self.cancel_all(unread);
+        match result {
+            Ok(emissions) => {
+                self.failures = 0;
+                self.brought = self.desk.brought(&self.engine, emissions);
+                if self.engine.is_idle() {
+                    // No other round comes.
+                    self.hand_out();
+                }
+            }
+            Err(error) => self.recover(&error),
+        }
+    }
+
+    fn hand_out(&mut self) {
+        let unread = self.desk.hand_out(std::mem::take(&mut self.brought));
+        self.cancel_all(unread);
+    }
+
+    fn cancel_all(&mut self, ids: Vec<SequenceId>) {
+        for id in ids {
+            self.engine.cancel(id);
+        }
+    }
+
     /// Takes in all that was asked, waiting for something while there is nothing to do; false at the end.
     fn take_commands(&mut self) -> bool {
         loop {
-            let idle = self.served.is_empty();
+            let idle = self.desk.is_empty();
             if idle && self.deadline.is_some() {
                 return false;
             }
@@ -145,17 +158,7 @@ impl Worker {
         let prompt_tokens = request.prompt.len();
         match self.engine.submit(request) {
             Ok(id) => {
-                let served = Served {
-                    ticket,
-                    watched,
-                    prompt_tokens,
-                    outbox,
-                    completion_tokens: 0,
-                    begun: false,
-                    submitted: Instant::now(),
-                };
-                self.served.insert(id, served);
-                self.snapshot.requests += 1;
+                self.desk.serve(id, Served::new(ticket, watched, prompt_tokens, outbox));
             }
             Err(error) => {
                 self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
@@ -165,77 +168,11 @@ impl Worker {
     }
 
     fn cancel(&mut self, ticket: u64) {
-        let id = self.served.iter().find(|(_, served)| served.ticket == ticket).map(|(&id, _)| id);
         // One that has ended meanwhile needs no cancelling.
-        if let Some(id) = id {
+        if let Some(id) = self.desk.find(ticket) {
             self.engine.cancel(id);
-            self.forget(id);
-            self.snapshot.cancelled += 1;
-        }
-    }
-
-    fn forget(&mut self, id: SequenceId) {
-        if let Some(served) = self.served.remove(&id)
-            && !served.begun
-        {
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// What has begun to run waits no longer.
-    fn note_begun(&mut self) {
-        for id in self.engine.running() {
-            if let Some(served) = self.served.get_mut(&id)
-                && !std::mem::replace(&mut served.begun, true)
-            {
-                self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-                self.snapshot.queue_seconds.observe(served.submitted.elapsed().as_secs_f64());
-            }
-        }
-    }
-
-    fn hand_out(&mut self, emissions: Vec<Emission>) {
-        self.note_begun();
-        for emission in emissions {
-            let id = emission.sequence;
-            let Some(served) = self.served.get_mut(&id) else { continue };
-            if served.completion_tokens == 0 && !emission.tokens.is_empty() {
-                self.snapshot.first_token_seconds.observe(served.submitted.elapsed().as_secs_f64());
-            }
-            served.completion_tokens += emission.tokens.len();
-            let stats = emission.stats;
-            let update = Update {
-                accepted: emission.accepted,
-                logprobs: emission.logprobs,
-                tree: if served.watched { self.engine.round_trace(id) } else { None },
-                // A failure is told by an error, behind what came before it.
-                finished: emission.finished.filter(|_| emission.failure.is_none()),
-                usage: Usage {
-                    prompt_tokens: served.prompt_tokens,
-                    cached_tokens: stats.cached_tokens,
-                    completion_tokens: served.completion_tokens,
-                    rounds: stats.rounds,
-                    drafted_tokens: stats.drafted_tokens,
-                    accepted_tokens: stats.accepted_tokens,
-                },
-                tokens: emission.tokens,
-            };
-            self.snapshot.emitted_tokens += update.tokens.len() as u64;
-            let finished = emission.finished;
-            let mut unread = served.outbox.send(Ok(update)).is_err();
-            if let Some(failure) = emission.failure {
-                unread |= served.outbox.send(Err(Error::Device(failure))).is_err();
-            }
-            if let Some(reason) = finished {
-                self.snapshot.count_finished(reason);
-                self.snapshot.request_seconds.observe(served.submitted.elapsed().as_secs_f64());
-                self.forget(id);
-            } else if unread {
-                // Its reader is gone, and so is its cancellation's sender: it may come later or never.
-                self.engine.cancel(id);
-                self.forget(id);
-                self.snapshot.cancelled += 1;
-            }
+            self.desk.forget(id);
+            self.desk.snapshot.cancelled += 1;
         }
     }
 
@@ -243,9 +180,9 @@ impl Worker {
     /// are given up, and after more failures all.
     fn recover(&mut self, error: &Error) {
         self.failures += 1;
-        self.snapshot.failed_rounds += 1;
+        self.desk.snapshot.failed_rounds += 1;
         tracing::error!(failures = self.failures, "a round failed: {error}");
-        self.note_begun();
+        self.desk.note_begun(self.engine.running());
         if self.failures >= LOST {
             let reason = format!("the device failed {LOST} times in a row: {error}");
             *lock(&self.shared.failure) = Some(reason.clone());
@@ -256,30 +193,23 @@ impl Worker {
             if self.failures > RETRIES { self.engine.running().collect() } else { Vec::new() };
         for id in given_up {
             self.engine.cancel(id);
-            if let Some(served) = self.served.get(&id) {
-                let _ = served.outbox.send(Err(Error::Device(error.to_string())));
-                self.snapshot.failed += 1;
-            }
-            self.forget(id);
+            self.desk.fail(id, &error.to_string());
         }
         self.engine.restart_running();
     }
 
+    /// Gives up all, who get what was brought before.
     fn fail_all(&mut self, reason: &str) {
-        let all: Vec<SequenceId> = self.served.keys().copied().collect();
-        for id in all {
+        self.hand_out();
+        for id in self.desk.all() {
             self.engine.cancel(id);
-            if let Some(served) = self.served.get(&id) {
-                let _ = served.outbox.send(Err(Error::Device(reason.into())));
-                self.snapshot.failed += 1;
-            }
-            self.forget(id);
+            self.desk.fail(id, reason);
         }
     }
 
     fn publish(&mut self) {
         self.followers.tell(&mut self.engine);
-        self.snapshot.observe(&self.engine);
-        lock(&self.shared.snapshot).clone_from(&self.snapshot);
+        self.desk.snapshot.observe(&self.engine);
+        lock(&self.shared.snapshot).clone_from(&self.desk.snapshot);
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod drafters;
 mod dummy_weights;
 mod eagle3_variants;
 mod early_ends;
+mod errand;
 pub(crate) mod fixtures;
 mod grammars;
 mod large_vocabulary;

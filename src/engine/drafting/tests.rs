@@ -3,6 +3,7 @@ use std::path::Path;
 use crate::control::{FrontierRow, NONE};
 use crate::device::DeviceChoice;
 use crate::engine::drafting::Ranking;
+use crate::engine::errand::Errand;
 use crate::engine::{Engine, Request};
 use crate::reference::draft as oracle;
 use crate::sampling::DIGEST_LEN;
@@ -146,8 +147,9 @@ fn waiting_features(ahead: bool) -> (Vec<i32>, Vec<f32>) {
             engine.times.begin().unwrap();
             let views = engine.views(&[0]);
             engine.controller.begin_plain_round(&views);
-            assert_eq!(engine.run_ahead(&[0]).unwrap().len(), 1);
-            assert_eq!(engine.settle_issued().expect("a round is under way").unwrap().len(), 1);
+            assert_eq!(engine.run_ahead(&[0], &mut Errand::none()).unwrap().len(), 1);
+            let settled = engine.settle_issued(&mut Errand::none()).expect("a round is under way");
+            assert_eq!(settled.unwrap().len(), 1);
         } else {
             for _ in 0..2 {
                 let roots = engine.roots(&[0]);
@@ -155,7 +157,7 @@ fn waiting_features(ahead: bool) -> (Vec<i32>, Vec<f32>) {
             }
         }
     }
-    assert!(engine.settle_issued().is_none(), "under smart every other round is decided");
+    assert!(engine.settle_issued(&mut Errand::none()).is_none(), "under smart every other round is decided");
     let sequence = engine.sequences[0].as_ref().unwrap();
     let (waiting, text) = (sequence.draft_len..sequence.root(), sequence.emitted().to_vec());
     assert!(waiting.len() >= 4);
