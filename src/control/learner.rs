@@ -21,13 +21,20 @@ enum Noted {
     Previous,
 }
 
-/// The labels of one sequence.
+/// What the target drew after a node of a sequence's pool.
 #[derive(Clone, Copy, Debug)]
-struct Labelled {
+struct Draw {
+    node: u32,
+    token: i32,
+}
+
+/// What is known of one sequence of the noted round.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
     id: u64,
     sampled: bool,
-    /// How many of the labels are its own.
-    count: usize,
+    /// Its draws are those before this one, from the end of the sequence's before it.
+    end: usize,
 }
 
 /// The models of acceptance and of gains, and what they have still to learn.
@@ -37,10 +44,12 @@ pub(super) struct Learner {
     /// Of the one policy that reads it.
     gains: Option<GainModel>,
     noted: Noted,
-    /// The labels of all sequences of the noted round, one after the other.
-    labels: Vec<Label>,
-    labelled: Vec<Labelled>,
+    /// Along the accepted path of each sequence of the noted round, in their order.
+    draws: Vec<Draw>,
+    walks: Vec<Walk>,
     previous: DraftRound,
+    // Scratch.
+    labels: Vec<Label>,
 }
 
 impl Learner {
@@ -49,9 +58,10 @@ impl Learner {
             acceptance: AcceptanceModel::new(),
             gains: learns_gains.then(GainModel::default),
             noted: Noted::Nothing,
-            labels: Vec::new(),
-            labelled: Vec::new(),
+            draws: Vec::new(),
+            walks: Vec::new(),
             previous: DraftRound::new(planner.widest().clone()),
+            labels: Vec::new(),
         }
     }
 
@@ -64,21 +74,16 @@ impl Learner {
     pub fn note(&mut self, round: &DraftRound, views: &[SequenceView], report: &RoundReport<'_>) {
         self.catch_up(round);
         self.noted = Noted::Present;
-        self.labels.clear();
-        self.labelled.clear();
-        // Every drafted child of the root and of each accepted node.
-        for (sequence, (outcome, view)) in report.sequences.iter().zip(views).enumerate() {
-            let Some(selected) = round.selected().get(sequence) else { break };
-            let pool = round.pool(sequence);
-            let before = self.labels.len();
+        self.draws.clear();
+        self.walks.clear();
+        for ((outcome, view), selected) in report.sequences.iter().zip(views).zip(round.selected()) {
             for &packed in std::iter::once(&0).chain(outcome.accepted) {
                 let node = selected.pool_nodes.get(packed as usize);
-                if let (Some(&node), Some(&drawn)) = (node, outcome.drawn.get(packed as usize)) {
-                    self.labels.extend(pool.labels(node as usize, drawn));
+                if let (Some(&node), Some(&token)) = (node, outcome.drawn.get(packed as usize)) {
+                    self.draws.push(Draw { node, token });
                 }
             }
-            let count = self.labels.len() - before;
-            self.labelled.push(Labelled { id: view.id, sampled: view.sampled, count });
+            self.walks.push(Walk { id: view.id, sampled: view.sampled, end: self.draws.len() });
         }
     }
 
@@ -97,11 +102,16 @@ impl Learner {
             Noted::Present => present,
             Noted::Previous => &self.previous,
         };
-        let mut labels = &self.labels[..];
-        for &Labelled { id, sampled, count } in self.labelled.iter().filter(|labelled| labelled.count > 0) {
-            let (own, rest) = labels.split_at(count);
-            self.acceptance.observe(id, sampled, own);
-            labels = rest;
+        let mut start = 0;
+        for (sequence, &Walk { id, sampled, end }) in self.walks.iter().enumerate() {
+            let pool = round.pool(sequence);
+            let draws = &self.draws[std::mem::replace(&mut start, end)..end];
+            // Every drafted child of the root and of each accepted node.
+            self.labels.clear();
+            self.labels.extend(draws.iter().flat_map(|draw| pool.labels(draw.node as usize, draw.token)));
+            if !self.labels.is_empty() {
+                self.acceptance.observe(id, sampled, &self.labels);
+            }
         }
         self.acceptance.refit();
         if let Some(gains) = &mut self.gains {

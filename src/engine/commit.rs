@@ -53,7 +53,7 @@ impl Engine {
             true => self.features_read((slots, verified), chunks),
             false => Vec::new(),
         };
-        let mut emissions = Vec::new();
+        let mut emissions = Vec::with_capacity(slots.len());
         for ((&slot, tree), outcome) in slots.iter().zip(trees).zip(verified) {
             emissions.extend(self.emit(slot, outcome, Some(tree)));
         }
@@ -129,7 +129,7 @@ impl Engine {
     /// Commits what was drawn for a sequence: with `tree` a round, else the token behind its text.
     fn emit(&mut self, slot: usize, outcome: &Verified, tree: Option<&DraftTree>) -> Option<Emission> {
         let sequence = self.sequences[slot].as_mut()?;
-        let mut tokens: Vec<i32> = Vec::new();
+        let mut tokens: Vec<i32> = Vec::with_capacity(outcome.accepted.len() + 1);
         if sequence.failure.is_none() {
             tokens.extend(tree.iter().flat_map(|tree| outcome.accepted.iter().map(|&node| tree.token(node))));
             tokens.extend((outcome.bonus >= 0).then_some(outcome.bonus));

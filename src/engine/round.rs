@@ -227,8 +227,10 @@ impl Engine {
 
     /// What the host does while the device is busy with a target pass.
     pub(super) fn do_meanwhile(&mut self, errand: &mut Errand) {
+        let start = Instant::now();
         self.controller.catch_up();
         errand.run();
+        self.times.meanwhile(start);
     }
 
     /// Feeds times and outcomes to the controller.
@@ -254,8 +256,7 @@ fn outcomes<'a>(accepted: &'a [Vec<u32>], verified: &'a [Verified]) -> Vec<Seque
     pairs.map(|(accepted, v)| SequenceOutcome { accepted, drawn: &v.drawn }).collect()
 }
 
-/// Drafts level by level, on what `round` asks for, until it asks for nothing more. `meanwhile` is called while the first level is run, of which
-/// nobody counts the time.
+/// Drafts level by level, on what `round` asks for, until it asks for nothing more. `meanwhile` is called while the first level is run.
 pub(super) fn run_levels(
     (proposer, masks, prefetch): (&mut Proposer, &mut MaskWriter, &Prefetch),
     (sequences, pool): (&mut [Option<Sequence>], &PagePool),
@@ -286,7 +287,9 @@ pub(super) fn run_levels(
         // Most levels have another behind them.
         proposer.first_weight(false).map_or(Ok(()), |weight| prefetch.start(weight))?;
         if let Some(meanwhile) = meanwhile.take() {
+            let start = Instant::now();
             meanwhile(round);
+            times.meanwhile(start);
         }
         let (tokens, logps) = proposer.read_children()?;
         let count = rows.len() * top_k;

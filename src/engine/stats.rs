@@ -31,6 +31,9 @@ pub struct Stats {
     pub verify_ms: f64,
     /// Host time of the controller, ms.
     pub control_ms: f64,
+    /// What the host did for rounds before while the device was busy, ms: the controller's learning, and the errands of
+    /// [`Engine::step_meanwhile`](crate::engine::Engine::step_meanwhile). Part of no other time here.
+    pub meanwhile_ms: f64,
     /// All rounds, host work included, ms.
     pub decode_ms: f64,
 }
@@ -157,6 +160,13 @@ impl RoundClock {
         self.stats.control_ms += us / 1e3;
         self.control.us += us;
         self.control.unmarked_us += us;
+    }
+
+    /// Adds what the host has done since `start` while the device was busy.
+    pub fn meanwhile(&mut self, start: Instant) {
+        if !self.modelled {
+            self.stats.meanwhile_ms += start.elapsed().as_secs_f64() * 1e3;
+        }
     }
 
     /// Reads the phases of the round, whose results have been waited for, and starts the host's tail.

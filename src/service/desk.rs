@@ -81,9 +81,8 @@ impl Desk {
 
     /// What `engine` has brought with the `emissions` of its latest step.
     pub fn brought(&self, engine: &Engine, emissions: Vec<Emission>) -> Brought {
-        let watches = |id: &SequenceId| self.served.get(id).is_some_and(|served| served.watched);
-        let watched = emissions.iter().map(|emission| emission.sequence).filter(watches);
-        let trees = watched.filter_map(|id| Some((id, engine.round_trace(id)?))).collect();
+        let watched = self.served.iter().filter(|(_, served)| served.watched);
+        let trees = watched.filter_map(|(&id, _)| Some((id, engine.round_trace(id)?))).collect();
         Brought { emissions, trees, running: engine.running().collect() }
     }
 

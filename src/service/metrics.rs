@@ -86,12 +86,17 @@ impl Snapshot {
         page.counter("decoded_tokens_total", "Tokens emitted by rounds.", sums.emitted_tokens);
         page.counter("accepted_tokens_total", "Draft tokens accepted.", sums.accepted_tokens);
         page.counter("nodes_total", "Tree nodes verified, roots included.", sums.nodes);
-        page.head("phase_seconds_total", "counter", "Time by phase of the engine.");
+        page.head(
+            "phase_seconds_total",
+            "counter",
+            "Time by phase of the engine; what it did for other rounds meanwhile is part of none.",
+        );
         for (phase, ms) in [
             ("prefill", sums.prefill_ms),
             ("draft", sums.draft_ms),
             ("verify", sums.verify_ms),
             ("control", sums.control_ms),
+            ("meanwhile", sums.meanwhile_ms),
             ("decode", sums.decode_ms),
         ] {
             page.line("phase_seconds_total", &format!("{{phase={phase:?}}}"), ms / 1e3);
