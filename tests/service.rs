@@ -460,3 +460,25 @@ fn every_allocation_that_fails_is_one_sentence() {
     plan_host_failure(c"alloc", 0, 0);
     assert!(failures > 50, "{failures} allocations of an engine");
 }
+
+/// Tokens are handed out while the device runs the round behind theirs; says how long that takes, with the controller's learning.
+#[test]
+fn what_is_done_meanwhile_is_counted() {
+    let _alone = one_at_a_time();
+    let prompts = demo_prompts(8, 60);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
+    for batch in [1, 16, 64] {
+        let service = service(batch, batch);
+        let client = service.client();
+        let asked: Vec<Updates> =
+            (0..batch).map(|i| client.submit(greedy(&prompts[i % 8], 120)).unwrap()).collect();
+        let callers: Vec<_> = asked.into_iter().map(|updates| runtime.spawn(updates.all())).collect();
+        for caller in callers {
+            assert_eq!(runtime.block_on(caller).unwrap().unwrap().tokens.len(), 120);
+        }
+        let stats = client.snapshot().stats;
+        let us = 1e3 * stats.meanwhile_ms / stats.rounds as f64;
+        eprintln!("{batch} callers: {us:.0} us a round are spent while the device is busy");
+        assert!(us > 0.0 && us < 1e5, "{us}");
+    }
+}
