@@ -182,7 +182,8 @@ mod tests {
             let nodes = trees.iter().flat_map(|selected| selected.pool_nodes.clone()).collect();
             rounds.push((nodes, round.speedup()));
             // The target takes the likeliest child four times of five.
-            let drawn = |nodes: usize| (0..nodes).map(|node| i32::from((node as u64 + number) % 5 == 0));
+            let drawn =
+                |nodes: usize| (0..nodes).map(|node| i32::from((node as u64 + number).is_multiple_of(5)));
             let walks: Vec<(Vec<u32>, Vec<i32>)> = trees
                 .iter()
                 .map(|selected| {
