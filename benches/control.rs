@@ -58,8 +58,28 @@ fn union_scan(criterion: &mut Criterion) {
     });
 }
 
-/// All host work of a round at an H200's costs: the decision to draft, all levels, selection, packing and learning. The outcome is
-/// withheld, so that the controller goes on hoping.
+/// What a drafted round's times teach of costs: six levels, a target pass and what is left.
+fn cost_learning(criterion: &mut Criterion) {
+    let mut cost = Roofline::H200_LLAMA_8B.cost_model(SEQUENCES * (NODES + 1));
+    let mut state = 3;
+    criterion.bench_function("learning the times of a round of six levels", |bencher| {
+        bencher.iter(|| {
+            let mut noise = || 0.97 + 0.06 * f64::from(unit(&mut state));
+            for rows in [1, 8, 10, 12, 9, 4] {
+                let us = noise() * cost.draft_us(rows, 1024);
+                cost.observe_draft(rows, 1024, us);
+            }
+            let tree = [(40, 1024)];
+            let us = noise() * cost.verify_us(40, tree);
+            cost.observe_verify(40, tree.into_iter(), us);
+            cost.observe_overhead(false, 40.0 * noise(), 4400.0);
+            cost.observe_prediction(4400.0, 4400.0 * noise());
+        })
+    });
+}
+
+/// All host work of a round at an H200's costs but for the learning of its times: the decision to draft, all levels, selection, packing and learning
+/// from trees. The outcome is withheld, so that the controller goes on hoping.
 fn whole_round(criterion: &mut Criterion) {
     for (sequences, sampled) in
         [1, 4, 16, SEQUENCES].into_iter().flat_map(|batch| [(batch, false), (batch, true)])
@@ -123,5 +143,5 @@ fn plain_round(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, union_scan, whole_round, plain_round);
+criterion_group!(benches, union_scan, cost_learning, whole_round, plain_round);
 criterion_main!(benches);

@@ -11,6 +11,8 @@
 
 use std::collections::HashMap;
 
+use super::fading::unless_gone;
+
 /// Confidence knots: the calibration curve is linear in log-probability between them. No transcendental function is needed to
 /// read it, so every executor reads the same bits.
 const KNOTS: [f32; 20] = [
@@ -226,8 +228,8 @@ impl Evidence {
             return;
         }
         for (labels, accepted) in self.counts.as_flattened_mut() {
-            *labels *= ROUND_MEMORY;
-            *accepted *= ROUND_MEMORY;
+            *labels = unless_gone(*labels * ROUND_MEMORY);
+            *accepted = unless_gone(*accepted * ROUND_MEMORY);
         }
         let mut pooled = [(0.0, 0.0); NUM_KNOTS];
         for row in &self.counts {
@@ -298,4 +300,24 @@ fn positions<const N: usize>(logps: [f32; N]) -> [(usize, f32); N] {
         // Written so that NaN becomes 0.
         (low, if share > 0.0 { share.min(1.0) } else { 0.0 })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::fading::is_fast;
+
+    #[test]
+    fn what_is_not_seen_again_is_gone_at_last() {
+        let mut model = AcceptanceModel::new();
+        let label = |depth, logp| Label { depth, logp, q: 0.5, accepted: depth == 1 };
+        model.observe(0, false, &[label(4, -7.5), label(3, -2.0)]);
+        for _ in 0..40_000 {
+            model.observe(0, false, &[label(1, -0.5)]);
+            model.refit();
+        }
+        let counts = model.modes[0].counts.as_flattened();
+        assert!(counts.iter().all(|&(labels, accepted)| is_fast(labels) && is_fast(accepted)));
+        assert!(model.modes[0].counts[0].iter().any(|&(labels, _)| labels > 10.0));
+    }
 }

@@ -6,6 +6,7 @@
 //! how far `P(u)` stands above the price: the table is binned by depth, by that headroom and by the drafter's confidence in `u`.
 #![forbid(unsafe_code)]
 
+use super::fading::unless_gone;
 use super::pool::CandidatePool;
 use super::round::LevelRecord;
 use super::scan::{self, Selection};
@@ -94,8 +95,8 @@ impl GainModel {
         }
         self.measure_yields(pools, levels, selection);
         for (total, gain) in self.cells.as_flattened_mut().as_flattened_mut() {
-            *total *= ROUND_MEMORY;
-            *gain *= ROUND_MEMORY;
+            *total = unless_gone(*total * ROUND_MEMORY);
+            *gain = unless_gone(*gain * ROUND_MEMORY);
         }
         for pool in pools {
             self.observe_pool(pool, levels, selection.price);
@@ -173,4 +174,22 @@ fn cell(depth: usize, logp: f32, path_prob: f32, price: f32) -> (usize, usize, u
         [2.0, 4.0, 8.0, 16.0, 32.0].iter().take_while(|&&factor| path_prob >= price * factor).count();
     let confidence = CONFIDENCE_EDGES.iter().take_while(|&&edge| logp >= edge).count();
     (depth.clamp(1, NUM_DEPTHS) - 1, headroom, confidence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::fading::is_fast;
+
+    #[test]
+    fn what_is_not_seen_again_is_gone_at_last() {
+        let mut model = GainModel::default();
+        model.cells[3][2][1] = (5.0, 1.0);
+        let level = LevelRecord { first_row: 0, rows: 1, price: 0.1, ns: 1000 };
+        for _ in 0..40_000 {
+            model.observe(&[], &[level], &Selection { ns: 1000, ..Selection::default() });
+        }
+        let cells = model.cells.as_flattened().as_flattened();
+        assert!(cells.iter().all(|&(total, gain)| is_fast(total) && is_fast(gain)));
+    }
 }

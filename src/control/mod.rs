@@ -45,6 +45,7 @@
 //! | `scan` | which nodes to verify, how many to run: the SMART rule |
 //! | `gain` | what running a node is worth |
 //! | `acceptance` | calibrated probability of acceptance |
+//! | `fading` | when evidence is too old to count |
 //! | `learner` | when what a round has taught of these two is learned |
 //! | `cost` | measured cost of passes, as a model and as a file |
 //! | `roofline` | ideal costs of a model on a card |
@@ -54,6 +55,7 @@
 pub mod acceptance;
 pub mod controller;
 pub mod cost;
+mod fading;
 mod forecast;
 pub(crate) mod gain;
 mod learner;

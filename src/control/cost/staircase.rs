@@ -6,6 +6,7 @@
 
 use super::pace::{Doubt, log_error};
 use super::tables::MAX_NS;
+use crate::control::fading::unless_gone;
 
 /// Rate of correction of a count that is well known.
 const RATE: f64 = 0.15;
@@ -124,15 +125,17 @@ impl Staircase {
         let error = self.knots[nearest].doubt.believed(error);
         let (mut rise, mut total_weight) = (0.0, 0.0);
         for knot in &mut self.knots {
-            let distance = (knot.rows as f64 / rows as f64).ln().abs();
-            let nearness = (-1.5 * distance).exp();
+            let ratio = knot.rows.min(rows) as f64 / knot.rows.max(rows) as f64;
+            // Its power of 1.5.
+            let nearness = ratio * ratio.sqrt();
             let direct = nearness > 1.0 / KNOT_SPACING;
             let rate = (RATE + 0.6 * error.abs().min(1.0)).max(1.0 / (1.0 + knot.weight));
             let share = if direct { nearness } else { nearness / (1.0 + knot.weight * (1.0 - nearness)) };
             knot.us *= (rate * share * error).exp();
             rise += knot.weight * rate * share * error;
             total_weight += knot.weight;
-            knot.weight = knot.weight * FORGETTING + if direct { WEIGHT * nearness } else { 0.0 };
+            let added = if direct { WEIGHT * nearness } else { 0.0 };
+            knot.weight = unless_gone(knot.weight * FORGETTING + added);
         }
         self.refit();
         if total_weight > 0.0 { rise / total_weight } else { 0.0 }
@@ -213,4 +216,21 @@ impl Staircase {
 
 fn round_up(rows: usize, tread: usize) -> usize {
     rows.max(1).next_multiple_of(tread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::fading::is_fast;
+
+    #[test]
+    fn what_is_not_measured_again_is_gone_at_last() {
+        let points: Vec<_> = (1..40).map(|i| (8 * i, 100.0 + i as f64)).collect();
+        let mut stairs = Staircase::new(8, &points);
+        for i in 0..40_000 {
+            stairs.observe(8, 100.0 + f64::from(i % 3));
+        }
+        assert!(stairs.knots.iter().all(|knot| is_fast(knot.weight)));
+        assert!(stairs.knots[0].weight > 10.0);
+    }
 }

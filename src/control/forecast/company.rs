@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::control::cost::CostTables;
+use crate::control::fading::unless_gone;
 use crate::control::round::LevelRecord;
 
 /// What is left of expected tokens where only a share of the nodes that they came with fits: the share to this power. The likeliest nodes
@@ -68,12 +69,13 @@ impl Habits {
         habit.batch = batch;
         // A round in which one looks again does not tell how many places there are.
         let share = if habit.rounds > 1 { drafting as f64 / batch as f64 } else { 1.0 };
-        habit.verified += rate * share * (verified - habit.verified);
+        habit.verified = unless_gone(habit.verified + rate * share * (verified - habit.verified));
         let num_levels = levels.len().saturating_sub(1).max(habit.levels.len());
         habit.levels.resize(num_levels, Level::default());
         for (i, level) in habit.levels.iter_mut().enumerate() {
             let run = levels.get(i + 1);
-            level.share += rate * (f64::from(u8::from(run.is_some())) - level.share);
+            let was_run = f64::from(u8::from(run.is_some()));
+            level.share = unless_gone(level.share + rate * (was_run - level.share));
             if let Some(run) = run {
                 let rows = each(run.rows as f64);
                 level.rows += if level.rows == 0.0 { rows } else { rate * (rows - level.rows) };
@@ -199,4 +201,21 @@ pub(super) fn charged_rows(catch_up_rows: usize, mass: f64, left: usize) -> f64 
     let usual = rows.min(1.0 + mass);
     let rounds = rows.max(CATCH_UP_ROUNDS * (1.0 + mass)).min(left as f64 + 1.0) / (1.0 + mass);
     usual + (rows - usual) / rounds.max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::fading::is_fast;
+
+    #[test]
+    fn levels_that_are_not_run_again_are_gone_at_last() {
+        let mut habits = Habits::default();
+        let level = LevelRecord { first_row: 0, rows: 4, price: 0.1, ns: 1000 };
+        habits.observe(1, 1, 9.0, &[level; 5]);
+        (0..10_000).for_each(|_| habits.observe(1, 1, 0.0, &[level]));
+        let habit = &habits.0[0];
+        assert!(habit.levels.len() == 4 && habit.levels.iter().all(|level| is_fast(level.share)));
+        assert!(is_fast(habit.verified));
+    }
 }
