@@ -2,7 +2,8 @@
 //! kernels compiled by the host's C++ compiler into one shared library). Both end up inside the crate.
 //!
 //! Environment: `NVCC`, `CUDA_HOME`, `CUDA_PATH` (where nvcc is), `CUDA_ARCHS` (default `80;90a`), `REQUIRE_NVCC=1`
-//! (no nvcc is an error instead of a warning), `CXX` (the host compiler).
+//! (no nvcc is an error instead of a warning), `CUDA_LINEINFO=0` (no source lines in the device images of a debug build, where
+//! size matters), `CXX` (the host compiler).
 
 #[path = "build/compile.rs"]
 mod compile;
@@ -17,7 +18,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ARCHS", "REQUIRE_NVCC", "CXX"] {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ARCHS", "CUDA_LINEINFO", "REQUIRE_NVCC", "CXX"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     name_commit();

@@ -50,7 +50,8 @@ fn flags() -> Result<Vec<String>, String> {
         lowest.ok_or_else(|| format!("CUDA_ARCHS={}: expected a list such as 80;90a", archs.join(";")))?;
     let mut flags: Vec<String> = ["-fatbin", "-O3", "-std=c++17", "-Ikernels"].map(String::from).to_vec();
     // Source lines for profilers and compute-sanitizer; they triple the images, so release builds go without.
-    if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|own| own == value);
+    if is("PROFILE", "debug") && !is("CUDA_LINEINFO", "0") {
         flags.push("-lineinfo".into());
     }
     for arch in archs {

@@ -3,9 +3,12 @@
 # for the same cases, and run.sh, which runs it all on a machine that has a GPU but neither cargo nor a network. Runs the tests at
 # once if this machine has a GPU. See docs/gpu-check.md.
 # Usage: tools/gpu_check.sh        Environment: NVCC, CUDA_HOME, CUDA_ARCHS as for any build (CUDA_ARCHS=90a builds sooner);
-#   GPU_CHECK_SMART_RUN, a smart-run built already
+#   CUDA_LINEINFO=1 for source lines in what compute-sanitizer says; GPU_CHECK_SMART_RUN, a smart-run built already
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# Without source lines in the device images, which are a third of what is to be carried: compute-sanitizer names kernels and offsets.
+export CUDA_LINEINFO=${CUDA_LINEINFO:-0}
 
 # The profile of `make test`, with its overflow checks: what runs on the GPU is what the tests here ran. Kernels are
 # optimised in every profile.
