@@ -32,7 +32,7 @@ pub struct Stats {
     /// Host time of the controller, ms.
     pub control_ms: f64,
     /// What the host did for rounds before while the device was busy, ms: the controller's learning, and the errands of
-    /// [`Engine::step_meanwhile`](crate::engine::Engine::step_meanwhile). Part of no other time here.
+    /// [`Engine::step_meanwhile`](crate::engine::Engine::step_meanwhile). Part of no other time here, as long as the device is busy for longer.
     pub meanwhile_ms: f64,
     /// All rounds, host work included, ms.
     pub decode_ms: f64,

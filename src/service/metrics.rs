@@ -89,7 +89,7 @@ impl Snapshot {
         page.head(
             "phase_seconds_total",
             "counter",
-            "Time by phase of the engine; what it did for other rounds meanwhile is part of none.",
+            "Time by phase of the engine; meanwhile: what the host did while the device was busy.",
         );
         for (phase, ms) in [
             ("prefill", sums.prefill_ms),
