@@ -11,8 +11,10 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use common::device::plan_host_failure;
-use fixtures::{demo_prompts, greedy, paying_costs, repository, run};
+use fixtures::{demo_prompts, expected, greedy, ids, paying_costs, prepare, repository, run};
 use smart_run::config::FloatType;
+use smart_run::control::Policy;
+use smart_run::device::DeviceChoice;
 use smart_run::engine::{CacheEvent, Engine, EngineBuilder, FinishReason, Request};
 use smart_run::sampling::SamplingParams;
 use smart_run::service::{Client, Refusal, Service, ServiceConfig, Updates};
@@ -481,4 +483,30 @@ fn what_is_done_meanwhile_is_counted() {
         eprintln!("{batch} callers: {us:.0} us a round are spent while the device is busy");
         assert!(us > 0.0 && us < 1e5, "{us}");
     }
+}
+
+/// A picture that is encoded for one request keeps nobody's tokens waiting: what an errand plans for the encoder happens to it.
+#[test]
+fn errands_are_run_before_pictures_are_encoded() {
+    let _alone = one_at_a_time();
+    let folder = repository("tests/golden/llava");
+    let golden = expected("llava");
+    let prompts = golden["prompts"].as_array().unwrap();
+    let shown = prompts.iter().find(|prompt| prompt["pictures"].as_array().unwrap().len() == 1).unwrap();
+    let mut pictures = golden["pictures"].as_array().unwrap().iter();
+    let picture = pictures.find(|picture| picture["name"] == shown["pictures"][0]).unwrap();
+    let patches = prepare(&folder, &folder.join(picture["file"].as_str().unwrap()));
+    let asks = Request { pictures: vec![patches], ..greedy(&ids(&shown["prompt_ids"]), 4) };
+
+    let builder = Engine::builder(folder.as_path()).float_type(FloatType::F32).policy(Policy::Plain);
+    let mut engine = builder.device(DeviceChoice::Host).max_sequences(2).build().unwrap();
+    engine.submit(greedy(&[5, 9, 31], 20)).unwrap();
+    engine.step().unwrap();
+    let id = engine.submit(asks).unwrap();
+    let mut emissions = engine.step_meanwhile(&mut || plan_host_failure(c"vision_attention", 1, 1)).unwrap();
+    plan_host_failure(c"*", 0, 0);
+    emissions.extend(engine.step().unwrap());
+    let own = emissions.iter().find(|emission| emission.sequence == id).unwrap();
+    assert_eq!(own.finished, Some(FinishReason::Failed));
+    assert!(own.failure.as_ref().unwrap().contains("vision_attention"), "{:?}", own.failure);
 }

@@ -97,23 +97,23 @@ impl Calibration {
     /// Probability that a child at `depth` with log-probability `logp` is accepted, its log-odds shifted by ln(`odds`). What the drafter
     /// rules out, as it does what a grammar bans, is not accepted.
     pub fn q(&self, depth: usize, logp: f32, odds: f32) -> f32 {
-        let [q] = self.estimates(depth, [logp], odds);
+        let [q] = self.q_lanes(depth, [logp], odds);
         q
     }
 
-    /// As [`Calibration::q`] for every child of a node, into `estimates`.
-    pub(super) fn estimate(&self, depth: usize, logps: &[f32], odds: f32, estimates: &mut Vec<f32>) {
+    /// As [`Calibration::q`] for every child of a node, appended to `estimates`.
+    pub(super) fn q_all(&self, depth: usize, logps: &[f32], odds: f32, estimates: &mut Vec<f32>) {
         /// Children that are looked up together: the compiler makes vectors of them.
         const LANES: usize = 4;
         let (lanes, rest) = logps.as_chunks::<LANES>();
         for lanes in lanes {
-            estimates.extend(self.estimates(depth, *lanes, odds));
+            estimates.extend(self.q_lanes(depth, *lanes, odds));
         }
         estimates.extend(rest.iter().map(|&logp| self.q(depth, logp, odds)));
     }
 
     #[inline]
-    fn estimates<const N: usize>(&self, depth: usize, logps: [f32; N], odds: f32) -> [f32; N] {
+    fn q_lanes<const N: usize>(&self, depth: usize, logps: [f32; N], odds: f32) -> [f32; N] {
         let curve = &self.curves[depth_bin(depth)];
         let positions = positions(logps);
         std::array::from_fn(|i| {

@@ -150,8 +150,6 @@ pub struct Controller {
     learner: Learner,
     forecast: Forecast,
     round: DraftRound,
-    /// Whether the round has what estimates are made of.
-    is_equipped: bool,
     /// The batch of the present round.
     views: Vec<SequenceView>,
     /// What shares its target pass.
@@ -182,7 +180,6 @@ impl Controller {
             learner: Learner::new(&planner, policy == Policy::Smart),
             forecast: Forecast::default(),
             round: DraftRound::new(planner.widest().clone()),
-            is_equipped: true,
             views: Vec::new(),
             passengers: Vec::new(),
             ids: Vec::new(),
@@ -286,7 +283,7 @@ impl Controller {
             Decision { drafting, probing, speedup: 1.0 }
         };
         // Only drafting reads that; a round without it has other things in the caches.
-        self.is_equipped = self.decision.drafting == 0;
+        round.is_equipped = self.decision.drafting == 0;
         let top_k = plan.top_k;
         round.begin(plan, self.config.max_level_rows);
         RoundPlan {
@@ -299,23 +296,16 @@ impl Controller {
 
     /// The round to execute: draft it level by level, then select.
     pub fn round_mut(&mut self) -> &mut DraftRound {
-        if !std::mem::replace(&mut self.is_equipped, true) {
-            self.learner.equip(&mut self.round, &self.views);
-        }
-        &mut self.round
+        let (round, equip) = self.round_to_equip();
+        equip(round);
+        round
     }
 
     /// The round to execute, and what has to be called with it before the children of its first level are added: it learns what is left to be
     /// learned of earlier rounds, for which there is time while that level is run.
-    #[cfg(feature = "engine")]
     pub(crate) fn round_to_equip(&mut self) -> (&mut DraftRound, impl FnOnce(&mut DraftRound)) {
-        let Self { round, learner, views, is_equipped, .. } = self;
-        let equip = |round: &mut DraftRound| {
-            if !std::mem::replace(is_equipped, true) {
-                learner.equip(round, views);
-            }
-        };
-        (round, equip)
+        let Self { round, learner, views, .. } = self;
+        (round, |round: &mut DraftRound| learner.equip(round, views))
     }
 
     /// The round as it stands, for traces.

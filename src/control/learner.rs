@@ -119,8 +119,11 @@ impl Learner {
         }
     }
 
-    /// Gives `round`, which drafts for `views` and has no level yet, what estimates are made of.
+    /// Gives `round`, which drafts for `views`, what estimates are made of, if it does not have that yet.
     pub fn equip(&mut self, round: &mut DraftRound, views: &[SequenceView]) {
+        if std::mem::replace(&mut round.is_equipped, true) {
+            return;
+        }
         self.catch_up(round);
         if let Some(gains) = &self.gains {
             round.gains.clone_from(gains.table());
@@ -138,11 +141,11 @@ impl Learner {
 mod tests {
     use crate::control::roofline::Roofline;
     use crate::control::{Controller, ControllerConfig, Policy, RoundReport, SequenceOutcome, SequenceView};
+    use crate::replay::random::Random;
 
-    /// Children of a row: the likeliest first, surer the smaller `state` makes them.
-    fn children(state: &mut u32, top_k: usize) -> impl Iterator<Item = (i32, f32)> + use<> {
-        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let share = 0.2 + 0.7 * (*state >> 8) as f32 / (1 << 24) as f32;
+    /// Children of a row, the likeliest first.
+    fn children(random: &mut Random, top_k: usize) -> impl Iterator<Item = (i32, f32)> + use<> {
+        let share = 0.2 + 0.7 * random.unit() as f32;
         (0..top_k as i32).map(move |rank| (rank, (share * (1.0 - share).powi(rank)).ln()))
     }
 
@@ -151,7 +154,7 @@ mod tests {
         let cost = Roofline::H200_LLAMA_8B.cost_model(512);
         let policy: Policy = policy.parse().unwrap();
         let mut controller = Controller::new(policy, ControllerConfig::default(), cost);
-        let mut state = 7;
+        let mut random = Random(7);
         let mut rounds = Vec::new();
         for number in 0..120_u64 {
             // Sequences come and go, and a plain round that nobody decides comes between.
@@ -175,7 +178,7 @@ mod tests {
             while let Some(rows) = round.next_level().map(<[_]>::len) {
                 let top_k = round.top_k();
                 let (tokens, logps): (Vec<_>, Vec<_>) =
-                    (0..rows).flat_map(|_| children(&mut state, top_k)).unzip();
+                    (0..rows).flat_map(|_| children(&mut random, top_k)).unzip();
                 round.add_level(&tokens, &logps);
             }
             let trees = round.select().to_vec();

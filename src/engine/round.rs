@@ -63,6 +63,10 @@ impl Engine {
         if let Some(emissions) = self.settle_issued(errand) {
             return emissions;
         }
+        if self.may_seat_pictures() {
+            // They are encoded first, which takes longer than any errand.
+            errand.run();
+        }
         self.admit();
         self.make_room()?;
         let chunks = self.plan_chunks();

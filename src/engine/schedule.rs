@@ -101,6 +101,12 @@ impl Engine {
         }
     }
 
+    /// Whether [`Engine::admit`] may give a place to a request with pictures.
+    pub(super) fn may_seat_pictures(&self) -> bool {
+        self.sequences.iter().any(Option::is_none)
+            && self.queue.iter().any(|sequence| !sequence.request.pictures.is_empty())
+    }
+
     /// Whether a running sequence is about to bring more of the prefix of `sequence` than the `known` positions.
     fn is_being_read(&self, sequence: &Sequence, known: usize) -> bool {
         let limit = sequence.committed.len() - 1;

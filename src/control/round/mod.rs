@@ -108,6 +108,8 @@ pub struct DraftRound {
     pub(super) gains: GainTable,
     /// Of greedy and of sampled sequences.
     pub(super) calibrations: [Calibration; 2],
+    /// Whether these, the gains and the odds of sequences are those of this round.
+    pub(super) is_equipped: bool,
     pub(super) sequences: Vec<RoundSequence>,
     pools: Vec<CandidatePool>,
     rows: Vec<FrontierRow>,
@@ -154,6 +156,7 @@ impl DraftRound {
             tables: CostTables::default(),
             gains: GainTable::default(),
             calibrations: [Calibration::prior(), Calibration::prior()],
+            is_equipped: true,
             sequences: Vec::new(),
             pools: Vec::new(),
             rows: Vec::new(),
@@ -273,11 +276,12 @@ impl DraftRound {
         match probs {
             Some(probs) => self.estimates.extend(probs.iter().map(|prob| prob.clamp(0.0, 1.0))),
             None => {
+                debug_assert!(self.is_equipped, "estimates are made of what was learned");
                 for (row, logps) in self.rows.iter().zip(self.logps.chunks_exact(top_k.max(1))) {
                     let sequence = &self.sequences[row.sequence as usize];
                     let calibration = &self.calibrations[usize::from(sequence.sampled)];
                     let depth = usize::from(row.depth) + 1;
-                    calibration.estimate(depth, logps, sequence.odds, &mut self.estimates);
+                    calibration.q_all(depth, logps, sequence.odds, &mut self.estimates);
                 }
             }
         }
