@@ -5,7 +5,7 @@ TOOLCHAIN := $(if $(NVCC_FOUND),,.toolchain/cuda/bin/nvcc)
 CLANG_FORMAT := .toolchain/clang-format/clang-format
 KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*.cpp' 'kernels/*.hpp' 2>/dev/null)
 
-.PHONY: run test lint bench sanitize soak fuzz gpu-check check-pages check-lift spills overlap toolchain worker-check deployment-check
+.PHONY: run test lint bench ptx sanitize soak fuzz gpu-check check-pages check-lift spills overlap toolchain worker-check deployment-check
 
 ## run: the demo, on a GPU if there is one, else on the host driver
 run: $(TOOLCHAIN)
@@ -30,11 +30,17 @@ lint: $(TOOLCHAIN) $(CLANG_FORMAT)
 bench: $(TOOLCHAIN)
 	cargo bench
 
-## sanitize: the sanitizers find planted bugs; then launches of the kernel tests are replayed under ThreadSanitizer, and under
-## AddressSanitizer with UBSan, and must be clean
-sanitize: $(TOOLCHAIN)
+## ptx: the tests of kernels once more, over what nvcc makes of them for Hopper: the host driver runs its PTX. (Without the four that take
+## longest, which `soak` has.) Launches are written to target/launches
+LONGEST := the_bound_is_exact parts_draw_what rows_draw_the_same_in older_instructions
+ptx: $(TOOLCHAIN)
+	tools/compile_ptx.sh target/ptx
 	rm -rf target/launches && mkdir -p target/launches
-	SIMT_DUMP=target/launches cargo test --quiet --test kernels
+	SIMT_PTX=target/ptx SIMT_DUMP=target/launches cargo test --quiet --test kernels -- $(LONGEST:%=--skip %)
+
+## sanitize: the sanitizers find planted bugs; then the launches of `ptx` are replayed under ThreadSanitizer, and under AddressSanitizer
+## with UBSan, and must be clean
+sanitize: ptx
 	cargo test --quiet --test host_driver -- --ignored
 	tools/sanitize.sh thread target/launches
 	tools/sanitize.sh address target/launches
@@ -43,6 +49,9 @@ sanitize: $(TOOLCHAIN)
 soak: $(TOOLCHAIN)
 	SMART_SOAK=1 cargo test --release
 	SIMT_LAZY=1 SMART_AHEAD=1 cargo test --release --test engine --test service
+	tools/compile_ptx.sh target/ptx
+	SIMT_PTX=target/ptx cargo test --release --test kernels -- $(LONGEST)
+	SIMT_PTX=target/ptx cargo test --release --test engine tiny
 
 ## fuzz: what clients and strangers send, made up: requests of the server's own document, then files and bodies by coverage;
 ## FUZZ_SECONDS each (nightly Rust)

@@ -35,7 +35,9 @@ pub fn build(out_dir: &Path) -> Result<(), String> {
     };
     let flags: Vec<String> = FLAGS.iter().map(|&f| f.to_owned()).collect();
     let mut sources = compile::files(Path::new("kernels/host"), &["cpp"], false);
-    sources.extend(compile::files(Path::new("kernels/host/native"), &["cpp"], false));
+    for folder in ["kernels/host/native", "kernels/host/ptx"] {
+        sources.extend(compile::files(Path::new(folder), &["cpp"], false));
+    }
     let mut units: Vec<(PathBuf, Vec<String>)> = sources.into_iter().map(|path| (path, vec![])).collect();
     for kernel in compile::files(Path::new("kernels"), &["cu"], false) {
         units.push((kernel, vec!["-x".into(), "c++".into()]));

@@ -2,19 +2,12 @@
 # Launches that overlap (programmatic dependent launch) must touch nothing of their predecessors before they have waited for them. Says by
 # the PTX whether every kernel that waits does so before its first access of global memory: compilers move loads that they take for
 # constant. The linear layers alone may fetch before, weights, by cp.async. (Ceilings, which read what nobody writes, are left out.)
-# Environment: NVCC or CUDA_HOME (else nvcc on PATH or .toolchain/cuda).
+# Environment: as tools/compile_ptx.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
-[ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
-[ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
-export nvcc ptx=$(mktemp -d)
-trap 'rm -rf "$ptx"' EXIT
-
-# shellcheck disable=SC2016 # expanded by the inner shell
-grep -lE 'take_turn|wait_for_predecessors|tree_attention_(mma|wgmma)' kernels/*.cu | grep -v ceilings | xargs -P "$(nproc)" -I{} bash -c '
-  "$nvcc" -ptx -O3 -std=c++17 -Ikernels -arch=compute_90a {} -o "$ptx/$(basename {}).ptx"'
+tools/compile_ptx.sh target/ptx
+overlapping=$(grep -lE 'take_turn|wait_for_predecessors|tree_attention_(mma|wgmma)' kernels/*.cu | grep -v ceilings)
 
 awk '
   function close_kernel() {
@@ -33,4 +26,4 @@ awk '
     close_kernel()
     print kernels + 0 " kernels that overlap, " (failed ? "some too early" : "none too early")
     exit failed || kernels == 0
-  }' "$ptx"/*.ptx
+  }' $(printf '%s\n' "$overlapping" | sed 's|kernels/\(.*\)\.cu|target/ptx/\1.ptx|')

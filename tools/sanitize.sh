@@ -46,7 +46,7 @@ compile() {
 }
 objects() { for source in "$@"; do echo "$out/$(echo "$source" | tr '/' '-').o"; done; }
 
-runtime=$(ls kernels/host/*.cpp)
+runtime=$(ls kernels/host/*.cpp kernels/host/ptx/*.cpp)
 case ${2:-} in
   selftest) program=selftest host=$(ls kernels/host/selftest/*.cpp) kernels=$(ls kernels/host/selftest/*.cu) ;;
   *) program=replay host=$(ls kernels/host/replay/*.cpp) kernels=$(ls kernels/*.cu) ;;

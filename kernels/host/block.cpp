@@ -5,6 +5,7 @@
 
 #include <bit>
 
+#include "ptx/run.hpp"
 #include "sanitizer.hpp"
 
 namespace simt {
@@ -72,7 +73,7 @@ void Block::start(dim3 block_index, void** parameters) {
   for (unsigned t = 0; t < num_threads; t++) {
     fibers[t].exited = fibers[t].has_waited = fibers[t].has_fenced_registers = false;
     fibers[t].waiting_for = nullptr;
-    fibers[t].waits_for = 0;
+    fibers[t].waits_for = fibers[t].place = 0;
     fibers[t].copies.clear();
     fibers[t].group_ends.clear();
     fibers[t].products.clear();
@@ -124,7 +125,11 @@ void fiber_main() {
     Fiber* self = current_fiber();
     Block* block = current_block();
     tsan::acquire(block);
-    block->kernel->invoke(block->parameters_);
+    const Kernel& kernel = *block->kernel;
+    if (kernel.program)
+      ptx::run(*kernel.program, block->parameters_);
+    else
+      kernel.invoke(block->parameters_);
     if (block->overlaps_ && !self->has_waited)
       fail("a thread ended without wait_for_predecessors in a launch that overlaps those before");
     if (!self->products.empty()) fail("a thread ended without wgmma_wait for all of its wgmma");

@@ -65,7 +65,10 @@ struct Fiber : Thread {
   std::vector<Product> products;      // issued, oldest first
   std::vector<uint32_t> product_ends;
   std::vector<AccumulatorsInFlight> in_flight;
-  uint32_t waits_for = 0;  // the mbarrier there, if not 0: shared memory begins behind a fence
+  uint32_t waits_for = 0;           // the mbarrier there, if not 0: shared memory begins behind a fence
+  std::vector<uint64_t> registers;  // of a kernel that runs as PTX
+  const ptx::Program* registers_of = nullptr;  // that one
+  uint32_t place = 0;  // of the instruction that all lanes of the warp have to run together, if it is one
   unsigned number() const { return warp * 32 + lane; }
   explicit Fiber(unsigned number);
 };
@@ -73,7 +76,7 @@ struct Fiber : Thread {
 // Where the lanes of one mask meet. Two sets of slots, used in turn: a lane may still read the last meeting's
 // while the next one fills, and it cannot lag two meetings behind.
 struct Rendezvous {
-  uint32_t mask = ~0u, arrived = 0, generation = 0;
+  uint32_t mask = ~0u, arrived = 0, generation = 0, place = 0;
   WarpOp op = WarpOp::none;
   alignas(16) Slot slots[2][32];
 };

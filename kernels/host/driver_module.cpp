@@ -11,6 +11,7 @@
 #include "options.hpp"
 #include "planned_failure.hpp"
 #include "pool.hpp"
+#include "ptx/run.hpp"
 
 using namespace simt;
 
@@ -72,7 +73,7 @@ DRIVER_API cuModuleUnload(void* module) {
 DRIVER_API cuModuleGetFunction(Kernel** function, void*, const char* name) {
   ENTER_DRIVER();
   *function = find_kernel(name);
-  return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+  return *function ? ptx::load(**function) : CUDA_ERROR_NOT_FOUND;
 }
 
 DRIVER_API cuFuncGetParamInfo(const Kernel* kernel, size_t index, size_t* offset, size_t* size) {

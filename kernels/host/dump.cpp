@@ -10,6 +10,7 @@
 
 #include "memory.hpp"
 #include "options.hpp"
+#include "ptx/run.hpp"
 
 namespace simt {
 
@@ -136,6 +137,7 @@ Result replay_launch(const char* path) {
   if (!read_header(in, &name, &geometry, &dynamic_limit)) return refuse(path, "not a dumped launch");
   Kernel* kernel = find_kernel(name.c_str());
   if (!kernel) return refuse(path, "no kernel is named " + name);
+  if (Result r = ptx::load(*kernel)) return r;
   kernel->max_dynamic_shared = dynamic_limit;
   kernel->asks_for_shared = true;
   kernel->allows_large_clusters = true;

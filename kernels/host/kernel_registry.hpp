@@ -9,6 +9,10 @@
 
 namespace simt {
 
+namespace ptx {
+struct Program;
+}
+
 // A device pointer inside a parameter: which parameter, and where in it.
 struct PointerField {
   uint16_t parameter, offset;
@@ -32,6 +36,7 @@ struct Kernel {
   const char* source;  // the .cu file, for error texts
   bool is_for_hopper;  // exists on sm_90a alone
   const struct NativeTwin* twin = nullptr;
+  const ptx::Program* program = nullptr;  // what runs instead, under SIMT_PTX
   // What cuFuncSetAttribute has set.
   uint32_t max_dynamic_shared = 48 << 10;
   bool asks_for_shared = false;  // max_dynamic_shared is not the default

@@ -152,7 +152,7 @@ struct Emulation {
 }  // namespace
 
 Result execute(const Kernel& kernel, const Geometry& geometry, void** parameters) {
-  if (kernel.twin && options().native.load(std::memory_order_relaxed)) {
+  if (kernel.twin && !kernel.program && options().native.load(std::memory_order_relaxed)) {
     kernel.twin->invoke({geometry.grid, geometry.block, geometry.shared_bytes}, parameters);
     return CUDA_SUCCESS;
   }

@@ -21,6 +21,7 @@ Options& options() {
       .dump_max = number_from("SIMT_DUMP_MAX", 16 << 20),
       .clock_file = getenv("SIMT_CLOCK"),
       .dump_folder = getenv("SIMT_DUMP"),
+      .ptx_folder = getenv("SIMT_PTX"),
   };
   return instance;
 }

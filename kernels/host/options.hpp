@@ -15,6 +15,7 @@ struct Options {
   std::atomic<uint64_t> dump_max;  // SIMT_DUMP_MAX bytes of one dumped launch
   const char* clock_file;          // SIMT_CLOCK
   const char* dump_folder;         // SIMT_DUMP
+  const char* ptx_folder;          // SIMT_PTX
 };
 
 Options& options();

@@ -58,10 +58,14 @@ Slot* rendezvous(uint32_t mask, WarpOp op, const void* operand, int bytes, void 
 
   Rendezvous& meeting = meeting_of(warp, mask);
   if (!meeting.arrived)
-    meeting.op = op;
+    meeting.op = op, meeting.place = self->place;
   else if (meeting.op != op)
     block->die(std::string("lanes of one warp meet in different operations: ") + name_of(meeting.op) +
                " and " + name_of(op));
+  else if (meeting.place != self->place)
+    block->die(std::string("lanes of one warp meet in two instructions that are not the same: ") +
+               name_of(op) + " of lines " + std::to_string(meeting.place) + " and " +
+               std::to_string(self->place));
 
   Slot* slots = meeting.slots[meeting.generation & 1];
   if (bytes) memcpy(slots[self->lane], operand, size_t(bytes));

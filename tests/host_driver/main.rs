@@ -6,6 +6,7 @@
 #[path = "../../build/compile.rs"]
 mod compile;
 mod hopper;
+mod ptx;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,11 +31,13 @@ fn build() -> Option<PathBuf> {
     std::fs::create_dir_all(&folder).unwrap();
     let flags: Vec<String> = FLAGS.iter().map(|&flag| flag.to_owned()).collect();
     let mut sources = compile::files(Path::new("kernels/host"), &["cpp"], false);
+    sources.extend(compile::files(Path::new("kernels/host/ptx"), &["cpp"], false));
     sources.extend(compile::files(Path::new("kernels/host/selftest"), &["cpp", "cu"], false));
     let (mut jobs, mut objects) = (Vec::new(), Vec::new());
     for source in &sources {
         let hash = compile::content_hash(&flags, &[source], None);
-        let object = folder.join(format!("{}-{hash}.o", source.file_name().unwrap().to_string_lossy()));
+        let name = source.with_extension("").to_string_lossy().replace('/', "-");
+        let object = folder.join(format!("{name}-{hash}.o"));
         let mut args = flags.clone();
         args.extend(["-x", "c++", "-c"].map(String::from));
         args.push(source.to_string_lossy().into_owned());
@@ -59,7 +62,9 @@ fn observe_with(case: &str, environment: &[(&str, &str)]) -> Option<String> {
         return None;
     };
     let mut command = Command::new(executable);
-    for name in ["SIMT_SEED", "SIMT_LAZY", "SIMT_CLOCK", "SIMT_THREADS", "SIMT_NATIVE", "SIMT_DUMP"] {
+    for name in
+        ["SIMT_SEED", "SIMT_LAZY", "SIMT_CLOCK", "SIMT_THREADS", "SIMT_NATIVE", "SIMT_DUMP", "SIMT_PTX"]
+    {
         command.env_remove(name);
     }
     let output = command.arg(case).envs(environment.iter().copied()).output().expect("the self-test starts");

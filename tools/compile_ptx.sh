@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# PTX of all kernels, as nvcc makes it for Hopper: one file for each kernels/*.cu in the folder that is named (target/ptx). A file is made
+# anew where a source or header of kernels/ is newer. The host driver runs it (SIMT_PTX=target/ptx), tools/check_overlap.sh reads it.
+#
+#   tools/compile_ptx.sh [FOLDER]
+#
+# Environment: NVCC or CUDA_HOME (else nvcc on PATH or .toolchain/cuda); PTX_FLAGS: more of nvcc's options.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
+[ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
+[ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
+export nvcc ptx=${1:-target/ptx} PTX_FLAGS=${PTX_FLAGS:-}
+mkdir -p "$ptx"
+export newest=$(ls -t kernels/*.cuh | head -1)
+
+for file in "$ptx"/*.ptx; do # of kernels that are gone
+  [ -e "kernels/$(basename "$file" .ptx).cu" ] || rm -f "$file"
+done
+# shellcheck disable=SC2016 # expanded by the inner shell
+printf '%s\n' kernels/*.cu | xargs -P "$(nproc)" -I{} bash -c '
+  file="$ptx/$(basename {} .cu).ptx"
+  [ "$file" -nt {} ] && [ "$file" -nt "$newest" ] && exit 0
+  "$nvcc" -ptx -O3 -std=c++17 -Ikernels -arch=compute_90a $PTX_FLAGS {} -o "$file.part" && mv "$file.part" "$file"'
