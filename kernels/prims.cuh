@@ -136,6 +136,19 @@ PRIMITIVE float2 unpack<f16>(uint32_t bits) {
   return __half22float2(v);
 }
 
+// Two neighbouring 16-bit elements of memory as one register; they lie at a multiple of 4 bytes. Of memcpy, which does not
+// know that, nvcc makes four loads of a byte.
+template <class T>
+PRIMITIVE uint32_t load_pair(const T* pair) {
+  static_assert(sizeof(T) == 2, "two fill a register");
+  return *reinterpret_cast<const uint32_t*>(pair);
+}
+template <class T>
+PRIMITIVE void store_pair(T* pair, uint32_t bits) {
+  static_assert(sizeof(T) == 2, "two fill a register");
+  *reinterpret_cast<uint32_t*>(pair) = bits;
+}
+
 // 2^x within 2 ulp; exactly 1 at 0 and 0 at -infinity. On the device results below 2^-126 become 0.
 PRIMITIVE float exp2_approx(float x) {
   float y;

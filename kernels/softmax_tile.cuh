@@ -161,7 +161,7 @@ struct SoftmaxTile : SoftmaxRows<T_, kHeadDim_, kParts, kParts == 1, kMmaThreads
     auto piece = [&](int r, int chunk) { return exchange.weights + r * kTileKeys + (chunk ^ (r & 7)) * 8; };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      memcpy(piece(row + i % 2 * 8, part * 2 + i / 2) + pair, &fragment[0][i], 4);
+      store_pair(piece(row + i % 2 * 8, part * 2 + i / 2) + pair, fragment[0][i]);
     }
     __syncthreads();
 #pragma unroll

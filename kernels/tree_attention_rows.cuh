@@ -138,7 +138,7 @@ struct TreeAttentionRows : Tile {
           const float2 acc = span_acc(n, r);
           const uint32_t bits =
               pack<T>(softmax_output(acc.x, span_sum[r]), softmax_output(acc.y, span_sum[r]));
-          memcpy(out + out_column(n), &bits, 4);
+          store_pair(out + out_column(n), bits);
         }
       } else if (kv_len > unit_idx * unit_keys) {
         store_acc(unit_idx, r, row, q_head_idx);
@@ -158,8 +158,9 @@ struct TreeAttentionRows : Tile {
 #endif
   }
 
-  // Where the CTA leaves the state of its packed row `idx`, in place of the ring: acc, then maximum and sum.
-  static constexpr int kAccQuads = kHeadDim / 4, kStateQuads = kAccQuads + 1;
+  // Where the CTA leaves the state of its packed row `idx`, in place of the ring: acc, then maximum and sum. With a quad more four rows
+  // next to each other are in different banks, as eight lanes of a store want them.
+  static constexpr int kAccQuads = kHeadDim / 4, kStateQuads = kAccQuads + 2;
   static_assert(kRowTiles * 16 * kStateQuads * 16 <= 2 * Tile::kRingRows * kHeadDim * 2,
                 "states fit into the ring");
   __device__ __forceinline__ float4* shared_state(int idx) const {
@@ -249,8 +250,8 @@ struct TreeAttentionRows : Tile {
         const T* q = query_of(row, q_head_idx);
 #pragma unroll
         for (int k = 0; k < kQueryFragments; ++k) {
-          memcpy(&query[k][r], q + k * 16 + lane_idx % 4 * 2, 4);
-          memcpy(&query[k][r + 2], q + k * 16 + 8 + lane_idx % 4 * 2, 4);
+          query[k][r] = load_pair(q + k * 16 + lane_idx % 4 * 2);
+          query[k][r + 2] = load_pair(q + k * 16 + 8 + lane_idx % 4 * 2);
         }
       });
     }

@@ -10,11 +10,15 @@ constexpr int kMaskWords = 8;  // 32-bit words of a 256-bit set
 
 using TreeMask = uint32_t[kMaskWords];
 
+// `words` is 16-byte aligned: two loads, where every lane has a sector of its own.
 __device__ __forceinline__ void load_mask(TreeMask& mask, const unsigned long long* words) {
 #pragma unroll
-  for (int i = 0; i < kMaskWords / 2; ++i) {
-    mask[2 * i] = static_cast<uint32_t>(words[i]);
-    mask[2 * i + 1] = static_cast<uint32_t>(words[i] >> 32);
+  for (int i = 0; i < kMaskWords; i += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(words + i / 2);
+    mask[i] = four.x;
+    mask[i + 1] = four.y;
+    mask[i + 2] = four.z;
+    mask[i + 3] = four.w;
   }
 }
 

@@ -89,8 +89,8 @@ __device__ __forceinline__ void vision_attention_mma(const T* all_qkv, const int
     for (int i = 0; i < 4; ++i) {
       const int row = first_row + warp_idx * 16 + group + i % 2 * 8;
       const int column = k * 16 + i / 2 * 8 + pair;
-      query[k][i] = 0;
-      if (row < seg.len && column < head_dim) memcpy(&query[k][i], seg.row_of(0, row) + column, 4);
+      const bool exists = row < seg.len && column < head_dim;
+      query[k][i] = exists ? load_pair(seg.row_of(0, row) + column) : 0;
     }
   }
   float acc[kHeadDim / 8][4], sum[4], row_max[2] = {kNoScore, kNoScore};
@@ -189,9 +189,8 @@ __device__ __forceinline__ void vision_attention_mma(const T* all_qkv, const int
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
       if (n * 8 >= head_dim) break;
-      const uint32_t bits =
-          pack<T>(softmax_output(acc[n][2 * r], sum[2 * r]), softmax_output(acc[n][2 * r + 1], sum[2 * r]));
-      memcpy(out + n * 8 + pair, &bits, 4);
+      store_pair(out + n * 8 + pair, pack<T>(softmax_output(acc[n][2 * r], sum[2 * r]),
+                                             softmax_output(acc[n][2 * r + 1], sum[2 * r])));
     }
   }
 }

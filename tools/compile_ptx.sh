@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# PTX of all kernels, as nvcc makes it for Hopper: one file for each kernels/*.cu in the folder that is named (target/ptx). A file is made
+# PTX of all kernels, as nvcc makes it for Hopper (or PTX_ARCH, such as 80): one file for each kernels/*.cu in the folder that is named (target/ptx). A file is made
 # anew where a source or header of kernels/ is newer. The host driver runs it (SIMT_PTX=target/ptx), tools/check_overlap.sh reads it.
 #
 #   tools/compile_ptx.sh [FOLDER]
 #
-# Environment: NVCC or CUDA_HOME (else nvcc on PATH or .toolchain/cuda); PTX_FLAGS: more of nvcc's options.
+# Environment: NVCC or CUDA_HOME (else nvcc on PATH or .toolchain/cuda); PTX_FLAGS: more of its options.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
 [ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
 [ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
-export nvcc ptx=${1:-target/ptx} PTX_FLAGS=${PTX_FLAGS:-}
+export nvcc ptx=${1:-target/ptx} PTX_FLAGS=${PTX_FLAGS:-} PTX_ARCH=${PTX_ARCH:-90a}
 mkdir -p "$ptx"
 export newest=$(ls -t kernels/*.cuh | head -1)
 
@@ -22,4 +22,4 @@ done
 printf '%s\n' kernels/*.cu | xargs -P "$(nproc)" -I{} bash -c '
   file="$ptx/$(basename {} .cu).ptx"
   [ "$file" -nt {} ] && [ "$file" -nt "$newest" ] && exit 0
-  "$nvcc" -ptx -O3 -std=c++17 -Ikernels -arch=compute_90a $PTX_FLAGS {} -o "$file.part" && mv "$file.part" "$file"'
+  "$nvcc" -ptx -O3 -std=c++17 -Ikernels -arch=compute_$PTX_ARCH $PTX_FLAGS {} -o "$file.part" && mv "$file.part" "$file"'

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "fiber.hpp"
@@ -53,6 +54,12 @@ struct AccumulatorsInFlight {
   float values[128];
 };
 
+// What the lanes of a warp ask memory for by one instruction, at one time (ptx/counts.hpp).
+struct Request {
+  uint32_t bytes = 0, lanes = 0;
+  uint64_t address[32];
+};
+
 struct Fiber : Thread {
   FiberStack stack;
   const char* waiting_for = nullptr;  // null: running or ready
@@ -68,6 +75,7 @@ struct Fiber : Thread {
   uint32_t waits_for = 0;           // the mbarrier there, if not 0: shared memory begins behind a fence
   std::vector<uint64_t> registers;  // of a kernel that runs as PTX
   const ptx::Program* registers_of = nullptr;  // that one
+  std::vector<uint32_t> times;                 // that each instruction asked memory
   uint32_t place = 0;  // of the instruction that all lanes of the warp have to run together, if it is one
   unsigned number() const { return warp * 32 + lane; }
   explicit Fiber(unsigned number);
@@ -121,7 +129,8 @@ class Block : public BlockView {
   std::vector<Warp> warps;
   std::vector<Barrier> barriers;
   std::vector<Mbarrier> mbarriers;
-  std::vector<BulkCopy> bulk_copies;  // under way, oldest first
+  std::vector<BulkCopy> bulk_copies;               // under way, oldest first
+  std::unordered_map<uint64_t, Request> requests;  // by warp, instruction and time
   unsigned num_threads = 0, num_warps = 0, alive = 0;
   std::string error;           // set by the fiber that fails
   std::string failing_thread;  // ", thread t", where one can be named

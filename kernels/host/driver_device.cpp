@@ -139,7 +139,7 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, int) {
       *value = 1;
       break;  // MEMORY_POOLS_SUPPORTED
     case 120:
-      *value = 1;
+      *value = is_hopper();
       break;  // CLUSTER_LAUNCH
     default:
       *value = 0;

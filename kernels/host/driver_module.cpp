@@ -73,6 +73,10 @@ DRIVER_API cuModuleUnload(void* module) {
 DRIVER_API cuModuleGetFunction(Kernel** function, void*, const char* name) {
   ENTER_DRIVER();
   *function = find_kernel(name);
+  if (*function && (*function)->is_for_hopper && !is_hopper()) {
+    *function = nullptr;
+    return error(CUDA_ERROR_NOT_FOUND, std::string("only Hopper has kernel ") + name);
+  }
   return *function ? ptx::load(**function) : CUDA_ERROR_NOT_FOUND;
 }
 
@@ -97,8 +101,8 @@ DRIVER_API cuFuncGetAttribute(int* value, int attribute, const Kernel* kernel) {
       break;  // MAX_THREADS_PER_BLOCK
     case 5:
     case 6:
-      *value = 90;
-      break;  // PTX_VERSION, BINARY_VERSION: what Hopper can do is answered
+      *value = int(options().sm);
+      break;  // PTX_VERSION, BINARY_VERSION: what Hopper can do is answered, unless SIMT_SM says otherwise
     case 8:
       *value = int(kernel->max_dynamic_shared);
       break;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -193,6 +197,9 @@ static Result read_config(const char* call, const LaunchConfig& config, Geometry
                config.shared_bytes};
   for (unsigned i = 0; i < config.num_attributes; i++) {
     const LaunchAttribute& attribute = config.attributes[i];
+    if (!is_hopper())
+      return error(CUDA_ERROR_NOT_SUPPORTED,
+                   std::string(call) + ": clusters and launches that overlap came with Hopper");
     if (attribute.id == programmatic_stream_serialization)
       geometry->overlaps = attribute.value.flag != 0;
     else if (attribute.id == cluster_dimension)

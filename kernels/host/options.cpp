@@ -19,9 +19,11 @@ Options& options() {
       .threads = number_from("SIMT_THREADS", 0),
       .native = number_from("SIMT_NATIVE", 1),
       .dump_max = number_from("SIMT_DUMP_MAX", 16 << 20),
+      .sm = number_from("SIMT_SM", 90),
       .clock_file = getenv("SIMT_CLOCK"),
       .dump_folder = getenv("SIMT_DUMP"),
       .ptx_folder = getenv("SIMT_PTX"),
+      .counts_file = getenv("SIMT_PTX_COUNTS"),
   };
   return instance;
 }

@@ -13,11 +13,17 @@ struct Options {
   std::atomic<uint64_t> threads;   // SIMT_THREADS  0: all cores
   std::atomic<uint64_t> native;    // SIMT_NATIVE   1: kernels with a native twin run as that
   std::atomic<uint64_t> dump_max;  // SIMT_DUMP_MAX bytes of one dumped launch
+  std::atomic<uint64_t> sm;        // SIMT_SM       90; less: a GPU before Hopper, without what came with it
   const char* clock_file;          // SIMT_CLOCK
   const char* dump_folder;         // SIMT_DUMP
   const char* ptx_folder;          // SIMT_PTX
+  const char* counts_file;         // SIMT_PTX_COUNTS
 };
 
 Options& options();
+
+inline bool is_hopper() {
+  return options().sm.load(std::memory_order_relaxed) >= 90;
+}
 
 }  // namespace simt

@@ -218,6 +218,9 @@ fn launch(device: &Device, args: TreeAttentionArgs, units: Units) -> Result<()> 
     dims.dense("seq_start", args.seq_start, DType::I32, &["B+1"])?;
     dims.dense("prefix_len", args.prefix_len, DType::I32, &["B"])?;
     dims.dense("ancestors", args.ancestors, DType::U64, &["T", "4"])?;
+    dims.require(args.ancestors.ptr().is_multiple_of(16), "ancestors", || {
+        ("at an address that is a multiple of 16".into(), format!("at {:#x}", args.ancestors.ptr()))
+    })?;
     let name = dims.variant("q", dtype, ["bf16", "f16", "f32"])?;
     dims.require(matches!(head_dim, 32 | 64 | 96 | 128), "head_dim", || {
         ("32, 64, 96 or 128".into(), format!("{head_dim}"))

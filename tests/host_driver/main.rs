@@ -62,9 +62,17 @@ fn observe_with(case: &str, environment: &[(&str, &str)]) -> Option<String> {
         return None;
     };
     let mut command = Command::new(executable);
-    for name in
-        ["SIMT_SEED", "SIMT_LAZY", "SIMT_CLOCK", "SIMT_THREADS", "SIMT_NATIVE", "SIMT_DUMP", "SIMT_PTX"]
-    {
+    for name in [
+        "SIMT_SEED",
+        "SIMT_LAZY",
+        "SIMT_CLOCK",
+        "SIMT_THREADS",
+        "SIMT_NATIVE",
+        "SIMT_DUMP",
+        "SIMT_PTX",
+        "SIMT_PTX_COUNTS",
+        "SIMT_SM",
+    ] {
         command.env_remove(name);
     }
     let output = command.arg(case).envs(environment.iter().copied()).output().expect("the self-test starts");

@@ -1,9 +1,19 @@
 //! Kernels as PTX: every kind of instruction by what PTX ISA says of it, and what is wrong is named, with its line.
 
+use std::path::Path;
+
 use super::{observe_with, selftest};
 
 /// Runs a body of 128 threads that leaves a word in `%r9`; `%r0` is the thread's number, `%s` the first shared byte.
 fn observe(body: &str) -> Option<String> {
+    observe_in(body, &[])
+}
+
+fn observe_with_counts(body: &str, counts: &Path) -> Option<String> {
+    observe_in(body, &[("SIMT_PTX_COUNTS", counts.to_str().unwrap())])
+}
+
+fn observe_in(body: &str, environment: &[(&str, &str)]) -> Option<String> {
     selftest()?;
     let folder = tempfile::tempdir().unwrap();
     let text = format!(
@@ -13,7 +23,8 @@ fn observe(body: &str) -> Option<String> {
          \tmul.wide.u32 %at, %r0, 4; add.s64 %out, %out, %at;\n{body}\n\tst.global.u32 [%out], %r9;\n\tret;\n}}\n"
     );
     std::fs::write(folder.path().join("words.ptx"), text).unwrap();
-    observe_with("ptx", &[("SIMT_PTX", folder.path().to_str().unwrap())])
+    let folder = ("SIMT_PTX", folder.path().to_str().unwrap());
+    observe_with("ptx", &[environment, &[folder]].concat())
 }
 
 /// The words that the threads leave.
@@ -184,4 +195,32 @@ fn a_kernel_without_ptx_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let Some(text) = observe_with("ptx", &[("SIMT_PTX", folder.path().to_str().unwrap())]) else { return };
     assert!(text.starts_with("launch: 218 ") && text.contains("(SIMT_PTX) has kernel ptx_words"), "{text}");
+}
+
+/// Requests are of warps: stores of words side by side, and of words that two lanes want of a bank.
+#[test]
+fn what_memory_moves_is_counted() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let body =
+        ".loc\t1 7 3\nmov.u32 %r9, 1; shl.b32 %r1, %r0, 3; add.s32 %r1, %r1, %s; st.shared.u32 [%r1], %r9;";
+    if observe_with_counts(body, file.path()).is_none() {
+        return;
+    }
+    let lines: Vec<serde_json::Value> = std::fs::read_to_string(file.path())
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let counts: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let numbers = ["requests", "moved", "least"].map(|key| line[key].as_u64().unwrap());
+            (line["instruction"].as_str().unwrap(), line["space"].as_str().unwrap(), numbers)
+        })
+        .collect();
+    assert_eq!(
+        counts,
+        [("st.shared.u32", "shared", [4, 8, 4]), ("st.global.u32", "global", [4, 16, 16])],
+        "four warps"
+    );
 }

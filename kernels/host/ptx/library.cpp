@@ -56,6 +56,8 @@ Result load(Kernel& kernel) {
   if (!options().ptx_folder || kernel.program) return CUDA_SUCCESS;
   static Library library(options().ptx_folder);
   auto entry = library.entries.find(kernel.name);
+  if (entry == library.entries.end() && !is_hopper())
+    return error(CUDA_ERROR_NOT_FOUND, std::string("no GPU before Hopper has kernel ") + kernel.name);
   if (entry == library.entries.end())
     return error(CUDA_ERROR_INVALID_PTX,
                  std::string("no file of ") + options().ptx_folder + " (SIMT_PTX) has kernel " + kernel.name);

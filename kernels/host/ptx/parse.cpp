@@ -234,6 +234,10 @@ class Parser {
   void read_statement() {
     const size_t begin = at_;
     const uint32_t line = line_;
+    if (text_.substr(at_, 5) == ".loc\t") {  // of a source, up to the line's end
+      at_ = std::min(text_.find('\n', at_), text_.size());
+      return;
+    }
     if (text_[at_] == '.') {
       const size_t end = text_.find(';', at_);
       std::string_view statement = text_.substr(at_, end - at_);
@@ -245,7 +249,7 @@ class Parser {
       at_ = end + 1;
       return;
     }
-    Instruction instruction{nullptr, nullptr, 0, 0, -1, true, 0, line};
+    Instruction instruction{nullptr, nullptr, 0, 0, -1, true, 0, line, nullptr};
     if (text_[at_] == '@') {
       at_++;
       if (text_[at_] == '!') instruction.guard_value = false, at_++;
@@ -264,6 +268,7 @@ class Parser {
     auto action = all_actions().find(opcode);
     if (action == all_actions().end()) fail("instruction that is not known: " + opcode);
     instruction.action = action->second;
+    instruction.name = action->first.c_str();
     if (opcode.starts_with("wgmma")) program_.multiplies_shared = true;
     if (opcode.starts_with("bra")) {
       branches_.emplace_back(program_.code.size(), std::string(word()));

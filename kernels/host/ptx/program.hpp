@@ -33,6 +33,7 @@ struct Instruction {
   bool guard_value;
   uint32_t target;  // of a branch
   uint32_t line;    // in the file
+  const char* name;
 
   const Operand& operator[](unsigned i) const { return operands[i]; }
 };

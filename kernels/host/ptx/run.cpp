@@ -1,5 +1,6 @@
 #include "run.hpp"
 
+#include "counts.hpp"
 #include "frame.hpp"
 
 namespace simt::ptx {
@@ -72,6 +73,7 @@ unsigned char* locate(Frame& frame, const Instruction& instruction, Space space,
                                                                           : get<uint64_t>(frame, address);
   const uint64_t at = base + uint64_t(int64_t(address.offset));
   if (at % alignment) frame.fail(instruction, "an address is no multiple of " + std::to_string(alignment));
+  if (is_counting()) note_access(frame, instruction, space, at, bytes);
   if (space != Space::shared && space != Space::cluster) return reinterpret_cast<unsigned char*>(at);
   const uint32_t offset = uint32_t(at) & ((1u << rank_shift) - 1), rank = uint32_t(at) >> rank_shift;
   if (!frame.block->holds_shared(offset, bytes))
@@ -96,12 +98,14 @@ void run(const Program& program, void** parameters) {
     frame.slots[given.slot] = value_of(given.special, *self);
   for (const Variable& variable : program.variables)
     frame.slots[variable.slot] = address_of(variable, *frame.block, local, parameters);
+  if (is_counting()) begin_counting(program);
   const Instruction* code = program.code.data();
   while (!frame.has_ended) {
     const Instruction& instruction = code[frame.next++];
     if (instruction.guard >= 0 && (frame.slots[instruction.guard] & 1) != instruction.guard_value) continue;
     instruction.action(frame, instruction);
   }
+  if (is_counting() && frame.block->alive == 1) count_accesses(*frame.block);
 }
 
 }  // namespace simt::ptx
