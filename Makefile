@@ -32,7 +32,7 @@ bench: $(TOOLCHAIN)
 
 ## ptx: the tests of kernels once more, over what nvcc makes of them for Hopper: the host driver runs its PTX. (Without the four that take
 ## longest, which `soak` has.) Launches are written to target/launches
-LONGEST := the_bound_is_exact parts_draw_what rows_draw_the_same_in older_instructions
+LONGEST := the_bound_is_exact parts_draw_what rows_draw_the_same_in older_instruction_sets
 ptx: $(TOOLCHAIN)
 	tools/compile_ptx.sh target/ptx
 	rm -rf target/launches && mkdir -p target/launches
