@@ -11,10 +11,11 @@ KERNEL_SOURCES := $(shell git ls-files 'kernels/*.cu' 'kernels/*.cuh' 'kernels/*
 run: $(TOOLCHAIN)
 	cargo run --release --quiet
 
-## test: all tests that end within minutes (the engine once more with every CUDA thread emulated, and rounds that run ahead on a stream that puts
+## test: all tests that end within minutes (kernels once more as a GPU before Hopper has them, the engine with every CUDA thread emulated, and rounds that run ahead on a stream that puts
 ## work off), then the controller alone
 test: $(TOOLCHAIN)
 	cargo test --quiet
+	SIMT_SM=80 cargo test --quiet --test kernels -- linear attention prims
 	SIMT_NATIVE=0 cargo test --quiet --test engine tiny
 	SIMT_LAZY=1 cargo test --quiet --lib --test engine -- ahead mailbox
 	cargo test --quiet --no-default-features
@@ -31,10 +32,12 @@ bench: $(TOOLCHAIN)
 	cargo bench
 
 ## ptx: the tests of kernels once more, over what nvcc makes of them for Hopper: the host driver runs its PTX. (Without the four that take
-## longest, which `soak` has.) Launches are written to target/launches
+## longest, which `soak` has.) No kernel may move bytes one by one, as nvcc has it of a memcpy whose alignment it does not know. Launches are
+## written to target/launches
 LONGEST := the_bound_is_exact parts_draw_what rows_draw_the_same_in older_instruction_sets
 ptx: $(TOOLCHAIN)
 	tools/compile_ptx.sh target/ptx
+	@! grep 'global[a-z.]*\.u8' target/ptx/*.ptx || { echo 'a kernel moves global memory byte by byte' >&2; exit 1; }
 	rm -rf target/launches && mkdir -p target/launches
 	SIMT_PTX=target/ptx SIMT_DUMP=target/launches cargo test --quiet --test kernels -- $(LONGEST:%=--skip %)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# PTX of all kernels, as nvcc makes it for Hopper (or PTX_ARCH, such as 80): one file for each kernels/*.cu in the folder that is named (target/ptx). A file is made
-# anew where a source or header of kernels/ is newer. The host driver runs it (SIMT_PTX=target/ptx), tools/check_overlap.sh reads it.
+# PTX of all kernels, as nvcc makes it for Hopper (or PTX_ARCH, such as 80): one file for each kernels/*.cu in the folder that is named
+# (target/ptx). A file is made anew where its source or a header of kernels/ is newer, or the settings are others. The host driver runs it (SIMT_PTX=target/ptx), tools/check_overlap.sh reads it.
 #
 #   tools/compile_ptx.sh [FOLDER]
 #
@@ -13,6 +13,9 @@ nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
 [ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
 export nvcc ptx=${1:-target/ptx} PTX_FLAGS=${PTX_FLAGS:-} PTX_ARCH=${PTX_ARCH:-90a}
 mkdir -p "$ptx"
+# Files that were made in another way are no use.
+settings="$nvcc $PTX_ARCH $PTX_FLAGS"
+[ "$(cat "$ptx/settings" 2> /dev/null)" = "$settings" ] || { rm -f "$ptx"/*.ptx; echo "$settings" > "$ptx/settings"; }
 export newest=$(ls -t kernels/*.cuh | head -1)
 
 for file in "$ptx"/*.ptx; do # of kernels that are gone

@@ -59,6 +59,7 @@ void Block::start(dim3 block_index, void** parameters) {
   warpgroup_calls_.clear();
   mbarriers.clear();
   bulk_copies.clear();
+  requests.clear();
   if (tsan::enabled) forget_history();
   start_shared();
   for (unsigned w = 0; w < num_warps; w++) {

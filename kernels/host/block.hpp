@@ -159,6 +159,7 @@ class Block : public BlockView {
   void* shared_variable(const SharedKey* key, size_t bytes, size_t alignment);
 
   unsigned char* shared_begin() const { return arena_; }
+  bool is_shared(const void* p) const;                       // of this block
   uint32_t shared_offset(const void* p) const;               // fails outside of shared memory
   bool holds_shared(uint32_t offset, uint32_t bytes) const;  // whether one variable does
   std::string describe_shared(uint32_t offset) const;        // by its variable

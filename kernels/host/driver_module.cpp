@@ -195,11 +195,11 @@ static Result read_config(const char* call, const LaunchConfig& config, Geometry
   *geometry = {{config.grid_x, config.grid_y, config.grid_z},
                {config.block_x, config.block_y, config.block_z},
                config.shared_bytes};
+  if (config.num_attributes && !is_hopper())
+    return error(CUDA_ERROR_NOT_SUPPORTED,
+                 std::string(call) + ": clusters and launches that overlap came with Hopper");
   for (unsigned i = 0; i < config.num_attributes; i++) {
     const LaunchAttribute& attribute = config.attributes[i];
-    if (!is_hopper())
-      return error(CUDA_ERROR_NOT_SUPPORTED,
-                   std::string(call) + ": clusters and launches that overlap came with Hopper");
     if (attribute.id == programmatic_stream_serialization)
       geometry->overlaps = attribute.value.flag != 0;
     else if (attribute.id == cluster_dimension)

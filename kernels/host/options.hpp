@@ -13,7 +13,7 @@ struct Options {
   std::atomic<uint64_t> threads;   // SIMT_THREADS  0: all cores
   std::atomic<uint64_t> native;    // SIMT_NATIVE   1: kernels with a native twin run as that
   std::atomic<uint64_t> dump_max;  // SIMT_DUMP_MAX bytes of one dumped launch
-  std::atomic<uint64_t> sm;        // SIMT_SM       90; less: a GPU before Hopper, without what came with it
+  uint64_t sm;                     // SIMT_SM       90; less: a GPU before Hopper, without what came with it
   const char* clock_file;          // SIMT_CLOCK
   const char* dump_folder;         // SIMT_DUMP
   const char* ptx_folder;          // SIMT_PTX
@@ -23,7 +23,7 @@ struct Options {
 Options& options();
 
 inline bool is_hopper() {
-  return options().sm.load(std::memory_order_relaxed) >= 90;
+  return options().sm >= 90;
 }
 
 }  // namespace simt

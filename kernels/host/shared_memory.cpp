@@ -103,6 +103,11 @@ uint32_t Block::shared_offset(const void* p) const {
   return uint32_t(byte - arena_);
 }
 
+bool Block::is_shared(const void* p) const {
+  const auto* byte = static_cast<const unsigned char*>(p);
+  return byte >= arena_ && byte < arena_ + arena_bytes;
+}
+
 bool Block::holds_shared(uint32_t offset, uint32_t bytes) const {
   auto holds = [&](uint32_t begin, uint32_t size) {
     return offset >= begin && offset + bytes <= begin + size;
@@ -139,8 +144,8 @@ unsigned char* Block::same_place(const Block& other, const void* place, size_t s
 }
 
 void Block::note_write(const void* chunk, bool has_arrived) {
+  if (!is_shared(chunk)) return;
   const auto* begin = static_cast<const unsigned char*>(chunk);
-  if (begin < arena_ || begin >= arena_ + arena_bytes) return;
   if (proxy_writes_.empty()) proxy_writes_.resize(arena_bytes / 16);
   const Fiber& self = *current_fiber();
   proxy_writes_[size_t(begin - arena_) / 16] = {self.warp * 32 + self.lane, self.proxy_fences, has_arrived};

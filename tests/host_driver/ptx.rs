@@ -1,4 +1,5 @@
-//! Kernels as PTX: every kind of instruction by what PTX ISA says of it, and what is wrong is named, with its line.
+//! Kernels as PTX: instructions by what PTX ISA says of them, and what is wrong is named, with its line. (Clusters, copies and matrices are
+//! held to the same primitives as their C++, by `make ptx`.)
 
 use std::path::Path;
 
@@ -139,23 +140,23 @@ fn warps_vote_and_blocks_wait() {
 }
 
 /// Tiles of zeros, and products that are done as late as can be: `early` runs before the wait for them.
-fn product(early: &str) -> Option<String> {
+fn product(early: &str, word: &str) -> Option<String> {
     observe(&format!(
         "shl.b32 %r1, %r0, 4; add.s32 %r1, %r1, %s; st.shared.v4.u32 [%r1], {{0, 0, 0, 0}};\n\
          fence.proxy.async.shared::cta; bar.sync 0; mov.b32 %f1, 0f3F800000; mov.b32 %f2, 0f3F800000;\n\
          mov.b32 %f3, 0f3F800000; mov.b32 %f4, 0f3F800000; mov.b32 %a, 0; cvt.u64.u32 %d, %s; shr.u64 %d, %d, 4;\n\
          or.b64 %d, %d, 4611686293305294848;\nwgmma.fence.sync.aligned;\n\
          wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f1,%f2,%f3,%f4}}, {{%a,%a,%a,%a}}, %d, 1, 1, 1, 0;\n\
-         wgmma.commit_group.sync.aligned;\n{early}\nwgmma.wait_group.sync.aligned 0;\nmov.b32 %r9, %f1;"
+         wgmma.commit_group.sync.aligned;\n{early}\nwgmma.wait_group.sync.aligned 0;\nmov.b32 %r9, {word};"
     ))
 }
 
 #[test]
 fn products_are_there_behind_their_wait() {
-    let Some(text) = product("") else { return };
+    let Some(text) = product("", "%f1") else { return };
     assert!(text.starts_with("words: 3f800000 3f800000 "), "{text}");
-    let copied = product("mov.b32 %r8, %f1;").unwrap();
-    assert!(copied.starts_with("words: 3f800000 "), "{copied}");
+    let copied = product("mov.b32 %r8, %f1;", "%r8").unwrap();
+    assert!(copied.starts_with("words: ffffffff "), "before it they are poison: {copied}");
 }
 
 #[test]
@@ -170,6 +171,7 @@ fn what_is_wrong_is_named_with_its_line() {
             "an address of shared memory is not inside of one variable (words.ptx:12)",
         ),
         ("ld.shared.v2.u32 {%r9, %r1}, [%s+4];", "an address is no multiple of 8 (words.ptx:12)"),
+        ("cvta.shared.u64 %g, 1024; ld.u32 %r9, [%g+2048];", "an address of shared memory is not inside"),
         ("bar.sync 16;", "no such barrier"),
         (
             "and.b32 %r1, %r0, 1; setp.eq.s32 %p, %r1, 0; @%p bra $even;\nbar.sync 0;\nbra $both;\n$even: bar.sync 0;\n$both:",
@@ -184,10 +186,51 @@ fn what_is_wrong_is_named_with_its_line() {
     for (early, expected) in [
         ("mov.b32 %a, 1;", "registers of A were written before the wait"),
         ("mov.b32 %f3, 0;", "sums were written before the wait"),
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1,%f2,%f4,%f3}, {%a,%a,%a,%a}, %d, 1, 1, 1, 0;",
+            "sums that share registers",
+        ),
+        (
+            "cvta.shared.u64 %g, 1024; st.u32 [%g], 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 \
+             {%f1,%f2,%f3,%f4}, {%a,%a,%a,%a}, %d, 1, 1, 1, 0;",
+            "has not called fence_async_proxy since",
+        ),
     ] {
-        let text = product(early).unwrap();
+        let text = product(early, "%f1").unwrap();
         assert!(text.starts_with("launch: 719 ") && text.contains(expected), "{early}: {text}");
     }
+}
+
+/// Cut anywhere, a file is an error with its line, or a kernel without what is gone.
+#[test]
+fn a_file_that_is_cut_short_is_an_error() {
+    let whole = "\n.visible .entry ptx_words(\n\t.param .u64 ptx_words_param_0\n)\n{\n\t.reg .b32 %r<9>;\n\t\
+                 $L_1: @!%p1 add.s32 %r1, %r2, -7;\n\tst.shared.v2.u32 [%r1+-8], {%r2, 3};\n\tret;\n}\n";
+    for len in 1..whole.len() - 2 {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("cut.ptx"), &whole[..len]).unwrap();
+        let environment = [("SIMT_PTX", folder.path().to_str().unwrap())];
+        let Some(text) = observe_with("ptx", &environment) else { return };
+        assert!(text.starts_with("launch: 218 "), "{len}: {text}");
+    }
+}
+
+#[test]
+fn counts_without_ptx_are_an_error() {
+    let Some(text) = observe_with("ptx", &[("SIMT_PTX_COUNTS", "counts")]) else { return };
+    assert!(text.starts_with("launch: 1 ") && text.contains("set SIMT_PTX, too"), "{text}");
+}
+
+#[test]
+fn a_gpu_before_hopper_has_nothing_of_hoppers() {
+    let Some(text) = observe_with("before_hopper", &[("SIMT_SM", "80")]) else { return };
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[0].starts_with("kernel of Hopper's: 500 ") && lines[0].contains("only Hopper has"),
+        "{text}"
+    );
+    assert!(lines[1].starts_with("cluster: 801 ") && lines[1].contains("came with Hopper"), "{text}");
+    assert!(lines[2].starts_with("plain: 0"), "{text}");
 }
 
 #[test]

@@ -14,10 +14,6 @@ namespace {
 // ---- shapes of instructions: how many operands of which types --------------------------------------------------
 
 template <class To, class From, auto compute>
-void unary(Frame& f, const Instruction& i) {
-  set<To>(f, i[0], compute(get<From>(f, i[1])));
-}
-template <class To, class From, auto compute>
 void binary(Frame& f, const Instruction& i) {
   set<To>(f, i[0], compute(get<From>(f, i[1]), get<From>(f, i[2])));
 }
@@ -94,6 +90,7 @@ float flushed(float v) {
   return fpclassify(v) == FP_SUBNORMAL ? copysignf(0, v) : v;
 }
 
+// As nvcc's exponentials want it.
 float fma_down(float a, float b, float c) {
   const int rounding = fegetround();
   fesetround(FE_DOWNWARD);

@@ -9,11 +9,6 @@ namespace simt::ptx {
 
 namespace {
 
-template <class To, class From, auto convert>
-void unary(Frame& f, const Instruction& i) {
-  set<To>(f, i[0], convert(get<From>(f, i[1])));
-}
-
 // To whole numbers: towards zero, and to the nearest that there is; NaN is 0.
 template <class To, class From>
 To truncated(From v) {

@@ -59,6 +59,12 @@ inline void set_extended(Frame& frame, const Operand& operand, T value) {
     set(frame, operand, value);
 }
 
+// d, a
+template <class To, class From, auto compute>
+void unary(Frame& f, const Instruction& i) {
+  set<To>(f, i[0], compute(get<From>(f, i[1])));
+}
+
 // While an instruction ".aligned" runs: all lanes of the warp have to be in this very one.
 class Aligned {
  public:

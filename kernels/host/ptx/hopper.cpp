@@ -14,9 +14,15 @@ namespace {
 
 // ---- wgmma: sums are registers wherever they are; between the issue and the wait the runtime has them -------------------
 
-Sums& sums_of(Frame& f, const Operand* registers, uint32_t count) {
-  for (auto& sums : f.sums)
-    if (sums->registers[0].slot == registers[0].slot) return *sums;
+Sums& sums_of(Frame& f, const Instruction& i, uint32_t count) {
+  const Operand* registers = i.operands;
+  for (auto& sums : f.sums) {
+    if (sums->registers[0].slot != registers[0].slot) continue;
+    for (uint32_t k = 0; k < count; k++)
+      if (sums->count != count || sums->registers[k].slot != registers[k].slot)
+        f.fail(i, "wgmma: sums that share registers with others under way");
+    return *sums;
+  }
   auto& sums = *f.sums.emplace_back(std::make_unique<Sums>(Sums{registers, count, {}}));
   for (uint32_t k = 0; k < count; k++) {
     sums.values[k] = get<float>(f, registers[k]);
@@ -45,7 +51,7 @@ void wgmma_mma(Frame& f, const Instruction& i) {
   const uint64_t a = is_tile ? get<uint64_t>(f, i[count]) : 0, b = get<uint64_t>(f, i[behind_b - 1]);
   const Aligned aligned(i);
   if (is_tile && is_across) f.fail(i, "wgmma of two tiles with B across is not known");
-  wgmma_issue(sums_of(f, i.operands, count).values.data(), int(width), std::is_same_v<T, __nv_bfloat16>,
+  wgmma_issue(sums_of(f, i, count).values.data(), int(width), std::is_same_v<T, __nv_bfloat16>,
               {is_tile ? nullptr : fragment.values.data(), a, b, is_across});
 }
 

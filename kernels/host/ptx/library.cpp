@@ -53,6 +53,9 @@ struct Library {
 }  // namespace
 
 Result load(Kernel& kernel) {
+  if (options().counts_file && !options().ptx_folder)
+    return error(CUDA_ERROR_INVALID_VALUE,
+                 "SIMT_PTX_COUNTS counts kernels that run as PTX: set SIMT_PTX, too");
   if (!options().ptx_folder || kernel.program) return CUDA_SUCCESS;
   static Library library(options().ptx_folder);
   auto entry = library.entries.find(kernel.name);

@@ -21,9 +21,9 @@ void load(Frame& f, const Instruction& i) {
   }
 }
 
-// Tensor cores read shared memory behind the threads' backs: what these have stored has to be fenced.
-void note_store(Frame& f, const unsigned char* at, uint32_t bytes) {
-  if (!f.program->multiplies_shared) return;
+// Tensor cores read shared memory behind the threads' backs: what these have stored there has to be fenced.
+void note_store(Frame& f, Space space, const unsigned char* at, uint32_t bytes) {
+  if (!f.program->multiplies_shared || (space != Space::shared && space != Space::generic)) return;
   for (uint32_t k = 0; k < bytes; k += 16) f.block->note_write(at + k, true);
 }
 
@@ -36,7 +36,7 @@ void store(Frame& f, const Instruction& i) {
     const T value = get<T>(f, i[k + 1]);
     memcpy(to + k * sizeof value, &value, sizeof value);
   }
-  if (space == Space::shared) note_store(f, to, bytes);
+  note_store(f, space, to, bytes);
 }
 
 void store_release(Frame& f, const Instruction& i) {
@@ -47,7 +47,9 @@ void store_release(Frame& f, const Instruction& i) {
 // d, [address], value
 template <Space space, class T, auto update>
 void atomic(Frame& f, const Instruction& i) {
-  auto* at = reinterpret_cast<T*>(locate(f, i, space, i[1], sizeof(T), sizeof(T)));
+  unsigned char* place = locate(f, i, space, i[1], sizeof(T), sizeof(T));
+  note_store(f, space, place, sizeof(T));
+  auto* at = reinterpret_cast<T*>(place);
   const T value = get<T>(f, i[2]);
   set<T>(f, i[0], simt_atomic_update(at, [=](T old) { return T(update(old, value)); }));
 }
@@ -112,9 +114,9 @@ void wait_for_copies(Frame& f, const Instruction& i) {
   async_copy_wait(get<int32_t>(f, i[0]));
 }
 
-// Reads what a prefetch names, so that an address that is none is found.
+// Reads what a prefetch names, so that an address that is none is found; nothing is moved to the lanes, so nothing is counted.
 void prefetch(Frame& f, const Instruction& i) {
-  (void)*static_cast<const volatile unsigned char*>(locate(f, i, Space::global, i[0], 1, 1));
+  (void)*static_cast<const volatile unsigned char*>(locate(f, i, Space::generic, i[0], 1, 1));
 }
 
 // ---- the one call ------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ class Parser {
   void skip_to(char wanted) {
     for (; at_ < text_.size() && text_[at_] != wanted; at_++)
       if (text_[at_] == '\n') line_++;
+    if (at_ >= text_.size()) fail(std::string("the file ends before a ") + wanted);
     at_++;
   }
 
@@ -219,7 +220,7 @@ class Parser {
     token += word();
     if (token.empty()) fail(std::string("an operand is expected before ") + text_[at_]);
     if (is_number(token)) return {constant(token), 0};
-    Operand result{token == "_" ? slot_of("_") : slot_of(token), 0};
+    Operand result{slot_of(token), 0};
     skip_space();
     if (text_[at_] != '+') return result;
     at_++;
@@ -239,14 +240,13 @@ class Parser {
       return;
     }
     if (text_[at_] == '.') {
-      const size_t end = text_.find(';', at_);
-      std::string_view statement = text_.substr(at_, end - at_);
+      const std::string_view statement = text_.substr(at_, text_.find(';', at_) - at_);
       if (statement.starts_with(".shared") || statement.starts_with(".local") ||
           statement.starts_with(".param"))
         declare(statement);
       else if (!statement.starts_with(".reg") && !statement.starts_with(".pragma"))
         fail("directive that is not known: " + std::string(statement));
-      at_ = end + 1;
+      skip_to(';');
       return;
     }
     Instruction instruction{nullptr, nullptr, 0, 0, -1, true, 0, line, nullptr};
@@ -300,7 +300,7 @@ class Parser {
     if (instruction.group == 0) instruction.group = uint16_t(list.size());
     // The name of what is called, and parameters of calls, are no slots.
     if (opcode == "st.param.b32" || opcode == "st.param.b64") {
-      auto found = call_parameters_.find(list.at(0).slot);
+      auto found = list.empty() ? call_parameters_.end() : call_parameters_.find(list[0].slot);
       if (found == call_parameters_.end()) fail("st.param to what is no parameter of a call");
       list[0].offset = int32_t(found->second);
     }

@@ -97,13 +97,13 @@ void add_memory(Actions& actions);
 void add_warp(Actions& actions);
 void add_hopper(Actions& actions);
 
-// Parses the body of one entry; `module_names` are the shared variables that are declared outside of it. Throws
-// std::string, what is wrong with which line.
+// From a kernel's ".entry" on, and where that stands.
 struct Source {
   std::string_view text;
   std::string file;
   uint32_t first_line;
 };
+// `before` is what the file declares before its kernels. Throws std::string: what is wrong with which line.
 Program parse(const std::string& kernel, const Source& entry, std::string_view before);
 
 }  // namespace simt::ptx

@@ -71,7 +71,9 @@ unsigned char* locate(Frame& frame, const Instruction& instruction, Space space,
                       uint32_t bytes, uint32_t alignment) {
   const uint64_t base = space == Space::shared || space == Space::cluster ? get<uint32_t>(frame, address)
                                                                           : get<uint64_t>(frame, address);
-  const uint64_t at = base + uint64_t(int64_t(address.offset));
+  uint64_t at = base + uint64_t(int64_t(address.offset));
+  if (space == Space::generic && frame.block->is_shared(reinterpret_cast<const void*>(at)))
+    space = Space::shared, at -= reinterpret_cast<uint64_t>(frame.block->shared_begin());
   if (at % alignment) frame.fail(instruction, "an address is no multiple of " + std::to_string(alignment));
   if (is_counting()) note_access(frame, instruction, space, at, bytes);
   if (space != Space::shared && space != Space::cluster) return reinterpret_cast<unsigned char*>(at);
