@@ -267,7 +267,7 @@ impl Controller {
             plan.top_k = plan.top_k.min(GREEDY_TOP_K);
         }
         self.decision = if self.policy == Policy::Smart && decides {
-            let decision = self.forecast.decide(&self.ids, round);
+            let decision = self.forecast.decide(&self.ids, round, self.cost.slowness());
             if decision.drafting > 0 {
                 freeze(&mut round.tables, most_drafted, most_level_rows);
                 let bounds = (plan.floor, plan.max_draft_tokens);
@@ -420,14 +420,16 @@ impl Controller {
             }
             return;
         }
+        let mut left = 0.0;
         if let Some(us) = verify {
             let nodes = self.round.selected().iter().map(|selected| selected.tree.num_nodes());
             let tokens = nodes.clone().sum();
             let trees = nodes.zip(contexts);
             let us = believed(us, self.cost.verify_us(tokens, trees.clone()), is_cold);
-            self.cost.observe_verify(tokens, trees, us);
+            self.cost.observe_verify(tokens, trees.clone(), us);
+            left = (us / self.cost.verify_us(tokens, trees)).ln();
         }
-        let draft_us = self.learn_drafter(times.draft_levels, is_cold);
+        let draft_us = self.learn_drafter(times.draft_levels, left, is_cold);
         let drafted_fully = times.draft_levels.len() == self.round.levels().len();
         if let (Some(total), Some(verify), true) = (times.total, verify, drafted_fully) {
             let us = f64::from(total) - draft_us - verify;
@@ -441,7 +443,10 @@ impl Controller {
     ///
     /// The first pass reads features, finds no weights in any cache, and begins with whatever the round begins with. It counts as a level of its
     /// size, and teaches nothing. Of a drafter with heads it is the only pass: what later levels take is the host's time.
-    fn learn_drafter(&mut self, level_times: &[f32], is_cold: bool) -> f64 {
+    ///
+    /// `left` is the log error of the round's target pass that its cost has not followed yet: what these passes share of it is the machine's, not
+    /// their sizes'.
+    fn learn_drafter(&mut self, level_times: &[f32], left: f64, is_cold: bool) -> f64 {
         let drafting = self.views.iter().zip(&self.round.sequences).filter(|(_, sequence)| sequence.drafts);
         let context = drafting.map(|(view, _)| view.context_len).sum();
         let has_heads = self.config.heads.is_some();
@@ -450,7 +455,8 @@ impl Controller {
             let (us, level_us) = (f64::from(us), self.cost.draft_us(level.rows, context));
             if (i == 0) == has_heads {
                 passes_us += us;
-                self.cost.observe_draft(level.rows, context, believed(us, level_us, is_cold));
+                let own_us = without_shared(us, level_us, left);
+                self.cost.observe_draft(level.rows, context, believed(own_us, level_us, is_cold));
             } else if !has_heads {
                 passes_us += level_us;
             }
@@ -476,6 +482,13 @@ impl Controller {
 /// What is believed of a measured time; see [`COLD_BELIEF`].
 fn believed(us: f64, predicted_us: f64, is_cold: bool) -> f64 {
     if is_cold && us > predicted_us { predicted_us * (us / predicted_us).powf(COLD_BELIEF) } else { us }
+}
+
+/// `us` without as much of its log error as `error` is, if both are slower, or both faster, than predicted.
+fn without_shared(us: f64, predicted_us: f64, error: f64) -> f64 {
+    let own = (us / predicted_us).ln();
+    let shared = if own * error > 0.0 { error.abs().min(own.abs()).copysign(error) } else { 0.0 };
+    us * (-shared).exp()
 }
 
 /// The weight of a sequence, where it makes sense.

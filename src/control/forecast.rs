@@ -47,9 +47,8 @@ const PRIOR_NODES: f64 = 2.0;
 const PAYBACK_ROUNDS: f64 = 8.0;
 /// Gain that drafting must promise over the plain round.
 const MARGIN: f64 = 1.003;
-/// Beyond so many sequences, those not seen for so many rounds are forgotten.
+/// Sequences remembered; beyond it the stalest half is forgotten.
 const MAX_SEQUENCES: usize = 4096;
-const REMEMBERED_ROUNDS: u64 = 1024;
 
 /// Expectations of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +76,18 @@ pub struct Decision {
     pub speedup: f32,
 }
 
-/// The on/off decision.
+/// How slow the machine is at present.
+#[derive(Clone, Copy, Debug)]
+struct Slowness(f64);
+
+impl Default for Slowness {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+/// The on/off decision. Its accounts are kept as of a machine at its usual pace: what was lost in a slow spell counts as many rounds afterwards as it
+/// did then.
 #[derive(Clone, Debug, Default)]
 pub struct Forecast {
     sequences: HashMap<u64, Record>,
@@ -85,8 +95,10 @@ pub struct Forecast {
     /// Mean expectations of all sequences, for new ones.
     typical: Option<(f64, f64)>,
     round: u64,
+    /// Of the round that was decided last.
+    slowness: Slowness,
     served_ns: f64,
-    /// What probes cost so far, and what of it their budget has paid, so far and in the present round.
+    /// What probes cost so far, and what of it their budget has paid; the latter in the present round, in its own time.
     probed_ns: f64,
     paid_ns: f64,
     paying_ns: f64,
@@ -113,9 +125,12 @@ impl Forecast {
         (nodes.ceil() as usize, ids.len() + (widest * ids.len() as f64).ceil() as usize)
     }
 
-    /// Decides who drafts: sets `drafts` of the round's sequences. `ids` names them.
-    pub(super) fn decide(&mut self, ids: &[u64], round: &mut DraftRound) -> Decision {
+    /// Decides who drafts: sets `drafts` of the round's sequences. `ids` names them; the round's times are those of a machine `slowness` times as slow
+    /// as usual.
+    pub(super) fn decide(&mut self, ids: &[u64], round: &mut DraftRound, slowness: f64) -> Decision {
         self.round += 1;
+        self.slowness = Slowness(slowness);
+        self.forget_stale_sequences();
         let plain_ns = round.tables.plain_ns as f64;
         let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
         let (mut members, mut order) = (std::mem::take(&mut self.members), std::mem::take(&mut self.order));
@@ -136,7 +151,7 @@ impl Forecast {
         sort_candidates(&mut order, &mut self.scratch);
 
         let luck_ns = luck_rounds(ids.len()) * plain_ns;
-        let left_ns = self.balance_ns + luck_ns + LOSS_SHARE * self.served_ns;
+        let left_ns = slowness * (self.balance_ns + LOSS_SHARE * self.served_ns) + luck_ns;
         let mut best = (plain_rate * MARGIN, 0);
         let mut company = Company::new(&round.tables, self.habits.expected(ids.len()));
         for (i, candidate) in order.iter().enumerate() {
@@ -186,7 +201,8 @@ impl Forecast {
     /// learned of a sequence: outcomes are far noisier, and reach them through calibration. The account goes by outcomes. Time is
     /// the model's, which heals by itself: a stalled round says nothing about drafting.
     pub(super) fn observe(&mut self, ids: &[u64], round: &DraftRound, total_ns: f64, emitted: Option<usize>) {
-        self.served_ns += total_ns;
+        let Slowness(slowness) = self.slowness;
+        self.served_ns += total_ns / slowness;
         let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();
         if drafting == 0 {
             return;
@@ -194,7 +210,8 @@ impl Forecast {
         if let Some(emitted) = emitted {
             let plain_ns = round.tables.plain_ns as f64;
             let gain = emitted as f64 / ids.len() as f64 * plain_ns - (total_ns - self.paying_ns);
-            self.balance_ns = (self.balance_ns + gain).min(MAX_BALANCE_ROUNDS * plain_ns);
+            self.balance_ns =
+                (self.balance_ns + gain / slowness).min(MAX_BALANCE_ROUNDS * plain_ns / slowness);
         }
         let (mut mass_sum, mut nodes_sum) = (0.0, 0.0);
         for (sequence, id) in ids.iter().enumerate().filter(|&(sequence, _)| round.sequences[sequence].drafts)
@@ -245,7 +262,8 @@ impl Forecast {
         }
         let before_ns = if drafting == 0 { 0 } else { company.sunk_ns() };
         let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
-        let budget_ns = credit_ns + PROBE_SHARE * self.served_ns - self.paid_ns;
+        let Slowness(slowness) = self.slowness;
+        let budget_ns = credit_ns + slowness * (PROBE_SHARE * self.served_ns - self.paid_ns);
         self.due.clear();
         let (mut probing, mut cost_ns) = (0, 0.0);
         for candidate in &order[drafting..] {
@@ -256,14 +274,14 @@ impl Forecast {
             self.due.push(candidate.sequence());
             company.join(&members[candidate.sequence()]);
             let cost = (company.sunk_ns() - before_ns) as f64;
-            if cost > budget_ns.max(self.balance_ns) {
+            if cost > budget_ns.max(slowness * self.balance_ns) {
                 break;
             }
             (probing, cost_ns) = (self.due.len(), cost);
         }
-        self.probed_ns += cost_ns;
+        self.probed_ns += cost_ns / slowness;
         self.paying_ns = if cost_ns <= budget_ns { cost_ns } else { 0.0 };
-        self.paid_ns += self.paying_ns;
+        self.paid_ns += self.paying_ns / slowness;
         for &sequence in &self.due[..probing] {
             if let Some(record) = self.sequences.get_mut(&ids[sequence]) {
                 record.interval = (2 * record.interval).min(LAST_PROBE);
@@ -292,10 +310,6 @@ impl Forecast {
         let (mass, nodes) = self.typical.unwrap_or((PRIOR_MASS, PRIOR_NODES));
         let rounds = if self.typical.is_some() { TYPICAL_ROUNDS } else { 0 };
         let round = self.round;
-        if self.sequences.len() > MAX_SEQUENCES {
-            let horizon = round.saturating_sub(REMEMBERED_ROUNDS);
-            self.sequences.retain(|_, record| record.last_seen >= horizon);
-        }
         let record = self.sequences.entry(id).or_insert(Record {
             mass,
             nodes,
@@ -306,5 +320,41 @@ impl Forecast {
         });
         record.last_seen = round;
         record
+    }
+
+    /// Once a round, and then for thousands of new sequences not again.
+    fn forget_stale_sequences(&mut self) {
+        if self.sequences.len() > MAX_SEQUENCES {
+            let mut seen: Vec<u64> = self.sequences.values().map(|record| record.last_seen).collect();
+            let middle = seen.len() / 2;
+            let (_, &mut horizon, _) = seen.select_nth_unstable(middle);
+            self.sequences.retain(|_, record| record.last_seen >= horizon);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Texts that come and go, a few new ones a round: what is remembered stays bounded, and who is running is.
+    #[test]
+    fn memory_is_bounded_however_fast_texts_change() {
+        let mut forecast = Forecast::default();
+        let (mut forgot, mut before) = (0, 0);
+        for round in 0..4000 {
+            forecast.round += 1;
+            forecast.forget_stale_sequences();
+            forgot += usize::from(forecast.sequences.len() < before);
+            for id in 8 * round..8 * round + 64 {
+                let is_known = forecast.sequences.contains_key(&id);
+                assert_eq!(is_known, round > 0 && id < 8 * round + 56, "sequence {id} in round {round}");
+                forecast.record(id);
+            }
+            before = forecast.sequences.len();
+            assert!(before <= MAX_SEQUENCES + 64);
+        }
+        // Each time room for two thousand.
+        assert!((1..=4000 * 8 / 2000).contains(&forgot), "{forgot} times");
     }
 }

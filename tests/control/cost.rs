@@ -193,18 +193,18 @@ fn what_a_first_pass_takes_beyond_a_level_is_overhead() {
 /// soon are its price.
 #[test]
 fn cold_rounds_are_little_believed() {
-    let dear = |between: usize| {
+    let dear = |between: usize, rounds: usize| {
         let mut controller = chain_on_a_small_machine();
         let level = controller.cost().draft_us(1, 0);
         let (plain, tree) =
             (controller.cost().plain_us(1, 0), controller.cost().verify_us(TREE, [(TREE, 0)]));
-        for _ in 0..5 {
+        for _ in 0..rounds {
             play(&mut controller, true, [2.0 * level as f32; 3], 1.5 * tree as f32);
             (0..between).for_each(|_| play(&mut controller, false, [0.0; 3], plain as f32));
         }
         (controller.cost().draft_us(1, 0) / level, controller.cost().plain_us(1, 0) / plain)
     };
-    let (cold, warm) = (dear(4), dear(0));
+    let (cold, warm) = (dear(4, 5), dear(0, 15));
     assert!(cold.0 < 1.4 && warm.0 > 1.8, "drafter passes of {cold:?} cold, {warm:?} warm");
     assert!((cold.1 - 1.0).abs() < 0.1, "plain passes are as they are: {cold:?}");
 }

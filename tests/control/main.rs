@@ -14,4 +14,5 @@ mod priorities;
 mod properties;
 mod scan;
 mod simulation;
+mod slow_spell;
 mod stops;

@@ -91,6 +91,11 @@ impl CostModel {
         self.pace.factor() * self.draft.at(rows) + context as f64 * self.draft_attention_us_per_token()
     }
 
+    /// How slow the machine is at present, as a factor of the times that the tables were made of.
+    pub(super) fn slowness(&self) -> f64 {
+        self.pace.factor()
+    }
+
     /// Time of a drafted round outside its passes.
     pub fn overhead_us(&self) -> f64 {
         self.overhead_us
