@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use common::device::plan_host_failure;
+use common::device::{plan_host_failure, reset_host_driver};
 use fixtures::{demo_prompts, expected, greedy, ids, paying_costs, prepare, repository, run};
 use smart_run::config::FloatType;
 use smart_run::control::Policy;
 use smart_run::device::DeviceChoice;
 use smart_run::engine::{CacheEvent, Engine, EngineBuilder, FinishReason, Request};
-use smart_run::sampling::SamplingParams;
+use smart_run::sampling::{Penalties, SamplingParams};
 use smart_run::service::{Client, Refusal, Service, ServiceConfig, Updates};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -428,6 +428,53 @@ fn failures_that_last_end_what_runs_and_then_the_service() {
     assert!(
         matches!(client.submit(all[0].clone()), Err(Refusal::Stopped(reason)) if reason.contains("in a row"))
     );
+}
+
+/// What a request needs before its first pass is made up for, too.
+#[test]
+fn a_place_that_cannot_be_prepared_is_prepared_again() {
+    let _alone = one_at_a_time();
+    let penalties = Penalties { repetition: 1.3, ..Penalties::default() };
+    let all: Vec<Request> = requests(4).into_iter().map(|request| Request { penalties, ..request }).collect();
+    let wanted = alone(&all);
+    for (nth, count) in [(1, 1), (2, 2)] {
+        let service = service(3, 16);
+        if !fails_on_purpose(&service) {
+            return;
+        }
+        let client = service.client();
+        plan_host_failure(c"count_tokens", nth, count);
+        let updates: Vec<Updates> =
+            all.iter().map(|request| client.submit(request.clone()).unwrap()).collect();
+        for (updates, wanted) in updates.into_iter().zip(&wanted) {
+            assert_eq!(&updates.wait_for_all().unwrap().tokens, wanted, "{nth}");
+        }
+        let snapshot = client.snapshot();
+        assert_eq!((snapshot.failed_rounds, snapshot.failed), (count, 0), "{nth}");
+    }
+}
+
+/// A device that does nothing any more is noticed at whatever launch it was lost, while others wait for a place.
+#[test]
+fn a_lost_device_ends_the_service() {
+    let _alone = one_at_a_time();
+    let all = requests(12);
+    for nth in [1, 40, 400, 1200] {
+        let service = service(3, 16);
+        if !fails_on_purpose(&service) {
+            return;
+        }
+        let client = service.client();
+        plan_host_failure(c"lost", nth, 1);
+        let updates: Vec<Updates> =
+            all.iter().map(|request| client.submit(request.clone()).unwrap()).collect();
+        let answers: Vec<_> = updates.into_iter().map(Updates::wait_for_all).collect();
+        let last = answers.last().unwrap().as_ref().unwrap_err().to_string();
+        assert!(last.contains("failed") && last.contains("in a row"), "{nth}: {last}");
+        assert!(!client.is_open(), "{nth}");
+        assert!(matches!(client.submit(all[0].clone()), Err(Refusal::Stopped(_))), "{nth}");
+        reset_host_driver();
+    }
 }
 
 #[test]

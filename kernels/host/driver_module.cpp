@@ -50,8 +50,10 @@ struct Launch : Operation {
 
 // ---- modules and functions --------------------------------------------------------------------------------
 
+// Drivers differ in whether a capture of the same thread allows it.
 DRIVER_API cuModuleLoadData(void** module, const void*) {
   ENTER_DRIVER();
+  RETURN_IF_ERROR(refuse_during_capture("cuModuleLoadData"));
   *module = new char;
   return CUDA_SUCCESS;
 }
@@ -66,6 +68,8 @@ DRIVER_API cuModuleLoad(void** module, const char*) {
 }
 
 DRIVER_API cuModuleUnload(void* module) {
+  ENTER_DRIVER();
+  RETURN_IF_ERROR(refuse_during_capture("cuModuleUnload"));
   delete static_cast<char*>(module);
   return CUDA_SUCCESS;
 }
@@ -160,6 +164,9 @@ static Result launch(const char* call, const Kernel* kernel, const Geometry& geo
   if (is_planned_to_fail(kernel->name))
     return error(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
                  std::string("a failure on purpose (SIMT_FAIL) of kernel ") + kernel->name);
+  if (is_planned_to_be_lost())
+    return sticky_error(CUDA_ERROR_ILLEGAL_ADDRESS,
+                        std::string("the device is lost on purpose (SIMT_FAIL), at kernel ") + kernel->name);
   RETURN_IF_ERROR(check_geometry(*kernel, geometry));
   return submit(stream, std::make_shared<Launch>(*kernel, geometry, parameters));
 }

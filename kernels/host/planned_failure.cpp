@@ -26,6 +26,20 @@ struct Plan {
     failures_left = count;
     is_active = nth > 0 && count > 0;
   }
+
+  // Counts a call that `is_meant` says the plan is for; whether it is to fail.
+  template <class IsMeant>
+  bool meets(IsMeant&& is_meant) {
+    if (!is_active) return false;
+    std::lock_guard lock(mutex);
+    if (!is_meant(prefix)) return false;
+    if (calls_left > 1) {
+      calls_left--;
+      return false;
+    }
+    if (--failures_left == 0) is_active = false;
+    return true;
+  }
 };
 
 // SIMT_FAIL=NAME:n or NAME:n:count
@@ -48,23 +62,20 @@ Plan& plan() {
 }  // namespace
 
 bool is_planned_to_fail(const std::string& name) {
-  Plan& own = plan();
-  if (!own.is_active) return false;
-  std::lock_guard lock(own.mutex);
-  const bool is_allocation = name == "alloc";
-  if (own.prefix == "alloc" ? !is_allocation : is_allocation || name.rfind(own.prefix, 0) != 0) return false;
-  if (own.calls_left > 1) {
-    own.calls_left--;
-    return false;
-  }
-  if (--own.failures_left == 0) own.is_active = false;
-  return true;
+  return plan().meets([&](const std::string& planned) {
+    const bool is_allocation = name == "alloc";
+    return planned == "alloc" ? is_allocation : !is_allocation && name.rfind(planned, 0) == 0;
+  });
+}
+
+bool is_planned_to_be_lost() {
+  return plan().meets([](const std::string& planned) { return planned == "lost"; });
 }
 
 }  // namespace simt
 
 // From the `nth` call on (1: the next), `count` launches of kernels whose names begin with `what` are refused; "*" is any kernel, "alloc"
-// allocations. 0 ends it.
+// allocations. "lost": at the `nth` launch of any kernel the device is lost, until simt_reset(). 0 ends it.
 SIMT_EXPORT void simt_fail(const char* what, uint64_t nth, uint64_t count) {
   simt::plan().set(what, nth, count);
 }

@@ -260,6 +260,11 @@ impl Engine {
         self.sequences.iter().flatten().map(|sequence| sequence.id)
     }
 
+    /// The one of those who wait that comes next.
+    pub fn next_in_line(&self) -> Option<SequenceId> {
+        self.queue.front().map(|sequence| sequence.id)
+    }
+
     /// Ends a running sequence and frees its memory; false if there is none of that name.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         let slot = self.sequences.iter().position(|s| s.as_ref().is_some_and(|s| s.id == id));

@@ -1,4 +1,4 @@
-//! One round: draft, select, verify, accept, commit, learn. Read [`Engine::step`] first.
+//! One round: draft, select, verify, accept, learn, commit. Read [`Engine::step`] first.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -67,7 +67,7 @@ impl Engine {
             // They are encoded first, which takes longer than any errand.
             errand.run();
         }
-        self.admit();
+        self.admit()?;
         self.make_room()?;
         let chunks = self.plan_chunks();
         let slots = self.deciding_slots();

@@ -80,7 +80,10 @@ impl Engine {
 
     /// Gives waiting requests places, in order, as far as places and pages go. One whose prompt begins as that of a running one, which is
     /// being read, waits for those pages; others may pass it meanwhile.
-    pub(super) fn admit(&mut self) {
+    ///
+    /// # Errors
+    /// A driver failure; whom it was met with is still in line.
+    pub(super) fn admit(&mut self) -> Result<()> {
         let mut next = 0;
         while let Some(sequence) = self.queue.get(next)
             && let Some(slot) = self.sequences.iter().position(Option::is_none)
@@ -96,9 +99,10 @@ impl Engine {
                 break;
             }
             if let Some(sequence) = self.queue.remove(next) {
-                self.seat(slot, sequence);
+                self.seat(slot, sequence)?;
             }
         }
+        Ok(())
     }
 
     /// Whether [`Engine::admit`] may give a place to a request with pictures.
@@ -119,20 +123,35 @@ impl Engine {
             })
     }
 
-    /// Gives a waiting sequence a slot. One that cannot be prepared (a picture that finds no memory, say) fails alone.
-    fn seat(&mut self, slot: usize, mut sequence: Sequence) {
+    /// Gives a waiting sequence a slot. One whose pictures cannot be encoded (there is no memory for them, say) fails alone, but for a device that
+    /// does nothing more for anybody.
+    fn seat(&mut self, slot: usize, mut sequence: Sequence) -> Result<()> {
         let limit = sequence.committed.len() - 1;
         let known = self.pool.attach(slot, &sequence.keys, limit);
-        match self.prepare(slot, &mut sequence, known) {
-            Ok(()) => {
+        let prepared = self.prepare(slot, &sequence).and_then(|()| {
+            let encoded = self.encode_pictures(&sequence, known);
+            if encoded.is_err() {
+                self.device.synchronize()?;
+            }
+            Ok(encoded)
+        });
+        match prepared {
+            Ok(Ok(pictures)) => {
+                sequence.pictures = pictures;
                 sequence.unread = Some(known);
                 sequence.draft_len = known;
                 if sequence.emitted().is_empty() {
                     sequence.stats.cached_tokens = known;
                 }
                 self.sequences[slot] = Some(sequence);
+                Ok(())
             }
             Err(error) => {
+                self.pool.release(slot);
+                self.wait_again(sequence);
+                Err(error)
+            }
+            Ok(Err(error)) => {
                 self.pool.release(slot);
                 self.pending.push(Emission {
                     sequence: sequence.id,
@@ -143,20 +162,22 @@ impl Engine {
                     finished: Some(FinishReason::Failed),
                     failure: Some(error.to_string()),
                 });
+                Ok(())
             }
         }
     }
 
-    /// All that a sequence needs before its first pass.
-    fn prepare(&mut self, slot: usize, sequence: &mut Sequence, known: usize) -> Result<()> {
+    /// All that a sequence needs before its first pass, but for pictures.
+    fn prepare(&mut self, slot: usize, sequence: &Sequence) -> Result<()> {
         // What the latest round has left to copy comes from buffers that are filled anew here.
         self.device.synchronize()?;
         self.pool.reserve(slot, sequence.committed.len() + self.headroom())?;
-        self.verifier.set_sampling(slot, sequence)?;
+        self.verifier.set_sampling(slot, sequence)
+    }
+
+    fn encode_pictures(&self, sequence: &Sequence, known: usize) -> Result<Pictures> {
         let Request { prompt, pictures, .. } = &sequence.request;
-        let (config, vision) = (self.verifier.target.config(), self.vision.as_ref());
-        sequence.pictures = Pictures::encode(config, vision, prompt, pictures, known)?;
-        Ok(())
+        Pictures::encode(self.verifier.target.config(), self.vision.as_ref(), prompt, pictures, known)
     }
 
     /// Makes sure that every running sequence has the pages of the coming round; the youngest give theirs up for the older.
@@ -198,6 +219,11 @@ impl Engine {
             return;
         }
         sequence.restart();
+        self.wait_again(sequence);
+    }
+
+    /// Puts a sequence where it was in line.
+    fn wait_again(&mut self, sequence: Sequence) {
         let at = self.queue.partition_point(|waiting| waiting.id < sequence.id);
         self.queue.insert(at, sequence);
     }

@@ -56,13 +56,16 @@ impl Engine {
         for (slot, outcome) in verified.iter_mut().enumerate() {
             let request = self.sequences[slot].as_ref().map(|sequence| &sequence.request);
             let Some(top) = request.and_then(|request| request.logprobs) else { continue };
-            if outcome.bonus < 0 || outcome.drawn.is_empty() {
+            if outcome.drawn.is_empty() {
                 continue;
             }
             let first_row = self.verifier.pass.logit_rows_of(slot).start;
             let path = std::iter::once(&0).chain(&outcome.accepted);
-            let drawn: Vec<(usize, i32)> =
-                path.map(|&node| (first_row + node, outcome.drawn[node])).collect();
+            // Where nothing could be drawn there is no token.
+            let drawn: Vec<(usize, i32)> = path
+                .map(|&node| (first_row + node, outcome.drawn[node]))
+                .filter(|&(_, token)| token >= 0)
+                .collect();
             outcome.logprobs = self.logprobs.read(logits, &drawn, top)?;
         }
         Ok(())

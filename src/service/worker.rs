@@ -12,7 +12,7 @@ use super::desk::{Brought, Desk, Served};
 use super::snapshot::Snapshot;
 use super::updates::Update;
 use super::{Shared, lock};
-use crate::engine::{CacheEvent, Engine, Request, SequenceId};
+use crate::engine::{CacheEvent, Emission, Engine, FinishReason, Request, SequenceId};
 use crate::error::{Error, Result};
 
 /// Rounds that may fail one after another before those that were running are given up: what a round does not bring, the next can.
@@ -99,7 +99,11 @@ impl Worker {
         self.cancel_all(unread);
         match result {
             Ok(emissions) => {
-                self.failures = 0;
+                // Whoever failed alone says nothing of the device: no pass has to have come with it.
+                let failed_alone = |emission: &Emission| emission.finished == Some(FinishReason::Failed);
+                if emissions.is_empty() || !emissions.iter().all(failed_alone) {
+                    self.failures = 0;
+                }
                 self.brought = self.desk.brought(&self.engine, emissions);
                 if self.engine.is_idle() {
                     // No other round comes.
@@ -177,7 +181,7 @@ impl Worker {
     }
 
     /// A round has failed. What it was to bring follows from what the host knows, so it is tried again; if that fails too, those that run
-    /// are given up, and after more failures all.
+    /// are given up (or, where nobody does, who would be next), and after more failures all.
     fn recover(&mut self, error: &Error) {
         self.failures += 1;
         self.desk.snapshot.failed_rounds += 1;
@@ -189,8 +193,13 @@ impl Worker {
             self.fail_all(&reason);
             return;
         }
-        let given_up: Vec<SequenceId> =
-            if self.failures > RETRIES { self.engine.running().collect() } else { Vec::new() };
+        let given_up: Vec<SequenceId> = match self.failures > RETRIES {
+            true if self.engine.running().next().is_none() => {
+                self.engine.next_in_line().into_iter().collect()
+            }
+            true => self.engine.running().collect(),
+            false => Vec::new(),
+        };
         for id in given_up {
             self.engine.cancel(id);
             self.desk.fail(id, &error.to_string());

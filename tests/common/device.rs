@@ -141,6 +141,17 @@ pub fn set_host_option(name: &CStr, value: u64) {
     }
 }
 
+/// Has the loaded host driver forget a failure after which it refuses all calls.
+#[allow(dead_code)] // as below
+pub fn reset_host_driver() {
+    // SAFETY: as above; the host driver exports `void simt_reset()`.
+    unsafe {
+        let address = libc::dlsym(libc::RTLD_DEFAULT, c"simt_reset".as_ptr());
+        assert!(!address.is_null(), "the host driver is not loaded");
+        std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(address)();
+    }
+}
+
 /// Lets the loaded host driver refuse launches or allocations (`kernels/host/planned_failure.cpp`).
 #[allow(dead_code)] // of the tests that include this module, those of the service
 pub fn plan_host_failure(what: &CStr, nth: u64, count: u64) {
