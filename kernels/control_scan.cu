@@ -28,7 +28,7 @@
 // NUMERICS  exact, see control.cuh
 // TWINS     src/kernels/control.rs, src/control/scan.rs and src/control/round (the oracles),
 //           tests/kernels/control.rs
-// SOURCE    DESIGN.md, section 2
+// SOURCE    SMART, arXiv 2604.09731 (the rule as src/control/scan.rs has it)
 #include "control.cuh"
 
 struct BlockScratch {

@@ -35,7 +35,7 @@
 // REQUIRES  at most 255 verified nodes a sequence; once a round
 // NUMERICS  exact, see control.cuh
 // TWINS     src/kernels/control.rs, src/control/round (the oracle), tests/kernels/control.rs
-// SOURCE    DESIGN.md, sections 2 and 3
+// SOURCE    EAGLE-2, arXiv 2406.16858 (trees by path probability); packing: src/control/round/pack.rs
 #include "control.cuh"
 
 __device__ __forceinline__ int depth_bin(int depth) {
@@ -170,9 +170,9 @@ __device__ __forceinline__ void add_to_selection(const ControlParams& p, u64 exp
   atomicAdd(&state.packed_expected, expected);
   atomicAdd(&state.packed_ns, attention_tiles_ns(p, context, count / p.plan->tile_nodes + 1) -
                                   attention_tiles_ns(p, context, 1));
-  __threadfence();
+  fence_gpu();
   if (atomicAdd(&state.num_packed, 1) != num_sequences - 1) return;
-  __threadfence();
+  fence_gpu();
   state.selection.expected = num_sequences * kFixedOne + atomicAdd(&state.packed_expected, 0ull);
   state.selection.tokens = num_tokens;
   state.selection.ns = state.sunk_ns + p.plan->attention_ns + atomicAdd(&state.packed_ns, 0ull) +

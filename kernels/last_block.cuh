@@ -10,11 +10,14 @@
 // Whether this block is the last of `num_blocks` with this ticket to come here: then it sees what all of them have
 // written before they came. `is_last` is shared memory that nobody needs at the moment.
 __device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned num_blocks, int& is_last) {
-  __threadfence();
   __syncthreads();
-  // Counts to the last block and back to 0, for the next launch.
-  if (threadIdx.x == 0) is_last = atomicInc(ticket, num_blocks - 1) == num_blocks - 1;
+  // One thread speaks for all: barriers hand on to it, and from it, what the fences order.
+  if (threadIdx.x == 0) {
+    fence_gpu();
+    // Counts to the last block and back to 0, for the next launch.
+    is_last = atomicInc(ticket, num_blocks - 1) == num_blocks - 1;
+    fence_gpu();
+  }
   __syncthreads();
-  __threadfence();
   return is_last;
 }

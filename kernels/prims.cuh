@@ -240,6 +240,12 @@ PRIMITIVE void cp_async_wait() {
 
 // ---- what other blocks of the same launch have written -----------------------------------------------------
 
+// What this thread has written or seen written, by others of its block before a barrier too, comes before whatever it does
+// next, for whoever on this GPU learns of that by an atomic operation.
+PRIMITIVE void fence_gpu() {
+  PTX_OR_HOST(asm volatile("fence.acq_rel.gpu;" :: : "memory"), __threadfence());
+}
+
 // From the second-level cache, past what this multiprocessor may have kept; the writer has fenced before it told.
 PRIMITIVE float load_fresh(const float* address) {
   float value;

@@ -34,7 +34,7 @@
 //           plain argmax, whatever the filters.
 // TWINS     src/kernels/sampler.rs, src/reference/sampler.rs, host/native/sampler.cpp,
 //           tests/kernels/sampler.rs
-// SOURCE    Gumbel-max: Maddison, Tarlow, Minka: A* sampling (2014); noise by position: DESIGN.md, P3
+// SOURCE    Gumbel-max: Maddison, Tarlow, Minka: A* sampling (2014); noise by position: ARCHITECTURE.md, invariants
 #include "last_block.cuh"
 #include "philox.cuh"
 #include "sampler_bound.cuh"

@@ -3,7 +3,7 @@
 // MATH      node = root; loop: token = drawn[node]; if a child of node holds token, accept it and descend
 //           (the smallest index among duplicates); else token is the bonus token and the walk ends.
 //           Greedy and sampled decoding alike: the draws decide, the candidates are only looked up
-//           (DESIGN.md, P3).
+//           (ARCHITECTURE.md, invariants).
 // SHAPES    seq_start     i32 [B + 1]   in   sequence b owns rows seq_start[b] .. seq_start[b + 1]; the first
 //                                            is the root
 //           tokens        i32 [T]       in   token of the node

@@ -131,7 +131,11 @@ DRIVER_API cuStreamIsCapturing(void* handle, int* status) {
   return CUDA_SUCCESS;
 }
 
-DRIVER_API cuThreadExchangeStreamCaptureMode(int*) {
+DRIVER_API cuThreadExchangeStreamCaptureMode(int* mode) {
+  ENTER_DRIVER();
+  if (*mode < 0 || *mode > int(CaptureMode::relaxed))
+    return error(CUDA_ERROR_INVALID_VALUE, "cuThreadExchangeStreamCaptureMode: no such mode");
+  *mode = int(exchange_capture_mode(CaptureMode(*mode)));
   return CUDA_SUCCESS;
 }
 

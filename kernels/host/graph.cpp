@@ -1,5 +1,6 @@
 // Stream capture and graph launches.
 #include <algorithm>
+#include <utility>
 
 #include "options.hpp"
 #include "stream.hpp"
@@ -117,7 +118,14 @@ Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream) {
   return submit(stream, std::make_shared<GraphOperation>(std::move(graph)));
 }
 
+static thread_local CaptureMode mode_of_thread = CaptureMode::global;
+
+CaptureMode exchange_capture_mode(CaptureMode mode) {
+  return std::exchange(mode_of_thread, mode);
+}
+
 Result refuse_during_capture(const char* call) {
+  if (mode_of_thread == CaptureMode::relaxed) return CUDA_SUCCESS;
   for (auto& capture : captures) {
     bool applies = capture->mode == CaptureMode::global || (capture->mode == CaptureMode::thread_local_ &&
                                                             capture->thread == std::this_thread::get_id());

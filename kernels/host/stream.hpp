@@ -101,8 +101,9 @@ void abandon_capture(std::shared_ptr<Capture> capture);  // its stream is destro
 Result launch_graph(std::shared_ptr<Graph> graph, Stream* stream);
 Result run_nodes(const Graph& graph, uint64_t& now);
 // Refuses a call that is not allowed while this thread captures, and spoils the capture as the real driver
-// does.
+// does; not where the thread's mode is relaxed.
 Result refuse_during_capture(const char* call);
+CaptureMode exchange_capture_mode(CaptureMode mode);  // of this thread; gives the one from before
 
 uint64_t host_now_ns();  // virtual time of the host
 

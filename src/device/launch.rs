@@ -205,7 +205,7 @@ impl Device {
     pub(super) fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
         let mut modules = self.inner.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !modules.kernels.contains_key(name) {
-            let kernel = self.find_kernel(&mut modules.loaded, name)?;
+            let kernel = while_not_recorded(|| self.find_kernel(&mut modules.loaded, name))?;
             modules.kernels.insert(name.to_owned(), kernel);
         }
         let kernel = modules.kernels.get_mut(name).expect("inserted above");
@@ -261,6 +261,18 @@ impl Device {
         loaded.push(module);
         Ok(true)
     }
+}
+
+/// What `work` does is no part of a capture that this thread may have under way: images are loaded when a kernel of theirs is first launched, which
+/// may be in one, and a driver refuses that there, as it does whatever could have been meant to be recorded.
+fn while_not_recorded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: `mode` is valid during the call, which leaves the mode from before in it.
+    check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) })?;
+    let outcome = work();
+    // SAFETY: as above; this brings that mode back.
+    check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) })?;
+    outcome
 }
 
 /// A launch's shape as the driver takes it, and what is asked for beyond that. The attributes must outlive it.

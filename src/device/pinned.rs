@@ -105,6 +105,9 @@ impl<T: Element> PinnedBuffer<T> {
     pub fn read_from(&mut self, tensor: &Tensor, count: usize) -> Result<()> {
         tensor.expect_contiguous::<T>("read-back", count)?;
         assert!(count <= self.len, "read-back of {count} elements into a buffer of {}", self.len);
+        if count == 0 {
+            return Ok(());
+        }
         let device = self.memory.device();
         device.bind()?;
         // SAFETY: source and destination hold at least `count` elements; this buffer outlives the copy because the
@@ -125,6 +128,9 @@ impl<T: Element> PinnedBuffer<T> {
     pub fn write_range_to(&self, tensor: &Tensor, range: Range<usize>) -> Result<()> {
         tensor.expect_contiguous::<T>("upload", range.end)?;
         assert!(range.end <= self.len, "upload up to element {} of a buffer of {}", range.end, self.len);
+        if range.is_empty() {
+            return Ok(());
+        }
         let device = self.memory.device();
         device.bind()?;
         let bytes = range.start * size_of::<T>();

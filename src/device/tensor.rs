@@ -157,6 +157,9 @@ impl Tensor {
     /// Sets every byte of a contiguous tensor.
     pub fn fill_bytes(&self, byte: u8) -> Result<()> {
         assert!(self.is_contiguous(), "fill of a strided view");
+        if self.num_bytes() == 0 {
+            return Ok(());
+        }
         self.device().bind()?;
         // SAFETY: the range lies within the allocation.
         let status =
@@ -180,6 +183,9 @@ impl Tensor {
     /// Copies raw bytes to byte offset `at` of a contiguous tensor; returns when `data` may be reused.
     pub fn write_bytes(&self, at: usize, data: &[u8]) -> Result<()> {
         assert!(self.is_contiguous() && at + data.len() <= self.num_bytes(), "write outside the tensor");
+        if data.is_empty() {
+            return Ok(());
+        }
         self.device().bind()?;
         // SAFETY: the range lies within the allocation; pageable memory is staged before the call returns, and the
         // synchronisation below keeps `data` alive for drivers that defer the copy.
@@ -199,6 +205,9 @@ impl Tensor {
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         self.expect_contiguous::<T>("read", self.num_elements())?;
         let mut data = vec![T::zeroed(); self.num_elements()];
+        if data.is_empty() {
+            return Ok(data);
+        }
         self.device().bind()?;
         // SAFETY: `data` has room for all elements and outlives the copy, which is waited for.
         let status = unsafe {
@@ -218,6 +227,9 @@ impl Tensor {
     pub fn copy_from(&self, source: &Tensor) -> Result<()> {
         if self.num_bytes() != source.num_bytes() || !self.is_contiguous() || !source.is_contiguous() {
             return Err(self.shape_error("copy", format!("{:?}", self.shape), format!("{:?}", source.shape)));
+        }
+        if self.num_bytes() == 0 {
+            return Ok(());
         }
         self.device().bind()?;
         // SAFETY: both ranges lie within their allocations and have the same length.

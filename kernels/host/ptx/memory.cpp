@@ -143,7 +143,7 @@ void add_memory(Actions& to) {
   to["st.release.sys.global.s32"] = store_release;
   add_atomics<Space::global>(to, "global");
   add_atomics<Space::shared>(to, "shared");
-  to["membar.gl"] = to["membar.sys"] = to["membar.cta"] = fence;
+  to["membar.gl"] = to["membar.sys"] = to["membar.cta"] = to["fence.acq_rel.gpu"] = fence;
   to["cp.async.cg.shared.global"] = copy_async;
   to["cp.async.commit_group"] = commit_copies;
   to["cp.async.wait_group"] = wait_for_copies;

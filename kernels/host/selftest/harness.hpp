@@ -47,6 +47,8 @@ int cuStreamEndCapture(void*, void**);
 int cuGraphInstantiateWithFlags(void**, void*, unsigned long long);
 int cuGraphLaunch(void*, void*);
 int cuGraphDestroy(void*);
+int cuModuleLoadData(void**, const void*);
+int cuThreadExchangeStreamCaptureMode(int*);
 int cuGraphExecDestroy(void*);
 int cuGetErrorString(int, const char**);
 const char* simt_last_error();

@@ -181,6 +181,19 @@ CASE(capture_refusals) {
     MUST(cuStreamBeginCapture_v2(s, mode));
     observe("stream sync", cuStreamSynchronize(s));
     observe("end", cuStreamEndCapture(s, &graph));
+    void* module;
+    MUST(cuStreamBeginCapture_v2(s, mode));
+    observe("module", cuModuleLoadData(&module, nullptr));
+    observe("end", cuStreamEndCapture(s, &graph));
+    // A thread may say that what it does next is no part of the capture.
+    int said = 2;
+    MUST(cuStreamBeginCapture_v2(s, mode));
+    MUST(cuThreadExchangeStreamCaptureMode(&said));
+    printf("said before: %d\n", said);
+    observe("relaxed module", cuModuleLoadData(&module, nullptr));
+    MUST(cuThreadExchangeStreamCaptureMode(&said));
+    observe("whole end", cuStreamEndCapture(s, &graph));
+    MUST(cuGraphDestroy(graph));
   }
   MUST(cuStreamBeginCapture_v2(s, 2));
   Pointer p;
