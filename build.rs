@@ -12,7 +12,7 @@ mod host_driver;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -31,6 +31,10 @@ fn main() {
         eprintln!("{reason}");
         std::process::exit(1);
     }
+    // Whatever kernels and host driver are made of, with which measured costs are kept apart.
+    let sources = compile::files(Path::new("kernels"), &["cu", "cpp"], true);
+    let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
+    println!("cargo::rustc-env=SMART_KERNELS={}", compile::content_hash(&[], &sources, None));
 }
 
 /// Passes the commit on as `SMART_COMMIT`, for measurements. Release builds only: others need not be made again after each commit.

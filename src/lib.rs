@@ -1,9 +1,9 @@
-//! `smart_run`: tree speculative decoding whose draft trees always pay.
+//! `smart_run`: tree speculative decoding that drafts a tree where it pays, as large as it pays, and decodes plainly elsewhere.
 //!
 //! Start at `engine::Engine`.
 //!
 //! Layers, each importing only those below it:
-//! `engine` -> {`control`, `drafter`, `model`} -> `kernels` -> `device` -> cudarc.
+//! `serve` -> `service` -> `engine` -> {`control`, `drafter`, `model`} -> `kernels` -> `device` -> cudarc.
 //! [`tree`], [`control`] and [`replay`] import no CUDA and build alone (`default-features = false`).
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
@@ -44,6 +44,8 @@ pub mod sampling;
 pub mod serve;
 #[cfg(feature = "engine")]
 pub mod service;
+#[cfg(feature = "engine")]
+mod switch;
 #[cfg(feature = "engine")]
 pub mod text;
 #[cfg(feature = "engine")]

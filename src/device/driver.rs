@@ -270,19 +270,6 @@ pub fn host_driver_error() -> Option<String> {
     }
 }
 
-/// Sets an option of the host driver (`native`, `seed`, `lazy`, `threads`); false when the system driver is in use.
-pub fn set_host_option(name: &str, value: u64) -> bool {
-    let (Some(address), Ok(name)) = (host_symbol(c"simt_set_option"), CString::new(name)) else {
-        return false;
-    };
-    // SAFETY: the host driver exports `void simt_set_option(const char*, uint64_t)`.
-    unsafe {
-        let set_option = std::mem::transmute::<*mut c_void, extern "C" fn(*const c_char, u64)>(address);
-        set_option(name.as_ptr(), value);
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

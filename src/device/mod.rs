@@ -23,6 +23,7 @@ use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::error::{Error, Result};
+use crate::switch::switch;
 pub(crate) use cluster::{ClusterLaunch, MAX_CLUSTER};
 pub use conditional::{Branch, ConditionalGraph};
 pub use conditions::ConditionsProbe;
@@ -46,6 +47,8 @@ mod images {
 
 /// The version of nvcc that compiled the device images, or a note that there are none.
 pub const NVCC_VERSION: &str = env!("SMART_NVCC_VERSION");
+/// A hash of the sources of kernels and host driver.
+pub(crate) const KERNELS: &str = env!("SMART_KERNELS");
 
 /// One device: context, stream and loaded kernels. Cloning shares them.
 #[derive(Clone)]
@@ -134,11 +137,11 @@ impl Device {
                 "this build has no GPU kernels because nvcc was not found; rebuild with NVCC or CUDA_HOME set, or use --device host".into(),
             ));
         }
-        let overlaps_launches = std::env::var_os("SMART_OVERLAP").is_none_or(|value| value != "0");
+        let overlaps_launches = switch("SMART_OVERLAP")?.unwrap_or(true);
         let (modules, clusters) = (kept_modules(&context), Mutex::default());
         let inner = Arc::new(Inner { context, stream, kind, name, overlaps_launches, modules, clusters });
         let mut device = Self { inner, families: Families::default() }
-            .with_clusters(std::env::var_os("SMART_CLUSTERS").is_none_or(|value| value != "0"));
+            .with_clusters(switch("SMART_CLUSTERS")?.unwrap_or(true));
         for operation in Operation::ALL {
             device = device.with_family(operation, operation.wanted()?)?;
         }
@@ -231,11 +234,14 @@ impl Device {
         self.families.of(Operation::Attention)
     }
 
-    /// Every choice of a family in words, as in `linear layers by mma, attention by mma`, and whether launches go without clusters.
+    /// Every choice of a family in words, as in `linear layers by mma, attention by mma`, and what launches go without.
     pub fn families(&self) -> String {
         let mut all = self.families_where(|_| true);
         if !self.families.clusters {
             all.push("no clusters".into());
+        }
+        if !self.inner.overlaps_launches {
+            all.push("no overlap".into());
         }
         all.join(", ")
     }

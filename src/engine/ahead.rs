@@ -15,6 +15,7 @@ use crate::engine::sequence::SequenceId;
 use crate::engine::{Emission, Engine};
 use crate::error::{Error, Result};
 use crate::model::Taps;
+use crate::switch::switch;
 use crate::tree::DraftTree;
 
 /// Positions for which a text has pages beforehand: so often a round has to wait for the host, which gives it more.
@@ -64,12 +65,11 @@ impl Ahead {
 
 /// Whether rounds are run ahead if nobody says: on a GPU. The host driver computes as it is asked to, so a round too many costs and none is
 /// sooner. `SMART_AHEAD` = 0 or 1 says otherwise, for comparison.
-pub(super) fn is_usual(device: &Device) -> bool {
-    match std::env::var("SMART_AHEAD").as_deref() {
-        Ok("0") => false,
-        Ok("1") => true,
-        _ => !device.is_host(),
-    }
+///
+/// # Errors
+/// The variable says something else.
+pub(super) fn is_usual(device: &Device) -> Result<bool> {
+    Ok(switch("SMART_AHEAD")?.unwrap_or(!device.is_host()))
 }
 
 impl Engine {

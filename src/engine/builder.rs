@@ -277,7 +277,7 @@ impl<'a> EngineBuilder<'a> {
             self.tune_within.unwrap_or(if device.is_host() { Duration::ZERO } else { TUNING_LIMIT });
         target.tune(Instant::now() + tune_within)?;
         let kv = cache(target.kv_shape())?;
-        let tread = self.pass_tread.unwrap_or_else(|| graphs::pass_tread(&device));
+        let tread = self.pass_tread.map_or_else(|| graphs::pass_tread(&device), Ok)?;
         let mut verifier = Verifier::new(&device, target, kv, (max_rows, tread), max_sequences)?;
         let mut proposer = match drafter {
             Some(LoadedDrafter::Network(mut network)) => {
@@ -313,7 +313,7 @@ impl<'a> EngineBuilder<'a> {
             self.drafter.as_ref().map(DraftSource::name).unwrap_or_default(),
             self.draft_vocabulary.as_ref().map_or(String::new(), |tokens| format!(" of {tokens}")),
             float_type.name(),
-            kernels_fingerprint(&device),
+            kernels_fingerprint(&device, tread),
         );
         // Modelled time is exact and cheap to sweep; a file would only hide a changed table.
         let cache = self.cost_cache.filter(|_| !device.has_modelled_time());
@@ -351,7 +351,7 @@ impl<'a> EngineBuilder<'a> {
             limits: request_limits,
             times: RoundClock::new(&device),
             prefetch: Prefetch::new(&device, self.prefetch_bytes)?,
-            ahead: Ahead::new(&device, self.run_ahead.unwrap_or_else(|| ahead::is_usual(&device)))?,
+            ahead: Ahead::new(&device, self.run_ahead.map_or_else(|| ahead::is_usual(&device), Ok)?)?,
             trace: None,
             recording: None,
             last_round: None,
@@ -390,11 +390,13 @@ fn plan_pages(
 }
 
 /// Tells apart kernels that cost differently under the same name.
-fn kernels_fingerprint(device: &Device) -> String {
+fn kernels_fingerprint(device: &Device, tread: usize) -> String {
     format!(
-        "nvcc {}, native twins {}, {}",
+        "kernels {}, nvcc {}, native twins {}, {}, {}, passes of {tread}",
+        crate::device::KERNELS,
         crate::device::NVCC_VERSION,
         std::env::var("SIMT_NATIVE").unwrap_or_default(),
+        device.driver_version(),
         device.families()
     )
 }

@@ -8,6 +8,7 @@ use crate::device::{Device, Graph};
 use crate::engine::breakdown::{self, Parts};
 use crate::error::Result;
 use crate::model::PassShape;
+use crate::switch::switch;
 
 /// Shapes that are remembered, each a graph once it has come twice. The least recently used make room.
 const MAX_SHAPES: usize = 96;
@@ -99,8 +100,11 @@ impl<Kind: Copy + Eq + Hash, Output: Clone> PassGraphs<Kind, Output> {
 }
 
 /// Rows to which passes are filled up, so that few shapes come again and again, as graphs: what a GPU's kernels compute in one go. The
-/// CPU pays for every row. `SMART_GRAPHS=0` goes without, for comparison.
-pub(super) fn pass_tread(device: &Device) -> usize {
-    let unwanted = std::env::var_os("SMART_GRAPHS").is_some_and(|value| value == "0");
-    if device.is_host() || unwanted { 1 } else { 8 }
+/// CPU pays for every row, and only one that is `SMART_GRAPHS` = 1 has it so. 0 goes without, for comparison.
+///
+/// # Errors
+/// The variable says something else.
+pub(super) fn pass_tread(device: &Device) -> Result<usize> {
+    let wanted = switch("SMART_GRAPHS")?.unwrap_or(!device.is_host());
+    Ok(if wanted { 8 } else { 1 })
 }

@@ -79,17 +79,18 @@ fn without_a_drafter_there_are_no_drafter_passes() {
     assert!(!tiny(FloatType::F32, Policy::Plain).measure_costs().unwrap().points.is_empty());
 }
 
-/// Costs of one drafter say nothing of another's, for the same target.
+/// Costs of one drafter say nothing of another's, for the same target; nor do those of passes that are filled up of others.
 #[test]
-fn costs_on_disk_are_kept_apart_by_drafter() {
+fn costs_on_disk_are_kept_apart_by_drafter_and_kind_of_pass() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("costs.json");
-    let start = |drafter: DraftSource| {
+    let start_with = |drafter: DraftSource, tread: usize| {
         let target = repository("assets/demo/target");
         let builder = Engine::builder(target).drafter(drafter).policy(Policy::Smart).max_context(128);
-        let engine = builder.cost_cache(&cache).build().unwrap();
+        let engine = builder.cost_cache(&cache).pass_tread(tread).build().unwrap();
         (engine.controller().cost().clone(), std::fs::read(&cache).unwrap())
     };
+    let start = |drafter: DraftSource| start_with(drafter, 1);
     let weights = || DraftSource::from(repository("assets/demo/drafter"));
     let ((_, first), (_, second)) = (start(weights()), start(weights()));
     assert_ne!(first, second, "the second start measures, too: the first may have had a bad moment");
@@ -98,6 +99,8 @@ fn costs_on_disk_are_kept_apart_by_drafter() {
     assert!(settled == again && kept == kept_again, "from the fourth start on the file is read, not written");
     let (ngrams, _) = start(DraftSource::Ngrams);
     assert!(ngrams != settled, "n-grams started with the costs of a network");
+    let (filled_up, _) = start_with(weights(), 8);
+    assert!(filled_up != settled, "passes that are filled up started with the costs of others");
     assert!(start(weights()).0 == settled, "the file forgot the network for the n-grams");
 }
 
