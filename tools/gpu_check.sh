@@ -43,7 +43,7 @@ rm gpu-check/host.log
 # Images for several architectures are alike, so this leaves a sixth; run.sh unpacks it.
 xz -9 gpu-check/gpu_check gpu-check/smart-run gpu-check/host.dump
 ls -l gpu-check
-# Some places take no more than 64 MiB at a time, the repository with it.
+# What docs/gpu-check.md says of their size.
 tracked=$(git ls-files -z | xargs -0 stat --printf='%s\n' | awk '{ sum += $1 } END { print sum }')
 room() {
   local bytes=$tracked file

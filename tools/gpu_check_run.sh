@@ -17,10 +17,12 @@ seconds=${GPU_CHECK_SECONDS:-}
 [[ $patience =~ ^[1-9][0-9]*$ && ( -z $seconds || $seconds =~ ^[1-9][0-9]*$ ) ]] ||
   { echo "GPU_CHECK_PATIENCE and GPU_CHECK_SECONDS are whole numbers above 0" >&2; exit 2; }
 python=${PYTHON:-python3}
-# How long a test may say nothing, in seconds: on a GPU its kernel does not end then.
+# How long a test may say nothing, in seconds: on a GPU its kernel does not end then. Tests of the engine build many of them.
 stall=$((20 * patience))
 [ "$SMART_DEVICE" = host ] && stall=$((300 * patience))
 tools=$SMART_TEST_ROOT/tools
+# A toolkit's stub of the driver would be found before the driver.
+[ -z "${LD_LIBRARY_PATH:-}" ] || export LD_LIBRARY_PATH=$(tr ':' '\n' <<< "$LD_LIBRARY_PATH" | grep -v '/stubs/*$' | paste -sd:)
 usage() { sed -n '/^# Usage/,/^# Environment/p' "$0" | sed '$d; s/^# //' >&2; exit 2; }
 mode=${1:-conformance}
 case $mode in conformance | kernels | end-to-end) ;; *) usage ;; esac
@@ -30,7 +32,8 @@ mkdir -p "$results"
 results=$(cd "$results" && pwd)
 report=$results/$mode.txt
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+watcher=
+trap 'rm -rf "$scratch"; [ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT
 exec > >(tee "$report") 2>&1 # written as it goes: a killed run keeps what it has
 
 # unpack FILE: beside this script it may lie packed.
@@ -133,6 +136,7 @@ conformance() {
   else
     summary+=("SKIPPED kernels against the host driver: no host.dump here")
   fi
+  [ "$SMART_DEVICE" = host ] || stall=$((45 * patience))
   step "engine" 160 tests engine::lossless,engine::pass_graphs,engine::run_ahead engine::
   if [ "$SMART_DEVICE" = host ]; then
     summary+=("SKIPPED compute-sanitizer: it needs a GPU")
@@ -231,6 +235,11 @@ end_to_end() {
 }
 
 step "machine" 20 machine
+if [ "$SMART_DEVICE" != host ] && command -v nvidia-smi > /dev/null; then
+  # While nobody uses a GPU the driver may put it away, and each of our processes would wait until it is there again.
+  nvidia-smi dmon -d 10 > /dev/null 2>&1 &
+  watcher=$!
+fi
 case $mode in
   conformance) conformance ;;
   kernels) kernels ;;

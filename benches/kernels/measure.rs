@@ -64,14 +64,26 @@ pub fn time(device: &Device, case: &Case) -> Result<Timing> {
     time_graph(device, &graph, launches)
 }
 
-/// The share of each of `launches` in a replay of `graph`, which the first one warms up.
+/// The share of each of `launches` in a replay of `graph`. Replays follow each other without a pause, or each would begin with the time that its
+/// launch takes to reach the device; those that warm up come first.
 pub fn time_graph(device: &Device, graph: &Graph, launches: usize) -> Result<Timing> {
-    let all_us = if device.is_host() { 6e4 } else { 2e5 };
-    let sample = || Ok(span(device, || graph.launch())? / launches as f64);
-    let warm = sample()?;
-    let samples = ((all_us / (warm * launches as f64)) as usize).clamp(5, 50);
-    let times = (0..samples).map(|_| sample()).collect::<Result<Vec<f64>>>()?;
-    Ok(Timing::of(times, launches))
+    let (warm_us, all_us) = if device.is_host() { (0.0, 6e4) } else { (5e4, 2e5) };
+    let first_us = span(device, || graph.launch())?;
+    let replays = |us: f64| (us / first_us) as usize;
+    (0..replays(warm_us).min(500)).try_for_each(|_| graph.launch())?;
+    let samples = replays(all_us).clamp(5, 50);
+    let events = (0..=samples).map(|_| Event::new(device)).collect::<Result<Vec<Event>>>()?;
+    events[0].record()?;
+    for event in &events[1..] {
+        graph.launch()?;
+        event.record()?;
+    }
+    events[samples].wait()?;
+    let share = |pair: &[Event]| {
+        let us = pair[1].micros_since(&pair[0])?.expect("all events have happened").max(0.01);
+        Ok(us / launches as f64)
+    };
+    Ok(Timing::of(events.windows(2).map(share).collect::<Result<_>>()?, launches))
 }
 
 impl Timing {

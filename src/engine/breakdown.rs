@@ -110,6 +110,8 @@ pub(super) fn measure(device: &Device, pass: impl Fn() -> Result<()>) -> Result<
         }
         for (count, least) in ends.iter_mut().enumerate() {
             let (beginning, _) = device.capture_first(count, &pass)?;
+            // A graph is brought to the device by its first launch.
+            beginning.launch()?;
             whole.launch()?;
             begin.record()?;
             beginning.launch()?;
