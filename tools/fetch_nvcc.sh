@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch nvcc 13.0 from PyPI into .toolchain/cuda, where build.rs looks for it. 105 MB to download, 155 MB on disk; needs no GPU.
+# Fetch nvcc 13.0 from PyPI into .toolchain/cuda, where build.rs looks for it. 110 MB to download, 160 MB on disk; needs no GPU.
 # Usage: tools/fetch_nvcc.sh        (does nothing when the pinned version is already there)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ mkdir -p .toolchain
 scratch=$(mktemp -d .toolchain/nvcc.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
 
-echo "fetching nvcc 13.0 from PyPI (105 MB) ..."
+echo "fetching nvcc 13.0 from PyPI (110 MB) ..."
 unpack_wheels "$pins" "$scratch"
 cuda=$scratch/nvidia/cu13
 [ -f "$cuda/bin/nvcc" ] || fail "the wheels of $pins do not contain nvidia/cu13/bin/nvcc"
