@@ -170,7 +170,7 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
     }
 }
 
-/// Tree speculative decoding whose draft trees always pay.
+/// Tree speculative decoding that drafts where it pays.
 ///
 /// Without a command: the demo, a small model and its drafter that this program carries.
 #[derive(Parser)]

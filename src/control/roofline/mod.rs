@@ -47,11 +47,6 @@ impl Roofline {
         self.linear_us(self.shape.drafter_params, rows) + attention + DRAFT_FIXED_US
     }
 
-    /// A plain round, in microseconds.
-    pub fn plain_round_us(&self, contexts: impl Iterator<Item = usize> + Clone) -> f64 {
-        self.verify_us(contexts.map(|context| (1, context))) + PLAIN_OVERHEAD_US
-    }
-
     /// A drafted round outside its passes, in microseconds.
     pub fn overhead_us(&self) -> f64 {
         OVERHEAD_US + 1e6 * 2.0 * self.shape.projection_params / self.card.bandwidth

@@ -29,7 +29,7 @@ pub struct ModelArgs {
 /// The same as typed.
 #[derive(Args)]
 pub struct LowModel {
-    /// Target: a Hugging Face model folder, or org/name or org/name@revision to fetch one [default: the demo pair]
+    /// Target: a Hugging Face model folder, or org/name or org/name@revision to fetch one [default: the demo pair; chat needs one]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Drafter: a folder, or org/name, with an EAGLE-3, EAGLE-1 or MSD checkpoint or Medusa heads made for the target; or ngram, which drafts what the text has said before
