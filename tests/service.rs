@@ -555,5 +555,5 @@ fn errands_are_run_before_pictures_are_encoded() {
     emissions.extend(engine.step().unwrap());
     let own = emissions.iter().find(|emission| emission.sequence == id).unwrap();
     assert_eq!(own.finished, Some(FinishReason::Failed));
-    assert!(own.failure.as_ref().unwrap().contains("vision_attention"), "{:?}", own.failure);
+    assert!(own.failure.as_ref().unwrap().to_string().contains("vision_attention"), "{:?}", own.failure);
 }

@@ -1,7 +1,7 @@
 //! The end of a round: tokens are committed and handed out, features kept, and who has ended goes.
 
 use crate::engine::schedule::Chunk;
-use crate::engine::sequence::{Sequence, SequenceStats};
+use crate::engine::sequence::{Failure, Sequence, SequenceStats};
 use crate::engine::verifier::Verified;
 use crate::engine::{Engine, FinishReason, NO_TOKEN, SequenceId};
 use crate::error::Result;
@@ -24,7 +24,7 @@ pub struct Emission {
     /// Set when the sequence ended with this round.
     pub finished: Option<FinishReason>,
     /// With [`FinishReason::Failed`], why.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
 }
 
 /// The log-probability of an emitted token, and what else was likely. Of the law that the token was drawn from, after penalties and biases,
@@ -137,9 +137,8 @@ impl Engine {
         let count = sequence.commit(&tokens);
         tokens.truncate(count);
         let logprobs = outcome.logprobs.iter().take(count).cloned().collect();
-        sequence.follow_grammar(&tokens);
         if outcome.bonus < 0 {
-            sequence.failure.get_or_insert(NO_TOKEN.into());
+            sequence.failure.get_or_insert_with(|| Failure::Run(NO_TOKEN.into()));
         }
         if sequence.failure.is_some() {
             sequence.finished.get_or_insert(FinishReason::Failed);

@@ -1,7 +1,7 @@
 //! One request as an iterator of token batches: the simplest way to use an engine.
 
-use crate::engine::{Engine, FinishReason, Request, SequenceId};
-use crate::error::{Error, Result};
+use crate::engine::{Engine, Failure, FinishReason, Request, SequenceId};
+use crate::error::Result;
 
 /// Yields the tokens of each round until the sequence ends. Dropping it cancels the sequence.
 pub struct Generation<'e> {
@@ -11,7 +11,7 @@ pub struct Generation<'e> {
     /// A round failed: nothing more will come.
     failed: bool,
     /// Why the text cannot go on, if the caller has not been told yet.
-    failure: Option<String>,
+    failure: Option<Failure>,
 }
 
 impl Engine {
@@ -40,7 +40,7 @@ impl Iterator for Generation<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(failure) = self.failure.take() {
-                return Some(Err(Error::Device(failure)));
+                return Some(Err(failure.into_error()));
             }
             if self.finished.is_some() || self.failed {
                 return None;

@@ -55,6 +55,8 @@ pub(super) struct MaskWriter {
     /// What is collected: words mask by mask, and the rows that they are for.
     collected: Vec<u32>,
     collected_rows: Vec<i32>,
+    /// Rows of nodes that a text may reach, and of which nobody can say what may follow.
+    unknown_rows: Vec<usize>,
 }
 
 impl MaskWriter {
@@ -69,6 +71,7 @@ impl MaskWriter {
             host_rows: PinnedBuffer::new(device, MAX_MASKS)?,
             collected: Vec::new(),
             collected_rows: Vec::new(),
+            unknown_rows: Vec::new(),
         })
     }
 
@@ -76,13 +79,21 @@ impl MaskWriter {
     pub fn clear(&mut self) {
         self.collected.clear();
         self.collected_rows.clear();
+        self.unknown_rows.clear();
+    }
+
+    /// Whether [`MaskWriter::collect_tree`] could make no mask for a row that the target may well reach: what is drawn there means nothing, and
+    /// its node must not be accepted.
+    pub fn is_unknown(&self, row: usize) -> bool {
+        self.unknown_rows.contains(&row)
     }
 
     /// Collects masks for the rows of logits from `first_row` on, which are the nodes of `tree` (without one, a single row). A node whose token
-    /// the grammar does not allow is never reached, so its row, and those below it, are left alone. `early` ends are banned on top.
+    /// the grammar does not allow is never reached, so its row, and those below it, are left alone; so are those where the grammar gives up.
+    /// `early` ends are banned on top.
     ///
     /// # Errors
-    /// Those of the grammar, which is of no use then, nor is what was collected for it.
+    /// Those of the grammar at the root: it is of no use then, nor is what was collected for it.
     pub fn collect_tree(
         &mut self,
         first_row: usize,
@@ -100,21 +111,26 @@ impl MaskWriter {
                 Some(parent) => text.child(parent, tree.token(node))?,
                 None => None,
             };
-            if let Some(known) = known {
-                self.collect(first_row + node, text, known)?;
+            let masked = match known {
+                Some(known) => self.collect(first_row + node, text, known)?,
+                None => false,
+            };
+            if masked {
                 early.ban(self.newest(), tree.depth(node));
+            } else if known.is_some() {
+                self.unknown_rows.push(first_row + node);
             }
-            node_of.push(known);
+            node_of.push(known.filter(|_| masked));
         }
         Ok(())
     }
 
-    /// Collects the mask of a node of `text` for a row of logits.
+    /// Collects the mask of a node of `text` for a row of logits; false if there is none, which is never so of the root.
     ///
     /// # Errors
     /// As [`MaskWriter::collect_tree`].
-    pub fn collect(&mut self, row: usize, text: &mut GuidedText, node: usize) -> Result<()> {
-        let mask = text.mask(node)?;
+    fn collect(&mut self, row: usize, text: &mut GuidedText, node: usize) -> Result<bool> {
+        let Some(mask) = text.mask(node)? else { return Ok(false) };
         if mask.len() != self.words {
             let (expected, got) = (format!("{} words", self.words), format!("{} words", mask.len()));
             return Err(Error::Shape {
@@ -125,7 +141,7 @@ impl MaskWriter {
         }
         self.collected.extend_from_slice(mask);
         self.collected_rows.push(row as i32);
-        Ok(())
+        Ok(true)
     }
 
     /// Collects masks of a text without a grammar, as [`MaskWriter::collect_tree`] does: `early` ends alone are banned.
@@ -140,7 +156,7 @@ impl MaskWriter {
         }
     }
 
-    /// Collects masks for the rows of a drafter's pass. A grammar that gives up fails its text, whose rows are left alone.
+    /// Collects masks for the rows of a drafter's pass. A grammar that gives up at the root fails its text; rows without a mask are left alone.
     pub fn collect_level(
         &mut self,
         rows: &[FrontierRow],
@@ -151,7 +167,7 @@ impl MaskWriter {
         for (index, row) in rows.iter().enumerate() {
             let Some(sequence) = &mut sequences[slots[row.sequence as usize]] else { continue };
             sequence.guide(|text| match node_of(text, row)? {
-                Some(node) => self.collect(index, text, node),
+                Some(node) => self.collect(index, text, node).map(|_| ()),
                 None => Ok(()),
             });
         }
@@ -184,7 +200,7 @@ impl MaskWriter {
     }
 }
 
-/// The node of `text` that a drafter's row is; `None` where the grammar does not allow it.
+/// The node of `text` that a drafter's row is; `None` where the grammar does not allow it, or nobody can say.
 fn node_of(text: &mut GuidedText, row: &FrontierRow) -> Result<Option<usize>> {
     let run = |slot: u32| (slot != NONE).then_some(slot as usize);
     match run(row.slot) {

@@ -93,7 +93,7 @@ pub use idle::IdleLevel;
 pub use pictures::expand_prompt;
 pub use profile::MeasuredCosts;
 pub use request::{MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, Request, RequestLimits};
-pub use sequence::{FinishReason, NO_TOKEN, SequenceId, SequenceStats};
+pub use sequence::{Failure, FinishReason, NO_TOKEN, SequenceId, SequenceStats};
 pub use stats::{RoundTimes, Stats};
 
 /// Serves sequences with one target and one policy.

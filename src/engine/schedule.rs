@@ -7,7 +7,7 @@ use crate::engine::ahead::POSITIONS_AHEAD;
 use crate::engine::pictures::{Pictures, position_keys};
 use crate::engine::request::Request;
 use crate::engine::sequence::{Sequence, SequenceId};
-use crate::engine::{Emission, Engine, FinishReason};
+use crate::engine::{Emission, Engine, Failure, FinishReason};
 use crate::error::Result;
 use crate::kv_cache::PAGE_SIZE;
 use crate::model::MAX_ROWS_PER_SEQUENCE;
@@ -160,7 +160,7 @@ impl Engine {
                     logprobs: Vec::new(),
                     stats: sequence.stats,
                     finished: Some(FinishReason::Failed),
-                    failure: Some(error.to_string()),
+                    failure: Some(Failure::Run(error.to_string())),
                 });
                 Ok(())
             }

@@ -7,7 +7,7 @@ use crate::engine::guided::GuidedText;
 use crate::engine::masks::EarlyEnds;
 use crate::engine::pictures::Pictures;
 use crate::engine::request::Request;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pages::PositionKey;
 
 /// Why a sequence ended.
@@ -32,7 +32,36 @@ impl FinishReason {
     }
 }
 
-/// What [`FinishReason::Failed`] says.
+/// Why a text cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// What was asked for cannot be done: its grammar gave up, or lets nothing follow. Asked again, it would fail again.
+    #[error("{0}")]
+    Request(String),
+    /// Nothing could be drawn ([`NO_TOKEN`]), or there was no memory for a picture, say.
+    #[error("{0}")]
+    Run(String),
+}
+
+impl Failure {
+    /// What a text's grammar said.
+    fn of_grammar(error: Error) -> Self {
+        match error {
+            Error::Input(reason) => Failure::Request(reason),
+            error => Failure::Run(error.to_string()),
+        }
+    }
+
+    /// [`Error::Input`] where the request is at fault, else [`Error::Device`].
+    pub fn into_error(self) -> Error {
+        match self {
+            Failure::Request(reason) => Error::Input(reason),
+            Failure::Run(reason) => Error::Device(reason),
+        }
+    }
+}
+
+/// What [`Failure::Run`] says where the logits allow no draw.
 pub const NO_TOKEN: &str = "no token can be drawn: the target's logits are not numbers, as the weights are damaged or overflow in this dtype \
      (try --dtype f32), or logit_bias bans every token";
 
@@ -82,7 +111,7 @@ pub(super) struct Sequence {
     pub draft_len: usize,
     pub finished: Option<FinishReason>,
     /// Why the text cannot go on.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
     pub stats: SequenceStats,
 }
 
@@ -140,6 +169,8 @@ impl Sequence {
 
     /// The sequence as a controller sees it; `max_depth` as in [`SequenceView`].
     pub fn view(&self, max_depth: usize) -> SequenceView {
+        let can_draft = self.guided.as_ref().is_none_or(GuidedText::can_draft);
+        let may_draft = self.request.speculation && can_draft && self.mask_us < DEAR_MASK_US;
         SequenceView {
             id: self.id.0,
             root_token: self.root_token(),
@@ -147,7 +178,7 @@ impl Sequence {
             sampled: !self.request.sampling.is_greedy(),
             // The newest feature goes with the root itself.
             backlog: self.backlog().saturating_sub(1),
-            max_depth: if self.request.speculation && self.mask_us < DEAR_MASK_US { max_depth } else { 0 },
+            max_depth: if may_draft { max_depth } else { 0 },
             weight: self.request.weight,
         }
     }
@@ -167,7 +198,7 @@ impl Sequence {
         let (us, made) = (start.elapsed().as_secs_f64() * 1e6, text.masks_made() - before);
         self.observe_masks(made, us);
         if let Err(error) = outcome {
-            self.failure = Some(error.to_string());
+            self.failure.get_or_insert(Failure::of_grammar(error));
         }
     }
 
@@ -178,20 +209,27 @@ impl Sequence {
         }
     }
 
-    /// Lets the grammar follow committed tokens; a text that it has brought to its end is finished.
-    pub fn follow_grammar(&mut self, tokens: &[i32]) {
+    /// Lets the grammar follow a committed token; a text that it has brought to its end is finished.
+    fn follow_grammar(&mut self, token: i32) {
         let Some(text) = &mut self.guided else { return };
-        match text.commit(tokens) {
-            Ok(true) => _ = self.finished.get_or_insert(FinishReason::Eos),
+        match text.push(token) {
+            Ok(true) => self.finished = Some(FinishReason::Eos),
             Ok(false) => (),
-            Err(error) => self.failure = Some(error.to_string()),
+            Err(error) => self.failure = Some(Failure::of_grammar(error)),
         }
     }
 
-    /// Appends drawn tokens until an end-of-sequence token or the limit, and returns how many counted. The
-    /// end-of-sequence token itself is not emitted.
+    /// Appends drawn tokens until the text ends or fails, and returns how many counted. It ends with an end-of-sequence token, which is not
+    /// emitted, at the limit, or where its grammar lets nothing follow.
     pub fn commit(&mut self, tokens: &[i32]) -> usize {
         for (i, &token) in tokens.iter().enumerate() {
+            if i > 0 {
+                // Plain decoding would have asked what may follow the token before, and might have been told that the grammar gives up.
+                self.guide(|text| text.mask(0).map(|_| ()));
+                if self.failure.is_some() {
+                    return i;
+                }
+            }
             if self.eos.contains(&token) {
                 self.finished = Some(FinishReason::Eos);
                 return i;
@@ -200,6 +238,10 @@ impl Sequence {
             self.keys.push(token.into());
             if self.emitted().len() == self.request.max_new_tokens {
                 self.finished = Some(FinishReason::Length);
+                return i + 1;
+            }
+            self.follow_grammar(token);
+            if self.finished.is_some() || self.failure.is_some() {
                 return i + 1;
             }
         }

@@ -20,6 +20,7 @@ use crate::kernels::verify::{VerifyWalkArgs, verify_walk};
 use crate::kv_cache::KvCache;
 use crate::model::{Decoder, MAX_ROWS_PER_SEQUENCE, Pass, Row, Taps, causal_words};
 use crate::pages::PagePool;
+use crate::tree::DraftTree;
 
 /// What the target said about one sequence's tree.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +33,16 @@ pub struct Verified {
     pub drawn: Vec<i32>,
     /// One entry an emitted token, bonus included, where the request wants them.
     pub logprobs: Vec<TokenLogprobs>,
+}
+
+impl Verified {
+    /// Ends the walk through `tree` before the first accepted node that is `barred`: the draw that led there is the bonus token.
+    pub fn end_before(&mut self, tree: &DraftTree, barred: impl Fn(usize) -> bool) {
+        if let Some(end) = self.accepted.iter().position(|&node| barred(node)) {
+            self.bonus = tree.token(self.accepted[end]);
+            self.accepted.truncate(end);
+        }
+    }
 }
 
 /// Target, its cache and the buffers of verification.

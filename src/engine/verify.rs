@@ -37,6 +37,10 @@ impl Engine {
         if self.has(Bug::WrongSibling) {
             mutate_siblings(trees, slots, &mut verified);
         }
+        for (&slot, tree) in slots.iter().zip(trees) {
+            let first_row = self.verifier.pass.logit_rows_of(slot).start;
+            verified[slot].end_before(tree, |node| self.masks.is_unknown(first_row + node));
+        }
         self.read_logprobs(&logits, &mut verified)?;
         let mut take = |slot: usize| std::mem::take(&mut verified[slot]);
         let trees = slots.iter().map(|&slot| take(slot)).collect();
@@ -131,7 +135,7 @@ impl Engine {
     }
 
     /// Bans what the grammars of sequences do not allow, and what would end them too early, node by node. A sequence whose grammar gives up
-    /// fails when the round is committed; whatever is drawn for it is not.
+    /// at the root fails when the round is committed; whatever is drawn for it is not. A node at which it gives up is not accepted.
     fn mask(&mut self, logits: &Tensor, slots: &[usize], trees: &[DraftTree]) -> Result<()> {
         self.masks.clear();
         for slot in 0..self.verifier.pass.num_sequences() {

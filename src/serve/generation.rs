@@ -187,7 +187,10 @@ impl Generation {
 
     fn failure(&self, error: &Error) -> ApiError {
         tracing::warn!(request_id = self.id, "generation failed: {error}");
-        if self.app.is_draining() {
+        if let Error::Input(reason) = error {
+            // What was asked for cannot be done, now or later.
+            ApiError::invalid(reason)
+        } else if self.app.is_draining() {
             ApiError::unavailable("shutting_down", "the server is shutting down; the answer was not finished")
         } else {
             ApiError::internal(error.to_string())

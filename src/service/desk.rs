@@ -119,7 +119,7 @@ impl Desk {
             self.snapshot.emitted_tokens += update.tokens.len() as u64;
             let mut is_unread = served.outbox.send(Ok(update)).is_err();
             if let Some(failure) = emission.failure {
-                is_unread |= served.outbox.send(Err(Error::Device(failure))).is_err();
+                is_unread |= served.outbox.send(Err(failure.into_error())).is_err();
             }
             if let Some(reason) = emission.finished {
                 self.snapshot.count_finished(reason);

@@ -14,6 +14,7 @@ mod eagle3_variants;
 mod early_ends;
 mod errand;
 pub(crate) mod fixtures;
+mod grammar_branches;
 mod grammars;
 mod large_vocabulary;
 mod lossless;

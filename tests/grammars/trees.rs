@@ -137,6 +137,27 @@ fn several_tokens_are_taken_back_at_once() {
     }
 }
 
+/// A text that asks for too much ends its grammar; whatever is asked afterwards, the answer is the reason.
+#[test]
+fn a_grammar_that_has_ended_says_why_however_often_it_is_asked() {
+    let names: Vec<String> = (0..3000).map(|index| format!("r{index}")).collect();
+    let rules: String = names.iter().map(|name| format!("\n{name}: \"q{name}\"")).collect();
+    let lark = format!("start: \"abcdefgh\" hard\nhard: {}{rules}", names.join(" | "));
+    for vocabulary in all() {
+        let mut grammar = vocabulary.compile(&GrammarSpec::Lark(lark.clone()));
+        let spelled = vocabulary.spell("abcdefgh");
+        let reason = spelled.iter().find_map(|&token| grammar.push(token).err()).unwrap().to_string();
+        assert!(reason.contains("max is 2000"), "{}: {reason}", vocabulary.name);
+        let says_why = |error: smart_run::Error| assert_eq!(error.to_string(), reason, "{}", vocabulary.name);
+        for count in [0, 1, 2, spelled.len(), 1, 2, spelled.len()] {
+            says_why(grammar.pop(count).unwrap_err());
+        }
+        says_why(grammar.allowed(&mut vec![0; vocabulary.size.div_ceil(32)]).unwrap_err());
+        says_why(grammar.push(spelled[0]).unwrap_err());
+        says_why(grammar.clone().pop(1).unwrap_err());
+    }
+}
+
 #[test]
 fn compilers_are_shared_between_threads() {
     fn shared<T: Send + Sync + Clone>(_: &T) {}

@@ -78,3 +78,64 @@ fn regular_expressions_and_grammars_bind_answers_and_their_choices() {
     let body = json!({"prompt": "d = ", "max_tokens": 60, "temperature": 0, "response_format": {"type": "json_object"}});
     assert!(text(&complete(body)).starts_with('{'));
 }
+
+/// A grammar behind whose beginning there are more ways to go on than its parser follows.
+fn hard(beginning: &str) -> Value {
+    let names: Vec<String> = (0..3000).map(|index| format!("r{index}")).collect();
+    let rules: String = names.iter().map(|name| format!("\n{name}: \"q{name}\"")).collect();
+    let hard = format!("hard: {}{rules}", names.join(" | "));
+    json!({"type": "grammar", "grammar": format!("start: {beginning}\nrest: /[^~]*/\n{hard}")})
+}
+
+#[test]
+fn a_draft_that_the_grammar_gives_up_at_ends_no_answer() {
+    let fork = r#"A rest | B hard
+A: "\n        return "
+B: "\n        x""#;
+    let body = json!({
+        "prompt": "    if x is None:", "max_tokens": 40, "temperature": 0, "ignore_eos": true, "response_format": hard(fork)
+    });
+    let mut off = body.clone();
+    off["speculation"] = "off".into();
+    let (plain, drafted) = (complete(off), complete(body));
+    assert_eq!(plain["usage"]["completion_tokens"], 40);
+    assert_eq!(text(&drafted), text(&plain));
+}
+
+#[test]
+fn an_answer_ends_with_its_grammar_whatever_was_drafted() {
+    let body = json!({
+        "prompt": "def f(n):\n    ", "max_tokens": 40, "temperature": 0, "ignore_eos": true,
+        "response_format": {"type": "regex", "regex": r"return [a-z]{1,4}\(n\)"}
+    });
+    let mut off = body.clone();
+    off["speculation"] = "off".into();
+    let (plain, drafted) = (complete(off), complete(body));
+    assert!(text(&plain).ends_with("(n)"));
+    for field in ["text", "finish_reason"] {
+        assert_eq!(drafted["choices"][0][field], plain["choices"][0][field]);
+    }
+    assert_eq!(drafted["usage"]["completion_tokens"], plain["usage"]["completion_tokens"]);
+}
+
+/// Asked again it would fail again: the client is to hear so, and not to try.
+#[test]
+fn a_grammar_that_asks_for_too_much_is_its_clients_fault() {
+    let body = json!({
+        "prompt": "class Person:\n    ", "max_tokens": 40, "temperature": 0,
+        "response_format": hard(r#""def __init__(self)" hard"#)
+    });
+    let answer = post(DEMO.address, PATH, &body);
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(error["type"], "invalid_request_error");
+    assert!(error["message"].as_str().unwrap().contains("max is 2000"), "{error}");
+    let mut streamed = body;
+    streamed["stream"] = true.into();
+    let mut stream = Stream::open(DEMO.address, PATH, &streamed);
+    let mut last = Value::Null;
+    while let Some(data) = stream.next() {
+        last = serde_json::from_str(&data).unwrap_or(last);
+    }
+    assert_eq!(last["error"]["type"], "invalid_request_error", "{last}");
+}

@@ -27,7 +27,7 @@ pub const PATIENCE: Duration = Duration::from_secs(4);
 /// Bounds on lexer and parser, while they are built and in a step.
 pub fn parser_limits() -> ParserLimits {
     ParserLimits {
-        // The lexer's states are kept, a kilobyte each, as long as the grammar lives.
+        // The lexer's states are kept, a kilobyte each, as long as the grammar lives; a text that drafts has two.
         max_lexer_states: 50_000,
         verbose_errors: false,
         ..ParserLimits::default()

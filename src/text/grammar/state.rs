@@ -126,21 +126,23 @@ impl Grammar {
     /// # Errors
     /// [`Error::Input`] for more tokens than there are, and for a grammar that has ended.
     pub fn pop(&mut self, count: usize) -> Result<()> {
+        // A grammar that has ended says why.
+        self.step(|_| ())?;
         let Some(left) = self.tokens.len().checked_sub(count) else {
             return Err(Error::Input(format!(
                 "{count} tokens cannot be taken back from a text of {}",
                 self.tokens.len()
             )));
         };
-        let num_bytes = self
-            .tokens
-            .drain(left..)
-            .filter_map(|token| self.vocabulary.text(token))
+        let num_bytes = self.tokens[left..]
+            .iter()
+            .filter_map(|&token| self.vocabulary.text(token))
             .map(|(_, bytes)| bytes.len())
             .sum();
         if let Err(error) = self.step(|parser| parser.rollback(num_bytes))? {
             return Err(self.end(error.to_string()));
         }
+        self.tokens.truncate(left);
         self.settle()
     }
 
