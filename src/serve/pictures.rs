@@ -35,7 +35,7 @@ impl PictureBudget {
 
     /// All of it.
     pub fn bytes(&self) -> usize {
-        self.units * BUDGET_UNIT
+        self.units.saturating_mul(BUDGET_UNIT)
     }
 
     /// What pictures hold of it.
