@@ -12,7 +12,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use smart_run::Error;
 use smart_run::config::ModelSource;
-use smart_run::image::{ImageProcessor, MAX_PIXELS, Patches, Picture, best_resolution, smart_resize};
+use smart_run::image::{
+    ImageProcessor, MAX_PIXELS, PatchLayout, Patches, Picture, best_resolution, smart_resize,
+};
 
 /// Most that decoders of a lossy format may differ in a channel of a pixel, and on average, in levels of 255.
 const LOSSY_LEVELS: (u8, f64) = (4, 0.5);
@@ -108,7 +110,9 @@ fn decoded_pixels_are_pillows() {
     for Decoded { file, exact } in golden().decoded {
         let picture = Picture::open(&folder().join("pictures").join(&file)).unwrap();
         let pillow = pillows(&expected, &file);
-        assert_eq!((picture.height(), picture.width()), (pillow.height(), pillow.width()), "{file}");
+        assert_eq!(picture.size(), pillow.size(), "{file}");
+        let content = fs::read(folder().join("pictures").join(&file)).unwrap();
+        assert_eq!(Picture::stated_size(&file, &content).unwrap(), picture.size(), "{file}");
         let differences: Vec<u8> = picture
             .pixels()
             .iter()
@@ -143,14 +147,15 @@ fn patches_are_those_of_transformers() {
             None => pillows(&expected, &case.picture),
         };
         let source = ModelSource::from(folder().join("processors").join(&case.processor));
-        let patches =
-            ImageProcessor::from_hf(&source, case.patch_size).unwrap().unwrap().prepare(&picture).unwrap();
+        let whole = ImageProcessor::from_hf(&source, case.patch_size).unwrap().unwrap();
+        let patches = whole.prepare(&picture).unwrap();
         check_sizes(&name, &case, &patches);
+        assert_eq!(whole.layout(picture.size()).unwrap(), *patches.layout(), "{name}: before there are any");
         let theirs = expected.tensor(&format!("values.{name}")).unwrap();
         let theirs: Vec<u32> =
             theirs.data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         let ours: Vec<u32> =
-            patches.values.iter().step_by(case.stride).map(|value| value.to_bits()).collect();
+            patches.values().iter().step_by(case.stride).map(|value| value.to_bits()).collect();
         assert_eq!(ours, theirs, "{name}: bits of every {}th value", case.stride);
 
         // Every pixel, before it is scaled.
@@ -158,16 +163,24 @@ fn patches_are_those_of_transformers() {
         let mut config = config_of(&case.processor);
         config["do_rescale"] = json!(false);
         config["do_normalize"] = json!(false);
-        let levels = processor(&config, case.patch_size).unwrap().unwrap().prepare(&picture).unwrap().values;
-        assert!(levels.iter().copied().eq(theirs.data().iter().map(|&level| f32::from(level))), "{name}");
+        let levels = processor(&config, case.patch_size).unwrap().unwrap().prepare(&picture).unwrap();
+        assert!(
+            levels.values().iter().copied().eq(theirs.data().iter().map(|&level| f32::from(level))),
+            "{name}"
+        );
     }
 }
 
 fn check_sizes(name: &str, case: &Case, patches: &Patches) {
-    let ours = (patches.tiles, patches.tile_grid, patches.grid, patches.original_size, patches.patch_len);
-    let theirs = (case.tiles, case.tile_grid, case.grid, case.original_size, case.patch_len);
-    assert_eq!(ours, theirs, "{name}");
-    assert_eq!(patches.values.len(), case.tiles * case.grid.0 * case.grid.1 * case.patch_len, "{name}");
+    let theirs = PatchLayout {
+        patch_len: case.patch_len,
+        tiles: case.tiles,
+        tile_grid: case.tile_grid,
+        grid: case.grid,
+        original_size: case.original_size,
+    };
+    assert_eq!(*patches.layout(), theirs, "{name}");
+    assert_eq!(patches.values().len(), case.tiles * case.grid.0 * case.grid.1 * case.patch_len, "{name}");
 }
 
 #[test]
@@ -194,11 +207,38 @@ fn slivers_are_refused_or_cost_no_more_than_what_is_kept() {
     for name in ["llava_1_5", "llava_interleave", "llava_1_6"] {
         let started = Instant::now();
         let patches = processor(&config_of(name), 14).unwrap().unwrap().prepare(&sliver).unwrap();
-        assert!(patches.values.iter().all(|value| value.is_finite()));
+        assert!(patches.values().iter().all(|value| value.is_finite()));
         assert!(started.elapsed() < NO_HANG, "{name}: {:?}", started.elapsed());
     }
     let error = processor(&config_of("llava_square"), 7).unwrap().unwrap().prepare(&sliver).unwrap_err();
     assert!(error.is_input() && error.to_string().contains("padded to a square"), "{error}");
+    // The size says it already.
+    for (name, patch_size, size) in [
+        ("qwen2_vl", 3, (1, 201)),
+        ("llava_square", 7, (1, 65_535)),
+        ("llava_1_6", 14, (0, 8)),
+        ("llava_1_5", 14, (MAX_PIXELS, 2)),
+    ] {
+        let error = processor(&config_of(name), patch_size).unwrap().unwrap().layout(size).unwrap_err();
+        assert!(error.is_input(), "{name}: {error}");
+    }
+}
+
+#[test]
+fn patches_have_as_many_numbers_as_their_layout_says() {
+    let layout =
+        PatchLayout { patch_len: 3, tiles: 2, tile_grid: (1, 1), grid: (4, 5), original_size: (9, 9) };
+    assert_eq!((layout.num_patches(), layout.num_values(), layout.bytes()), (40, 120, 480));
+    let patches = Patches::new(vec![0.5; 120], layout).unwrap();
+    assert_eq!(patches.fingerprint(), Patches::new(vec![0.5; 120], layout).unwrap().fingerprint());
+    for other in [PatchLayout { grid: (5, 4), ..layout }, PatchLayout { original_size: (9, 8), ..layout }] {
+        assert_ne!(patches.fingerprint(), Patches::new(vec![0.5; 120], other).unwrap().fingerprint());
+    }
+    for len in [0, 119, 121] {
+        assert!(Patches::new(vec![0.5; len], layout).unwrap_err().is_input(), "{len}");
+    }
+    let endless = PatchLayout { tiles: usize::MAX, grid: (usize::MAX, 2), ..layout };
+    assert!(Patches::new(vec![0.5; 120], endless).unwrap_err().is_input() && endless.bytes() == usize::MAX);
 }
 
 #[test]
@@ -317,6 +357,11 @@ fn headers_that_claim_too_much_are_refused() {
     assert_refused("area.png", &png_claiming(8_192, 8_193));
     // Allowed, but there is nothing of it.
     assert_refused("empty.png", &png_claiming(8_192, 8_192));
+    assert_eq!(Picture::stated_size("empty.png", &png_claiming(8_192, 8_191)).unwrap(), (8_191, 8_192));
+    for (width, height) in [(100_000, 100_000), (65_536, 1), (8_192, 8_193), (0, 8)] {
+        let error = Picture::stated_size("large.png", &png_claiming(width, height)).unwrap_err();
+        assert!(error.is_input() && error.to_string().starts_with("large.png"), "{error}");
+    }
     assert_refused("zero.png", &png_claiming(0, 8));
     let frame = b"\x2C\0\0\0\0\xFF\xFF\xFF\xFF\0\x02\x02\x44\x01\0\x3B";
     assert_refused("large.gif", &[b"GIF89a\xFF\xFF\xFF\xFF\x80\0\0\0\0\0\xFF\xFF\xFF", &frame[..]].concat());
@@ -416,7 +461,10 @@ fn fuzz<S: Strategy>(strategy: S, check: impl Fn(S::Value)) {
 fn check(name: &str, content: &[u8]) {
     let started = Instant::now();
     match Picture::from_bytes(name, content) {
-        Ok(picture) => assert_eq!(picture.pixels().len(), picture.height() * picture.width() * 3),
+        Ok(picture) => {
+            assert_eq!(picture.pixels().len(), picture.height() * picture.width() * 3);
+            assert_eq!(Picture::stated_size(name, content).unwrap(), picture.size(), "{name}");
+        }
         Err(error) => assert!(error.is_input() && !error.to_string().contains('\n'), "{error}"),
     }
     assert!(started.elapsed() < NO_HANG, "{name}: {:?}", started.elapsed());

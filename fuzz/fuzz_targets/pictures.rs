@@ -35,6 +35,7 @@ fuzz_target!(|data: &[u8]| {
     match Picture::from_bytes("picture", content) {
         Ok(picture) if picture.height() * picture.width() <= MAX_PIXELS => {
             assert_eq!(picture.pixels().len(), picture.height() * picture.width() * 3);
+            assert_eq!(Picture::stated_size("picture", content).unwrap(), picture.size());
             if let Err(error) = PROCESSOR.prepare(&picture) {
                 assert!(error.is_input(), "{error}");
             }

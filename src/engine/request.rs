@@ -19,7 +19,8 @@ pub const MAX_LOGIT_BIASES: usize = 1024;
 pub struct Request {
     /// Prompt token ids; at least one. A picture stands as one placeholder token, or as a run of its length.
     pub prompt: Vec<i32>,
-    /// The prompt's pictures, in order.
+    /// The prompt's pictures, in order. Requests that are cloned share them. They are held until the text has ended, as its keys and values may
+    /// have to be made anew in any round.
     pub pictures: Vec<Patches>,
     /// Tokens to emit at most.
     pub max_new_tokens: usize,

@@ -2,7 +2,8 @@
 
 use super::patches::PatchWriter;
 use super::resample::resize;
-use super::{Patches, Picture};
+use super::{PatchLayout, Patches, Picture};
+use crate::Result;
 use crate::config::Anyres;
 
 /// Chooses a resolution, and divides the picture into tiles.
@@ -18,18 +19,29 @@ impl AnyresProcessor {
         AnyresProcessor { config, writer }
     }
 
-    pub(super) fn prepare(&self, picture: &Picture) -> Patches {
+    /// How the patches of a picture of `original_size` stand.
+    pub(super) fn layout(&self, original_size: (usize, usize)) -> PatchLayout {
         let tile = self.config.tile;
-        let original_size = (picture.height(), picture.width());
         let resolution = best_resolution(original_size, &self.config.pinpoints);
         let tile_grid = (resolution.0 / tile, resolution.1 / tile);
-        let tiles = 1 + tile_grid.0 * tile_grid.1;
-        let grid = self.writer.grid(tile, tile);
-        let patch_len = self.writer.patch_len();
-        let mut values = Vec::with_capacity(tiles * grid.0 * grid.1 * patch_len);
+        PatchLayout {
+            patch_len: self.writer.patch_len(),
+            tiles: 1 + tile_grid.0 * tile_grid.1,
+            tile_grid,
+            grid: self.writer.grid(tile, tile),
+            original_size,
+        }
+    }
+
+    pub(super) fn prepare(&self, picture: &Picture) -> Result<Patches> {
+        let tile = self.config.tile;
+        let layout = self.layout(picture.size());
+        let tile_grid = layout.tile_grid;
+        let mut values = Vec::with_capacity(layout.num_values());
 
         let whole = resize(picture, (tile, tile), self.config.interpolation);
         self.writer.write_all(&whole, tile, &mut values);
+        let resolution = (tile_grid.0 * tile, tile_grid.1 * tile);
         let large = self.padded(picture, resolution);
         let line_len = tile * 3;
         let mut pixels = Vec::with_capacity(tile * line_len);
@@ -42,12 +54,12 @@ impl AnyresProcessor {
                 self.writer.write_all(&pixels, tile, &mut values);
             }
         }
-        Patches { values, patch_len, tiles, tile_grid, grid, original_size }
+        Patches::new(values, layout)
     }
 
     /// The picture as large as it fits into `resolution`, in the middle of black: `[resolution.0, resolution.1, 3]`.
     fn padded(&self, picture: &Picture, resolution: (usize, usize)) -> Vec<u8> {
-        let size = fitted((picture.height(), picture.width()), resolution);
+        let size = fitted(picture.size(), resolution);
         let content = resize(picture, size, self.config.interpolation);
         let (top, left) = ((resolution.0 - size.0) / 2, (resolution.1 - size.1) / 2);
         let mut pixels = vec![0; resolution.0 * resolution.1 * 3];

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::patches::PatchWriter;
 use super::resample::resize;
-use super::{Patches, Picture};
+use super::{PatchLayout, Patches, Picture};
 use crate::config::DynamicResolution;
 use crate::{Error, Result};
 
@@ -24,15 +24,28 @@ impl DynamicProcessor {
         DynamicProcessor { config, writer }
     }
 
+    /// How the patches of a picture of `original_size` stand.
+    ///
+    /// # Errors
+    /// As [`smart_resize`].
+    pub(super) fn layout(&self, original_size: (usize, usize)) -> Result<PatchLayout> {
+        let factor = self.config.patch_size * self.config.merge_size;
+        let (rows, columns) = smart_resize(original_size, factor, &self.config.pixels)?;
+        Ok(PatchLayout {
+            patch_len: self.writer.patch_len(),
+            tiles: 1,
+            tile_grid: (1, 1),
+            grid: self.writer.grid(rows, columns),
+            original_size,
+        })
+    }
+
     pub(super) fn prepare(&self, picture: &Picture) -> Result<Patches> {
-        let original_size = (picture.height(), picture.width());
-        let merge = self.config.merge_size;
-        let (rows, columns) =
-            smart_resize(original_size, self.config.patch_size * merge, &self.config.pixels)?;
+        let layout = self.layout(picture.size())?;
+        let (merge, grid) = (self.config.merge_size, layout.grid);
+        let (rows, columns) = (grid.0 * self.config.patch_size, grid.1 * self.config.patch_size);
         let pixels = resize(picture, (rows, columns), self.config.interpolation);
-        let grid = self.writer.grid(rows, columns);
-        let patch_len = self.writer.patch_len();
-        let mut values = Vec::with_capacity(grid.0 * grid.1 * patch_len);
+        let mut values = Vec::with_capacity(layout.num_values());
         for row in (0..grid.0).step_by(merge) {
             for column in (0..grid.1).step_by(merge) {
                 for part in 0..merge * merge {
@@ -41,7 +54,7 @@ impl DynamicProcessor {
                 }
             }
         }
-        Ok(Patches { values, patch_len, tiles: 1, tile_grid: (1, 1), grid, original_size })
+        Patches::new(values, layout)
     }
 }
 

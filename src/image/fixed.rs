@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::patches::PatchWriter;
 use super::resample::resize_window;
-use super::{MAX_PIXELS, Patches, Picture};
+use super::{MAX_PIXELS, PatchLayout, Patches, Picture};
 use crate::config::{FixedResolution, ResizeTo};
 use crate::{Error, Result};
 
@@ -22,19 +22,35 @@ impl FixedProcessor {
         FixedProcessor { config, writer }
     }
 
+    /// How the patches of a picture of `original_size` stand.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a picture that is too large once it is padded.
+    pub(super) fn layout(&self, original_size: (usize, usize)) -> Result<PatchLayout> {
+        if self.config.pad_to_square.is_some() {
+            check_square(original_size)?;
+        }
+        let (rows, columns) = self.config.output_size();
+        Ok(PatchLayout {
+            patch_len: self.writer.patch_len(),
+            tiles: 1,
+            tile_grid: (1, 1),
+            grid: self.writer.grid(rows, columns),
+            original_size,
+        })
+    }
+
     pub(super) fn prepare(&self, picture: &Picture) -> Result<Patches> {
-        let original_size = (picture.height(), picture.width());
+        let layout = self.layout(picture.size())?;
         let picture = match self.config.pad_to_square {
             Some(color) => Cow::Owned(padded_to_square(picture, color)?),
             None => Cow::Borrowed(picture),
         };
         let (rows, columns) = self.config.output_size();
         let pixels = self.resized(&picture, rows, columns);
-        let grid = self.writer.grid(rows, columns);
-        let patch_len = self.writer.patch_len();
-        let mut values = Vec::with_capacity(grid.0 * grid.1 * patch_len);
+        let mut values = Vec::with_capacity(layout.num_values());
         self.writer.write_all(&pixels, columns, &mut values);
-        Ok(Patches { values, patch_len, tiles: 1, tile_grid: (1, 1), grid, original_size })
+        Patches::new(values, layout)
     }
 
     /// The central `[rows, columns, 3]` of the resized picture, black where it is smaller.
@@ -90,9 +106,8 @@ fn centre(have: usize, len: usize) -> (usize, usize) {
     (have.saturating_sub(len) / 2, len.saturating_sub(have).div_ceil(2))
 }
 
-/// `picture` in the middle of a square of `color`.
-fn padded_to_square(picture: &Picture, color: [u8; 3]) -> Result<Picture> {
-    let (height, width) = (picture.height(), picture.width());
+/// Fails on a picture of `size`, (height, width), that is too large once it is padded to a square.
+fn check_square((height, width): (usize, usize)) -> Result<()> {
     let side = height.max(width);
     if side * side > MAX_PIXELS {
         return Err(Error::Input(format!(
@@ -100,6 +115,13 @@ fn padded_to_square(picture: &Picture, color: [u8; 3]) -> Result<Picture> {
             MAX_PIXELS >> 20
         )));
     }
+    Ok(())
+}
+
+/// `picture` in the middle of a square of `color`; [`check_square`] has passed it.
+fn padded_to_square(picture: &Picture, color: [u8; 3]) -> Result<Picture> {
+    let (height, width) = picture.size();
+    let side = height.max(width);
     let mut pixels = color.repeat(side * side);
     let (top, left) = ((side - height) / 2, (side - width) / 2);
     for y in 0..height {

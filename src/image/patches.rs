@@ -1,15 +1,18 @@
 //! What a vision tower is given of a picture, and how pixels become it.
 
-use crate::config::PixelScale;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 
-/// What a vision tower is given of one picture: patches as rows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Patches {
-    /// `[tiles * grid.0 * grid.1, patch_len]`, row-major, normalised; a row is one patch, (channel, \[frame,\] y, x).
-    ///
-    /// Patches of a tile go from left to right and from top to bottom. With dynamic resolution (Qwen2-VL), those that are
-    /// merged into one token stand together: (rows / merge, columns / merge, merge, merge).
-    pub values: Vec<f32>,
+use crate::config::PixelScale;
+use crate::{Error, Result};
+
+/// Keyed anew in every process.
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// How the patches of one picture stand. It follows from the picture's size, before there are any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PatchLayout {
     /// Numbers of a patch: 3 channels, frames if there are, pixels.
     pub patch_len: usize,
     /// Pictures that are encoded one by one: 1, or the tiles of LLaVA-NeXT, the whole picture first.
@@ -20,6 +23,98 @@ pub struct Patches {
     pub grid: (usize, usize),
     /// Size of the picture as decoded, (height, width) in pixels.
     pub original_size: (usize, usize),
+}
+
+impl PatchLayout {
+    /// Patches of all tiles.
+    pub fn num_patches(&self) -> usize {
+        self.tiles.saturating_mul(self.grid.0).saturating_mul(self.grid.1)
+    }
+
+    /// Numbers of all patches.
+    pub fn num_values(&self) -> usize {
+        self.num_patches().saturating_mul(self.patch_len)
+    }
+
+    /// Bytes that the patches take.
+    pub fn bytes(&self) -> usize {
+        self.num_values().saturating_mul(size_of::<f32>())
+    }
+}
+
+impl AsRef<PatchLayout> for PatchLayout {
+    fn as_ref(&self) -> &PatchLayout {
+        self
+    }
+}
+
+/// What a vision tower is given of one picture: patches as rows. Clones share them.
+#[derive(Clone)]
+pub struct Patches {
+    made: Arc<Made>,
+    /// Dropped with the last clone; declared behind what it may stand for.
+    share: Option<Arc<dyn Send + Sync>>,
+}
+
+struct Made {
+    values: Vec<f32>,
+    layout: PatchLayout,
+    fingerprint: u64,
+}
+
+impl Patches {
+    /// Patches of these `values`, see [`Patches::values`]. Reads them once, for the fingerprint: a tenth of a second for the largest pictures.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: more or fewer values than the layout has.
+    pub fn new(values: Vec<f32>, layout: PatchLayout) -> Result<Self> {
+        if values.len() != layout.num_values() {
+            return Err(Error::Input(format!(
+                "{} patches of {} numbers are not {} numbers",
+                layout.num_patches(),
+                layout.patch_len,
+                values.len()
+            )));
+        }
+        let fingerprint = HASHER.hash_one((bytemuck::cast_slice::<f32, u8>(&values), layout));
+        Ok(Patches { made: Arc::new(Made { values, layout, fingerprint }), share: None })
+    }
+
+    /// These patches, holding `share`, such as one of a budget of memory, until they and all their clones from now on are dropped.
+    pub fn holding(self, share: impl Send + Sync + 'static) -> Self {
+        Patches { made: self.made, share: Some(Arc::new((share, self.share))) }
+    }
+
+    /// `[tiles * grid.0 * grid.1, patch_len]`, row-major, normalised; a row is one patch, (channel, \[frame,\] y, x).
+    ///
+    /// Patches of a tile go from left to right and from top to bottom. With dynamic resolution (Qwen2-VL), those that are
+    /// merged into one token stand together: (rows / merge, columns / merge, merge, merge).
+    pub fn values(&self) -> &[f32] {
+        &self.made.values
+    }
+
+    /// How they stand.
+    pub fn layout(&self) -> &PatchLayout {
+        &self.made.layout
+    }
+
+    /// A hash of values and layout, the same for the same. It is keyed anew in every process, so nobody can prepare two pictures that pass
+    /// for one.
+    pub fn fingerprint(&self) -> u64 {
+        self.made.fingerprint
+    }
+}
+
+impl AsRef<PatchLayout> for Patches {
+    fn as_ref(&self) -> &PatchLayout {
+        self.layout()
+    }
+}
+
+impl fmt::Debug for Patches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patches").field("layout", self.layout()).finish_non_exhaustive()
+    }
 }
 
 /// Turns 8-bit pixels into rows of patches.

@@ -68,18 +68,16 @@ impl Picture {
     /// # Errors
     /// As [`Picture::open`].
     pub fn from_bytes(name: impl AsRef<Path>, content: &[u8]) -> Result<Self> {
-        let name = name.as_ref();
-        if content.len() as u64 > MAX_FILE_BYTES {
-            return Err(file_too_large(name));
-        }
-        // Decoders hold nothing but what this call made, so nothing half done outlives a panic.
-        match fence::fenced(|| decode(content)) {
-            Some(Ok(picture)) => Ok(picture),
-            Some(Err(reason)) => Err(Error::format(name, reason)),
-            None => {
-                Err(Error::format(name, "this picture cannot be decoded: its parts contradict each other"))
-            }
-        }
+        fenced(name.as_ref(), content, decode)
+    }
+
+    /// (height, width) in pixels as the header of a PNG, JPEG, WebP or GIF file states them, without decoding it. Decoded, it has this size or
+    /// is refused.
+    ///
+    /// # Errors
+    /// No file of these formats, or too large a picture; what is wrong behind the header may not be seen.
+    pub fn stated_size(name: impl AsRef<Path>, content: &[u8]) -> Result<(usize, usize)> {
+        fenced(name.as_ref(), content, |content| header(content).map(|header| header.size))
     }
 
     /// A picture of `pixels` `[height, width, 3]`, row-major.
@@ -108,6 +106,11 @@ impl Picture {
         self.width
     }
 
+    /// (height, width) in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        (self.height, self.width)
+    }
+
     /// The pixels `[height, width, 3]`, row-major.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
@@ -126,8 +129,33 @@ fn file_too_large(name: &Path) -> Error {
     )
 }
 
-/// The picture in `content`, or why there is none.
-fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
+/// What `read` finds in the file `name`; what it says against it becomes an error, and so does a panic.
+fn fenced<T>(
+    name: &Path,
+    content: &[u8],
+    read: impl FnOnce(&[u8]) -> std::result::Result<T, String>,
+) -> Result<T> {
+    if content.len() as u64 > MAX_FILE_BYTES {
+        return Err(file_too_large(name));
+    }
+    // Decoders hold nothing but what this call made, so nothing half done outlives a panic.
+    match fence::fenced(|| read(content)) {
+        Some(Ok(found)) => Ok(found),
+        Some(Err(reason)) => Err(Error::format(name, reason)),
+        None => Err(Error::format(name, "this picture cannot be decoded: its parts contradict each other")),
+    }
+}
+
+/// A file whose header has been read.
+struct Header<D> {
+    format: ImageFormat,
+    decoder: D,
+    /// (height, width), within the limits.
+    size: (usize, usize),
+}
+
+/// Reads the header of `content`, or says why there is none.
+fn header(content: &[u8]) -> std::result::Result<Header<impl ImageDecoder + '_>, String> {
     let format = ::image::guess_format(content).ok().filter(|format| FORMATS.contains(format));
     let Some(format) = format else {
         return Err("this is no PNG, JPEG, WebP or GIF file; convert the picture to one of these".into());
@@ -135,18 +163,28 @@ fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
     if format == ImageFormat::Jpeg {
         jpeg::check(content)?;
     }
+    let mut reader = ImageReader::with_format(Cursor::new(content), format);
+    reader.limits(limits(MAX_METADATA_BYTES));
+    let decoder = reader.into_decoder().map_err(sentence)?;
+    let (width, height) = decoder.dimensions();
+    let size = (height as usize, width as usize);
+    check_size(size.0, size.1)?;
+    Ok(Header { format, decoder, size })
+}
+
+/// What a decoder may read, and allocate at most.
+fn limits(max_alloc: u64) -> Limits {
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(MAX_SIDE as u32);
     limits.max_image_height = Some(MAX_SIDE as u32);
-    limits.max_alloc = Some(MAX_METADATA_BYTES);
-    let mut reader = ImageReader::with_format(Cursor::new(content), format);
-    reader.limits(limits.clone());
-    let mut decoder = reader.into_decoder().map_err(sentence)?;
-    let (width, height) = decoder.dimensions();
-    let (width, height) = (width as usize, height as usize);
-    check_size(height, width)?;
-    limits.max_alloc = Some(MAX_FRAME_BYTES);
-    decoder.set_limits(limits).map_err(sentence)?;
+    limits.max_alloc = Some(max_alloc);
+    limits
+}
+
+/// The picture in `content`, or why there is none.
+fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
+    let Header { format, mut decoder, size: (height, width) } = header(content)?;
+    decoder.set_limits(limits(MAX_FRAME_BYTES)).map_err(sentence)?;
     let mut pixels = rgb(DynamicImage::from_decoder(decoder).map_err(sentence)?)?;
     if pixels.len() != height * width * 3 {
         return Err("this picture cannot be decoded: it is not of the size that its header states".into());
@@ -158,7 +196,7 @@ fn decode(content: &[u8]) -> std::result::Result<Picture, String> {
 }
 
 /// Fails on a picture without pixels, or with too many.
-fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
+pub(super) fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
     if height == 0 || width == 0 {
         return Err(format!("this picture is {width} x {height}: it has no pixels"));
     }

@@ -1,6 +1,7 @@
 //! What a model does with a picture before its vision tower sees it.
 
-use super::{AnyresProcessor, DynamicProcessor, FixedProcessor, Patches, Picture};
+use super::picture::check_size;
+use super::{AnyresProcessor, DynamicProcessor, FixedProcessor, PatchLayout, Patches, Picture};
 use crate::config::{ImageConfig, ModelSource};
 use crate::{Error, Result};
 
@@ -51,6 +52,20 @@ impl ImageProcessor {
         }
     }
 
+    /// How the patches of a picture of `size`, (height, width) in pixels, will stand: how many there are and what memory they take, known
+    /// without making them.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a picture whose shape the processor does not take.
+    pub fn layout(&self, size: (usize, usize)) -> Result<PatchLayout> {
+        check_size(size.0, size.1).map_err(Error::Input)?;
+        match self {
+            ImageProcessor::Fixed(processor) => processor.layout(size),
+            ImageProcessor::Anyres(processor) => Ok(processor.layout(size)),
+            ImageProcessor::Dynamic(processor) => processor.layout(size),
+        }
+    }
+
     /// What the vision tower is given of `picture`.
     ///
     /// # Errors
@@ -58,7 +73,7 @@ impl ImageProcessor {
     pub fn prepare(&self, picture: &Picture) -> Result<Patches> {
         match self {
             ImageProcessor::Fixed(processor) => processor.prepare(picture),
-            ImageProcessor::Anyres(processor) => Ok(processor.prepare(picture)),
+            ImageProcessor::Anyres(processor) => processor.prepare(picture),
             ImageProcessor::Dynamic(processor) => processor.prepare(picture),
         }
     }

@@ -9,6 +9,7 @@ use super::body::BUDGET_UNIT;
 use super::counters::Counters;
 use super::errors::ApiError;
 use super::model::ServedModel;
+use super::pictures::PictureBudget;
 use super::{ServerConfig, unix_seconds};
 use crate::engine::Engine;
 use crate::service::{Client, Service, ServiceConfig};
@@ -23,6 +24,8 @@ pub(super) struct Serving {
     pub model: ServedModel,
     pub client: Client,
     pub facts: Facts,
+    /// Memory for prepared pictures.
+    pub pictures: PictureBudget,
     /// Requests that may wait.
     pub max_waiting: usize,
 }
@@ -89,7 +92,8 @@ impl App {
             client.close();
         }
         *self.service.lock().unwrap_or_else(PoisonError::into_inner) = Some(service);
-        let serving = Serving { model, client, facts, max_waiting: config.max_waiting };
+        let pictures = PictureBudget::new(self.config.picture_budget_bytes);
+        let serving = Serving { model, client, facts, pictures, max_waiting: config.max_waiting };
         self.set(Phase::Serving(Arc::new(serving)));
     }
 

@@ -12,6 +12,7 @@ use super::fields::Fields;
 use super::generation::{Finish, Generation, Piece, check_choices};
 use super::logprobs;
 use super::parameters::Parameters;
+use super::pictures;
 use super::tool_calls::{Parsed, ToolParser};
 use crate::engine::{Request, TokenLogprobs};
 
@@ -47,8 +48,9 @@ impl answers::Asked for Asked {
         let single_call = conversation.single_call;
         let tools = conversation.tools.as_ref().zip(serving.model.tools);
         let tools = tools.map(|(tools, format)| ToolParser::new(format, tools));
-        let (ids, pictures) = conversation.prompt(serving)?;
+        let (ids, files) = conversation.prompt(serving)?;
         let room = limits.max_context - ids.len();
+        let pictures = pictures::prepare(files, serving)?;
         let prompts = vec![Request { pictures, ..parameters.request(ids, room) }];
         Ok(Self { parameters, prompts, tools, single_call })
     }

@@ -1,8 +1,6 @@
 //! [`Conversation`]: messages, pictures and tools of a chat request, and the prompt that they make.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::app::Serving;
 use super::completions::check_length;
@@ -10,20 +8,18 @@ use super::constraint;
 use super::errors::ApiError;
 use super::fields::Fields;
 use super::model::ServedModel;
+use super::pictures::{self, PictureFile};
 use super::tool_choice::ToolChoice;
 use crate::engine::expand_prompt;
-use crate::image::{Patches, Picture};
 use crate::text::{Grammar, Message};
 
-/// Most pictures of a conversation.
-const MAX_PICTURES: usize = 32;
 /// Most tools.
 const MAX_TOOLS: usize = 128;
 
 /// What was said so far.
 pub(super) struct Conversation {
     messages: Vec<Message>,
-    pictures: Vec<Patches>,
+    pictures: Vec<PictureFile>,
     /// Descriptions of functions, not empty.
     pub tools: Option<Value>,
     /// Only the first call of an answer counts.
@@ -51,7 +47,7 @@ impl Conversation {
         let (mut messages, mut pictures) = (Vec::new(), Vec::new());
         for (index, mut message) in list.into_iter().enumerate() {
             let name = format!("messages[{index}]");
-            take_pictures(&mut message, &name, serving, &mut pictures)?;
+            pictures::take(&mut message, &name, serving, &mut pictures)?;
             if serving.model.images.is_none() {
                 join_texts(&mut message);
             }
@@ -72,11 +68,11 @@ impl Conversation {
         spec.map(|spec| constraint::compile(&spec, model, "tools")).transpose()
     }
 
-    /// Token ids of the prompt, each picture as long as it is, and the pictures.
+    /// Token ids of the prompt, each picture as long as it is by its size, and the pictures, not decoded yet.
     ///
     /// # Errors
     /// 400: the model has no chat template, the template refuses, or there is more than the context holds.
-    pub fn prompt(self, serving: &Serving) -> Result<(Vec<i32>, Vec<Patches>), ApiError> {
+    pub fn prompt(self, serving: &Serving) -> Result<(Vec<i32>, Vec<PictureFile>), ApiError> {
         let Some(template) = &serving.model.template else {
             return Err(ApiError::unsupported(
                 "messages",
@@ -159,57 +155,6 @@ fn join_texts(message: &mut Value) {
     }
 }
 
-/// Moves the pictures of a message to `pictures`; what stands for them says no more than that they are there.
-fn take_pictures(
-    message: &mut Value,
-    name: &str,
-    serving: &Serving,
-    pictures: &mut Vec<Patches>,
-) -> Result<(), ApiError> {
-    let Some(Value::Array(parts)) = message.get_mut("content") else { return Ok(()) };
-    for (index, part) in parts.iter_mut().enumerate() {
-        let kind = part.get("type").and_then(Value::as_str);
-        if !matches!(kind, Some("image" | "image_url")) {
-            continue;
-        }
-        let name = format!("{name}.content[{index}]");
-        let Some(processor) = &serving.model.images else {
-            return Err(ApiError::unsupported(name, "this model reads text alone: it sees no pictures"));
-        };
-        if pictures.len() == MAX_PICTURES {
-            let reason = format!("a conversation has at most {MAX_PICTURES} pictures");
-            return Err(ApiError::field(name, reason));
-        }
-        let url =
-            part.pointer("/image_url/url").or_else(|| part.get("image_url")).or_else(|| part.get("image"));
-        let Some(url) = url.and_then(Value::as_str) else {
-            let reason =
-                format!("{name} should hold its picture: {{\"image_url\": {{\"url\": \"data:...\"}}}}");
-            return Err(ApiError::field(name, reason));
-        };
-        let content =
-            decode_data_url(url).map_err(|reason| ApiError::field(&name, format!("{name}: {reason}")))?;
-        let picture = Picture::from_bytes(&name, &content)
-            .map_err(|error| ApiError::field(&name, error.to_string()))?;
-        pictures.push(processor.prepare(&picture).map_err(|error| ApiError::of(&name, error))?);
-        *part = json!({"type": "image"});
-    }
-    Ok(())
-}
-
-/// The bytes of `data:TYPE;base64,...`.
-pub(super) fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
-    const FETCHES_NOTHING: &str =
-        "this server fetches nothing: give the picture itself as a data URL, data:image/png;base64,...";
-    let is_data = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
-    let rest = if is_data { &url[5..] } else { return Err(FETCHES_NOTHING) };
-    let (head, data) = rest.split_once(',').ok_or("a data URL needs a comma in front of its data")?;
-    if !head.rsplit(';').next().is_some_and(|last| last.eq_ignore_ascii_case("base64")) {
-        return Err("a data URL of a picture should be in base64: data:image/png;base64,...");
-    }
-    STANDARD.decode(data).map_err(|_| "the data of this data URL are not valid base64")
-}
-
 /// `tools`.
 fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     let expected = format!(
@@ -235,21 +180,9 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
 
-    #[test]
-    fn only_data_urls_are_read() {
-        assert_eq!(decode_data_url("data:image/png;base64,AAEC"), Ok(vec![0, 1, 2]));
-        assert_eq!(decode_data_url("DATA:;base64,AAE="), Ok(vec![0, 1]));
-        for url in ["http://a/b.png", "https://a", "file:///etc/passwd", "", "dat", "\u{e9}\u{e9}\u{e9}"] {
-            assert!(decode_data_url(url).unwrap_err().contains("fetches nothing"), "{url}");
-        }
-        for url in
-            ["data:image/png;base64", "data:image/png,AAEC", "data:image/png;base64,A", "data:;base64,%41"]
-        {
-            assert!(decode_data_url(url).is_err(), "{url}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn messages_reach_the_template_in_its_own_words() {

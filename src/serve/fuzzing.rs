@@ -61,7 +61,7 @@ impl Bodies {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
-    super::conversation::decode_data_url(url)
+    super::pictures::decode_data_url(url)
 }
 
 fn status<T>(outcome: Result<T, ApiError>) -> u16 {

@@ -325,7 +325,7 @@ fn refused(refusal: Refusal, choice_seconds: &Histogram, facts: &Facts) -> ApiEr
 }
 
 /// Seconds in which those who wait will have had their turn, by what choices have taken so far.
-fn retry_after(choice_seconds: &Histogram, waiting: usize, max_sequences: usize) -> u64 {
+pub(super) fn retry_after(choice_seconds: &Histogram, waiting: usize, max_sequences: usize) -> u64 {
     let mean = choice_seconds.sum() / (choice_seconds.count() as f64).max(1.0);
     (mean * waiting as f64 / max_sequences as f64).ceil().clamp(1.0, 60.0) as u64
 }

@@ -73,6 +73,8 @@ fn of_engine(page: &mut MetricsPage, serving: &Serving) {
     );
     page.line("info", &labels, 1);
     page.gauge("sequences_max", "Sequences that can run at once.", facts.max_sequences);
+    page.gauge("picture_bytes", "Memory that prepared pictures hold.", serving.pictures.bytes_held());
+    page.gauge("picture_bytes_max", "Memory for prepared pictures.", serving.pictures.bytes());
     snapshot.write_metrics(page);
 }
 

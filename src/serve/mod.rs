@@ -30,7 +30,7 @@
 //! | `routes`, `access`, `exchange` | which path is what; keys, hosts and origins; names, log, counts |
 //! | `app`, `model` | what all handlers share; what stands around the engine |
 //! | `body`, `fields`, `errors` | reading requests, and what is said of bad ones |
-//! | `parameters`, `constraint`, `conversation`, `tool_choice` | what requests mean |
+//! | `parameters`, `constraint`, `conversation`, `pictures`, `tool_choice` | what requests mean |
 //! | `completions`, `chat`, `tokens`, `probes`, `metrics`, `openapi`, `page` | the endpoints |
 //! | `generation`, `answers`, `logprobs`, `usage`, `tool_calls` | from rounds to answers, whole or streamed |
 #![forbid(unsafe_code)]
@@ -58,6 +58,7 @@ mod model;
 mod openapi;
 mod page;
 mod parameters;
+mod pictures;
 mod probes;
 mod routes;
 mod stalls;
@@ -105,6 +106,9 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Largest body.
     pub max_body_bytes: usize,
+    /// Memory for what vision towers are given of pictures, for all requests together, from before a picture is decoded until the answers that
+    /// look at it have ended. A request that finds too little is told to come back (429).
+    pub picture_budget_bytes: usize,
     /// Time for the head of a request, from the connection's start or the answer before it.
     pub header_timeout: Duration,
     /// Time for a body.
@@ -126,6 +130,7 @@ impl Default for ServerConfig {
             max_waiting: 256,
             max_connections: 1024,
             max_body_bytes: 16 << 20,
+            picture_budget_bytes: 4 << 30,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),

@@ -2,12 +2,13 @@
 //! positions, logits and greedy tokens of tiny random-weight models.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use smart_run::config::FloatType;
 use smart_run::control::Policy;
 use smart_run::engine::{DraftSource, Engine, Request, expand_prompt};
-use smart_run::image::Patches;
+use smart_run::image::{PatchLayout, Patches};
 use smart_run::sampling::SamplingParams;
 use smart_run::vision::{find_pictures, rotary_positions};
 
@@ -47,7 +48,7 @@ fn check(case: &str, folder: PathBuf) {
         let what = name(&picture["name"]);
         let patches = prepare(&folder, &picture_file(case, name(&picture["file"])));
         let rows = expected_tensor(case, &format!("patch_rows.{what}"));
-        assert_close(&format!("{case} {what}: patches"), &patches.values, &rows, 1e-6);
+        assert_close(&format!("{case} {what}: patches"), patches.values(), &rows, 1e-6);
         let encoder = engine.vision().unwrap();
         let tower = encoder.tower_features(&patches).unwrap().to_vec::<f32>().unwrap();
         let wanted = expected_tensor(case, &format!("tower_features.{what}"));
@@ -237,15 +238,54 @@ fn pictures_and_placeholders_that_do_not_match_are_refused() {
     };
     assert!(refusal(&[1, 120, 2], vec![]).contains("1 place(s) for pictures"));
     assert!(refusal(&[1, 2], vec![picture.clone()]).contains("0 place(s)"));
-    let foreign = Patches { grid: (2, 8), ..picture.clone() };
+    let made = |values: &[f32], layout| Patches::new(values.to_vec(), layout).unwrap();
+    let foreign = made(picture.values(), PatchLayout { grid: (2, 8), ..*picture.layout() });
     assert!(refusal(&[1, 120, 2], vec![foreign]).contains("2 x 8 patches"));
     // Tiles, for a model that puts none together: its tokens would be fewer than its embeddings.
-    let values = picture.values.repeat(2);
-    let tiled = Patches { tiles: 2, tile_grid: (1, 1), values, ..picture.clone() };
+    let tiled = PatchLayout { tiles: 2, tile_grid: (1, 1), ..*picture.layout() };
+    let tiled = made(&picture.values().repeat(2), tiled);
     assert!(refusal(&[1, 120, 2], vec![tiled]).contains("in 2 tile(s)"));
     let mut text = builder(&repository("tests/golden/llama2_mha")).policy(Policy::Plain).build().unwrap();
     let error = text.submit(Request { pictures: vec![picture], ..greedy(&[1, 2], 4) }).unwrap_err();
     assert!(error.to_string().contains("reads text alone"), "{error}");
     // What was refused has taken no place.
     assert_eq!(run(&mut engine, greedy(&[1, 2, 3], 4)).len(), 4);
+}
+
+/// Answers to one prompt look at one copy of its picture. It is there for as long as any of them may have to look again, and no longer.
+#[test]
+fn requests_share_their_pictures_until_the_last_text_has_ended() {
+    let folder = repository("tests/golden/llava");
+    let held = Arc::new(());
+    let picture = prepare(&folder, &folder.join("exact.png")).holding(held.clone());
+    let request = Request { pictures: vec![picture], ..greedy(&[1, 120, 2], 6) };
+    let mut alone = builder(&folder).policy(Policy::Plain).build().unwrap();
+    let wanted = run(&mut alone, request.clone());
+    let copies = vec![request; 4];
+    let place = copies[0].pictures[0].values().as_ptr();
+    assert!(copies.iter().all(|copy| copy.pictures[0].values().as_ptr() == place));
+
+    let mut engine = builder(&folder).policy(Policy::Plain).max_sequences(2).build().unwrap();
+    let ids: Vec<_> = copies.into_iter().map(|copy| engine.submit(copy).unwrap()).collect();
+    let mut texts = vec![Vec::new(); ids.len()];
+    let mut step = |engine: &mut Engine| {
+        for emission in engine.step().unwrap() {
+            texts[emission.sequence.0 as usize].extend(emission.tokens);
+        }
+        texts.clone()
+    };
+    let is_held = || Arc::strong_count(&held) == 2;
+    // Two run; one that waits gives up, and then one that runs.
+    while step(&mut engine)[0].len() < 2 {}
+    assert!(engine.cancel(ids[3]) && engine.cancel(ids[1]) && is_held());
+    // All are read anew: the tower looks at the picture again.
+    engine.restart_running();
+    while step(&mut engine)[0].len() < 6 {}
+    assert!(is_held(), "one is not done");
+    while !engine.is_idle() {
+        step(&mut engine);
+    }
+    let texts = step(&mut engine);
+    assert_eq!([&texts[0], &texts[2]], [&wanted, &wanted]);
+    assert_eq!(Arc::strong_count(&held), 1, "nobody can look any more");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,8 +10,10 @@ use serde_json::{Value, json};
 use smart_run::config::{FloatType, ModelSource};
 use smart_run::device::DeviceChoice;
 use smart_run::engine::Engine;
+use smart_run::image::{ImageProcessor, Picture};
+use smart_run::serve::ServerConfig;
 
-use super::client::post;
+use super::client::{Stream, get, post};
 use super::running::{Running, config, in_repository};
 
 const PATH: &str = "/v1/chat/completions";
@@ -114,5 +117,125 @@ fn refuse_what_is_no_picture(running: &Running) {
             (400, &json!("messages[0].content[1]")),
             "{part}: {error}"
         );
+    }
+}
+
+/// The golden LLaVA, a place for one sequence of `context` tokens, and a budget of `budget` bytes for pictures.
+fn with_budget(budget: usize, context: usize) -> Running {
+    let folder = folder("llava", &json!(120));
+    let source = ModelSource::from(folder.path());
+    let engine = Engine::builder(source.clone())
+        .device(DeviceChoice::Host)
+        .float_type(FloatType::F32)
+        .max_context(context)
+        .max_sequences(1);
+    let config = ServerConfig { picture_budget_bytes: budget, max_sequences: 1, ..config() };
+    Running::with(config, &source, engine.build().unwrap())
+}
+
+/// Bytes that the picture takes once it is prepared, and its tokens.
+fn size_of_exact() -> (usize, usize) {
+    let source = ModelSource::from(in_repository("tests/golden/llava"));
+    let patch_size =
+        smart_run::config::ModelConfig::from_hf(&source).unwrap().vision.unwrap().tower.patch_size;
+    let processor = ImageProcessor::from_hf(&source, patch_size).unwrap().unwrap();
+    let size = Picture::open(&in_repository("tests/golden/llava/exact.png")).unwrap().size();
+    let layout = processor.layout(size).unwrap();
+    (layout.bytes(), layout.num_patches())
+}
+
+/// A question about pictures.
+fn about(urls: &[String], n: usize, max_tokens: usize) -> Value {
+    let mut parts = vec![json!({"type": "text", "text": "t1 "})];
+    parts.extend(urls.iter().map(|url| json!({"type": "image_url", "image_url": {"url": url}})));
+    json!({"messages": [{"role": "user", "content": parts}], "n": n, "max_tokens": max_tokens, "ignore_eos": true, "seed": 1})
+}
+
+/// A picture whose header is whole.
+fn cut_short(url: &str) -> String {
+    let bytes = STANDARD.decode(url.split_once(',').unwrap().1).unwrap();
+    format!("data:image/png;base64,{}", STANDARD.encode(&bytes[..bytes.len() * 2 / 3]))
+}
+
+fn metric(running: &Running, name: &str) -> usize {
+    let page = get(running.address, "/metrics").text();
+    let value = page.lines().find_map(|line| line.strip_prefix(&format!("smart_run_{name} ")));
+    value.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
+}
+
+/// Waits until all of the budget has been given back.
+fn wait_for_all_of_it(running: &Running) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while metric(running, "picture_bytes") > 0 {
+        assert!(Instant::now() < deadline, "{} bytes are held", metric(running, "picture_bytes"));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn pictures_share_a_budget_and_give_it_back() {
+    let (bytes, _) = size_of_exact();
+    let running = with_budget(bytes, 256);
+    let url = data_url("llava", "exact");
+    let one = std::slice::from_ref(&url);
+    assert_eq!(metric(&running, "picture_bytes"), 0);
+    // Whatever `n`, the picture is there once.
+    let answer = post(running.address, PATH, &about(one, 8, 4)).good();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 8);
+    wait_for_all_of_it(&running);
+    // Answers that run and that wait hold it.
+    let mut asked = about(one, 64, 100_000);
+    asked["stream"] = true.into();
+    let mut stream = Stream::open(running.address, PATH, &asked);
+    stream.next().unwrap();
+    assert_eq!(metric(&running, "picture_bytes"), metric(&running, "picture_bytes_max"));
+    assert_eq!(metric(&running, "picture_bytes"), bytes.next_multiple_of(1024));
+    let busy = post(running.address, PATH, &about(one, 1, 4));
+    assert_eq!((busy.status, &busy.json()["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    assert!((1..=60).contains(&busy.headers["retry-after"].parse::<u64>().unwrap()));
+    assert!(busy.text().contains("memory for pictures"), "{}", busy.text());
+    // To count tokens nothing is prepared.
+    post(running.address, "/tokenize", &json!({"messages": asked["messages"]})).good();
+    // A client that goes gives it back, for the next.
+    drop(stream);
+    wait_for_all_of_it(&running);
+    post(running.address, PATH, &about(one, 1, 4)).good();
+    wait_for_all_of_it(&running);
+    // So does one that is refused once its share is taken.
+    let answer = post(running.address, PATH, &about(&[cut_short(&url)], 1, 4));
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("messages[0].content[1]")));
+    assert_eq!(metric(&running, "picture_bytes"), 0);
+    // To come back would not help.
+    let answer = post(running.address, PATH, &about(&[url.clone(), url.clone()], 1, 4));
+    let error = answer.json()["error"].clone();
+    assert_eq!(
+        (answer.status, &error["param"], &error["code"]),
+        (400, &json!("messages"), &json!("invalid_value"))
+    );
+    assert!(error["message"].as_str().unwrap().contains("once they are prepared"), "{error}");
+    post(running.address, PATH, &about(one, 1, 4)).good();
+}
+
+#[test]
+fn what_does_not_fit_the_context_is_refused_before_pictures_are_prepared() {
+    let (bytes, tokens) = size_of_exact();
+    assert!(bytes > 2048);
+    // One picture fits the context, two do not; none fits the memory.
+    let running = with_budget(1024, tokens + 8);
+    let url = data_url("llava", "exact");
+    let answer = post(running.address, PATH, &about(std::slice::from_ref(&url), 1, 4));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (400, &json!("invalid_value")),
+        "{}",
+        answer.text()
+    );
+    // They are not even decoded: nobody sees that they are broken.
+    for url in [cut_short(&url), url] {
+        let answer = post(running.address, PATH, &about(&[url.clone(), url], 1, 4));
+        let error = answer.json()["error"].clone();
+        assert_eq!((answer.status, &error["code"]), (400, &json!("context_length_exceeded")), "{error}");
+        let counted = format!("has {} tokens", 1 + 2 * tokens);
+        assert!(error["message"].as_str().unwrap().contains(&counted), "{error}");
     }
 }

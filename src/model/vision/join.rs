@@ -5,7 +5,7 @@ use super::tower::{Affine, Norm, gelu_of};
 use crate::config::{Activation, JoinConfig, TowerKind, VisionConfig};
 use crate::device::{DType, Device, Tensor};
 use crate::error::{Error, Result};
-use crate::image::Patches;
+use crate::image::PatchLayout;
 use crate::kernels::gather_rows::{GatherRowsArgs, gather_rows};
 use crate::kernels::gelu::{Gelu, gelu};
 use crate::kernels::linear::LinearWorkspace;
@@ -86,7 +86,7 @@ impl Join {
     }
 
     /// The embeddings of a picture from the tower's `features`.
-    pub fn forward(&self, features: &Tensor, patches: &Patches) -> Result<Tensor> {
+    pub fn forward(&self, features: &Tensor, patches: &PatchLayout) -> Result<Tensor> {
         match &self.kind {
             Kind::Projected => self.project(features),
             Kind::Tiled { newline } => {
@@ -118,7 +118,7 @@ impl Join {
     }
 
     /// The tiles put together, a `newline` behind every row.
-    fn arrange(&self, projected: &Tensor, newline: &Tensor, patches: &Patches) -> Result<Tensor> {
+    fn arrange(&self, projected: &Tensor, newline: &Tensor, patches: &PatchLayout) -> Result<Tensor> {
         let (rows, hidden) = (projected.dim(0), projected.dim(1));
         let all = self.buffer(rows + 1, hidden)?;
         all.rows(0..rows).copy_from(projected)?;

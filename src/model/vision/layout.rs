@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::config::{JoinConfig, TowerKind, VisionConfig};
 use crate::error::{Error, Result};
-use crate::image::Patches;
+use crate::image::{PatchLayout, Patches};
 use crate::model::{Rotary, text_rotary};
 
 /// Where a picture's tokens stand in a prompt.
@@ -17,7 +17,7 @@ pub struct PlacedPicture {
 }
 
 /// Tokens of a picture in the language model.
-pub fn num_tokens(config: &VisionConfig, patches: &Patches) -> usize {
+pub fn num_tokens(config: &VisionConfig, patches: &PatchLayout) -> usize {
     match (&config.join, &config.tower.kind) {
         (JoinConfig::Tiled(_), _) => tiled_rows(patches).len(),
         (_, TowerKind::Qwen2Vl { merge, .. }) => patches.grid.0 * patches.grid.1 / (merge * merge),
@@ -27,7 +27,7 @@ pub fn num_tokens(config: &VisionConfig, patches: &Patches) -> usize {
 }
 
 /// Rows and columns of a picture's tokens.
-fn token_grid(config: &VisionConfig, patches: &Patches) -> (usize, usize) {
+fn token_grid(config: &VisionConfig, patches: &PatchLayout) -> (usize, usize) {
     match config.tower.kind {
         TowerKind::Qwen2Vl { merge, .. } => (patches.grid.0 / merge, patches.grid.1 / merge),
         _ => (1, num_tokens(config, patches)),
@@ -38,12 +38,13 @@ fn token_grid(config: &VisionConfig, patches: &Patches) -> (usize, usize) {
 ///
 /// # Errors
 /// [`Error::Input`] that says what differs.
-pub fn check_patches(config: &VisionConfig, patches: &Patches) -> Result<()> {
+pub fn check_patches(config: &VisionConfig, patches: &PatchLayout) -> Result<()> {
     let (rows, columns) = patches.grid;
-    let (all, patch_len) = (patches.tiles * rows * columns, config.tower.patch_len());
-    if patches.patch_len != patch_len || patches.values.len() != all * patch_len {
+    let patch_len = config.tower.patch_len();
+    if patches.patch_len != patch_len {
         return Err(Error::Input(format!(
-            "the picture has {all} patches of {} numbers: the model's tower takes patches of {patch_len}",
+            "the picture has {} patches of {} numbers: the model's tower takes patches of {patch_len}",
+            patches.num_patches(),
             patches.patch_len,
         )));
     }
@@ -91,7 +92,7 @@ pub(super) const NEWLINE: usize = usize::MAX;
 /// The embeddings of a LLaVA-NeXT picture in order, as rows of the tower's output `[tiles * rows * columns]`: those of the whole
 /// picture, then those of the tiles put together, without the padding and with a [`NEWLINE`] behind every row
 /// (`pack_image_features` of transformers).
-pub(super) fn tiled_rows(patches: &Patches) -> Vec<usize> {
+pub(super) fn tiled_rows(patches: &PatchLayout) -> Vec<usize> {
     let (rows, columns) = patches.grid;
     let mut order: Vec<usize> = (0..rows * columns).collect();
     if patches.tiles == 1 {
@@ -179,11 +180,11 @@ fn count_error(prompt: &[i32], image_token_id: i32, pictures: usize) -> Error {
 pub fn find_pictures(config: &VisionConfig, prompt: &[i32], pictures: &[Patches]) -> Vec<PlacedPicture> {
     let mut at = 0;
     let place = |patches: &Patches| {
-        let len = num_tokens(config, patches);
+        let len = num_tokens(config, patches.layout());
         let next = prompt[at..].iter().position(|&token| token == config.image_token_id).unwrap_or(0);
         let tokens = at + next..at + next + len;
         at = tokens.end;
-        PlacedPicture { tokens, grid: token_grid(config, patches) }
+        PlacedPicture { tokens, grid: token_grid(config, patches.layout()) }
     };
     pictures.iter().map(place).collect()
 }
@@ -215,9 +216,9 @@ pub fn rotary_positions(len: usize, pictures: &[PlacedPicture]) -> (Vec<Rotary>,
 mod tests {
     use super::*;
 
-    fn tiled(tile_grid: (usize, usize), original_size: (usize, usize)) -> Patches {
+    fn tiled(tile_grid: (usize, usize), original_size: (usize, usize)) -> PatchLayout {
         let tiles = 1 + tile_grid.0 * tile_grid.1;
-        Patches { values: vec![], patch_len: 0, tiles, tile_grid, grid: (2, 2), original_size }
+        PatchLayout { patch_len: 0, tiles, tile_grid, grid: (2, 2), original_size }
     }
 
     #[test]

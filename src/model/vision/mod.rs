@@ -54,9 +54,9 @@ impl VisionEncoder {
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for patches that this tower does not take; driver failures.
     pub fn encode(&self, patches: &Patches) -> Result<Tensor> {
-        check_patches(&self.config, patches)?;
+        check_patches(&self.config, patches.layout())?;
         let features = self.tower.forward(patches)?;
-        self.join.forward(&features, patches)
+        self.join.forward(&features, patches.layout())
     }
 
     /// What the tower alone gives, before it is joined: `[tiles * patches, tower width]`.
@@ -64,7 +64,7 @@ impl VisionEncoder {
     /// # Errors
     /// As [`VisionEncoder::encode`].
     pub fn tower_features(&self, patches: &Patches) -> Result<Tensor> {
-        check_patches(&self.config, patches)?;
+        check_patches(&self.config, patches.layout())?;
         self.tower.forward(patches)
     }
 

@@ -203,8 +203,9 @@ impl Tower {
     pub fn forward(&self, patches: &Patches) -> Result<Tensor> {
         let TowerConfig { hidden_size: hidden, intermediate_size, num_heads, head_dim, .. } = self.config;
         let extra = usize::from(self.class.is_some());
-        let num_patches = patches.grid.0 * patches.grid.1;
-        let (tile_rows, num_rows) = (num_patches + extra, patches.tiles * (num_patches + extra));
+        let layout = patches.layout();
+        let num_patches = layout.grid.0 * layout.grid.1;
+        let (tile_rows, num_rows) = (num_patches + extra, layout.tiles * (num_patches + extra));
         let buffer = |columns: usize| Tensor::uninit(&self.device, self.dtype, &[num_rows, columns]);
         let [mut residual, mut normed, delta, attended] =
             [buffer(hidden)?, buffer(hidden)?, buffer(hidden)?, buffer(hidden)?];
@@ -216,7 +217,7 @@ impl Tower {
         // What enters the first layer: patches, class and positions.
         let pixels = self.upload(patches)?;
         if let Some(positions) = &self.positions {
-            for tile in 0..patches.tiles {
+            for tile in 0..layout.tiles {
                 let first = tile * tile_rows;
                 let rows = first + extra..first + tile_rows;
                 let pixels = pixels.rows(tile * num_patches..(tile + 1) * num_patches);
@@ -236,10 +237,10 @@ impl Tower {
         }
 
         let rotation = match self.config.kind {
-            TowerKind::Qwen2Vl { merge, .. } => Some(self.rotation(patches.grid, merge)?),
+            TowerKind::Qwen2Vl { merge, .. } => Some(self.rotation(layout.grid, merge)?),
             TowerKind::Clip { .. } | TowerKind::Siglip { .. } => None,
         };
-        let starts: Vec<i32> = (0..=patches.tiles).map(|tile| (tile * tile_rows) as i32).collect();
+        let starts: Vec<i32> = (0..=layout.tiles).map(|tile| (tile * tile_rows) as i32).collect();
         let seq_start = Tensor::from_slice(&self.device, &starts, &[starts.len()])?;
         let attention = VisionAttentionArgs {
             qkv: &qkv,
@@ -271,7 +272,7 @@ impl Tower {
             // For the sum alone: nothing reads the norm behind it.
             layer.norm1.forward(&residual, Some(delta), &normed)?;
         }
-        self.without_class(residual, patches.tiles, tile_rows)
+        self.without_class(residual, layout.tiles, tile_rows)
     }
 
     /// The stream without the class tokens, where the model drops them.
@@ -302,10 +303,10 @@ impl Tower {
 
     /// The patches on the device, `[patches, numbers]`, padded with zeros as the weight is.
     fn upload(&self, patches: &Patches) -> Result<Tensor> {
-        let (len, padded) = (patches.patch_len, self.patch.weight.dim(1));
-        let num_rows = patches.values.len() / len.max(1);
+        let (len, padded) = (patches.layout().patch_len, self.patch.weight.dim(1));
+        let num_rows = patches.layout().num_patches();
         let mut rows = vec![0.0f32; num_rows * padded];
-        for (row, values) in rows.chunks_exact_mut(padded).zip(patches.values.chunks_exact(len)) {
+        for (row, values) in rows.chunks_exact_mut(padded).zip(patches.values().chunks_exact(len)) {
             row[..len].copy_from_slice(values);
         }
         let shape = [num_rows, padded];

@@ -90,6 +90,9 @@ pub struct LowServe {
     /// Largest body of a request
     #[arg(long, value_name = "MIB", default_value = "16", value_parser = body_mib)]
     max_body_mib: usize,
+    /// Memory for pictures that are prepared for the model, of all requests together
+    #[arg(long, value_name = "MIB", default_value = "4096", value_parser = count)]
+    picture_budget_mib: usize,
     /// Time for the head of a request, also on a connection that was kept
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     header_seconds: u64,
@@ -137,6 +140,7 @@ pub fn serve(typed: LowServe) -> Result<ServeArgs, String> {
             max_waiting: typed.max_waiting,
             max_connections: typed.max_connections,
             max_body_bytes: typed.max_body_mib << 20,
+            picture_budget_bytes: typed.picture_budget_mib << 20,
             header_timeout: Duration::from_secs(typed.header_seconds),
             body_timeout: Duration::from_secs(typed.body_seconds),
             write_timeout: Duration::from_secs(typed.write_seconds),

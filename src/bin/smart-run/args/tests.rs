@@ -320,7 +320,7 @@ fn a_server_is_for_this_machine_unless_it_is_told_otherwise() {
     assert_eq!(serve_args("serve"), defaults);
     let line = "serve --model m --draft d --policy chain:2 --served-name s --host ::1 --port 0 --max-sequences 2 --max-waiting 3 \
                 --max-context 4 --kv-budget-mib 5 --api-key a --api-key b --cors-origin https://c.example --cors-origin * \
-                --allowed-host Box.example --allowed-host [fd00::7] --max-connections 6 --max-body-mib 7 --header-seconds 8 --body-seconds 9 --write-seconds 10 --drain-seconds 0 --log json";
+                --allowed-host Box.example --allowed-host [fd00::7] --max-connections 6 --max-body-mib 7 --picture-budget-mib 11 --header-seconds 8 --body-seconds 9 --write-seconds 10 --drain-seconds 0 --log json";
     let seconds = std::time::Duration::from_secs;
     let expected = ServeArgs {
         models: ModelArgs { model: Some("m".into()), draft: Some("d".into()), ..ModelArgs::default() },
@@ -337,6 +337,7 @@ fn a_server_is_for_this_machine_unless_it_is_told_otherwise() {
             max_waiting: 3,
             max_connections: 6,
             max_body_bytes: 7 << 20,
+            picture_budget_bytes: 11 << 20,
             header_timeout: seconds(8),
             body_timeout: seconds(9),
             write_timeout: seconds(10),
