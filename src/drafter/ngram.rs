@@ -32,7 +32,32 @@ pub fn shifted(mut context: Context, token: i32) -> Context {
 #[derive(Clone, Debug, Default)]
 struct Continuations {
     tokens: Vec<(i32, u32)>,
+    /// Where each stands among `tokens`, once they are many: most contexts have been followed by one.
+    places: HashMap<i32, usize>,
     total: u32,
+}
+
+impl Continuations {
+    /// Tokens among which one is found by looking at all.
+    const FEW: usize = 32;
+
+    fn count(&mut self, token: i32) {
+        self.total += 1;
+        let known = match self.tokens.len() <= Self::FEW {
+            true => self.tokens.iter().position(|&(other, _)| other == token),
+            false => self.places.get(&token).copied(),
+        };
+        if let Some(place) = known {
+            self.tokens[place].1 += 1;
+            return;
+        }
+        self.tokens.push((token, 1));
+        if self.tokens.len() > Self::FEW {
+            // All of them the first time.
+            let new = self.places.len()..self.tokens.len();
+            self.places.extend(new.map(|place| (self.tokens[place].0, place)));
+        }
+    }
 }
 
 /// Counts of one text.
@@ -68,12 +93,7 @@ impl NgramModel {
     pub fn read(&mut self, tokens: &[i32]) {
         for &token in tokens {
             for suffix in suffixes(self.context) {
-                let seen = self.counts.entry(suffix).or_default();
-                seen.total += 1;
-                match seen.tokens.iter_mut().find(|(other, _)| *other == token) {
-                    Some((_, count)) => *count += 1,
-                    None => seen.tokens.push((token, 1)),
-                }
+                self.counts.entry(suffix).or_default().count(token);
             }
             self.context = shifted(self.context, token);
             self.len += 1;
@@ -160,19 +180,27 @@ mod tests {
 
     #[test]
     fn probabilities_are_those_of_the_definition_and_sum_to_one() {
-        let text: Vec<i32> = (0..300u64).map(|i| (i * i / 7 % 11 + i % 3) as i32).collect();
-        let mut model = model(&text);
-        let mut context = model.context();
-        for token in [3, 4, 49, 3, 7, 0] {
-            let all = children(&mut model, context, 50);
-            assert!((all.iter().map(|child| f64::from(child.1)).sum::<f64>() - 1.0).abs() < 1e-4);
-            assert!(all.windows(2).all(|pair| pair[0].1 >= pair[1].1), "best first");
-            for &(token, prob) in &all {
-                let wanted = by_definition(&text, &context, 50, token);
-                assert!((f64::from(prob) - wanted).abs() < 1e-5, "{token}: {prob} instead of {wanted}");
+        let few: Vec<i32> = (0..300u64).map(|i| (i * i / 7 % 11 + i % 3) as i32).collect();
+        // One token that nearly all others follow, some more often.
+        let many: Vec<i32> = (0..300).map(|i| if i % 2 == 0 { 3 } else { i * i % 48 + i % 5 / 4 }).collect();
+        for text in [few, many] {
+            let mut model = model(&text);
+            let mut context = model.context();
+            for token in [3, 4, 49, 3, 7, 0] {
+                let all = children(&mut model, context, 50);
+                assert!((all.iter().map(|child| f64::from(child.1)).sum::<f64>() - 1.0).abs() < 1e-4);
+                assert!(all.windows(2).all(|pair| pair[0].1 >= pair[1].1), "best first");
+                for &(token, prob) in &all {
+                    let wanted = by_definition(&text, &context, 50, token);
+                    assert!((f64::from(prob) - wanted).abs() < 1e-5, "{token}: {prob} instead of {wanted}");
+                }
+                context = shifted(context, token);
             }
-            context = shifted(context, token);
         }
+        let many: Vec<i32> = (0..300).map(|i| if i % 2 == 0 { 3 } else { i / 2 % 45 }).collect();
+        let model = model(&many);
+        let followers = &model.counts[&shifted(NO_CONTEXT, 3)];
+        assert!(followers.tokens.len() == 45 && followers.places.len() == 45);
     }
 
     #[test]
