@@ -31,8 +31,7 @@ awk '
 
 # ---- the same of machine code
 
-nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
-[ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
+source tools/find_nvcc.sh
 for nvdisasm in "${NVDISASM:-}" "$(dirname "$nvcc")/nvdisasm" "$(command -v nvdisasm || true)" .toolchain/cuda/bin/nvdisasm; do
   [ -x "$nvdisasm" ] && break
 done

@@ -5,9 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
-[ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
-[ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
+source tools/find_nvcc.sh
 archs=${CUDA_ARCHS:-80;89;90a;100a;120}
 log=$(mktemp -d)
 trap 'rm -rf "$log"' EXIT

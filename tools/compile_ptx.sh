@@ -8,9 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
-[ -n "$nvcc" ] || nvcc=$(command -v nvcc || echo .toolchain/cuda/bin/nvcc)
-[ -x "$nvcc" ] || { echo "nvcc not found: set NVCC or CUDA_HOME, or run tools/fetch_nvcc.sh" >&2; exit 1; }
+source tools/find_nvcc.sh
 export nvcc ptx=${1:-target/ptx} PTX_FLAGS=${PTX_FLAGS:-} PTX_ARCH=${PTX_ARCH:-90a}
 mkdir -p "$ptx"
 # Files that were made in another way are no use.

@@ -322,7 +322,7 @@ impl Controller {
     /// The part of [`Controller::observe`] that the next round's decision to draft needs. [`Controller::catch_up`] is the rest, and is called by
     /// whatever needs it.
     pub(crate) fn observe_first(&mut self, report: &RoundReport<'_>) {
-        let predicted_us = self.predicted_alone().total;
+        let (predicted_us, slowness) = (self.predicted_alone().total, self.cost.slowness());
         self.learn_costs(&report.times);
         if self.decision.drafting > 0 {
             self.learner.note(&self.round, &self.views, report);
@@ -331,8 +331,8 @@ impl Controller {
         if self.policy == Policy::Smart {
             let complete = report.sequences.len() == self.views.len();
             let emitted = report.sequences.iter().map(|outcome| outcome.accepted.len() + 1).sum();
-            let ns = f64::from(predicted_us) * 1000.0;
-            self.forecast.observe(&self.ids, &self.round, ns, complete.then_some(emitted));
+            let time = (f64::from(predicted_us) * 1000.0, slowness);
+            self.forecast.observe(&self.ids, &self.round, time, complete.then_some(emitted));
         }
     }
 

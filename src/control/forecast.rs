@@ -76,16 +76,6 @@ pub struct Decision {
     pub speedup: f32,
 }
 
-/// How slow the machine is at present.
-#[derive(Clone, Copy, Debug)]
-struct Slowness(f64);
-
-impl Default for Slowness {
-    fn default() -> Self {
-        Self(1.0)
-    }
-}
-
 /// The on/off decision. Its accounts are kept as of a machine at its usual pace: what was lost in a slow spell counts as many rounds afterwards as it
 /// did then.
 #[derive(Clone, Debug, Default)]
@@ -95,8 +85,6 @@ pub struct Forecast {
     /// Mean expectations of all sequences, for new ones.
     typical: Option<(f64, f64)>,
     round: u64,
-    /// Of the round that was decided last.
-    slowness: Slowness,
     served_ns: f64,
     /// What probes cost so far, and what of it their budget has paid; the latter in the present round, in its own time.
     probed_ns: f64,
@@ -129,7 +117,6 @@ impl Forecast {
     /// as usual.
     pub(super) fn decide(&mut self, ids: &[u64], round: &mut DraftRound, slowness: f64) -> Decision {
         self.round += 1;
-        self.slowness = Slowness(slowness);
         self.forget_stale_sequences();
         let plain_ns = round.tables.plain_ns as f64;
         let plain_rate = scan::rate(ids.len() as u64 * scan::ONE, round.tables.plain_ns);
@@ -170,7 +157,7 @@ impl Forecast {
                 record.interval = FIRST_PROBE;
             }
         }
-        let probing = self.probe(ids, (&members, &order), best.1, round);
+        let probing = self.probe(ids, (&members, &order), best.1, round, slowness);
         (self.members, self.order) = (members, order);
         let speedup = if best.1 == 0 { 1.0 } else { (best.0 / plain_rate) as f32 };
         Decision { drafting: best.1 + probing, probing, speedup }
@@ -199,9 +186,14 @@ impl Forecast {
 
     /// Learns from a round that cost `total_ns` by the cost model and emitted `emitted` tokens. Its trees' expectations are what is
     /// learned of a sequence: outcomes are far noisier, and reach them through calibration. The account goes by outcomes. Time is
-    /// the model's, which heals by itself: a stalled round says nothing about drafting.
-    pub(super) fn observe(&mut self, ids: &[u64], round: &DraftRound, total_ns: f64, emitted: Option<usize>) {
-        let Slowness(slowness) = self.slowness;
+    /// the model's, which heals by itself: a stalled round says nothing about drafting. It was `slowness` times as long as usual.
+    pub(super) fn observe(
+        &mut self,
+        ids: &[u64],
+        round: &DraftRound,
+        (total_ns, slowness): (f64, f64),
+        emitted: Option<usize>,
+    ) {
         self.served_ns += total_ns / slowness;
         let drafting = round.sequences.iter().filter(|sequence| sequence.drafts).count();
         if drafting == 0 {
@@ -254,6 +246,7 @@ impl Forecast {
         (members, order): (&[Member], &[Candidate]),
         drafting: usize,
         round: &mut DraftRound,
+        slowness: f64,
     ) -> usize {
         let tables = &round.tables;
         let mut company = Company::new(tables, self.habits.expected(ids.len()));
@@ -262,7 +255,6 @@ impl Forecast {
         }
         let before_ns = if drafting == 0 { 0 } else { company.sunk_ns() };
         let credit_ns = PROBE_CREDIT_ROUNDS * tables.plain_ns as f64 / ids.len() as f64;
-        let Slowness(slowness) = self.slowness;
         let budget_ns = credit_ns + slowness * (PROBE_SHARE * self.served_ns - self.paid_ns);
         self.due.clear();
         let (mut probing, mut cost_ns) = (0, 0.0);

@@ -31,13 +31,7 @@ impl DynamicProcessor {
     pub(super) fn layout(&self, original_size: (usize, usize)) -> Result<PatchLayout> {
         let factor = self.config.patch_size * self.config.merge_size;
         let (rows, columns) = smart_resize(original_size, factor, &self.config.pixels)?;
-        Ok(PatchLayout {
-            patch_len: self.writer.patch_len(),
-            tiles: 1,
-            tile_grid: (1, 1),
-            grid: self.writer.grid(rows, columns),
-            original_size,
-        })
+        Ok(self.writer.layout_of_one(rows, columns, original_size))
     }
 
     pub(super) fn prepare(&self, picture: &Picture) -> Result<Patches> {

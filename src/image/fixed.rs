@@ -31,13 +31,7 @@ impl FixedProcessor {
             check_square(original_size)?;
         }
         let (rows, columns) = self.config.output_size();
-        Ok(PatchLayout {
-            patch_len: self.writer.patch_len(),
-            tiles: 1,
-            tile_grid: (1, 1),
-            grid: self.writer.grid(rows, columns),
-            original_size,
-        })
+        Ok(self.writer.layout_of_one(rows, columns, original_size))
     }
 
     pub(super) fn prepare(&self, picture: &Picture) -> Result<Patches> {

@@ -176,6 +176,12 @@ impl PatchWriter {
     pub fn grid(&self, height: usize, width: usize) -> (usize, usize) {
         (height / self.patch_size, width / self.patch_size)
     }
+
+    /// How the patches of a picture of `original_size` stand that is encoded whole, as one of `height` x `width` pixels.
+    pub fn layout_of_one(&self, height: usize, width: usize, original_size: (usize, usize)) -> PatchLayout {
+        let grid = self.grid(height, width);
+        PatchLayout { patch_len: self.patch_len(), tiles: 1, tile_grid: (1, 1), grid, original_size }
+    }
 }
 
 impl PixelScale {

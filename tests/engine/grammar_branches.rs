@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use smart_run::config::{FloatType, ModelSource};
 use smart_run::control::Policy;
-use smart_run::engine::{DraftSource, Engine, FinishReason, Request};
+use smart_run::engine::{DraftSource, Engine, FinishReason, NO_TOKEN, Request};
 use smart_run::sampling::SamplingParams;
 use smart_run::text::{GrammarCompiler, GrammarSpec, Tokenizer};
 use smart_run::tree::DraftTree;
@@ -215,6 +215,21 @@ fn trees_of_callers_may_lead_where_the_grammar_gives_up() {
         assert_eq!(failure.map(|failure| failure.to_string()), wanted.failure);
     }
     assert!(survived > 0);
+}
+
+/// The grammar wants a letter that is banned: whatever was accepted on the way there has its log-probability.
+#[test]
+fn tokens_accepted_before_one_that_cannot_be_drawn_have_their_log_probabilities() {
+    let mut demo = Demo::new();
+    let spec = GrammarSpec::Regex("return self\\.name = None q".into());
+    let request = demo.request("def f(self):\n    ", &spec, 0.0, 0);
+    let vocab_size = demo.plain.model_config().geometry.vocab_size as i32;
+    let has_q = |token: &i32| demo.tokenizer.decode(&[*token]).unwrap().contains('q');
+    let logit_bias = (0..vocab_size).filter(has_q).map(|token| (token, f32::NEG_INFINITY)).collect();
+    let request = Request { logit_bias, ..request };
+    let (wanted, _) = demo.outcome(&request, "");
+    assert_eq!(demo.tokenizer.decode(&wanted.tokens).unwrap().trim_end(), "return self.name = None");
+    assert_eq!((wanted.finished, wanted.failure.as_deref()), (FinishReason::Failed, Some(NO_TOKEN)));
 }
 
 #[test]
