@@ -188,6 +188,19 @@ __device__ __forceinline__ u64 verify_linear_ns(const ControlParams& p, int toke
 __device__ __forceinline__ u64 draft_linear_ns(const ControlParams& p, int rows) {
   return staircase_ns(plan_table<u64>(p, p.plan->draft_at), p.plan->draft_len, rows, p.plan->draft_tread);
 }
+// What a row costs of a target pass that goes on beyond `tokens` rows: up to where a row costs least.
+__device__ __forceinline__ double verify_slope_ns(const ControlParams& p, int tokens) {
+  constexpr int kSlopeTreads = 8;
+  const u64 here = verify_linear_ns(p, tokens);
+  double least = 0.0;
+  for (int treads = 1; treads <= kSlopeTreads; ++treads) {
+    const int rows = treads * p.plan->tread;
+    const double slope =
+        static_cast<double>(verify_linear_ns(p, tokens + rows) - here) / static_cast<double>(rows);
+    least = treads == 1 || slope < least ? slope : least;
+  }
+  return least;
+}
 // Attention of a sequence by tiles of its nodes.
 __device__ __forceinline__ u64 attention_tiles_ns(const ControlParams& p, u64 context, int tiles) {
   constexpr int kRateBits = 20;
@@ -248,10 +261,7 @@ __device__ __forceinline__ u64 rate_bits(u64 expected, u64 ns) {
 // (1: none), `left_out` that of the first one that was not (0: none).
 __device__ __forceinline__ float price_of(const ControlParams& p, u64 expected, u64 ns, int tokens,
                                           float last_taken, float left_out) {
-  const int tread = p.plan->tread;
-  const u64 step_ns = verify_linear_ns(p, tokens + tread) - verify_linear_ns(p, tokens);
-  const double share = static_cast<double>(step_ns) / static_cast<double>(tread);
-  const float place = static_cast<float>(rate_of(expected, ns) * share / 4294967296.0);
+  const float place = static_cast<float>(rate_of(expected, ns) * verify_slope_ns(p, tokens) / 4294967296.0);
   const float bounded = place < last_taken ? place : last_taken;  // NaN, of no time at all, is no bound
   return bounded > left_out ? bounded : left_out;
 }

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use super::cost::CostTables;
 use super::round::{DraftRound, RoundSequence};
 use super::scan::{self, Candidate, sort_candidates};
-use company::{Company, Habits, Member, charged_rows, row_ns};
+use company::{Company, Habits, MeanCosts, Member, charged_rows, row_ns};
 
 /// Share of all time that probes may cost, and so much of a plain round, divided by the batch, on top to begin with: bad luck
 /// at the start must not cost a single short text its speculation.
@@ -59,10 +59,19 @@ struct Record {
     nodes: f64,
     /// Rounds that these are worth: drafted ones so far, and those that were typical before.
     rounds: u64,
+    /// For a sequence that has not drafted the round before its first.
     last_drafted: u64,
+    has_drafted: bool,
     last_seen: u64,
     /// Rounds until the next probe once left out.
     interval: u64,
+}
+
+impl Record {
+    /// Whether it drafted in the round before `round`.
+    fn drafted_last(&self, round: u64) -> bool {
+        self.has_drafted && self.last_drafted + 1 == round
+    }
 }
 
 /// Who drafts, and why.
@@ -93,6 +102,7 @@ pub struct Forecast {
     /// What drafted rounds gained on plain ones, in time, but for what the budget of probes has paid; bounded above.
     balance_ns: f64,
     // Scratch.
+    costs: MeanCosts,
     members: Vec<Member>,
     due: Vec<usize>,
     order: Vec<Candidate>,
@@ -140,7 +150,8 @@ impl Forecast {
         let luck_ns = luck_rounds(ids.len()) * plain_ns;
         let left_ns = slowness * (self.balance_ns + LOSS_SHARE * self.served_ns) + luck_ns;
         let mut best = (plain_rate * MARGIN, 0);
-        let mut company = Company::new(&round.tables, self.habits.expected(ids.len()));
+        self.costs.refit(&round.tables);
+        let mut company = Company::new(&round.tables, &self.costs, self.habits.expected(ids.len()));
         for (i, candidate) in order.iter().enumerate() {
             company.join(&members[candidate.sequence()]);
             let rate = company.rate() * scan::ONE as f64;
@@ -220,7 +231,7 @@ impl Forecast {
             record.mass += rate * (mass - record.mass);
             record.nodes += rate * (nodes - record.nodes);
             record.rounds += 1;
-            record.last_drafted = now;
+            (record.last_drafted, record.has_drafted) = (now, true);
         }
         let mean = (mass_sum / drafting as f64, nodes_sum / drafting as f64);
         self.typical = Some(match self.typical {
@@ -249,7 +260,7 @@ impl Forecast {
         slowness: f64,
     ) -> usize {
         let tables = &round.tables;
-        let mut company = Company::new(tables, self.habits.expected(ids.len()));
+        let mut company = Company::new(tables, &self.costs, self.habits.expected(ids.len()));
         for candidate in &order[..drafting] {
             company.join(&members[candidate.sequence()]);
         }
@@ -294,7 +305,11 @@ impl Forecast {
             mass: f64::from(state.weight) * hoped,
             nodes: record.nodes,
             rows: state.catch_up_rows.max(1),
-            charged_rows: charged_rows(state.catch_up_rows, record.mass, state.left),
+            charged_rows: match record.drafted_last(self.round) {
+                // What it accepted has to be caught up on whenever it drafts next. Not to draft now would not save that.
+                true => 1.0,
+                false => charged_rows(state.catch_up_rows, record.mass, state.left),
+            },
         }
     }
 
@@ -307,6 +322,7 @@ impl Forecast {
             nodes,
             rounds,
             last_drafted: round,
+            has_drafted: false,
             last_seen: round,
             interval: FIRST_PROBE,
         });

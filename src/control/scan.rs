@@ -117,8 +117,8 @@ pub struct Selection {
     pub tokens: usize,
     /// Whole time of the round.
     pub ns: u64,
-    /// Price of a place in the pass, in tokens: what the time of one more would bring elsewhere, but no less than the first node left
-    /// out would pay and no more than the last one taken pays.
+    /// Price of a place in the pass, in tokens: what the time of one more ([`CostTables::verify_slope_ns`]) would bring elsewhere, but no less
+    /// than the first node left out would pay and no more than the last one taken pays.
     pub price: f32,
 }
 
@@ -214,8 +214,7 @@ pub fn scan_verification(
         beyond_floor.find(|(i, _)| *i >= best.prefix).map(|(_, candidate)| candidate)
     };
     let left_out = left_out.map_or(0.0, |candidate| candidate.value());
-    let step_ns = tables.verify_linear_ns(best.tokens + tables.tread) - tables.verify_linear_ns(best.tokens);
-    let place = best.rate() * (step_ns as f64 / tables.tread as f64) / ONE as f64;
+    let place = best.rate() * tables.verify_slope_ns(best.tokens) / ONE as f64;
     best.price = (place as f32).min(best.price).max(left_out);
     best
 }

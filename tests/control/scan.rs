@@ -208,6 +208,26 @@ fn attention_is_priced_by_tiles_of_each_sequence() {
     assert_eq!(got.price, 0.5);
 }
 
+/// Two rows take 520 ns, three as long as four, five as long as eight. A tree that stands before an edge would take all the rows up to the next, so a
+/// place costs a share of it; and what the last node pays bounds it.
+#[test]
+fn a_place_before_a_high_edge_costs_a_share_of_it() {
+    let mut verify_ns = vec![0, 500, 520, 740, 740, 1300, 1300, 1300, 1300];
+    verify_ns.resize(20, 9000);
+    let tables = tables(1, verify_ns, vec![0; 2]);
+    let price = |values: &[f32]| {
+        let candidates: Vec<_> =
+            (1..).zip(values).map(|(node, &value)| Candidate::new(value, 0, node)).collect();
+        let got = scan_verification(&candidates, &tables, 0, CAP, &mut vec![]);
+        (got.tokens, got.price)
+    };
+    let share = |expected: f64, ns: f64, step_ns: f64| (expected / ns * step_ns) as f32;
+    assert_eq!(price(&[0.6, 0.1]), (2, share(f64::from(1.0 + 0.6_f32), 520.0, 220.0 / 2.0)));
+    assert_eq!(price(&[0.9, 0.8, 0.7]).0, 4);
+    assert!((price(&[0.9, 0.8, 0.7]).1 - share(3.4, 740.0, 560.0 / 4.0)).abs() < 1e-6);
+    assert_eq!(price(&[0.9, 0.6, 0.4]), (4, 0.4), "no more than the last one pays");
+}
+
 #[test]
 fn width_scan_agrees_with_trying_every_width() {
     let mut random = Random(3);

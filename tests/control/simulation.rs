@@ -291,7 +291,8 @@ fn a_batch_that_grows_goes_on_drafting() {
     assert!((0..20).all(|_| drafted(1..17).0 == 16), "nobody is left out while rows are free");
 }
 
-/// The last of a batch have the free rows for themselves. That says nothing of the next full batch, of which the last one does.
+/// The last of a batch have the free rows for themselves. That says next to nothing of the next full batch, of which the last one does: what it learns
+/// anew is soon learned.
 #[test]
 fn the_end_of_a_batch_is_not_taken_for_the_next() {
     let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), H200.cost_model(5120));
@@ -306,7 +307,8 @@ fn the_end_of_a_batch_is_not_taken_for_the_next() {
         }
     }
     let again: Vec<f32> = (0..5).map(|_| speed(&mut controller, 100..164)).collect();
-    assert!(again.iter().all(|&speed| speed > 0.97 * full), "{full} before, then {again:?}");
+    assert!(full > 2.4 && again.iter().all(|&speed| speed > 0.93 * full), "{full} before, then {again:?}");
+    assert!(again[4] > 0.97 * full, "{full} before, then {again:?}");
 }
 
 /// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain, nor must a few

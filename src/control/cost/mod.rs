@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod hull;
 mod pace;
 mod staircase;
 mod sweep;
@@ -16,6 +17,7 @@ mod tables;
 use serde::{Deserialize, Serialize};
 
 pub use cache::KeptSweep;
+pub(super) use hull::Hull;
 use pace::{Pace, log_error};
 pub use staircase::Staircase;
 pub use sweep::{SweepKind, SweepPoint, attention_rates};

@@ -11,6 +11,8 @@ const RATE_ONE: f64 = (1u64 << RATE_BITS) as f64;
 pub(super) const MAX_NS: f64 = (1u64 << 50) as f64;
 const MAX_RATE: f64 = (1u64 << 38) as f64;
 const MAX_CONTEXT: usize = 1 << 24;
+/// Treads that a price looks ahead: past an edge as high as several treads, to what the rows behind it cost.
+const SLOPE_TREADS: usize = 8;
 
 /// Costs of one round in whole nanoseconds: sums are exact whatever their order, so a parallel executor gets the same bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,9 +57,9 @@ impl CostTables {
         self.tread = cost.verify.tread();
         self.draft_tread = cost.draft.tread();
         self.tile_nodes = cost.treads.nodes;
-        // One more: the price of a place, and rows that are only read, look a tread further.
+        // The price of a place, and rows that are only read, look further.
         let pace = cost.pace.factor();
-        cost.verify.tabulate(pace, max_tokens.div_ceil(self.tread) + 1, &mut self.verify_ns);
+        cost.verify.tabulate(pace, max_tokens.div_ceil(self.tread) + SLOPE_TREADS, &mut self.verify_ns);
         cost.draft.tabulate(pace, max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
         let tiles = MAX_NODES.div_ceil(self.tile_nodes);
         let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
@@ -130,6 +132,17 @@ impl CostTables {
     /// Linear part of a target pass of `tokens` rows; the last entry stands for anything wider.
     pub fn verify_linear_ns(&self, tokens: usize) -> u64 {
         self.verify_ns[tokens.div_ceil(self.tread).min(self.verify_ns.len() - 1)]
+    }
+
+    /// What a row costs of a target pass that goes on beyond `tokens` rows: up to where a row costs least. A tree that stands before a high edge
+    /// would not take one row more, but several, and each of them pays a part of the edge.
+    pub fn verify_slope_ns(&self, tokens: usize) -> f64 {
+        let here = self.verify_linear_ns(tokens);
+        let slope = |treads: usize| {
+            let rows = treads * self.tread;
+            (self.verify_linear_ns(tokens + rows) - here) as f64 / rows as f64
+        };
+        (1..=SLOPE_TREADS).map(slope).fold(f64::INFINITY, f64::min)
     }
 
     /// A drafter pass of `rows` rows, without attention.

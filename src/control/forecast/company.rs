@@ -1,7 +1,7 @@
 //! [`Company`]: sequences that draft in one round, and what is expected of that; [`Habits`]: what such rounds were like before.
 #![forbid(unsafe_code)]
 
-use crate::control::cost::CostTables;
+use crate::control::cost::{CostTables, Hull};
 use crate::control::fading::unless_gone;
 use crate::control::round::LevelRecord;
 
@@ -109,9 +109,25 @@ pub(super) struct Member {
     pub charged_rows: f64,
 }
 
+/// What expected rounds cost: passes of which only a mean width is known.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MeanCosts {
+    verify: Hull,
+    draft: Hull,
+}
+
+impl MeanCosts {
+    /// Becomes those of `tables`.
+    pub fn refit(&mut self, tables: &CostTables) {
+        self.verify.refit(tables.tread, &tables.verify_ns);
+        self.draft.refit(tables.draft_tread, &tables.draft_ns);
+    }
+}
+
 /// Sequences that draft in one round.
 pub(super) struct Company<'a> {
     tables: &'a CostTables,
+    costs: &'a MeanCosts,
     expected: Expected<'a>,
     size: usize,
     mass: f64,
@@ -123,9 +139,11 @@ pub(super) struct Company<'a> {
 }
 
 impl<'a> Company<'a> {
-    pub fn new(tables: &'a CostTables, expected: Expected<'a>) -> Self {
+    /// Nobody yet; `costs` are those of `tables`.
+    pub fn new(tables: &'a CostTables, costs: &'a MeanCosts, expected: Expected<'a>) -> Self {
         Self {
             tables,
+            costs,
             expected,
             size: 0,
             mass: 0.0,
@@ -165,16 +183,16 @@ impl<'a> Company<'a> {
         let Expected { habit, scale } = self.expected;
         let size = self.size as f64;
         let level_ns = |level: &Level| {
-            let width = (scale * level.rows * size).ceil() as usize;
-            (level.share * self.tables.draft_linear_ns(width) as f64) as u64
+            let width = scale * level.rows * size;
+            if width > 0.0 { level.share * self.costs.draft.at(width) } else { 0.0 }
         };
         let charged_ns = self.sunk_ns() as f64 - self.deferred_ns();
-        let drafter_ns = charged_ns as u64 + habit.levels.iter().map(level_ns).sum::<u64>();
+        let drafter_ns = charged_ns + habit.levels.iter().map(level_ns).sum::<f64>();
         let batch = self.tables.batch() as f64;
         let rate = |share: f64| {
-            let verify_ns = self.tables.verify_linear_ns((batch + share * self.nodes).round() as usize);
-            let ns = drafter_ns + verify_ns + self.tables.attention_ns + self.verify_attention_ns;
-            (batch + self.mass * share.powf(SQUEEZE)) / ns as f64
+            let attention_ns = (self.tables.attention_ns + self.verify_attention_ns) as f64;
+            let ns = drafter_ns + self.costs.verify.at(batch + share * self.nodes) + attention_ns;
+            (batch + self.mass * share.powf(SQUEEZE)) / ns
         };
         // Each had its nodes in other company, perhaps alone. The scan will not take more than pays now.
         let fitting = habit.verified / self.nodes;
