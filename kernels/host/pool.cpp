@@ -14,7 +14,8 @@ namespace simt {
 
 namespace {
 
-constexpr int spins_before_sleep = 2000;  // ~20-50 us
+// 0.1 to 0.5 ms, longer than the host is busy between two decoding rounds: to wake a sleeper costs 20 to 50 us.
+constexpr int spins_before_sleep = 10000;
 
 inline void relax() {
   __builtin_ia32_pause();

@@ -108,10 +108,14 @@ impl Engine {
         let emissions = self.commit((slots, trees, &verified), (chunks, firsts), keeps_features)?;
         self.times.stats.count_round(trees, &verified, &emissions[..slots.len()]);
         self.times.end();
+        let reads = !chunks.is_empty();
+        if reads {
+            // The drafter has read the prompts, too, behind the round.
+            self.times.count_tail_as_prefill();
+        }
         let tokens = emissions[..slots.len()].iter().map(|emission| emission.tokens.len()).sum();
         let predicted_us = self.controller.predicted().total;
         let speedup = self.controller.round().speedup();
-        let reads = !chunks.is_empty();
         self.last_round = Some(LastRound { verified, tokens, reads, predicted_us, speedup });
         Ok(emissions)
     }

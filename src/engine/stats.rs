@@ -23,7 +23,7 @@ pub struct Stats {
     pub accepted_tokens: u64,
     /// Nodes verified, roots included.
     pub nodes: u64,
-    /// Device time of prefill, ms.
+    /// Prefill outside decoding rounds, ms: passes that only read prompts, and the drafter's reading of those that the target has read beside a round.
     pub prefill_ms: f64,
     /// Device time of drafting, ms.
     pub draft_ms: f64,
@@ -208,6 +208,11 @@ impl RoundClock {
             self.last.control_in_draft_us = self.control.in_draft_us;
             self.last.control_in_verify_us = self.control.in_verify_us;
         }
+    }
+
+    /// Counts what followed the latest round as a part of prefill, not of the next round.
+    pub fn count_tail_as_prefill(&mut self) {
+        self.stats.prefill_ms += std::mem::take(&mut self.tail_us) / 1e3;
     }
 
     /// Leaves what followed the latest round out of the next one's time.

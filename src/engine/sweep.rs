@@ -31,8 +31,11 @@ const MAX_WARM_UPS: f64 = 4.0;
 /// Widths of one sequence in the order of their use: what every decision needs first.
 const VERIFY_ROWS: [usize; 16] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40, 192, 256, 160, 96];
 const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
-/// Widest of them where every row costs: there is no end of free rows to be found.
+/// Widest of them where there are no treads: there is no end of free rows to be found.
 const WIDEST_ON_HOST: usize = 64;
+/// Widths that are measured there besides: the host driver's native twins work rows off in groups of 1, 2, 4 and 8, so there are edges, though
+/// at other places, and the first two of them decide about every small tree.
+const BEHIND_EDGES_ON_HOST: [usize; 2] = [3, 5];
 /// Nodes and drafter rows of each sequence in passes over a batch.
 pub(super) const NODES_PER_SEQUENCE: usize = 64;
 const DRAFT_ROWS_PER_SEQUENCE: usize = 16;
@@ -96,10 +99,11 @@ pub(super) fn measure(
     let batch = reserve(verifier, pool, near, far, max_sequences)?;
     // Heads read one state a sequence, whatever the tree and the context.
     let heads = matches!(proposer, Some(Proposer::Heads(_)));
-    let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE });
     let modelled = device.has_modelled_time();
-    // The host driver's native twins have no tiles: every row costs.
+    // The host driver's native twins have no tiles.
     let tiled = !device.is_host() || modelled;
+    let edges: &[usize] = if tiled { &[] } else { &BEHIND_EDGES_ON_HOST };
+    let mut plan = plan(near, far, batch, if heads { 1 } else { DRAFT_ROWS_PER_SEQUENCE }, edges);
     plan.retain(|pass| match pass.kind {
         SweepKind::Verify => tiled || pass.sequences > 1 || pass.tokens <= WIDEST_ON_HOST,
         SweepKind::Draft if heads => pass.tokens == pass.sequences && pass.context == near,
@@ -190,7 +194,7 @@ pub(super) fn reserve(
 }
 
 /// Passes in the order of their use, kinds interleaved, so that a short time leaves some of each.
-fn plan(near: usize, far: usize, batch: usize, draft_rows_each: usize) -> Vec<PassSize> {
+fn plan(near: usize, far: usize, batch: usize, draft_rows_each: usize, edges: &[usize]) -> Vec<PassSize> {
     let one = |kind, tokens, context| PassSize { kind, tokens, sequences: 1, context };
     let verify = VERIFY_ROWS.map(|rows| one(SweepKind::Verify, rows, near));
     let draft = DRAFT_ROWS.map(|rows| one(SweepKind::Draft, rows, near));
@@ -206,6 +210,9 @@ fn plan(near: usize, far: usize, batch: usize, draft_rows_each: usize) -> Vec<Pa
         plan.push(all(SweepKind::Plain, 1));
         plan.push(all(SweepKind::Verify, NODES_PER_SEQUENCE));
         plan.push(all(SweepKind::Draft, draft_rows_each));
+    }
+    for &rows in edges {
+        plan.extend([SweepKind::Verify, SweepKind::Draft].map(|kind| one(kind, rows, near)));
     }
     plan.extend(
         verify[2..]

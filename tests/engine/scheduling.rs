@@ -207,6 +207,35 @@ fn who_is_cancelled_while_waiting_or_being_read_leaves_nothing_behind() {
     assert_eq!(engine.page_counts().used, 0);
 }
 
+/// Behind a round in whose pass a prompt was read, the drafter reads it, too. That is prefill: it must not seem to be what the next round costs outside its
+/// passes, or drafting would look dear whenever requests come.
+#[test]
+fn what_the_drafter_reads_behind_a_round_is_no_part_of_the_next() {
+    let mut engine = builder("chain:1").max_sequences(2).prefill_tokens(400).build().unwrap();
+    let prompts = demo_prompts(2, 300);
+    engine.submit(greedy(&prompts[0], 60)).unwrap();
+    while engine.stats().rounds < 5 {
+        engine.step().unwrap();
+    }
+    // Prefill, and the host's part of a round: what is neither in its drafter passes nor in its target pass.
+    let step = |engine: &mut Engine| {
+        let before = engine.stats().clone();
+        engine.step().unwrap();
+        let now = engine.stats();
+        let host_ms = |it: &smart_run::engine::Stats| it.decode_ms - it.draft_ms - it.verify_ms;
+        (now.prefill_ms - before.prefill_ms, host_ms(now) - host_ms(&before))
+    };
+    let (prefill_ms, host_ms) = step(&mut engine);
+    assert!(prefill_ms == 0.0 && host_ms > 1e-6, "{prefill_ms} and {host_ms} ms");
+    engine.submit(greedy(&prompts[1], 60)).unwrap();
+    let (prefill_ms, _) = step(&mut engine);
+    assert!(prefill_ms > 0.1, "the drafter read 300 tokens in {prefill_ms} ms");
+    let (prefill_ms, host_ms) = step(&mut engine);
+    assert!(prefill_ms == 0.0 && host_ms.abs() < 1e-6, "{prefill_ms} and {host_ms} ms");
+    let (_, host_ms) = step(&mut engine);
+    assert!(host_ms > 1e-6, "{host_ms} ms");
+}
+
 #[test]
 fn speculation_can_be_refused_and_stop_tokens_end_a_text() {
     let prompt = demo_prompts(1, 80).remove(0);

@@ -171,8 +171,8 @@ impl Profile {
         }
         let (declared, seen) = (table.treads, self.cost.observed_tread());
         facts.push(match (declared.tokens, seen) {
-            (1, _) => "These kernels have no treads: every row costs.".into(),
-            (tokens, 1) => format!("Treads of {tokens} rows were expected, but every row costs."),
+            (1, _) => "These kernels have no treads: passes of any two widths may differ.".into(),
+            (tokens, 1) => format!("Treads of {tokens} rows were expected, but passes of one tread differ."),
             (tokens, _) => format!(
                 "Rows cost in treads of {tokens}; attention in tiles of {} nodes a sequence.",
                 declared.nodes

@@ -63,7 +63,7 @@ fn passes(table: &CostTable, cost: &CostModel, kind: SweepKind, most: usize) -> 
             (1..).map(|i| (i * tread) as f64).take_while(|&at| at < widest as f64).collect();
         Chart::new(title, Axis::linear(x), Axis::linear(y))
             .marked(if tread > 1 { treads } else { vec![] })
-            .note(if tread > 1 { format!("marks: treads of {tread} rows") } else { "every row costs".into() })
+            .note(if tread > 1 { format!("marks: treads of {tread} rows") } else { "no treads".into() })
     };
     let contexts = main_contexts(points());
     for (colour, &context) in contexts.iter().enumerate() {
