@@ -135,6 +135,25 @@ fn smart_finds_its_way_between_high_edges() {
     }
 }
 
+/// Where drafter rows are dear, what has been left to catch up on must not keep the oracle from drafting for ever: who knows acceptance beforehand is
+/// not behind a tree that knows nothing.
+#[test]
+fn the_oracle_is_a_ceiling_where_catching_up_is_dear() {
+    let costs = steep();
+    for process in ["accepts-3", "mixed", "changing"] {
+        let record = record(process, 64, 200);
+        let settings = Settings { context: Some(64), ..Settings::new(2, 4000) };
+        let (policy, rival) =
+            best_static(&record, &costs, &static_grid(record.shape()), &settings).unwrap().unwrap();
+        let ceiling = speed(&oracle(&record, &costs, &settings).unwrap());
+        assert!(
+            ceiling >= 0.98 * speed(&rival),
+            "{process}: oracle {ceiling:.3}, {policy} {:.3}",
+            speed(&rival)
+        );
+    }
+}
+
 /// From 4.5 accepted tokens to next to none within a text, and back with the next text.
 #[test]
 fn a_collapse_in_mid_text_heals() {

@@ -4,7 +4,8 @@
 //! Long-run speed is a ratio of sums, so a round is worth `A - lambda t`: expected tokens less time at the long-run speed
 //! `lambda` (Dinkelbach 1967), found by playing the record again until it stands. Within a round trees are chosen by two
 //! prices, of a place in the target pass and of a drafter row: at given prices the best trees follow exactly from the leaves up, and
-//! the prices are searched from those of the round before. What it finds is a strong lower bound of what such knowledge could reach,
+//! the prices are searched from those of the round before. What a drafter has to catch up on is no part of a round's worth, only of its
+//! time: it is due whenever the sequence drafts next, and who is charged with it in every round that is weighed never drafts again. What it finds is a strong lower bound of what such knowledge could reach,
 //! hence a ceiling in practice, not a proof.
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,8 @@ const PRICES: [f32; 18] = [
 const LEAST: f32 = 5e-4;
 /// Most draft tokens of a tree.
 const MAX_NODES: usize = crate::control::MAX_DRAFT_TOKENS;
+/// While nothing is drafted: rounds between searches among all prices, as from where no price near makes a difference no way leads back.
+const LOOK_AROUND: u64 = 8;
 /// Times that the record is played to find the long-run speed.
 const PASSES: usize = 4;
 
@@ -86,6 +89,8 @@ struct Choice {
     sequences: Vec<Chosen>,
     expected: f64,
     draft_us: f64,
+    /// The part of it that is catching up.
+    catch_up_us: f64,
     verify_us: f64,
     overhead_us: f64,
     rows: usize,
@@ -98,7 +103,7 @@ impl Choice {
     }
 
     fn worth(&self, speed: f64) -> f64 {
-        self.expected - speed * self.us()
+        self.expected - speed * (self.us() - self.catch_up_us)
     }
 }
 
@@ -107,15 +112,18 @@ fn play(record: &Record, costs: &CostModel, settings: &Settings, speed: f64) -> 
     let levels = settings.config.max_depth.min(record.shape().levels);
     let mut prices = Prices { place: 9, row: 6, levels };
     let mut outcome = Outcome { expected_tokens: Some(0.0), ..Outcome::default() };
+    let mut plain_rounds = 0;
     while outcome.tokens < settings.tokens as u64 {
         let nodes: Vec<Vec<Node>> = lanes.iter().map(|lane| nodes_of(lane, levels)).collect();
         let total_context: usize = lanes.iter().map(Lane::context_len).sum();
         let plain_us = costs.plain_us(lanes.len(), total_context) + costs.plain_overhead_us();
         // Without a speed yet: that of plain decoding.
         let speed = if speed > 0.0 { speed } else { lanes.len() as f64 / plain_us };
-        let (choice, found) = search(&nodes, &lanes, costs, prices, levels, speed, outcome.rounds == 0);
+        let widely = outcome.rounds == 0 || plain_rounds % LOOK_AROUND == 1;
+        let (choice, found) = search(&nodes, &lanes, costs, prices, levels, speed, widely);
         prices = found;
         let is_plain = choice.worth(speed) <= lanes.len() as f64 - speed * plain_us;
+        plain_rounds = if is_plain { plain_rounds + 1 } else { 0 };
         count(&mut outcome, &choice, is_plain, plain_us, lanes.len());
         if let Some(expected) = &mut outcome.expected_tokens {
             *expected += if is_plain { lanes.len() as f64 } else { choice.expected };
@@ -259,11 +267,17 @@ fn choose(nodes: &[Vec<Node>], lanes: &[Lane], costs: &CostModel, prices: Prices
     let levels = rows_of_level.iter().take_while(|&&rows| rows > 0).count();
     let passes = rows_of_level.iter().zip(&context_of_level).take(levels);
     let draft_us = passes.map(|(&rows, &context)| costs.draft_us(rows, context)).sum();
+    let drafting = sequences.iter().filter(|chosen| chosen.drafts).count();
+    let catch_up_us = match drafting {
+        0 => 0.0,
+        _ => costs.draft_us(rows_of_level[0], 0) - costs.draft_us(drafting, 0),
+    };
     fill_free_places(nodes, lanes, costs, &mut sequences);
     let expected: f64 = nodes.iter().zip(&sequences).map(|(nodes, chosen)| mass(nodes, chosen)).sum();
     Choice {
         expected: nodes.len() as f64 + expected,
         draft_us,
+        catch_up_us,
         verify_us: verify_us(lanes, costs, &sequences),
         overhead_us: costs.overhead_us(),
         rows: rows_of_level.iter().sum(),
