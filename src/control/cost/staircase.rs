@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use super::pace::{Doubt, log_error};
-use super::tables::MAX_NS;
 use crate::control::fading::unless_gone;
 
 /// Rate of correction of a count that is well known.
@@ -93,20 +92,20 @@ impl Staircase {
         }
     }
 
-    /// `pace` times the times of `0..=treads` treads, in order, as whole nanoseconds; the first entry stands for no rows and is not
-    /// meaningful. A round of many sequences has thousands of treads: they are written knot by knot, and rounded without a call.
-    pub fn tabulate(&self, pace: f64, treads: usize, ns: &mut Vec<u64>) {
-        let to_ns = |us: f64| (1000.0 * pace * us + 0.5).clamp(1.0, MAX_NS) as i64 as u64;
+    /// The times of `0..=treads` treads, in order, as whole numbers from 1 to `most` of which `per_us` are a microsecond; the first entry stands for
+    /// no rows and is not meaningful. A round of many sequences has thousands of treads: they are written knot by knot, and rounded without a call.
+    pub fn tabulate(&self, per_us: f64, most: f64, treads: usize, table: &mut Vec<u64>) {
+        let whole = |us: f64| (per_us * us + 0.5).clamp(1.0, most) as i64 as u64;
         let first = &self.knots[0];
-        ns.clear();
-        ns.resize((first.rows / self.tread).min(treads) + 1, to_ns(first.fitted));
+        table.clear();
+        table.resize((first.rows / self.tread).min(treads) + 1, whole(first.fitted));
         for pair in self.knots.windows(2) {
             let (low, high) = (pair[0], pair[1]);
             let end = (high.rows / self.tread).min(treads);
-            ns.extend((ns.len()..=end).map(|tread| to_ns(low.towards(&high, tread * self.tread))));
+            table.extend((table.len()..=end).map(|tread| whole(low.towards(&high, tread * self.tread))));
         }
         let (last, slope) = (self.knots[self.knots.len() - 1], self.tail_slope());
-        ns.extend((ns.len()..=treads).map(|tread| to_ns(last.beyond(slope, tread * self.tread))));
+        table.extend((table.len()..=treads).map(|tread| whole(last.beyond(slope, tread * self.tread))));
     }
 
     /// Corrects the staircase by a measured pass: as [`Staircase::correct`].

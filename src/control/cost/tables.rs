@@ -8,7 +8,7 @@ use crate::tree::MAX_NODES;
 const RATE_BITS: u32 = 20;
 const RATE_ONE: f64 = (1u64 << RATE_BITS) as f64;
 /// Bounds that no sane measurement reaches, so that no sum or product overflows: 13 days a pass, 260 us a cached token.
-pub(super) const MAX_NS: f64 = (1u64 << 50) as f64;
+const MAX_NS: f64 = (1u64 << 50) as f64;
 const MAX_RATE: f64 = (1u64 << 38) as f64;
 const MAX_CONTEXT: usize = 1 << 24;
 /// Treads that a price looks ahead: past an edge as high as several treads, to what the rows behind it cost.
@@ -58,15 +58,18 @@ impl CostTables {
         self.draft_tread = cost.draft.tread();
         self.tile_nodes = cost.treads.nodes;
         // The price of a place, and rows that are only read, look further.
-        let pace = cost.pace.factor();
-        cost.verify.tabulate(pace, max_tokens.div_ceil(self.tread) + SLOPE_TREADS, &mut self.verify_ns);
-        cost.draft.tabulate(pace, max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
+        let (ns, max_tokens) = (1000.0 * cost.pace.factor(), max_tokens.div_ceil(self.tread) + SLOPE_TREADS);
+        cost.verify.tabulate(ns, MAX_NS, max_tokens, &mut self.verify_ns);
+        cost.draft.tabulate(ns, MAX_NS, max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
         let tiles = MAX_NODES.div_ceil(self.tile_nodes);
-        let rate = |tile: usize| cost.attention_us(tile * self.tile_nodes, 1);
-        self.attention_rate.clear();
-        self.attention_rate.push(0);
-        self.attention_rate
-            .extend((1..=tiles).map(|tile| (rate(tile) * 1000.0 * RATE_ONE).round().min(MAX_RATE) as u64));
+        match &cost.attention {
+            Some(rate) => rate.tabulate(ns * RATE_ONE, MAX_RATE, tiles, &mut self.attention_rate),
+            None => {
+                self.attention_rate.clear();
+                self.attention_rate.resize(tiles + 1, 0);
+            }
+        }
+        self.attention_rate[0] = 0;
         self.contexts.clear();
         self.contexts.extend(contexts.clone().map(|context| context.min(MAX_CONTEXT) as u64));
         self.draft_attention_ns.clear();
