@@ -28,8 +28,9 @@ const TURNS: usize = 3;
 const WARM_UP: Duration = Duration::from_millis(3);
 const MAX_WARM_UPS: f64 = 4.0;
 
-/// Widths of one sequence in the order of their use: what every decision needs first.
-const VERIFY_ROWS: [usize; 16] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40, 192, 256, 160, 96];
+/// Widths of one sequence in the order of their use: what every decision needs first. Tiles of linear layers end at powers of two, so there may be an edge
+/// behind each: 24, 40, 72 and 136 stand right behind one.
+const VERIFY_ROWS: [usize; 18] = [1, 8, 2, 16, 4, 32, 64, 24, 48, 12, 128, 40, 72, 192, 136, 256, 160, 96];
 const DRAFT_ROWS: [usize; 8] = [1, 10, 4, 2, 8, 16, 32, 64];
 /// Widest of them where there are no treads: there is no end of free rows to be found.
 const WIDEST_ON_HOST: usize = 64;
