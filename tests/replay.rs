@@ -118,7 +118,7 @@ fn steep() -> CostModel {
 fn smart_finds_its_way_between_high_edges() {
     let costs = steep();
     for (process, least) in
-        [("accepts-2", 0.97), ("accepts-3", 0.97), ("accepts-4.5", 1.0), ("mixed", 1.0), ("changing", 1.0)]
+        [("accepts-2", 0.98), ("accepts-3", 0.98), ("accepts-4.5", 1.005), ("mixed", 1.02), ("changing", 1.0)]
     {
         let record = record(process, 64, 200);
         let settings = Settings { context: Some(64), ..Settings::new(1, 6400) };
@@ -131,7 +131,7 @@ fn smart_finds_its_way_between_high_edges() {
             "{process}: smart {smart_speed:.3}, {policy} {rival_speed:.3}"
         );
         let plain = smart.plain_rounds as f64 / smart.rounds as f64;
-        assert!(plain < 0.05, "{process}: {:.0} % of rounds did not draft, though that pays", 100.0 * plain);
+        assert!(plain < 0.02, "{process}: {:.0} % of rounds did not draft, though that pays", 100.0 * plain);
     }
 }
 

@@ -59,19 +59,10 @@ struct Record {
     nodes: f64,
     /// Rounds that these are worth: drafted ones so far, and those that were typical before.
     rounds: u64,
-    /// For a sequence that has not drafted the round before its first.
     last_drafted: u64,
-    has_drafted: bool,
     last_seen: u64,
     /// Rounds until the next probe once left out.
     interval: u64,
-}
-
-impl Record {
-    /// Whether it drafted in the round before `round`.
-    fn drafted_last(&self, round: u64) -> bool {
-        self.has_drafted && self.last_drafted + 1 == round
-    }
 }
 
 /// Who drafts, and why.
@@ -231,7 +222,7 @@ impl Forecast {
             record.mass += rate * (mass - record.mass);
             record.nodes += rate * (nodes - record.nodes);
             record.rounds += 1;
-            (record.last_drafted, record.has_drafted) = (now, true);
+            record.last_drafted = now;
         }
         let mean = (mass_sum / drafting as f64, nodes_sum / drafting as f64);
         self.typical = Some(match self.typical {
@@ -305,11 +296,7 @@ impl Forecast {
             mass: f64::from(state.weight) * hoped,
             nodes: record.nodes,
             rows: state.catch_up_rows.max(1),
-            charged_rows: match record.drafted_last(self.round) {
-                // What it accepted has to be caught up on whenever it drafts next. Not to draft now would not save that.
-                true => 1.0,
-                false => charged_rows(state.catch_up_rows, record.mass, state.left),
-            },
+            charged_rows: charged_rows(state.catch_up_rows, record.mass, state.left),
         }
     }
 
@@ -322,7 +309,6 @@ impl Forecast {
             nodes,
             rounds,
             last_drafted: round,
-            has_drafted: false,
             last_seen: round,
             interval: FIRST_PROBE,
         });

@@ -5,8 +5,8 @@
 //! `lambda` (Dinkelbach 1967), found by playing the record again until it stands. Within a round trees are chosen by two
 //! prices, of a place in the target pass and of a drafter row: at given prices the best trees follow exactly from the leaves up, and
 //! the prices are searched from those of the round before. What a drafter has to catch up on is no part of a round's worth, only of its
-//! time: it is due whenever the sequence drafts next, and who is charged with it in every round that is weighed never drafts again. What it finds is a strong lower bound of what such knowledge could reach,
-//! hence a ceiling in practice, not a proof.
+//! time: it is due whenever the sequence drafts next, and who is charged with it in every round that is weighed never drafts again.
+//! What it finds is a strong lower bound of what such knowledge could reach, hence a ceiling in practice, not a proof.
 #![forbid(unsafe_code)]
 
 use super::lanes::{Lane, Texts};

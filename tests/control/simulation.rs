@@ -2,8 +2,8 @@
 
 use smart_run::control::roofline::{Card, Roofline, Shape};
 use smart_run::control::{
-    Controller, ControllerConfig, CostModel, Policy, RoundPlan, RoundReport, SequenceOutcome, SequenceView,
-    SweepKind, SweepPoint, Treads,
+    Controller, ControllerConfig, CostModel, Policy, RoundPlan, RoundReport, SelectedTree, SequenceOutcome,
+    SequenceView, SweepKind, SweepPoint, Treads,
 };
 use smart_run::replay::process::{Ease, Process, Quality};
 use smart_run::replay::{Outcome, Player, Record, RecordShape, Settings};
@@ -291,14 +291,18 @@ fn a_batch_that_grows_goes_on_drafting() {
     assert!((0..20).all(|_| drafted(1..17).0 == 16), "nobody is left out while rows are free");
 }
 
-/// The last of a batch have the free rows for themselves. That says next to nothing of the next full batch, of which the last one does: what it learns
-/// anew is soon learned.
+/// The last of a batch have the free rows for themselves. That says nothing of the next full batch, of which the last one does. Speeds are what rounds
+/// bring, relative to plain decoding, not what is expected of them: two nodes of each likeliest path are right.
 #[test]
 fn the_end_of_a_batch_is_not_taken_for_the_next() {
     let mut controller = Controller::new(Policy::Smart, ControllerConfig::default(), H200.cost_model(5120));
-    let speed = |controller: &mut Controller, ids| {
+    let speed = |controller: &mut Controller, ids: std::ops::Range<u64>| {
         drafted(controller, ids, 2);
-        controller.round().speedup()
+        let round = controller.round();
+        let emitted = |it: &SelectedTree| 1 + it.tree.walk(&vec![0; it.tree.num_nodes()]).0.len().min(2);
+        let emitted: usize = round.selected().iter().map(emitted).sum();
+        let plain_us = round.costs().plain_ns as f64 / 1000.0;
+        emitted as f64 / 64.0 * plain_us / f64::from(controller.predicted().total)
     };
     let full = (0..30).map(|_| speed(&mut controller, 0..64)).last().unwrap();
     for alone in [8..10, 8..9] {
@@ -306,9 +310,9 @@ fn the_end_of_a_batch_is_not_taken_for_the_next() {
             drafted(&mut controller, alone.clone(), 2);
         }
     }
-    let again: Vec<f32> = (0..5).map(|_| speed(&mut controller, 100..164)).collect();
-    assert!(full > 2.4 && again.iter().all(|&speed| speed > 0.93 * full), "{full} before, then {again:?}");
-    assert!(again[4] > 0.97 * full, "{full} before, then {again:?}");
+    let again: Vec<f64> = (0..5).map(|_| speed(&mut controller, 100..164)).collect();
+    assert!(again.iter().all(|&speed| speed > 0.97 * full), "{full} before, then {again:?}");
+    assert!(full > 2.4, "{full}: all 64 could have two tokens more");
 }
 
 /// Every row costs and the text is nearly certain: one long path. A tree of one sure node must not look like all there is to gain, nor must a few

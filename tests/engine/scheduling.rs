@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use smart_run::config::FloatType;
 use smart_run::control::Policy;
-use smart_run::engine::{Emission, Engine, EngineBuilder, FinishReason, Request, SequenceId};
+use smart_run::engine::{Emission, Engine, EngineBuilder, FinishReason, Request, SequenceId, Stats};
 use smart_run::sampling::SamplingParams;
 
 use crate::fixtures::{demo_builder, demo_prompts, greedy, run};
@@ -222,7 +222,7 @@ fn what_the_drafter_reads_behind_a_round_is_no_part_of_the_next() {
         let before = engine.stats().clone();
         engine.step().unwrap();
         let now = engine.stats();
-        let host_ms = |it: &smart_run::engine::Stats| it.decode_ms - it.draft_ms - it.verify_ms;
+        let host_ms = |it: &Stats| it.decode_ms - it.draft_ms - it.verify_ms;
         (now.prefill_ms - before.prefill_ms, host_ms(now) - host_ms(&before))
     };
     let (prefill_ms, host_ms) = step(&mut engine);

@@ -62,14 +62,12 @@ impl CostTables {
         cost.verify.tabulate(ns, MAX_NS, max_tokens, &mut self.verify_ns);
         cost.draft.tabulate(ns, MAX_NS, max_rows.div_ceil(self.draft_tread), &mut self.draft_ns);
         let tiles = MAX_NODES.div_ceil(self.tile_nodes);
-        match &cost.attention {
-            Some(rate) => rate.tabulate(ns * RATE_ONE, MAX_RATE, tiles, &mut self.attention_rate),
-            None => {
-                self.attention_rate.clear();
-                self.attention_rate.resize(tiles + 1, 0);
-            }
+        self.attention_rate.clear();
+        self.attention_rate.resize(tiles + 1, 0);
+        if let Some(rate) = &cost.attention {
+            rate.tabulate(ns * RATE_ONE, MAX_RATE, tiles, &mut self.attention_rate);
+            self.attention_rate[0] = 0;
         }
-        self.attention_rate[0] = 0;
         self.contexts.clear();
         self.contexts.extend(contexts.clone().map(|context| context.min(MAX_CONTEXT) as u64));
         self.draft_attention_ns.clear();

@@ -182,10 +182,7 @@ impl<'a> Company<'a> {
     pub fn rate(&self) -> f64 {
         let Expected { habit, scale } = self.expected;
         let size = self.size as f64;
-        let level_ns = |level: &Level| {
-            let width = scale * level.rows * size;
-            if width > 0.0 { level.share * self.costs.draft.at(width) } else { 0.0 }
-        };
+        let level_ns = |level: &Level| level.share * self.costs.draft.at(scale * level.rows * size);
         let charged_ns = self.sunk_ns() as f64 - self.deferred_ns();
         let drafter_ns = charged_ns + habit.levels.iter().map(level_ns).sum::<f64>();
         let batch = self.tables.batch() as f64;
@@ -210,15 +207,15 @@ pub(super) fn row_ns(tables: &CostTables, members: &[Member]) -> f64 {
     (tables.draft_linear_ns(rows) - tables.draft_linear_ns(members.len())) as f64 / beyond as f64
 }
 
-/// Rows of a catch-up pass that the decision to draft is charged with: those of a sequence that keeps drafting, which accepts `mass` tokens a
-/// round, and a share of what is waiting beyond them. To charge all of it to one round would make a sequence that was left out
-/// look dearer with every round that it waits, until nothing could bring it back. A text that has gone on for so long may be
-/// expected to go on for as long again, unless at most `left` tokens are, and all of that rests on it.
+/// Rows of a catch-up pass that the decision to draft is charged with: that of the sequence's own token, and a share of what is waiting besides. That
+/// is due whenever it drafts next, and not to draft now does not save it; only a text that never drafts again does not pay. To charge all of it to one
+/// round would make a sequence that was left out look dearer with every round that it waits, until nothing could bring it back. A text
+/// that has gone on for so long may be expected to go on for as long again, at `1 + mass` tokens a round, unless at most `left` tokens are, and all
+/// of that rests on it.
 pub(super) fn charged_rows(catch_up_rows: usize, mass: f64, left: usize) -> f64 {
     let rows = catch_up_rows.max(1) as f64;
-    let usual = rows.min(1.0 + mass);
     let rounds = rows.max(CATCH_UP_ROUNDS * (1.0 + mass)).min(left as f64 + 1.0) / (1.0 + mass);
-    usual + (rows - usual) / rounds.max(1.0)
+    1.0 + (rows - 1.0) / rounds.max(1.0)
 }
 
 #[cfg(test)]
