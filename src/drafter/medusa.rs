@@ -125,7 +125,7 @@ impl Medusa {
             }
         }
         for (index, weight) in self.last.iter().enumerate().take(heads) {
-            let Scores { logits: out, digests } = &buffers.scores.rows(index * rows..(index + 1) * rows);
+            let Scores { logits: out, digests, .. } = &buffers.scores.rows(index * rows..(index + 1) * rows);
             let x = &states.columns(columns(index));
             head(device, LinearArgs { x, weight, bias: None, out, workspace }, digests)?;
         }

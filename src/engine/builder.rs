@@ -64,6 +64,7 @@ pub struct EngineBuilder<'a> {
     pub(super) model: ModelSource,
     pub(super) drafter: Option<DraftSource>,
     pub(super) draft_vocabulary: Option<DraftVocabulary>,
+    pub(super) coupled: bool,
     pub(super) device: DeviceChoice,
     pub(super) float_type: Option<FloatType>,
     pub(super) policy: Option<Policy>,
@@ -88,6 +89,7 @@ impl EngineBuilder<'static> {
             model,
             drafter: None,
             draft_vocabulary: None,
+            coupled: true,
             device: DeviceChoice::Auto,
             float_type: None,
             policy: None,
@@ -119,6 +121,13 @@ impl<'a> EngineBuilder<'a> {
     /// change a text. For EAGLE-1, MSD, Medusa, and EAGLE-3 with the target's whole vocabulary.
     pub fn draft_vocabulary(mut self, vocabulary: DraftVocabulary) -> Self {
         self.draft_vocabulary = Some(vocabulary);
+        self
+    }
+
+    /// Lets sampled text be drafted without regard to the noise of its draws, as other runtimes do: fewer drafts are accepted, and texts are the same. For
+    /// comparisons, and for records that hold the target's probabilities.
+    pub fn uncoupled(mut self) -> Self {
+        self.coupled = false;
         self
     }
 
@@ -279,17 +288,19 @@ impl<'a> EngineBuilder<'a> {
         let kv = cache(target.kv_shape())?;
         let tread = self.pass_tread.map_or_else(|| graphs::pass_tread(&device), Ok)?;
         let mut verifier = Verifier::new(&device, target, kv, (max_rows, tread), max_sequences)?;
+        let sampling = self.coupled.then(|| verifier.sampling().clone());
         let mut proposer = match drafter {
             Some(LoadedDrafter::Network(mut network)) => {
                 network.prepare(max_rows, 2 * max_rows, max_positions)?;
                 network.layer_mut().tune(Instant::now() + tune_within)?;
                 let kv = cache(network.kv_shape())?;
-                let drafting = Drafting::new(&device, network, kv, (max_rows, tread), max_sequences)?;
+                let drafting =
+                    Drafting::new(&device, network, kv, (max_rows, tread), max_sequences, sampling)?;
                 Some(Proposer::Network(Box::new(drafting)))
             }
             Some(LoadedDrafter::Heads(mut heads)) => {
                 heads.prepare(max_sequences)?;
-                let heads = HeadsProposer::new(&device, *heads, max_rows, max_sequences)?;
+                let heads = HeadsProposer::new(&device, *heads, max_rows, max_sequences, sampling)?;
                 Some(Proposer::Heads(Box::new(heads)))
             }
             None if matches!(self.drafter, Some(DraftSource::Ngrams)) => {

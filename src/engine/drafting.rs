@@ -2,7 +2,7 @@
 
 use crate::control::{FrontierRow, NONE};
 use crate::device::{Device, PinnedBuffer, Tensor};
-use crate::drafter::{Drafter, Scores};
+use crate::drafter::{Drafter, Draws, Scores};
 use crate::engine::candidates::Candidates;
 use crate::engine::graphs::PassGraphs;
 use crate::engine::sequence::Sequence;
@@ -42,9 +42,23 @@ pub(super) struct Drafting {
     candidates: Candidates,
     /// By slot, the row of the round's feature store with the output of the root's pair.
     root_outputs: Vec<i32>,
-    /// Of the latest pass: whether it ran committed tokens, roots the last, and its scores.
-    latest: Option<(bool, Scores)>,
+    /// How sequences sample, by slot, U8 `[sequences, 24]`, where drafts are coupled with draws.
+    sampling: Option<Tensor>,
+    /// The latest pass.
+    latest: Option<Latest>,
 }
+
+/// A pass whose children are wanted.
+struct Latest {
+    /// Whether it ran committed tokens, roots the last.
+    at_roots: bool,
+    /// Whether its rows foresee draws.
+    coupled: bool,
+    scores: Scores,
+}
+
+/// From a pair's position to that of the token that its logits predict.
+const AHEAD: usize = 2;
 
 /// What a level's children are to be.
 #[derive(Clone, Copy)]
@@ -53,6 +67,8 @@ pub(super) struct Ranking {
     pub top_k: usize,
     /// Whether the scores change before they are ranked: then [`Drafting::rank`] does that, and else the pass itself.
     pub masked: bool,
+    /// Whether there are rows of texts that are sampled.
+    pub sampled: bool,
 }
 
 /// What launches of a drafter's passes of one shape depend on.
@@ -62,6 +78,8 @@ pub(super) struct PassKind {
     at_roots: bool,
     /// Children a row, if the pass ranks them.
     top_k: Option<usize>,
+    /// Whether its logits get the noise of draws.
+    coupled: bool,
 }
 
 impl Drafting {
@@ -71,6 +89,7 @@ impl Drafting {
         kv: KvCache,
         (max_rows, tread): (usize, usize),
         max_sequences: usize,
+        sampling: Option<Tensor>,
     ) -> Result<Self> {
         let width = network.tap_width();
         let dtype = network.kv_shape().dtype;
@@ -86,6 +105,7 @@ impl Drafting {
             turn: 0,
             candidates: Candidates::new(device, (max_rows, tread), max_sequences)?,
             root_outputs: vec![0; max_sequences],
+            sampling,
             latest: None,
             network,
             kv,
@@ -177,12 +197,16 @@ impl Drafting {
 
     /// Runs the rows of the pass, committed tokens or drafted ones; whether the device waited for a graph.
     fn forward(&mut self, at_roots: bool, ranking: Option<Ranking>) -> Result<bool> {
-        let Self { network, pass, kv, backlog, candidates, graphs, .. } = self;
+        let Self { network, pass, kv, backlog, candidates, graphs, sampling, .. } = self;
+        let coupled = sampling.is_some() && ranking.is_some_and(|ranking| ranking.sampled);
         pass.keep_outputs(self.feature_rows);
         self.feature_rows += pass.num_rows();
         if let Some(Ranking { top_k, .. }) = ranking {
             let call = candidates.expect((pass.num_logit_rows(), pass.logit_width()), top_k);
             pass.tell(call);
+        }
+        if coupled {
+            pass.tell_owners();
         }
         pass.stage();
         let top_k = ranking.and_then(|ranking| (!ranking.masked).then_some(ranking.top_k));
@@ -195,14 +219,15 @@ impl Drafting {
                 network.step(pass, kv)?
             };
             if let Some(top_k) = top_k {
-                candidates.append(&scores, at_roots, network.d2t(), (top_k, &pass.call()))?;
+                let noisy = couple(&scores, (pass, network.d2t()), sampling.as_ref().filter(|_| coupled))?;
+                candidates.append(&noisy, at_roots, network.d2t(), (top_k, &pass.call()))?;
             }
             network.layer().keep_outputs(pass)?;
             Ok(scores)
         };
-        let shape = pass.shape().map(|shape| (shape, PassKind { at_roots, top_k }));
+        let shape = pass.shape().map(|shape| (shape, PassKind { at_roots, top_k, coupled }));
         let (scores, waited) = graphs.run(shape, launch)?;
-        self.latest = Some((at_roots, scores));
+        self.latest = Some(Latest { at_roots, coupled, scores });
         Ok(waited)
     }
 
@@ -218,11 +243,36 @@ impl Drafting {
         top_k: usize,
         mask: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<()>,
     ) -> Result<()> {
-        let (at_roots, scores) = self.latest.as_ref().expect("a pass comes before its children");
-        mask(&scores.logits, self.network.d2t())?;
+        let &Latest { at_roots, coupled, ref scores } =
+            self.latest.as_ref().expect("a pass comes before its children");
+        let d2t = self.network.d2t();
+        mask(&scores.logits, d2t)?;
         scores.digest(self.pass.device())?;
-        self.candidates.append(scores, *at_roots, self.network.d2t(), (top_k, &self.pass.call()))
+        let scores = couple(scores, (&self.pass, d2t), self.sampling.as_ref().filter(|_| coupled))?;
+        self.candidates.append(&scores, at_roots, d2t, (top_k, &self.pass.call()))
     }
+
+    /// Whether drafts are coupled with draws.
+    pub fn couples(&self) -> bool {
+        self.sampling.is_some()
+    }
+}
+
+/// The scores of a pass with the noise of the draws behind its rows, if it is known how these are made.
+fn couple(
+    scores: &Scores,
+    (pass, d2t): (&Pass, Option<&Tensor>),
+    sampling: Option<&Tensor>,
+) -> Result<Scores> {
+    let Some(params) = sampling else { return Ok(scores.clone()) };
+    let draws = Draws {
+        row_sequence: &pass.owners(),
+        rows: Some(&pass.logit_rows()),
+        positions: &pass.positions(),
+        ahead: AHEAD,
+        params,
+    };
+    scores.couple(pass.device(), d2t, draws)
 }
 
 /// Gives sequence slots without work an empty place in the pass.

@@ -3,7 +3,8 @@
 
 use crate::control::{FrontierRow, MAX_TOP_K};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
-use crate::drafter::Medusa;
+use crate::drafter::{Draws, Medusa};
+use crate::engine::drafting::Ranking;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
 use crate::kernels::draft::{DraftTopkArgs, draft_topk};
@@ -24,6 +25,11 @@ pub(super) struct HeadsProposer {
     /// next round's pass are issued without a wait between them, so each has a buffer of its own.
     taken: PinnedBuffer<i32>,
     slots: PinnedBuffer<i32>,
+    /// Of every row of scores its sequence's slot, then of every row the position that its children are drawn at: i32 `[2, heads * sequences]`, which the
+    /// kernel reads where they are.
+    foreseen: PinnedBuffer<i32>,
+    /// How sequences sample, by slot, U8 `[sequences, 24]`, where drafts are coupled with draws.
+    sampling: Option<Tensor>,
     /// A root has probability 1: zeros, f32 `[heads * sequences]`.
     root_logp: Tensor,
     /// Children of the round: head by head, sequence by sequence, `top_k` each; i32 tokens, f32 log-probabilities of themselves and their paths.
@@ -42,7 +48,13 @@ pub(super) struct HeadsProposer {
 }
 
 impl HeadsProposer {
-    pub fn new(device: &Device, heads: Medusa, max_rows: usize, max_sequences: usize) -> Result<Self> {
+    pub fn new(
+        device: &Device,
+        heads: Medusa,
+        max_rows: usize,
+        max_sequences: usize,
+        sampling: Option<Tensor>,
+    ) -> Result<Self> {
         let (dtype, width) = (heads.dtype(), heads.tap_width());
         let most = heads.num_heads() * max_sequences;
         let uninit = |dtype, shape: &[usize]| Tensor::uninit(device, dtype, shape);
@@ -53,6 +65,8 @@ impl HeadsProposer {
             gathered: uninit(dtype, &[max_sequences, width])?,
             taken: PinnedBuffer::new(device, 2 * max_sequences)?,
             slots: PinnedBuffer::new(device, max_sequences)?,
+            foreseen: PinnedBuffer::new(device, 2 * most)?,
+            sampling,
             root_logp: Tensor::zeros(device, DType::F32, &[most])?,
             tokens: uninit(DType::I32, &[most * MAX_TOP_K])?,
             logp: uninit(DType::F32, &[most * MAX_TOP_K])?,
@@ -81,12 +95,13 @@ impl HeadsProposer {
         copy_rows(&self.device, CopyRowsArgs { src: &self.taps, moves: &moves, out: &self.states })
     }
 
-    /// Runs a level. That of the roots runs the first `levels` heads, `slot_of` giving each sequence's slot; later ones run nothing.
+    /// Runs a level. That of the roots runs the first `levels` heads, `place_of` giving each sequence's slot and the position of its root; later ones
+    /// run nothing.
     pub fn run(
         &mut self,
         rows: &[FrontierRow],
-        slot_of: impl Fn(u32) -> usize,
-        top_k: usize,
+        place_of: impl Fn(u32) -> (usize, usize),
+        ranking: Ranking,
         levels: usize,
     ) -> Result<()> {
         self.level_tokens.clear();
@@ -94,8 +109,9 @@ impl HeadsProposer {
         if rows[0].node == 0 {
             self.drafting.clear();
             self.drafting.extend(rows.iter().map(|row| row.sequence));
-            return self.pass(rows.iter().map(|row| slot_of(row.sequence)), top_k, levels);
+            return self.pass(rows.iter().map(|row| place_of(row.sequence)), ranking, levels);
         }
+        let top_k = ranking.top_k;
         for row in rows {
             // Depth 0 is the root, whose children are the first head's.
             let place = self.drafting.iter().position(|&sequence| sequence == row.sequence);
@@ -109,18 +125,45 @@ impl HeadsProposer {
         Ok(())
     }
 
-    /// The first `levels` heads over the states of `slots`; starts reading back the children.
-    pub fn pass(&mut self, slots: impl Iterator<Item = usize>, top_k: usize, levels: usize) -> Result<()> {
-        let mut count = 0;
-        for (staged, slot) in self.slots.as_mut_slice().iter_mut().zip(slots) {
+    /// The first `levels` heads over the states of sequences, of which `places` gives the slots and the positions of their roots; starts reading back
+    /// the children.
+    pub fn pass(
+        &mut self,
+        places: impl Iterator<Item = (usize, usize)>,
+        Ranking { top_k, sampled, .. }: Ranking,
+        levels: usize,
+    ) -> Result<()> {
+        let mut roots = Vec::new();
+        for (staged, (slot, root)) in self.slots.as_mut_slice().iter_mut().zip(places) {
             *staged = slot as i32;
-            count += 1;
+            roots.push(root);
         }
+        let count = roots.len();
         let (index, features) = (self.slots.mapped().rows(0..count), self.gathered.rows(0..count));
         gather_rows(&self.device, GatherRowsArgs { src: &self.states, index: &index, out: &features })?;
         let heads = levels.min(self.heads.num_heads());
-        let scores = self.heads.forward(&features, heads)?;
         let rows = heads * count;
+        let scores = self.heads.forward(&features, heads)?;
+        let scores = match self.sampling.clone().filter(|_| sampled) {
+            Some(params) => {
+                let (owners, positions) = self.foreseen.as_mut_slice().split_at_mut(rows);
+                for (row, (owner, position)) in owners.iter_mut().zip(positions).enumerate() {
+                    let (head, place) = (row / count, row % count);
+                    *owner = self.slots.as_slice()[place];
+                    *position = (roots[place] + head + 1) as i32;
+                }
+                let foreseen = self.foreseen.mapped();
+                let draws = Draws {
+                    row_sequence: &foreseen.rows(0..rows),
+                    rows: None,
+                    positions: &foreseen.rows(rows..2 * rows),
+                    ahead: 0,
+                    params: &params,
+                };
+                scores.couple(&self.device, self.heads.d2t(), draws)?
+            }
+            None => scores,
+        };
         let ticket = self.host_children.expect(2 * rows * top_k);
         self.call.as_mut_slice().copy_from_slice(&[0, ticket]);
         let call = self.call.mapped();
@@ -139,6 +182,11 @@ impl HeadsProposer {
                 post: Some(self.host_children.children_post((rows, top_k), &call)),
             },
         )
+    }
+
+    /// Whether drafts are coupled with draws.
+    pub fn couples(&self) -> bool {
+        self.sampling.is_some()
     }
 
     /// The latest level's children, waiting for them if they are the first.

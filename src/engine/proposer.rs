@@ -93,7 +93,10 @@ impl Proposer {
         };
         match self {
             Self::Ngram(proposer) => proposer.run(rows, of, ranking.top_k),
-            Self::Heads(proposer) => proposer.run(rows, |sequence| of(sequence).0, ranking.top_k, levels)?,
+            Self::Heads(proposer) => {
+                let place_of = |sequence| (of(sequence).0, of(sequence).1.map_or(0, Sequence::root));
+                proposer.run(rows, place_of, ranking, levels)?;
+            }
             Self::Network(drafting) if rows[0].node == 0 => {
                 let batch: Vec<_> = rows
                     .iter()
@@ -108,6 +111,15 @@ impl Proposer {
             }
         }
         Ok(false)
+    }
+
+    /// Whether drafts are coupled with draws: made under their noise. N-grams are what the text has said before, whatever is drawn.
+    pub fn couples(&self) -> bool {
+        match self {
+            Self::Network(drafting) => drafting.couples(),
+            Self::Heads(proposer) => proposer.couples(),
+            Self::Ngram(_) => false,
+        }
     }
 
     /// The weight that drafting reads first: the next round's at its beginning, or else another level; none where nothing is read.

@@ -77,8 +77,9 @@ impl Engine {
         self.times.begin()?;
         let drafted = self.draft_widely(slot, shape)?;
         let greedy = self.sequence(slot).request.sampling.is_greedy();
+        let is_chance = !greedy && !self.proposer.as_ref().is_some_and(Proposer::couples);
         let root = drafted.rows.token(0);
-        let trees = [if greedy { DraftTree::new(root) } else { drafted.rows }];
+        let trees = [if !is_chance { DraftTree::new(root) } else { drafted.rows }];
         self.verifier.pass.clear();
         self.fill_tree(slot, &trees[0]);
         let logits = self.run_target(&[slot], &trees)?;
@@ -86,9 +87,9 @@ impl Engine {
         let draws = self.verifier.read_draws()?;
         self.times.collect()?;
         let tokens = drafted.tokens;
-        let probs = match greedy {
-            true => Vec::new(),
-            false => probabilities(&logits, &self.sequence(slot).request.sampling, &tokens, shape.top_k)?,
+        let probs = match is_chance {
+            false => Vec::new(),
+            true => probabilities(&logits, &self.sequence(slot).request.sampling, &tokens, shape.top_k)?,
         };
         let tree =
             RecordedTree::new(root, draws[0], shape.top_k, drafted.child_of, tokens, drafted.logps, probs)?;

@@ -283,7 +283,12 @@ pub(super) fn run_levels(
             sequences[slots[row.sequence as usize]].as_ref().is_some_and(|sequence| sequence.guided.is_some())
         };
         let masked = rows.iter().any(is_guided);
-        if proposer.run(&rows, (sequences, pool), slots, Ranking { top_k, masked }, levels)? {
+        let is_sampled = |row: &FrontierRow| {
+            let sequence = sequences[slots[row.sequence as usize]].as_ref();
+            sequence.is_some_and(|sequence| !sequence.request.sampling.is_greedy())
+        };
+        let ranking = Ranking { top_k, masked, sampled: rows.iter().any(is_sampled) };
+        if proposer.run(&rows, (sequences, pool), slots, ranking, levels)? {
             times.spoil_draft();
         }
         if let Some(drafting) = proposer.network().filter(|_| masked) {

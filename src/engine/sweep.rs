@@ -42,7 +42,7 @@ pub(super) const NODES_PER_SEQUENCE: usize = 64;
 const DRAFT_ROWS_PER_SEQUENCE: usize = 16;
 /// Children drafted per row, as `smart` asks for.
 const TOP_K: usize = 10;
-const RANKING: Ranking = Ranking { top_k: TOP_K, masked: false };
+const RANKING: Ranking = Ranking { top_k: TOP_K, masked: false, sampled: false };
 
 /// What a sweep measured.
 pub(super) struct Sweep {
@@ -132,7 +132,9 @@ pub(super) fn measure(
                 }
                 (SweepKind::Draft, Some(Proposer::Heads(heads))) => {
                     let levels = heads.heads.num_heads();
-                    time(device, warm_ups, || heads.pass(0..pass.sequences, TOP_K, levels))?
+                    time(device, warm_ups, || {
+                        heads.pass((0..pass.sequences).map(|slot| (slot, 0)), RANKING, levels)
+                    })?
                 }
                 (SweepKind::Draft, Some(Proposer::Ngram(ngrams))) => {
                     let mut draft = ngrams.for_sweep(pass.context);

@@ -126,6 +126,11 @@ impl Verifier {
         self.penalties.set(slot, sequence)
     }
 
+    /// How tokens of every slot's sequence are drawn, U8 `[slots, 24]`.
+    pub fn sampling(&self) -> &Tensor {
+        &self.params
+    }
+
     /// Appends a chunk of a text to the pass, its tokens and what they show: positions `chunk`, causal, in a sequence slot.
     pub fn fill_chunk(
         &mut self,

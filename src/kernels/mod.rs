@@ -7,6 +7,7 @@ pub mod control;
 pub mod copy_rows;
 pub mod digest;
 pub mod draft;
+pub mod draft_noise;
 pub mod embedding;
 pub mod gather_norm;
 pub mod gather_rows;

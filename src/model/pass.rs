@@ -59,6 +59,8 @@ pub struct Pass {
     first_output: Option<usize>,
     /// See [`Pass::tell`].
     call: Option<[i32; 2]>,
+    /// See [`Pass::tell_owners`].
+    tells_owners: bool,
     seq_start: Vec<i32>,
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
@@ -82,7 +84,7 @@ pub struct Pass {
 /// Keys by which the bound on what a row sees grows, where shapes are few.
 const KEYS_STEP: usize = 256;
 
-const NUM_ARRAYS: usize = 17;
+const NUM_ARRAYS: usize = 18;
 const TOKENS: usize = 0;
 const POSITIONS: usize = 1;
 const SLOTS: usize = 2;
@@ -100,13 +102,14 @@ const OUTPUTS: usize = 13;
 const ANCESTORS: usize = 14;
 const ROOT_OUTPUTS: usize = 15;
 const CALL: usize = 16;
+const OWNERS: usize = 17;
 
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Eight arrays of rows, others with two columns, three, four and eight, four of sequences and one of two words, each rounded up to 4
+        // Nine arrays of rows, others with two columns, three, four and eight, four of sequences and one of two words, each rounded up to 4
         // elements so that it starts on 16 bytes.
-        let capacity = 25 * (max_rows + 4) + 4 * (max_sequences + 5) + 4;
+        let capacity = 26 * (max_rows + 4) + 4 * (max_sequences + 5) + 4;
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         let staged_ints = PinnedBuffer::new(device, capacity)?;
         Ok(Self {
@@ -118,6 +121,7 @@ impl Pass {
             num_rows: 0,
             first_output: None,
             call: None,
+            tells_owners: false,
             seq_start: Vec::with_capacity(max_sequences + 1),
             prefix_len: Vec::with_capacity(max_sequences),
             logit_rows: Vec::with_capacity(max_rows),
@@ -155,6 +159,7 @@ impl Pass {
         self.num_rows = 0;
         self.first_output = None;
         self.call = None;
+        self.tells_owners = false;
         self.seq_start.clear();
         self.prefix_len.clear();
         self.logit_rows.clear();
@@ -200,6 +205,11 @@ impl Pass {
     /// Tells what follows the network in this pass two words: see [`Pass::call`].
     pub fn tell(&mut self, call: [i32; 2]) {
         self.call = Some(call);
+    }
+
+    /// Tells what follows the network whose rows they are: see [`Pass::owners`].
+    pub fn tell_owners(&mut self) {
+        self.tells_owners = true;
     }
 
     /// Lets the rows from `first_row` on see a picture: row `first_row + i` has row i of `features`, `[n, hidden]` with at most

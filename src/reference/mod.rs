@@ -6,6 +6,7 @@ pub mod advance_rows;
 pub mod ceilings;
 pub mod copy_rows;
 pub mod draft;
+pub mod draft_noise;
 pub mod embedding;
 pub mod gather_rows;
 pub mod gelu;

@@ -37,7 +37,7 @@ const PASSES: usize = 4;
 pub fn oracle(record: &Record, costs: &CostModel, settings: &Settings) -> Result<Outcome> {
     if !record.has_probs() {
         return Err(Error::Input(
-            "the record does not hold the target's probabilities; record at a temperature above 0".into(),
+            "the record does not hold the target's probabilities; record at a temperature above 0 with --uncoupled".into(),
         ));
     }
     if settings.batch == 0 {

@@ -101,7 +101,7 @@ impl<'a> Player<'a> {
         }
         if settings.knowledge.probabilities && !record.has_probs() {
             return Err(Error::Input(
-                "the record does not hold the target's probabilities; record at a temperature above 0".into(),
+                "the record does not hold the target's probabilities; record at a temperature above 0 with --uncoupled".into(),
             ));
         }
         let top_k = record.shape().top_k;

@@ -7,6 +7,7 @@ mod batch;
 mod breakdown;
 mod controllers;
 mod costs;
+mod coupling;
 mod draft_vocabulary;
 pub(crate) mod drafters;
 mod dummy_weights;

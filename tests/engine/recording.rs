@@ -11,7 +11,7 @@ use smart_run::reference::sampler::law;
 use smart_run::replay::{RECORD_VERSION, Record, RecordHeader, RecordShape, Settings, replay};
 use smart_run::sampling::SamplingParams;
 
-use crate::fixtures::{demo, demo_prompts, greedy, run};
+use crate::fixtures::{demo, demo_builder, demo_prompts, greedy, run};
 
 /// A file that stays readable.
 #[derive(Clone, Default)]
@@ -53,6 +53,12 @@ fn record(engine: &mut Engine, request: &Request) -> (Vec<i32>, Record) {
     (tokens, Record::parse(&bytes[..], Path::new("memory")).unwrap().1)
 }
 
+/// The demo pair, its drafts coupled with draws or not.
+fn pair(policy: Policy, coupled: bool) -> Engine {
+    let builder = demo_builder(FloatType::Bf16, policy).max_context(512);
+    if coupled { builder } else { builder.uncoupled() }.build().unwrap()
+}
+
 fn requests() -> Vec<Request> {
     let sampling = SamplingParams { temperature: 0.7, top_p: 0.95, seed: 4, ..SamplingParams::default() };
     let prompts = demo_prompts(2, 60);
@@ -61,7 +67,13 @@ fn requests() -> Vec<Request> {
 
 #[test]
 fn replay_runs_the_rounds_that_the_engine_runs() {
-    let mut engine = demo(FloatType::Bf16, Policy::Plain);
+    for coupled in [true, false] {
+        replay_runs_the_rounds(coupled);
+    }
+}
+
+fn replay_runs_the_rounds(coupled: bool) {
+    let mut engine = pair(Policy::Plain, coupled);
     let costs: CostModel = Roofline::H200_LLAMA_8B.cost_model(512);
     let mut exact = 0;
     for request in requests() {
@@ -71,12 +83,13 @@ fn replay_runs_the_rounds_that_the_engine_runs() {
         assert_eq!(record.num_positions(), tokens.len() - 1, "the prompt's pass draws the first token");
         let drawn: Vec<i32> = record.sequences()[0].trees.iter().map(|tree| tree.drawn).collect();
         assert_eq!(drawn, tokens[1..]);
-        assert_eq!(record.has_probs(), request.sampling.temperature > 0.0);
+        // Where drafts know the noise, what the target's draw is leaves nothing to chance.
+        assert_eq!(record.has_probs(), request.sampling.temperature > 0.0 && !coupled);
         for policy in
             ["eagle2:10,5,24", "eagle2:10,2,60", "eagle2:10,7,16", "chain:2", "chain:4", "eagle2:4,3,60"]
         {
             let policy: Policy = policy.parse().unwrap();
-            let mut speculating = demo(FloatType::Bf16, policy);
+            let mut speculating = pair(policy, coupled);
             run(&mut speculating, request.clone());
             let ran = speculating.stats();
             let played = replay(&record, &costs, policy, &Settings::new(1, record.num_positions())).unwrap();
@@ -100,7 +113,7 @@ fn replay_runs_the_rounds_that_the_engine_runs() {
 /// At the root the record's probabilities are those of the sampler's law over the target's logits there.
 #[test]
 fn recorded_probabilities_are_the_targets() {
-    let mut engine = demo(FloatType::Bf16, Policy::Plain);
+    let mut engine = pair(Policy::Plain, false);
     let request = requests().pop().unwrap();
     let (tokens, record) = record(&mut engine, &request);
     let text = [request.prompt.clone(), tokens].concat();

@@ -10,6 +10,7 @@ mod control;
 mod copy_rows;
 mod digest;
 mod draft;
+mod draft_noise;
 mod embedding;
 mod gather_norm;
 mod gather_rows;

@@ -50,6 +50,9 @@ impl Models {
         if let Some(vocabulary) = &args.draft_vocab {
             builder = builder.draft_vocabulary(vocabulary.clone());
         }
+        if args.uncoupled {
+            builder = builder.uncoupled();
+        }
         match args.dtype {
             Some(dtype) => builder.float_type(dtype),
             None => builder,

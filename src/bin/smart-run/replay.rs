@@ -144,7 +144,7 @@ fn records(args: &ReplayArgs) -> Result<Vec<(Text, Record)>> {
     let needs_probs = args.oracle || args.knowledge.probabilities;
     if let Some((text, _)) = records.iter().find(|(_, record)| needs_probs && !record.has_probs()) {
         return Err(Error::Input(format!(
-            "{flag}: {} does not hold the target's probabilities; record at a temperature above 0",
+            "{flag}: {} does not hold the target's probabilities; record at a temperature above 0 with --uncoupled",
             text.name
         )));
     }

@@ -48,7 +48,7 @@ fn children(tread: usize, levels: &[&[(u32, u32, u32)]]) -> Vec<Vec<(i32, f32)>>
     let root = sequence.draft_len + 1;
     pool.reserve(0, root + 32).unwrap();
     pool.upload().unwrap();
-    let ranking = Ranking { top_k: TOP_K, masked: false };
+    let ranking = Ranking { top_k: TOP_K, masked: false, sampled: false };
     drafting.catch_up(pool, &[(0, sequence)], |_| 1, Some(ranking)).unwrap();
     drafting.read_children().unwrap();
     let mut answers = Vec::new();
@@ -90,7 +90,7 @@ fn masked_children_are_those_of_the_masked_logits() {
     let sequence = sequences[0].as_ref().unwrap();
     pool.reserve(0, sequence.draft_len + 33).unwrap();
     pool.upload().unwrap();
-    let ranking = Ranking { top_k: TOP_K, masked: true };
+    let ranking = Ranking { top_k: TOP_K, masked: true, sampled: false };
     drafting.catch_up(pool, &[(0, sequence)], |_| 1, Some(ranking)).unwrap();
     let mut wanted = Vec::new();
     drafting

@@ -1,9 +1,9 @@
 //! The device arrays of a [`Pass`], as it was staged.
 
 use super::{
-    ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, LINKS, LOGIT_ROWS, OPEN_ROWS, OUTPUTS, POSITIONS,
-    PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START, TREE_TOKENS,
-    TreeArrays,
+    ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, LINKS, LOGIT_ROWS, OPEN_ROWS, OUTPUTS, OWNERS,
+    POSITIONS, PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START,
+    TREE_TOKENS, TreeArrays,
 };
 use crate::device::{DType, Tensor};
 
@@ -54,6 +54,11 @@ impl Pass {
     /// What was told, i32 `[2]`.
     pub fn call(&self) -> Tensor {
         self.array(CALL)
+    }
+
+    /// Sequence of each row whose logits are wanted, i32 `[logit width]`; -1 for rows that fill the pass up.
+    pub fn owners(&self) -> Tensor {
+        self.array(OWNERS)
     }
 
     /// Where outputs are kept: pairs of a row of the pass and one of the store, i32 `[width, 2]`; -1 for rows that fill the pass up.

@@ -2,7 +2,7 @@
 
 use super::{
     ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, LINKS, LOGIT_ROWS, NO_ROW, NO_SLOT, OPEN_ROWS, OUTPUTS,
-    POSITIONS, PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START,
+    OWNERS, POSITIONS, PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START,
     TREE_TOKENS,
 };
 use crate::device::Tensor;
@@ -46,6 +46,9 @@ impl Pass {
         stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
         let told = self.call.as_slice().as_flattened();
         stage(CALL, told.len(), &mut told.iter().copied());
+        let owners = self.logit_rows.iter().map(|&row| sequence_of(row));
+        let owners = owners.chain(filled(num_logits, logit_width, NO_ROW));
+        stage(OWNERS, if self.tells_owners { logit_width } else { 0 }, &mut owners.into_iter());
         let roots = if is_open { num_sequences } else { 0 };
         let outline = stage(ROOT_OUTPUTS, roots, &mut self.root_outputs.iter().copied());
         // Words as their halves, the lower first. Those of rows that fill the pass up are not looked at.

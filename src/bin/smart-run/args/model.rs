@@ -20,6 +20,8 @@ pub struct ModelArgs {
     pub draft: Option<PathBuf>,
     /// The target's tokens that the drafter may propose; `None` is all that it knows.
     pub draft_vocab: Option<DraftVocabulary>,
+    /// Whether drafts are made without the noise of the draws that they are to foresee.
+    pub uncoupled: bool,
     /// Type to run in; `None` is the one that the weights are stored in.
     pub dtype: Option<FloatType>,
     /// Where to run.
@@ -39,6 +41,10 @@ pub struct LowModel {
     /// freq_32768.pt). Makes the head of EAGLE-1, MSD and Medusa drafters quicker beside a large vocabulary; the text stays the same
     #[arg(long, value_name = "N|FILE", value_parser = from_str::<DraftVocabulary>)]
     draft_vocab: Option<DraftVocabulary>,
+    /// Draft sampled text without the noise of its draws, as other runtimes do: fewer drafts are accepted; the text stays the same. For
+    /// comparisons, and for records that an oracle can play
+    #[arg(long)]
+    uncoupled: bool,
     /// Type to run in: auto (as the weights are stored), bf16, f16 or f32
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
     dtype: Dtype,
@@ -53,6 +59,7 @@ impl From<LowModel> for ModelArgs {
             model: typed.model,
             draft: typed.draft,
             draft_vocab: typed.draft_vocab,
+            uncoupled: typed.uncoupled,
             dtype: typed.dtype.0,
             device: typed.device,
         }

@@ -91,7 +91,7 @@ pub struct LowReplay {
     /// Cost table that policies believe at the start [default: that of --costs]
     #[arg(long, value_name = "TABLE")]
     belief: Option<String>,
-    /// Tell policies the target's probabilities of what is drafted, in place of calibrated ones (records of a temperature above 0)
+    /// Tell policies the target's probabilities of what is drafted, in place of calibrated ones (records of a temperature above 0, made with --uncoupled)
     #[arg(long)]
     true_probabilities: bool,
     /// Tell policies the true costs, whatever --belief and --noise say
@@ -100,7 +100,7 @@ pub struct LowReplay {
     /// Search the best static tree for every batch size: 4 to 60 nodes, 1 to 8 levels, 1 to 10 children
     #[arg(long)]
     rivals: bool,
-    /// Play the oracle, which knows the target's probabilities (records of a temperature above 0)
+    /// Play the oracle, which knows the target's probabilities (records of a temperature above 0, made with --uncoupled)
     #[arg(long)]
     oracle: bool,
     /// What to print: text, or one object as json

@@ -59,7 +59,7 @@ fn defaults_are_those_of_the_design() {
 
 #[test]
 fn every_flag_reaches_its_field() {
-    let line = "generate --model m --draft d --draft-vocab 32768 --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
+    let line = "generate --model m --draft d --draft-vocab 32768 --uncoupled --prompt-ids 3,0,2147483647 --max-new-tokens 7 --temperature 0.5 \
                 --top-p 0.9 --top-k 40 --min-p 0.05 --seed 18446744073709551615 --ignore-eos --policy chain:4 \
                 --dtype f16 --device cuda:2 --format json --trace t.jsonl --stop --x --stop y";
     assert_eq!(
@@ -69,6 +69,7 @@ fn every_flag_reaches_its_field() {
                 model: Some("m".into()),
                 draft: Some("d".into()),
                 draft_vocab: Some(DraftVocabulary::Lowest(32768)),
+                uncoupled: true,
                 dtype: Some(FloatType::F16),
                 device: DeviceChoice::Cuda(2),
             },
@@ -238,6 +239,7 @@ fn profile_measures_the_demo_pair_unless_told_otherwise() {
                     model: Some("m".into()),
                     draft: Some("d".into()),
                     draft_vocab: Some(DraftVocabulary::Listed("f.pt".into())),
+                    uncoupled: false,
                     dtype: Some(FloatType::F16),
                     device: DeviceChoice::Host,
                 },

@@ -1,0 +1,193 @@
+use smart_run::device::{DType, Device, Tensor};
+use smart_run::kernels::digest::{digest_buffer, draft_digest};
+use smart_run::kernels::draft_noise::{DraftNoiseArgs, draft_noise};
+use smart_run::kernels::sampler::SamplerParams;
+use smart_run::reference::draft as digest_oracle;
+use smart_run::reference::draft_noise as oracle;
+use smart_run::sampling::{DIGEST_LEN, SamplingParams};
+
+use crate::common::device::device;
+use crate::common::inputs::Rng;
+
+/// Sequences that sample in every way, among them greedy ones.
+fn sequences() -> Vec<SamplingParams> {
+    let params =
+        |temperature, top_p, top_k, min_p, seed| SamplingParams { temperature, top_p, top_k, min_p, seed };
+    vec![
+        params(1.0, 1.0, 0, 0.0, 7),
+        params(0.0, 0.5, 3, 0.1, 7),
+        params(0.6, 0.9, 0, 0.0, u64::MAX - 4),
+        params(0.8, 1.0, 2, 0.0, 1 << 40),
+        params(1.3, 0.7, 3, 0.0, 0),
+        params(0.01, 1.0, 0, 0.2, 3),
+        params(2.5, 0.95, 100_000, 1e-38, 12),
+        params(1.0, 1e-6, 1, 1.0, 13),
+    ]
+}
+
+/// Rows with ties, without a possible token in some slices or all, with infinities, flat ones and steep ones.
+fn risky_rows(vocab_size: usize) -> Vec<Vec<f32>> {
+    let mut random = Rng::new(vocab_size as u64 + 3);
+    let mut normals =
+        |scale: f32| -> Vec<f32> { random.normals(vocab_size).into_iter().map(|x| scale * x).collect() };
+    let normal = normals(3.0);
+    let mut some_nan = normal.clone();
+    some_nan.iter_mut().step_by(3).for_each(|x| *x = f32::NAN);
+    let mut first_slice_impossible = normal.clone();
+    first_slice_impossible[..vocab_size.min(DIGEST_LEN)].fill(f32::NEG_INFINITY);
+    let mut infinite = normal.clone();
+    infinite.iter_mut().skip(1).step_by(40).for_each(|x| *x = f32::INFINITY);
+    vec![
+        normal.iter().map(|x| x.round()).collect(),
+        normals(0.3),
+        normals(9.0),
+        normal,
+        some_nan,
+        first_slice_impossible,
+        infinite,
+        vec![f32::NAN; vocab_size],
+        vec![f32::NEG_INFINITY; vocab_size],
+        vec![1.5; vocab_size],
+        (0..vocab_size).map(|i| i as f32 * -0.01).collect(),
+        (0..vocab_size).map(|i| i as f32 * -100.0).collect(),
+    ]
+}
+
+/// Ascending ids with gaps, as frequent tokens of a large vocabulary have them.
+fn offsets(vocab_size: usize) -> Vec<i32> {
+    (0..vocab_size as i32).map(|id| id / 3 + id / 50 * 7).collect()
+}
+
+/// Every row under every sequence, and one that is nobody's.
+fn check(device: &Device, name: &str, vocab_size: usize, has_offsets: bool) {
+    let sequences = sequences();
+    let rows = risky_rows(vocab_size);
+    let cases: Vec<(usize, Option<usize>)> = (0..rows.len())
+        .flat_map(|row| (0..sequences.len()).map(move |sequence| (row, Some(sequence))).chain([(row, None)]))
+        .collect();
+    let num_rows = cases.len();
+    let d2t = offsets(vocab_size);
+    // Places in the pass go backwards, and there are more of them.
+    let place = |case: usize| num_rows - case;
+    let positions: Vec<i32> = (0..=num_rows as i32).map(|i| 1000 + 13 * i).collect();
+    let ints = |values: Vec<i32>| Tensor::from_slice(device, &values, &[values.len()]).unwrap();
+    let d2t_device = ints(d2t.clone());
+    let row_sequence = ints(cases.iter().map(|case| case.1.map_or(-1, |sequence| sequence as i32)).collect());
+    let row_places = ints((0..num_rows).map(|case| place(case) as i32).collect());
+    let own_positions = ints((0..num_rows).map(|case| positions[place(case)]).collect());
+    let all_positions = ints(positions.clone());
+    let params: Vec<SamplerParams> = sequences.iter().map(SamplerParams::from).collect();
+    let params = SamplerParams::upload(device, &params).unwrap();
+    let input: Vec<f32> = cases.iter().flat_map(|case| rows[case.0].clone()).collect();
+    for has_places in [true, false] {
+        // A row more, which must stay as it is.
+        let logits = Tensor::uninit(device, DType::F32, &[num_rows + 1, vocab_size]).unwrap();
+        logits.fill_bytes(0xff).unwrap();
+        let logits_of_rows = logits.rows(0..num_rows);
+        logits_of_rows.write(&input).unwrap();
+        let before = digest_buffer(device, num_rows, vocab_size).unwrap();
+        draft_digest(device, &logits_of_rows, &before).unwrap();
+        let after = digest_buffer(device, num_rows + 1, vocab_size).unwrap();
+        after.fill_bytes(0xff).unwrap();
+        let args = DraftNoiseArgs {
+            logits: &logits_of_rows,
+            digests: &before,
+            out_digests: &after.rows(0..num_rows),
+            d2t: has_offsets.then_some(&d2t_device),
+            row_sequence: &row_sequence,
+            rows: has_places.then_some(&row_places),
+            positions: if has_places { &all_positions } else { &own_positions },
+            ahead: 2,
+            params: &params,
+        };
+        draft_noise(device, args).unwrap();
+        let (logits, digests) = (logits.to_vec::<f32>().unwrap(), after.to_vec::<u64>().unwrap());
+        let digest_words = 2 * vocab_size.div_ceil(DIGEST_LEN);
+        for (case, &(row, sequence)) in cases.iter().enumerate() {
+            let name = format!("{name}, {vocab_size}, row {row}, {sequence:?}, places {has_places}");
+            let of_ids = has_offsets.then_some(&d2t[..]);
+            let wanted = match sequence {
+                Some(it) => oracle::noisy_row(&rows[row], of_ids, &sequences[it], positions[place(case)] + 2),
+                None => rows[row].clone(),
+            };
+            let got = &logits[case * vocab_size..][..vocab_size];
+            let differs =
+                (0..vocab_size).find(|&id| wanted[id].to_bits() != got[id].to_bits() && !wanted[id].is_nan());
+            assert_eq!(differs.map(|id| (id, wanted[id], got[id])), None, "{name}");
+            let slices = wanted.chunks(DIGEST_LEN).enumerate();
+            let wanted: Vec<u64> =
+                slices.flat_map(|(i, slice)| digest_oracle::digest(slice, i * DIGEST_LEN)).collect();
+            assert_eq!(wanted, digests[case * digest_words..][..digest_words], "{name}: digests");
+        }
+        assert!(
+            logits[num_rows * vocab_size..].iter().all(|x| x.to_bits() == u32::MAX),
+            "{name}: behind the rows"
+        );
+        assert!(
+            digests[num_rows * digest_words..].iter().all(|&word| word == u64::MAX),
+            "{name}: behind them"
+        );
+    }
+}
+
+#[test]
+fn noisy_rows_agree_with_the_oracle() {
+    let device = device();
+    for vocab_size in [1, 3, 63, 64, 65, 130, 257, 1028] {
+        for mode in device.modes() {
+            device.enter(mode);
+            check(&device, &format!("{mode:?}"), vocab_size, vocab_size % 2 == 0);
+        }
+    }
+}
+
+/// So many slices that a block has several turns, and that top-k and top-p end among them.
+#[test]
+fn long_rows_agree_with_the_oracle() {
+    let device = device();
+    // Emulated threads take their time.
+    for mode in device.modes().into_iter().rev().take(1) {
+        device.enter(mode);
+        check(&device, &format!("{mode:?}"), 34_000, true);
+    }
+}
+
+#[test]
+fn schedules_do_not_change_noise() {
+    let device = device();
+    for mode in device.schedules() {
+        device.enter(mode);
+        check(&device, &format!("{mode:?}"), 201, true);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let device = device();
+    device.enter(device.modes()[0]);
+    let logits = Tensor::zeros(&device, DType::F32, &[2, 70]).unwrap();
+    let [digests, out_digests] = [(); 2].map(|()| digest_buffer(&device, 2, 70).unwrap());
+    let ints = |len| Tensor::zeros(&device, DType::I32, &[len]).unwrap();
+    let (two, three) = (ints(2), ints(3));
+    let params = SamplerParams::upload(&device, &[SamplerParams::from(&SamplingParams::default())]).unwrap();
+    let fitting = || DraftNoiseArgs {
+        logits: &logits,
+        digests: &digests,
+        out_digests: &out_digests,
+        d2t: None,
+        row_sequence: &two,
+        rows: None,
+        positions: &two,
+        ahead: 0,
+        params: &params,
+    };
+    assert!(draft_noise(&device, fitting()).is_ok());
+    let refusal = |args| draft_noise(&device, args).unwrap_err().to_string();
+    assert!(refusal(DraftNoiseArgs { out_digests: &digests, ..fitting() }).contains("other memory"));
+    assert!(refusal(DraftNoiseArgs { row_sequence: &three, ..fitting() }).contains("row_sequence"));
+    assert!(refusal(DraftNoiseArgs { positions: &three, ..fitting() }).contains("positions"));
+    assert!(refusal(DraftNoiseArgs { d2t: Some(&two), ..fitting() }).contains("d2t"));
+    assert!(
+        draft_noise(&device, DraftNoiseArgs { rows: Some(&two), positions: &three, ..fitting() }).is_ok()
+    );
+}
