@@ -47,6 +47,7 @@ fn h200_table() -> Value {
         }
     }
     rules.push(json!({"kernel": "draft_topk_f32", "us": 20.0}));
+    rules.push(json!({"kernel": "draft_noise_f32", "us": 5.0}));
     rules.push(json!({"kernel": "verify_walk", "us": 25.0}));
     json!({"rules": rules, "default_us": 0.0, "copy_us": 0.0})
 }

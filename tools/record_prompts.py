@@ -2,7 +2,9 @@
 
     cargo build --release
     python3 tools/record_prompts.py --temperature 1 --prompts 40 --new-tokens 100 --out records/t1
-    target/release/smart-run replay records/t1/*.jsonl --rivals --oracle --out t1.html
+    target/release/smart-run replay records/t1/*.jsonl --rivals --out t1.html
+
+With `-- --uncoupled` behind them, records of sampled text hold the target's probabilities of what was drafted, and `replay --oracle` plays them.
 
 The prompts are those of a JSON Lines file with `prompt` or `turns` (its first turn); the seed of a prompt is its number. A prompt
 that has its record already is left alone, so that an interrupted run goes on where it stopped.

@@ -9,11 +9,13 @@ use smart_run::kernels::draft::{
     DraftBeamArgs, DraftFrontierArgs, DraftTopkArgs, HostWords, RunTables, draft_beam, draft_frontier,
     draft_topk,
 };
+use smart_run::kernels::draft_noise::{DraftNoiseArgs, draft_noise};
 use smart_run::kernels::kv_compact::{KvCompactArgs, kv_compact};
 use smart_run::kernels::linear::{LinearArgs, LinearWorkspace, head};
 use smart_run::kernels::prefetch::prefetch;
+use smart_run::kernels::sampler::SamplerParams;
 use smart_run::reference;
-use smart_run::sampling::DIGEST_LEN;
+use smart_run::sampling::{DIGEST_LEN, SamplingParams};
 
 use super::attention_cases::PAGE;
 use super::measure::{Case, Entry};
@@ -42,6 +44,7 @@ pub fn drafter(model: &'static Model) -> Vec<Entry> {
                 ),
                 ("draft_topk", "topk of digests", topk_case),
                 ("head + draft_topk", "head and topk", head_case),
+                ("head + draft_noise + draft_topk", "head, noise and topk", noisy_head_case),
             ] {
                 let name = format!("{what} R={rows} V={vocab} k={TOP_K}");
                 let shape = serde_json::json!({
@@ -162,12 +165,25 @@ fn topk_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
 
 /// The end of a level: a head that leaves digests, and its children. What the head alone takes is among the linear layers.
 fn head_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
+    level_end_case(setting, rows, vocab, false)
+}
+
+/// The same of texts that are sampled with top-p. Logits are random, so nearly all of them get noise: more than in a real row.
+fn noisy_head_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
+    level_end_case(setting, rows, vocab, true)
+}
+
+fn level_end_case(setting: &Setting, rows: usize, vocab: usize, is_noisy: bool) -> Result<Case> {
     let (device, k) = (setting.device.clone(), setting.model.hidden);
     let (logits, digests) =
         (setting.uninit(DType::F32, &[rows, vocab])?, digest_buffer(&device, rows, vocab)?);
     let (children, x) = (Children::new(setting, rows)?, setting.random(0, &[rows, k]));
     let workspace = LinearWorkspace::new(&device, rows, [(vocab, k)], 0)?;
     let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[vocab, k])).collect();
+    let sampling = SamplingParams { temperature: 0.7, top_p: 0.9, seed: 1, ..SamplingParams::default() };
+    let params = SamplerParams::upload(&device, &[SamplerParams::from(&sampling)])?;
+    let (row_sequence, noisy_digests) =
+        (Tensor::zeros(&device, DType::I32, &[rows])?, digest_buffer(&device, rows, vocab)?);
     let (made, last) = (children.clone(), logits.rows(rows - 1..rows));
     Ok(Case {
         bytes: (2 * vocab * k + 2 * rows * k + 4 * rows * vocab + rows * ranked_bytes(vocab)) as f64,
@@ -176,7 +192,24 @@ fn head_case(setting: &Setting, rows: usize, vocab: usize) -> Result<Case> {
             let weight = &weights[i % weights.len()];
             let args = LinearArgs { x: &x, weight, bias: None, out: &logits, workspace: &workspace };
             head(&device, args, &digests)?;
-            children.rank(&device, &logits, &digests)
+            if !is_noisy {
+                return children.rank(&device, &logits, &digests);
+            }
+            draft_noise(
+                &device,
+                DraftNoiseArgs {
+                    logits: &logits,
+                    digests: &digests,
+                    out_digests: &noisy_digests,
+                    d2t: None,
+                    row_sequence: &row_sequence,
+                    rows: None,
+                    positions: &row_sequence,
+                    ahead: 2,
+                    params: &params,
+                },
+            )?;
+            children.rank(&device, &logits, &noisy_digests)
         }),
         check: Box::new(move || made.check(&last.to_vec::<f32>()?)),
     })
