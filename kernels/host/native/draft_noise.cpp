@@ -3,37 +3,23 @@
 
 #include "digests.hpp"
 #include "draft_noise.cuh"
+#include "philox_lanes.hpp"
 
 namespace {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = kNoiseQuads;
 
-// gumbel_of(noise word) of each token.
-VECTORISED_EXACT void fill_gumbels(uint64_t seed, int position, const int (&tokens)[kLanes],
-                                   float (&gumbels)[kLanes]) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    c0[i] = static_cast<uint32_t>(tokens[i]) / 4;
-    c1[i] = static_cast<uint32_t>(position);
-    c2[i] = c3[i] = 0;
-  }
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t product0 = static_cast<uint64_t>(0xd2511f53u) * c0[i];
-      const uint64_t product1 = static_cast<uint64_t>(0xcd9e8d57u) * c2[i];
-      c0[i] = static_cast<uint32_t>(product1 >> 32) ^ c1[i] ^ key0;
-      c2[i] = static_cast<uint32_t>(product0 >> 32) ^ c3[i] ^ key1;
-      c1[i] = static_cast<uint32_t>(product1);
-      c3[i] = static_cast<uint32_t>(product0);
-    }
-    key0 += 0x9e3779b9u;
-    key1 += 0xbb67ae85u;
-  }
-  for (int i = 0; i < kLanes; ++i) {
-    const uint32_t low = tokens[i] & 1 ? c1[i] : c0[i], high = tokens[i] & 1 ? c3[i] : c2[i];
-    gumbels[i] = gumbel_of(tokens[i] & 2 ? high : low);
-  }
+VECTORISED_EXACT void fill_gumbels(const uint32_t (&words)[kLanes], float (&gumbels)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) gumbels[i] = gumbel_of(words[i]);
+}
+
+// The noise of each token. Neighbours share a counter only where draft ids are target ids, so each has its own.
+void fill_gumbels_of(uint64_t seed, int position, const int (&tokens)[kLanes], float (&gumbels)[kLanes]) {
+  uint32_t quads[kLanes], words[kNoiseTokens], own[kLanes];
+  for (int i = 0; i < kLanes; ++i) quads[i] = static_cast<uint32_t>(tokens[i]) / 4;
+  fill_noise(seed, position, quads, words);
+  for (int i = 0; i < kLanes; ++i) own[i] = words[4 * i + tokens[i] % 4];
+  fill_gumbels(own, gumbels);
 }
 
 // The bound of a row's filters, as the kernel finds it.
@@ -77,7 +63,7 @@ void add_noise(const DraftNoiseParams& params, const SamplerParams& p, float* lo
   }
   if (!any) return;
   float gumbels[kLanes];
-  fill_gumbels(p.seed, position, tokens, gumbels);
+  fill_gumbels_of(p.seed, position, tokens, gumbels);
   for (int i = 0; i < count; ++i) {
     if (relative[i] >= kLeastNoisy)
       logits[first + i] = noisy_logit(logits[first + i], relative[i], gumbels[i], p.temperature, bound);

@@ -5,7 +5,8 @@
 #include "native.hpp"
 #include "philox.cuh"
 
-constexpr int kNoiseTokens = 64;  // tokens a call: 16 counters
+constexpr int kNoiseQuads = 16;  // counters a call
+constexpr int kNoiseTokens = 4 * kNoiseQuads;
 
 // Four counters in 64-bit lanes. Only the low halves count: a 32-bit multiplication reads no others.
 struct CounterLanes {
@@ -13,15 +14,15 @@ struct CounterLanes {
 };
 
 // Four independent chains of vectors hide the latency of the multiplications.
-__attribute__((target("avx2"))) inline void fill_noise_avx2(uint64_t seed, int position, int first_quad,
+__attribute__((target("avx2"))) inline void fill_noise_avx2(uint64_t seed, int position,
+                                                            const uint32_t (&quads)[kNoiseQuads],
                                                             uint32_t (&words)[kNoiseTokens]) {
-  constexpr int kChains = kNoiseTokens / 16;
+  constexpr int kChains = kNoiseQuads / 4;
   CounterLanes chains[kChains];
   for (int chain = 0; chain < kChains; ++chain) {
-    const __m256i first = _mm256_set1_epi64x(static_cast<uint32_t>(first_quad + 4 * chain));
-    chains[chain] = {_mm256_add_epi64(first, _mm256_set_epi64x(3, 2, 1, 0)),
-                     _mm256_set1_epi64x(static_cast<uint32_t>(position)), _mm256_setzero_si256(),
-                     _mm256_setzero_si256()};
+    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(quads + 4 * chain));
+    chains[chain] = {_mm256_cvtepu32_epi64(own), _mm256_set1_epi64x(static_cast<uint32_t>(position)),
+                     _mm256_setzero_si256(), _mm256_setzero_si256()};
   }
   const __m256i multiplier0 = _mm256_set1_epi64x(0xd2511f53u), multiplier1 = _mm256_set1_epi64x(0xcd9e8d57u);
   __m256i key0 = _mm256_set1_epi64x(static_cast<uint32_t>(seed)), key1 = _mm256_set1_epi64x(seed >> 32);
@@ -51,11 +52,19 @@ __attribute__((target("avx2"))) inline void fill_noise_avx2(uint64_t seed, int p
   }
 }
 
+// words[4 * i + j] is the noise of token 4 * quads[i] + j.
+inline void fill_noise(uint64_t seed, int position, const uint32_t (&quads)[kNoiseQuads],
+                       uint32_t (&words)[kNoiseTokens]) {
+  if (__builtin_cpu_supports("avx2")) return fill_noise_avx2(seed, position, quads, words);
+  for (int i = 0; i < kNoiseQuads; ++i) {
+    const PhiloxWords noise = noise_words(seed, position, static_cast<int>(quads[i]));
+    memcpy(words + 4 * i, noise.word, sizeof noise.word);
+  }
+}
+
 // words[i] is the noise of token 4 * first_quad + i.
 inline void fill_noise(uint64_t seed, int position, int first_quad, uint32_t (&words)[kNoiseTokens]) {
-  if (__builtin_cpu_supports("avx2")) return fill_noise_avx2(seed, position, first_quad, words);
-  for (int quad = 0; quad < kNoiseTokens / 4; ++quad) {
-    const PhiloxWords noise = noise_words(seed, position, first_quad + quad);
-    memcpy(words + 4 * quad, noise.word, sizeof noise.word);
-  }
+  uint32_t quads[kNoiseQuads];
+  for (int i = 0; i < kNoiseQuads; ++i) quads[i] = static_cast<uint32_t>(first_quad + i);
+  fill_noise(seed, position, quads, words);
 }
