@@ -93,8 +93,6 @@ struct Finalists {
   }
 };
 
-constexpr int kLanesOfSlice = kDigestLen / 4;  // a quad each
-
 extern "C" __global__ void __launch_bounds__(256)
     draft_digest_f32(const float* __restrict__ logits, Digest* __restrict__ digests, int vocab_size) {
   take_turn();
@@ -103,12 +101,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const int slice = (blockIdx.y * blockDim.x + threadIdx.x) / kLanesOfSlice;
   const int quad = slice * kLanesOfSlice + lane_index() % kLanesOfSlice, first_id = 4 * quad;
   const Quad four = first_id < vocab_size ? load_quad(row, quad, vocab_size) : Quad{};
-  const Digest digest = digest_of_lanes<kLanesOfSlice>([&](auto&& use) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (first_id + i < vocab_size) use(four.logit[i], first_id + i);
-    }
-  });
+  const Digest digest = digest_of_quads(four, first_id, vocab_size);
   if (slice < num_slices && lane_index() % kLanesOfSlice == 0)
     digests[static_cast<int64_t>(blockIdx.x) * num_slices + slice] = digest;
 }

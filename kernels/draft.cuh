@@ -7,6 +7,20 @@
 constexpr int kMaxRuns = 256;  // runs of a sequence in a round
 constexpr int kAncestorWords = kMaxRuns / 64;
 
+constexpr int kLanesOfSlice = kDigestLen / 4;  // of a slice that is read by quads, one a lane
+
+// The digest of a slice, each lane of which has four logits, those of ids from `first_id` on. The lanes of a warp call
+// together, also those behind the last id.
+template <typename Four>
+__device__ __forceinline__ Digest digest_of_quads(const Four& four, int first_id, int vocab_size) {
+  return digest_of_lanes<kLanesOfSlice>([&](auto&& use) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (first_id + i < vocab_size) use(four.logit[i], first_id + i);
+    }
+  });
+}
+
 struct DraftTopkParams {
   const float* logits;       // [R, Vd]
   const Digest* digests;     // [R, ceil(Vd / 64)]

@@ -4,7 +4,7 @@
 // MATH      A draw is the greatest logit + T * gumbel(seed, position, token) of the target (sampler.cu). So is what a
 //           drafter should bring: under the same noise two laws that are alike draw the same token, while the
 //           likeliest token is drawn no more often than it is likely. Where r = (logit - max) / T >= -16:
-//             logit += T * gumbel(seed, positions[rows[r]] + ahead, id + d2t[id]),  less T * (bound - r) if r < bound
+//             logit += T * gumbel(seed, draws[r].position, id + d2t[id]),  less T * (bound - r) if r < bound
 //           At T = 0 nothing changes. What the logits are then confident of, as numbers, is who will be drawn.
 //           `bound` is about what top-k, top-p and min-p leave out, as if the best token of every 64 were all there
 //           are: by quarters of a nat, and nothing that is 7.75 below the greatest. A token below is not left out, for
@@ -22,26 +22,18 @@
 #include "draft_noise.cuh"
 #include "ranking.cuh"
 
-constexpr int kLanesOfSlice = kDigestLen / 4;  // a quad each
-
 // The last bin that top-k and top-p keep. One warp, a bin a lane.
-__device__ __forceinline__ int last_kept_bin(const SamplerParams& p, int num_slices, unsigned count,
-                                             unsigned mass) {
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const unsigned count_before = __shfl_up_sync(kWholeWarp, count, distance);
-    const unsigned mass_before = __shfl_up_sync(kWholeWarp, mass, distance);
-    if (lane_index() >= distance) {
-      count += count_before;
-      mass += mass_before;
-    }
-  }
+__device__ __forceinline__ int last_kept_bin(const SamplerParams& p, int num_slices, u64 count, u64 mass) {
   int last = kFilterBins - 1;
-  const unsigned counted = __ballot_sync(kWholeWarp, static_cast<int>(count) >= p.top_k);
-  if (counts_slices(p, num_slices) && counted != 0) last = __ffs(static_cast<int>(counted)) - 1;
+  u64 before = 0;
+  if (counts_slices(p, num_slices)) last = reaching_lane(count, p.top_k, before);
   if (p.top_p < 1.0f) {
-    const u64 wanted = wanted_mass(__shfl_sync(kWholeWarp, mass, last), p.top_p);
-    const unsigned reached = __ballot_sync(kWholeWarp, mass >= wanted);
-    if (reached != 0) last = min(last, __ffs(static_cast<int>(reached)) - 1);
+    if (lane_index() > last) mass = 0;
+    u64 total = mass;
+    for (int distance = kWarp / 2; distance > 0; distance /= 2)
+      total += __shfl_xor_sync(kWholeWarp, total, distance);
+    before = 0;
+    last = min(last, reaching_lane(mass, wanted_mass(total, p.top_p), before));
   }
   return last;
 }
@@ -68,15 +60,15 @@ extern "C" __global__ void __launch_bounds__(256)
   SHARED(u64[kMaxWarps], reduction);
   SHARED(unsigned[kFilterBins], counts);
   SHARED(unsigned[kFilterBins], masses);
-  SHARED(float, shared_bound);
+  SHARED(int, found_bin);
   take_turn();
   const int row_idx = blockIdx.x, vocab_size = params.vocab_size;
   const int num_slices = num_digests(vocab_size);
   const Digest* const digests = params.digests + static_cast<int64_t>(row_idx) * num_slices;
   Digest* const out = params.out_digests + static_cast<int64_t>(row_idx) * num_slices;
-  const int sequence = params.row_sequence[row_idx];
+  const ForeseenDraw draw = params.draws[row_idx];
   SamplerParams p{};
-  if (sequence >= 0) p = params.params[sequence];
+  if (draw.sequence >= 0) p = params.params[draw.sequence];
 
   u64 best = 0;
   if (p.temperature > 0.0f) {
@@ -92,8 +84,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   const float max_logit = value_of_key(key_of(best));
 
-  float bound = -INFINITY;
-  if (p.top_p < 1.0f || counts_slices(p, num_slices) || p.min_p > 0.0f) {
+  int last_bin = kFilterBins - 1;
+  if (needs_bins(p, num_slices)) {
     if (threadIdx.x < kFilterBins) counts[threadIdx.x] = masses[threadIdx.x] = 0;
     __syncthreads();
     for (int slice = threadIdx.x; slice < num_slices; slice += blockDim.x) {
@@ -106,14 +98,13 @@ extern "C" __global__ void __launch_bounds__(256)
     __syncthreads();
     if (warp_index() == 0) {
       const int last = last_kept_bin(p, num_slices, counts[lane_index()], masses[lane_index()]);
-      if (lane_index() == 0) shared_bound = filter_bound(p, last);
+      if (lane_index() == 0) found_bin = last;
     }
     __syncthreads();
-    bound = shared_bound;
+    last_bin = found_bin;
   }
+  const float bound = filter_bound(p, last_bin);
 
-  const int position =
-      params.positions[params.rows == nullptr ? row_idx : params.rows[row_idx]] + params.ahead;
   float* const row = params.logits + static_cast<int64_t>(row_idx) * vocab_size;
   const int stride = gridDim.y * blockDim.x / kLanesOfSlice;
   // Lanes beyond the last slice go along: a warp makes digests together.
@@ -129,16 +120,11 @@ extern "C" __global__ void __launch_bounds__(256)
       const float relative = relative_logit(four.logit[i], max_logit, p.temperature);
       if (!(relative >= kLeastNoisy)) continue;  // NaN, too
       const int token = params.d2t == nullptr ? id : id + params.d2t[id];
-      const float gumbel = gumbel_of(noise.word_of(p.seed, position, token));
+      const float gumbel = gumbel_of(noise.word_of(p.seed, draw.position, token));
       four.logit[i] = noisy_logit(four.logit[i], relative, gumbel, p.temperature, bound);
       row[id] = four.logit[i];
     }
-    const Digest digest = digest_of_lanes<kLanesOfSlice>([&](auto&& use) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (first_id + i < vocab_size) use(four.logit[i], first_id + i);
-      }
-    });
+    const Digest digest = digest_of_quads(four, first_id, vocab_size);
     if (slice < num_slices && lane_index() % kLanesOfSlice == 0) out[slice] = digest;
   }
 }

@@ -1,26 +1,30 @@
 // WHAT  Data and arithmetic of draft_noise that the kernel, its native twin and src/kernels/draft_noise.rs share.
 #pragma once
 
-#include "digest.cuh"
+#include "draft.cuh"
 #include "philox.cuh"
 #include "sampler.cuh"
+
+// The draw that a row foresees.
+struct ForeseenDraw {
+  int sequence;  // its entry in `params`; -1: none, the row is left alone
+  int position;  // absolute, of the token to be drawn
+};
+static_assert(sizeof(ForeseenDraw) == 8, "layout shared with Rust");
 
 struct DraftNoiseParams {
   float* logits;                // [R, Vd] inout
   const Digest* digests;        // [R, ceil(Vd / 64)] of the logits as they come
   Digest* out_digests;          // [R, ceil(Vd / 64)] out, of the logits as they leave
   const int* d2t;               // [Vd] offsets from draft to target ids; null: the ids are equal
-  const int* row_sequence;      // [R] the row's entry in `params`; -1: none, the row is left alone
-  const int* rows;              // [R] the row's place in `positions`; null: r
-  const int* positions;         // [W]
+  const ForeseenDraw* draws;    // [R]
   const SamplerParams* params;  // [B]
   int vocab_size;               // Vd
-  int ahead;                    // from a position to that of the token to be drawn
 };
-static_assert(sizeof(DraftNoiseParams) == 72, "layout shared with Rust");
+static_assert(sizeof(DraftNoiseParams) == 56, "layout shared with Rust");
 POINTER_FIELDS(DraftNoiseParams, &DraftNoiseParams::logits, &DraftNoiseParams::digests,
-               &DraftNoiseParams::out_digests, &DraftNoiseParams::d2t, &DraftNoiseParams::row_sequence,
-               &DraftNoiseParams::rows, &DraftNoiseParams::positions, &DraftNoiseParams::params)
+               &DraftNoiseParams::out_digests, &DraftNoiseParams::d2t, &DraftNoiseParams::draws,
+               &DraftNoiseParams::params)
 
 // Tokens further below the greatest keep their logits: each would be drawn once in nine million times.
 constexpr float kLeastNoisy = -16.0f;
@@ -42,6 +46,11 @@ __device__ __forceinline__ unsigned filter_mass(float relative) {
 // Whether top-k leaves anything out, as far as slices can tell.
 __device__ __forceinline__ bool counts_slices(const SamplerParams& p, int num_slices) {
   return p.top_k > 0 && p.top_k < num_slices;
+}
+
+// Whether the bound has to be looked for among the bins.
+__device__ __forceinline__ bool needs_bins(const SamplerParams& p, int num_slices) {
+  return p.top_p < 1.0f || counts_slices(p, num_slices);
 }
 
 // The bound of the filters, relative to the greatest logit, where top-k and top-p end in bin `last_bin`.

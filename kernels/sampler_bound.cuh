@@ -90,20 +90,6 @@ __device__ __forceinline__ void add_up_groups(const u64 (&bins)[kDigits], u64 (&
   }
 }
 
-// The first lane with which the total of `above` and the lanes up to it reaches `wanted`; the last if none does.
-// `above` becomes what there is before that lane. One warp.
-__device__ __forceinline__ int reaching_lane(u64 own, u64 wanted, u64& above) {
-  u64 through = own;  // total of the lanes up to this one
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const u64 left = __shfl_up_sync(kWholeWarp, through, distance);
-    if (lane_index() >= distance) through += left;
-  }
-  const unsigned reached = __ballot_sync(kWholeWarp, above + through >= wanted);
-  const int lane = reached ? __ffs(static_cast<int>(reached)) - 1 : kWarp - 1;
-  above = __shfl_sync(kWholeWarp, above + through - own, lane);
-  return lane;
-}
-
 class Search {
  public:
   // The state's first histogram has been cleared, and the block has met since or does so before the first search.

@@ -182,8 +182,8 @@ fn level_end_case(setting: &Setting, rows: usize, vocab: usize, is_noisy: bool) 
     let weights: Vec<Tensor> = (0..64).map(|i| setting.random(i, &[vocab, k])).collect();
     let sampling = SamplingParams { temperature: 0.7, top_p: 0.9, seed: 1, ..SamplingParams::default() };
     let params = SamplerParams::upload(&device, &[SamplerParams::from(&sampling)])?;
-    let (row_sequence, noisy_digests) =
-        (Tensor::zeros(&device, DType::I32, &[rows])?, digest_buffer(&device, rows, vocab)?);
+    let (draws, noisy_digests) =
+        (Tensor::zeros(&device, DType::I32, &[rows, 2])?, digest_buffer(&device, rows, vocab)?);
     let (made, last) = (children.clone(), logits.rows(rows - 1..rows));
     Ok(Case {
         bytes: (2 * vocab * k + 2 * rows * k + 4 * rows * vocab + rows * ranked_bytes(vocab)) as f64,
@@ -202,10 +202,7 @@ fn level_end_case(setting: &Setting, rows: usize, vocab: usize, is_noisy: bool) 
                     digests: &digests,
                     out_digests: &noisy_digests,
                     d2t: None,
-                    row_sequence: &row_sequence,
-                    rows: None,
-                    positions: &row_sequence,
-                    ahead: 2,
+                    draws: &draws,
                     params: &params,
                 },
             )?;

@@ -26,7 +26,7 @@ use eagle1::Eagle1;
 use eagle3::Eagle3;
 use layer::DraftLayer;
 pub use medusa::Medusa;
-pub use scores::{Draws, Scores};
+pub use scores::Scores;
 pub use vocabulary::DraftVocabulary;
 pub(crate) use vocabulary::HotTokens;
 

@@ -18,20 +18,6 @@ pub struct Scores {
     noisy_digests: Tensor,
 }
 
-/// The draws that rows of scores are to foresee: as [`DraftNoiseArgs`] has them.
-pub struct Draws<'a> {
-    /// I32 `[rows]`: the row's entry in `params`; -1 for none.
-    pub row_sequence: &'a Tensor,
-    /// I32 `[rows]`: the row's place in `positions`; none where row r has place r.
-    pub rows: Option<&'a Tensor>,
-    /// I32.
-    pub positions: &'a Tensor,
-    /// From a row's position to that of its draw.
-    pub ahead: usize,
-    /// How sequences sample, U8 `[sequences, 24]`.
-    pub params: &'a Tensor,
-}
-
 impl Scores {
     /// Room for so many rows.
     ///
@@ -59,27 +45,19 @@ impl Scores {
         draft_digest(device, &self.logits, &self.digests)
     }
 
-    /// Gives the logits the noise of the `draws` that they are to foresee, once for each pass: the scores that they then are. `d2t` as
-    /// [`Drafter::d2t`](super::Drafter::d2t).
+    /// Gives the logits the noise of the draws that they are to foresee, once for each pass: the scores that they then are. `d2t` as
+    /// [`Drafter::d2t`](super::Drafter::d2t), `draws` and `params` as [`DraftNoiseArgs`] has them.
     ///
     /// # Errors
     /// A failure of the driver.
-    pub fn couple(&self, device: &Device, d2t: Option<&Tensor>, draws: Draws) -> Result<Self> {
-        let Draws { row_sequence, rows, positions, ahead, params } = draws;
-        draft_noise(
-            device,
-            DraftNoiseArgs {
-                logits: &self.logits,
-                digests: &self.digests,
-                out_digests: &self.noisy_digests,
-                d2t,
-                row_sequence,
-                rows,
-                positions,
-                ahead,
-                params,
-            },
-        )?;
-        Ok(Self { digests: self.noisy_digests.clone(), ..self.clone() })
+    pub fn couple(
+        &self,
+        device: &Device,
+        d2t: Option<&Tensor>,
+        (draws, params): (&Tensor, &Tensor),
+    ) -> Result<Self> {
+        let Self { logits, digests, noisy_digests: out_digests } = self;
+        draft_noise(device, DraftNoiseArgs { logits, digests, out_digests, d2t, draws, params })?;
+        Ok(Self { digests: out_digests.clone(), ..self.clone() })
     }
 }

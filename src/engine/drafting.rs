@@ -2,7 +2,7 @@
 
 use crate::control::{FrontierRow, NONE};
 use crate::device::{Device, PinnedBuffer, Tensor};
-use crate::drafter::{Drafter, Draws, Scores};
+use crate::drafter::{Drafter, Scores};
 use crate::engine::candidates::Candidates;
 use crate::engine::graphs::PassGraphs;
 use crate::engine::sequence::Sequence;
@@ -43,22 +43,10 @@ pub(super) struct Drafting {
     /// By slot, the row of the round's feature store with the output of the root's pair.
     root_outputs: Vec<i32>,
     /// How sequences sample, by slot, U8 `[sequences, 24]`, where drafts are coupled with draws.
-    sampling: Option<Tensor>,
-    /// The latest pass.
-    latest: Option<Latest>,
+    pub sampling: Option<Tensor>,
+    /// Of the latest pass: whether it ran committed tokens, roots the last, and its scores.
+    latest: Option<(bool, Scores)>,
 }
-
-/// A pass whose children are wanted.
-struct Latest {
-    /// Whether it ran committed tokens, roots the last.
-    at_roots: bool,
-    /// Whether its rows foresee draws.
-    coupled: bool,
-    scores: Scores,
-}
-
-/// From a pair's position to that of the token that its logits predict.
-const AHEAD: usize = 2;
 
 /// What a level's children are to be.
 #[derive(Clone, Copy)]
@@ -159,7 +147,12 @@ impl Drafting {
                     ancestors: causal_words(i),
                     link: backlog_row(slot, position) as i32,
                 };
-                self.pass.push(row, ranking.is_some() && i + 1 == count);
+                let is_root = ranking.is_some() && i + 1 == count;
+                self.pass.push(row, is_root);
+                if is_root {
+                    // A pair's logits predict the token behind its second one.
+                    self.pass.foresee(slot, position + 2);
+                }
             }
             self.root_outputs[slot] = self.pass.num_rows() as i32 - 1;
         }
@@ -191,6 +184,7 @@ impl Drafting {
             let parent_run = if row.parent_slot == NONE { -1 } else { row.parent_slot as i32 };
             let frontier = [slot as i32, row.candidate as i32, parent_run, row.slot as i32];
             self.pass.push_open(frontier, row.slot as usize + 1);
+            self.pass.foresee(slot_of(sequence), root_of(sequence) + usize::from(row.depth) + 1);
         }
         self.forward(false, Some(ranking))
     }
@@ -198,15 +192,12 @@ impl Drafting {
     /// Runs the rows of the pass, committed tokens or drafted ones; whether the device waited for a graph.
     fn forward(&mut self, at_roots: bool, ranking: Option<Ranking>) -> Result<bool> {
         let Self { network, pass, kv, backlog, candidates, graphs, sampling, .. } = self;
-        let coupled = sampling.is_some() && ranking.is_some_and(|ranking| ranking.sampled);
+        let sampling = sampling.as_ref().filter(|_| ranking.is_some_and(|ranking| ranking.sampled));
         pass.keep_outputs(self.feature_rows);
         self.feature_rows += pass.num_rows();
         if let Some(Ranking { top_k, .. }) = ranking {
             let call = candidates.expect((pass.num_logit_rows(), pass.logit_width()), top_k);
             pass.tell(call);
-        }
-        if coupled {
-            pass.tell_owners();
         }
         pass.stage();
         let top_k = ranking.and_then(|ranking| (!ranking.masked).then_some(ranking.top_k));
@@ -219,15 +210,16 @@ impl Drafting {
                 network.step(pass, kv)?
             };
             if let Some(top_k) = top_k {
-                let noisy = couple(&scores, (pass, network.d2t()), sampling.as_ref().filter(|_| coupled))?;
+                let noisy = couple(&scores, (pass, network.d2t()), sampling)?;
                 candidates.append(&noisy, at_roots, network.d2t(), (top_k, &pass.call()))?;
             }
             network.layer().keep_outputs(pass)?;
             Ok(scores)
         };
-        let shape = pass.shape().map(|shape| (shape, PassKind { at_roots, top_k, coupled }));
+        let shape =
+            pass.shape().map(|shape| (shape, PassKind { at_roots, top_k, coupled: sampling.is_some() }));
         let (scores, waited) = graphs.run(shape, launch)?;
-        self.latest = Some(Latest { at_roots, coupled, scores });
+        self.latest = Some((at_roots, scores));
         Ok(waited)
     }
 
@@ -240,21 +232,15 @@ impl Drafting {
     /// `[rows, draft vocab]`, those that are wanted first, and the offsets from their ids to the target's.
     pub fn rank(
         &self,
-        top_k: usize,
+        Ranking { top_k, sampled, .. }: Ranking,
         mask: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<()>,
     ) -> Result<()> {
-        let &Latest { at_roots, coupled, ref scores } =
-            self.latest.as_ref().expect("a pass comes before its children");
+        let (at_roots, scores) = self.latest.as_ref().expect("a pass comes before its children");
         let d2t = self.network.d2t();
         mask(&scores.logits, d2t)?;
         scores.digest(self.pass.device())?;
-        let scores = couple(scores, (&self.pass, d2t), self.sampling.as_ref().filter(|_| coupled))?;
-        self.candidates.append(&scores, at_roots, d2t, (top_k, &self.pass.call()))
-    }
-
-    /// Whether drafts are coupled with draws.
-    pub fn couples(&self) -> bool {
-        self.sampling.is_some()
+        let scores = couple(scores, (&self.pass, d2t), self.sampling.as_ref().filter(|_| sampled))?;
+        self.candidates.append(&scores, *at_roots, d2t, (top_k, &self.pass.call()))
     }
 }
 
@@ -265,14 +251,7 @@ fn couple(
     sampling: Option<&Tensor>,
 ) -> Result<Scores> {
     let Some(params) = sampling else { return Ok(scores.clone()) };
-    let draws = Draws {
-        row_sequence: &pass.owners(),
-        rows: Some(&pass.logit_rows()),
-        positions: &pass.positions(),
-        ahead: AHEAD,
-        params,
-    };
-    scores.couple(pass.device(), d2t, draws)
+    scores.couple(pass.device(), d2t, (&pass.foreseen(), params))
 }
 
 /// Gives sequence slots without work an empty place in the pass.

@@ -3,7 +3,7 @@
 
 use crate::control::{FrontierRow, MAX_TOP_K};
 use crate::device::{DType, Device, PinnedBuffer, Tensor};
-use crate::drafter::{Draws, Medusa};
+use crate::drafter::Medusa;
 use crate::engine::drafting::Ranking;
 use crate::error::Result;
 use crate::kernels::copy_rows::{CopyRowsArgs, copy_rows};
@@ -25,11 +25,11 @@ pub(super) struct HeadsProposer {
     /// next round's pass are issued without a wait between them, so each has a buffer of its own.
     taken: PinnedBuffer<i32>,
     slots: PinnedBuffer<i32>,
-    /// Of every row of scores its sequence's slot, then of every row the position that its children are drawn at: i32 `[2, heads * sequences]`, which the
-    /// kernel reads where they are.
+    /// Of every row of scores its sequence's slot and the position that its children are drawn at: i32 `[heads * sequences, 2]`, which the kernel reads
+    /// where they are.
     foreseen: PinnedBuffer<i32>,
     /// How sequences sample, by slot, U8 `[sequences, 24]`, where drafts are coupled with draws.
-    sampling: Option<Tensor>,
+    pub sampling: Option<Tensor>,
     /// A root has probability 1: zeros, f32 `[heads * sequences]`.
     root_logp: Tensor,
     /// Children of the round: head by head, sequence by sequence, `top_k` each; i32 tokens, f32 log-probabilities of themselves and their paths.
@@ -133,12 +133,13 @@ impl HeadsProposer {
         Ranking { top_k, sampled, .. }: Ranking,
         levels: usize,
     ) -> Result<()> {
-        let mut roots = Vec::new();
-        for (staged, (slot, root)) in self.slots.as_mut_slice().iter_mut().zip(places) {
+        let mut count = 0;
+        let staged = self.slots.as_mut_slice().iter_mut().zip(self.foreseen.as_mut_slice().as_chunks_mut().0);
+        for ((staged, foreseen), (slot, root)) in staged.zip(places) {
             *staged = slot as i32;
-            roots.push(root);
+            *foreseen = [slot as i32, root as i32 + 1];
+            count += 1;
         }
-        let count = roots.len();
         let (index, features) = (self.slots.mapped().rows(0..count), self.gathered.rows(0..count));
         gather_rows(&self.device, GatherRowsArgs { src: &self.states, index: &index, out: &features })?;
         let heads = levels.min(self.heads.num_heads());
@@ -146,21 +147,14 @@ impl HeadsProposer {
         let scores = self.heads.forward(&features, heads)?;
         let scores = match self.sampling.clone().filter(|_| sampled) {
             Some(params) => {
-                let (owners, positions) = self.foreseen.as_mut_slice().split_at_mut(rows);
-                for (row, (owner, position)) in owners.iter_mut().zip(positions).enumerate() {
-                    let (head, place) = (row / count, row % count);
-                    *owner = self.slots.as_slice()[place];
-                    *position = (roots[place] + head + 1) as i32;
+                let foreseen = self.foreseen.as_mut_slice().as_chunks_mut().0;
+                for row in count..rows {
+                    // The head before it, a position further on.
+                    let [slot, position] = foreseen[row - count];
+                    foreseen[row] = [slot, position + 1];
                 }
-                let foreseen = self.foreseen.mapped();
-                let draws = Draws {
-                    row_sequence: &foreseen.rows(0..rows),
-                    rows: None,
-                    positions: &foreseen.rows(rows..2 * rows),
-                    ahead: 0,
-                    params: &params,
-                };
-                scores.couple(&self.device, self.heads.d2t(), draws)?
+                let draws = self.foreseen.mapped().rows(0..2 * rows).reshape(&[rows, 2]);
+                scores.couple(&self.device, self.heads.d2t(), (&draws, &params))?
             }
             None => scores,
         };
@@ -182,11 +176,6 @@ impl HeadsProposer {
                 post: Some(self.host_children.children_post((rows, top_k), &call)),
             },
         )
-    }
-
-    /// Whether drafts are coupled with draws.
-    pub fn couples(&self) -> bool {
-        self.sampling.is_some()
     }
 
     /// The latest level's children, waiting for them if they are the first.

@@ -116,8 +116,8 @@ impl Proposer {
     /// Whether drafts are coupled with draws: made under their noise. N-grams are what the text has said before, whatever is drawn.
     pub fn couples(&self) -> bool {
         match self {
-            Self::Network(drafting) => drafting.couples(),
-            Self::Heads(proposer) => proposer.couples(),
+            Self::Network(drafting) => drafting.sampling.is_some(),
+            Self::Heads(proposer) => proposer.sampling.is_some(),
             Self::Ngram(_) => false,
         }
     }

@@ -1,7 +1,7 @@
 //! Recording for replay: every round drafts a wide tree, whatever it costs, and commits one token, so that each position of the text
 //! becomes the root of a tree once. Where draws are a matter of chance the target is asked about every drafted row: its probabilities
-//! are what an oracle may know. Greedy draws are no matter of chance; knowing them would be knowing the outcome, so they are not
-//! recorded beyond the text. Costs and policies play no part; the text is the usual one.
+//! are what an oracle may know. Greedy draws are no matter of chance, nor are draws whose noise the drafts know; knowing them would be
+//! knowing the outcome, so they are not recorded beyond the text. Costs and policies play no part; the text is the usual one.
 
 use std::io::Write;
 
@@ -79,7 +79,7 @@ impl Engine {
         let greedy = self.sequence(slot).request.sampling.is_greedy();
         let is_chance = !greedy && !self.proposer.as_ref().is_some_and(Proposer::couples);
         let root = drafted.rows.token(0);
-        let trees = [if !is_chance { DraftTree::new(root) } else { drafted.rows }];
+        let trees = [if is_chance { drafted.rows } else { DraftTree::new(root) }];
         self.verifier.pass.clear();
         self.fill_tree(slot, &trees[0]);
         let logits = self.run_target(&[slot], &trees)?;
@@ -88,8 +88,8 @@ impl Engine {
         self.times.collect()?;
         let tokens = drafted.tokens;
         let probs = match is_chance {
-            false => Vec::new(),
             true => probabilities(&logits, &self.sequence(slot).request.sampling, &tokens, shape.top_k)?,
+            false => Vec::new(),
         };
         let tree =
             RecordedTree::new(root, draws[0], shape.top_k, drafted.child_of, tokens, drafted.logps, probs)?;

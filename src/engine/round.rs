@@ -294,7 +294,7 @@ pub(super) fn run_levels(
         if let Some(drafting) = proposer.network().filter(|_| masked) {
             // Made while the device is busy with the logits that they are for.
             masks.collect_level(&rows, sequences, slots);
-            drafting.rank(top_k, |logits, d2t| masks.send(logits, d2t))?;
+            drafting.rank(ranking, |logits, d2t| masks.send(logits, d2t))?;
         }
         times.mark_level()?;
         // Most levels have another behind them.

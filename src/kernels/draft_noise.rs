@@ -21,14 +21,9 @@ pub struct DraftNoiseArgs<'a> {
     pub out_digests: &'a Tensor,
     /// I32 `[Vd]`: target id = draft id + offset; none where the ids are equal.
     pub d2t: Option<&'a Tensor>,
-    /// I32 `[R]`: the row's entry in `params`; -1 for a row that is left alone.
-    pub row_sequence: &'a Tensor,
-    /// I32 `[R]`: the row's place in `positions`; none where row r has place r.
-    pub rows: Option<&'a Tensor>,
-    /// I32 `[W]`.
-    pub positions: &'a Tensor,
-    /// From a row's position to the absolute position of the token to be drawn.
-    pub ahead: usize,
+    /// I32 `[R, 2]`, of each row the draw that it foresees: its sequence's entry in `params`, -1 for a row that is left alone, and the absolute position
+    /// of the token to be drawn.
+    pub draws: &'a Tensor,
     /// U8 `[B, 24]`: [`SamplerParams`] one behind the other.
     pub params: &'a Tensor,
 }
@@ -37,9 +32,9 @@ pub struct DraftNoiseArgs<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DraftNoiseParams {
-    pointers: [u64; 8],
+    pointers: [u64; 6],
     vocab_size: i32,
-    ahead: i32,
+    padding: i32,
 }
 
 /// Adds to every logit its token's noise times the temperature, where the row's sequence samples, and makes the digests anew.
@@ -47,7 +42,7 @@ struct DraftNoiseParams {
 /// # Errors
 /// [`crate::Error::Shape`] if sizes or dtypes do not fit.
 pub fn draft_noise(device: &Device, args: DraftNoiseArgs) -> Result<()> {
-    let mut dims = Dims::new("draft_noise").fix("24", SamplerParams::BYTES);
+    let mut dims = Dims::new("draft_noise").fix("24", SamplerParams::BYTES).fix("2", 2);
     dims.dense("logits", args.logits, DType::F32, &["R", "Vd"])?;
     let (num_rows, vocab_size) = (dims.get("R"), dims.get("Vd"));
     check_digests(&dims, args.digests, num_rows, vocab_size)?;
@@ -58,14 +53,7 @@ pub fn draft_noise(device: &Device, args: DraftNoiseArgs) -> Result<()> {
     if let Some(d2t) = args.d2t {
         dims.dense("d2t", d2t, DType::I32, &["Vd"])?;
     }
-    dims.dense("row_sequence", args.row_sequence, DType::I32, &["R"])?;
-    match args.rows {
-        Some(rows) => {
-            dims.dense("rows", rows, DType::I32, &["R"])?;
-            dims.dense("positions", args.positions, DType::I32, &["W"])?;
-        }
-        None => dims.dense("positions", args.positions, DType::I32, &["R"])?,
-    }
+    dims.dense("draws", args.draws, DType::I32, &["R", "2"])?;
     dims.dense("params", args.params, DType::U8, &["B", "24"])?;
     dims.require((1..MAX_VOCAB_SIZE).contains(&vocab_size), "logits", || {
         (format!("0 < Vd < {MAX_VOCAB_SIZE}"), format!("Vd={vocab_size}"))
@@ -78,17 +66,15 @@ pub fn draft_noise(device: &Device, args: DraftNoiseArgs) -> Result<()> {
         Some(args.digests),
         Some(args.out_digests),
         args.d2t,
-        Some(args.row_sequence),
-        args.rows,
-        Some(args.positions),
+        Some(args.draws),
         Some(args.params),
     ]
     .map(|tensor| tensor.map_or(0, Tensor::ptr));
-    let params = DraftNoiseParams { pointers, vocab_size: vocab_size as i32, ahead: args.ahead as i32 };
+    let params = DraftNoiseParams { pointers, vocab_size: vocab_size as i32, padding: 0 };
     let blocks = num_digests(vocab_size).div_ceil(THREADS * 4 / DIGEST_LEN).min(MAX_BLOCKS_OF_ROW);
     let grid = [num_rows as u32, blocks as u32, 1];
     // SAFETY: the struct has the fields of DraftNoiseParams in order; a block's rows are below R, its slices below those of a row; the shapes were
-    // checked above. The caller owns that `row_sequence` is below B and `rows` below W, and that the digests are of these logits. Writes the logits
+    // checked above. The caller owns that the sequences of `draws` are below B, and that the digests are of these logits. Writes the logits
     // and `out_digests`, which no block reads but for the logits of its own slices.
     unsafe {
         device.launch(
@@ -107,6 +93,6 @@ mod tests {
 
     #[test]
     fn the_struct_has_the_kernels_layout() {
-        assert_eq!(size_of::<DraftNoiseParams>(), 72);
+        assert_eq!(size_of::<DraftNoiseParams>(), 56);
     }
 }

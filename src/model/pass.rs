@@ -59,8 +59,8 @@ pub struct Pass {
     first_output: Option<usize>,
     /// See [`Pass::tell`].
     call: Option<[i32; 2]>,
-    /// See [`Pass::tell_owners`].
-    tells_owners: bool,
+    /// See [`Pass::foresee`].
+    foreseen: Vec<[i32; 2]>,
     seq_start: Vec<i32>,
     prefix_len: Vec<i32>,
     logit_rows: Vec<i32>,
@@ -102,14 +102,14 @@ const OUTPUTS: usize = 13;
 const ANCESTORS: usize = 14;
 const ROOT_OUTPUTS: usize = 15;
 const CALL: usize = 16;
-const OWNERS: usize = 17;
+const FORESEEN: usize = 17;
 
 impl Pass {
     /// A pass of at most `max_rows` rows of `max_sequences` sequences.
     pub fn new(device: &Device, max_rows: usize, max_sequences: usize) -> Result<Self> {
-        // Nine arrays of rows, others with two columns, three, four and eight, four of sequences and one of two words, each rounded up to 4
+        // Eight arrays of rows, two with two columns, others with three, four and eight, four of sequences and one of two words, each rounded up to 4
         // elements so that it starts on 16 bytes.
-        let capacity = 26 * (max_rows + 4) + 4 * (max_sequences + 5) + 4;
+        let capacity = 27 * (max_rows + 4) + 4 * (max_sequences + 5) + 4;
         let count: Vec<i32> = (0..MAX_ROWS_PER_SEQUENCE as i32).collect();
         let staged_ints = PinnedBuffer::new(device, capacity)?;
         Ok(Self {
@@ -121,7 +121,7 @@ impl Pass {
             num_rows: 0,
             first_output: None,
             call: None,
-            tells_owners: false,
+            foreseen: Vec::new(),
             seq_start: Vec::with_capacity(max_sequences + 1),
             prefix_len: Vec::with_capacity(max_sequences),
             logit_rows: Vec::with_capacity(max_rows),
@@ -159,7 +159,7 @@ impl Pass {
         self.num_rows = 0;
         self.first_output = None;
         self.call = None;
-        self.tells_owners = false;
+        self.foreseen.clear();
         self.seq_start.clear();
         self.prefix_len.clear();
         self.logit_rows.clear();
@@ -207,9 +207,10 @@ impl Pass {
         self.call = Some(call);
     }
 
-    /// Tells what follows the network whose rows they are: see [`Pass::owners`].
-    pub fn tell_owners(&mut self) {
-        self.tells_owners = true;
+    /// Notes the draw that the logits of the next of the rows that want them foresee: its sequence and the position of the token to be drawn. Of all
+    /// such rows or of none; see [`Pass::foreseen`].
+    pub fn foresee(&mut self, sequence: usize, position: usize) {
+        self.foreseen.push([sequence as i32, position as i32]);
     }
 
     /// Lets the rows from `first_row` on see a picture: row `first_row + i` has row i of `features`, `[n, hidden]` with at most

@@ -149,7 +149,7 @@ impl RecordedTree {
     }
 
     /// The target's probabilities of all children given their paths, if they were recorded: the chance that its draw is the child's
-    /// token. Greedy draws leave nothing to chance and have none.
+    /// token. Greedy draws leave nothing to chance and have none, nor have draws whose noise the drafts knew.
     pub fn probs(&self) -> Option<&[f32]> {
         (!self.probs.is_empty()).then_some(&self.probs)
     }

@@ -51,7 +51,7 @@ fn gains(name: &str, build: impl Fn() -> EngineBuilder<'static>, requests: &[Req
     );
 }
 
-/// At temperature 1 the demo pair accepts 2.4 drafts of a tree where it accepted 1.4.
+/// Of the demo pair's trees 2.45 drafts a round are accepted at temperature 1, 1.32 without noise.
 #[test]
 fn drafts_foresee_draws() {
     let hot = requests(10, 40, |i| SamplingParams { seed: i as u64, ..HOT });

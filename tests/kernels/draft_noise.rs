@@ -76,67 +76,59 @@ fn check_rows(device: &Device, name: &str, rows: &[Vec<f32>], has_offsets: bool)
     let cases: Vec<(usize, Option<usize>)> = (0..rows.len()).flat_map(of_row).collect();
     let num_rows = cases.len();
     let d2t = offsets(vocab_size);
-    // Places in the pass go backwards, and there are more of them.
-    let place = |case: usize| num_rows - case;
-    let positions: Vec<i32> = (0..=num_rows as i32).map(|i| 1000 + 13 * i).collect();
-    let ints = |values: Vec<i32>| Tensor::from_slice(device, &values, &[values.len()]).unwrap();
-    let d2t_device = ints(d2t.clone());
-    let row_sequence = ints(cases.iter().map(|case| case.1.map_or(-1, |sequence| sequence as i32)).collect());
-    let row_places = ints((0..num_rows).map(|case| place(case) as i32).collect());
-    let own_positions = ints((0..num_rows).map(|case| positions[place(case)]).collect());
-    let all_positions = ints(positions.clone());
+    let position = |case: usize| 1000 + 13 * case as i32;
+    let d2t_device = Tensor::from_slice(device, &d2t, &[vocab_size]).unwrap();
+    let draws: Vec<i32> = cases
+        .iter()
+        .enumerate()
+        .flat_map(|(case, of)| [of.1.map_or(-1, |sequence| sequence as i32), position(case)])
+        .collect();
+    let draws = Tensor::from_slice(device, &draws, &[num_rows, 2]).unwrap();
     let params: Vec<SamplerParams> = sequences.iter().map(SamplerParams::from).collect();
     let params = SamplerParams::upload(device, &params).unwrap();
     let input: Vec<f32> = cases.iter().flat_map(|case| rows[case.0].clone()).collect();
-    for has_places in [true, false] {
-        // A row more, which must stay as it is.
-        let logits = Tensor::uninit(device, DType::F32, &[num_rows + 1, vocab_size]).unwrap();
-        logits.fill_bytes(0xff).unwrap();
-        let logits_of_rows = logits.rows(0..num_rows);
-        logits_of_rows.write(&input).unwrap();
-        let before = digest_buffer(device, num_rows, vocab_size).unwrap();
-        draft_digest(device, &logits_of_rows, &before).unwrap();
-        let after = digest_buffer(device, num_rows + 1, vocab_size).unwrap();
-        after.fill_bytes(0xff).unwrap();
-        let args = DraftNoiseArgs {
-            logits: &logits_of_rows,
-            digests: &before,
-            out_digests: &after.rows(0..num_rows),
-            d2t: has_offsets.then_some(&d2t_device),
-            row_sequence: &row_sequence,
-            rows: has_places.then_some(&row_places),
-            positions: if has_places { &all_positions } else { &own_positions },
-            ahead: 2,
-            params: &params,
+    // A row more, which must stay as it is.
+    let logits = Tensor::uninit(device, DType::F32, &[num_rows + 1, vocab_size]).unwrap();
+    logits.fill_bytes(0xff).unwrap();
+    let logits_of_rows = logits.rows(0..num_rows);
+    logits_of_rows.write(&input).unwrap();
+    let before = digest_buffer(device, num_rows, vocab_size).unwrap();
+    draft_digest(device, &logits_of_rows, &before).unwrap();
+    let after = digest_buffer(device, num_rows + 1, vocab_size).unwrap();
+    after.fill_bytes(0xff).unwrap();
+    let args = DraftNoiseArgs {
+        logits: &logits_of_rows,
+        digests: &before,
+        out_digests: &after.rows(0..num_rows),
+        d2t: has_offsets.then_some(&d2t_device),
+        draws: &draws,
+        params: &params,
+    };
+    draft_noise(device, args).unwrap();
+    let (logits, digests) = (logits.to_vec::<f32>().unwrap(), after.to_vec::<u64>().unwrap());
+    let digest_words = 2 * vocab_size.div_ceil(DIGEST_LEN);
+    for (case, &(row, sequence)) in cases.iter().enumerate() {
+        let name = format!("{name}, {vocab_size}, row {row}, {sequence:?}");
+        let of_ids = has_offsets.then_some(&d2t[..]);
+        let wanted = match sequence {
+            Some(it) => oracle::noisy_row(&rows[row], of_ids, &sequences[it], position(case)),
+            None => rows[row].clone(),
         };
-        draft_noise(device, args).unwrap();
-        let (logits, digests) = (logits.to_vec::<f32>().unwrap(), after.to_vec::<u64>().unwrap());
-        let digest_words = 2 * vocab_size.div_ceil(DIGEST_LEN);
-        for (case, &(row, sequence)) in cases.iter().enumerate() {
-            let name = format!("{name}, {vocab_size}, row {row}, {sequence:?}, places {has_places}");
-            let of_ids = has_offsets.then_some(&d2t[..]);
-            let wanted = match sequence {
-                Some(it) => oracle::noisy_row(&rows[row], of_ids, &sequences[it], positions[place(case)] + 2),
-                None => rows[row].clone(),
-            };
-            let got = &logits[case * vocab_size..][..vocab_size];
-            let differs =
-                (0..vocab_size).find(|&id| wanted[id].to_bits() != got[id].to_bits() && !wanted[id].is_nan());
-            assert_eq!(differs.map(|id| (id, wanted[id], got[id])), None, "{name}");
-            let slices = wanted.chunks(DIGEST_LEN).enumerate();
-            let wanted: Vec<u64> =
-                slices.flat_map(|(i, slice)| digest_oracle::digest(slice, i * DIGEST_LEN)).collect();
-            assert_eq!(wanted, digests[case * digest_words..][..digest_words], "{name}: digests");
-        }
-        assert!(
-            logits[num_rows * vocab_size..].iter().all(|x| x.to_bits() == u32::MAX),
-            "{name}: behind the rows"
-        );
-        assert!(
-            digests[num_rows * digest_words..].iter().all(|&word| word == u64::MAX),
-            "{name}: behind them"
-        );
+        let got = &logits[case * vocab_size..][..vocab_size];
+        let differs = (0..vocab_size).find(|&id| {
+            wanted[id].to_bits() != got[id].to_bits() && !(wanted[id].is_nan() && got[id].is_nan())
+        });
+        assert_eq!(differs.map(|id| (id, wanted[id], got[id])), None, "{name}");
+        let slices = wanted.chunks(DIGEST_LEN).enumerate();
+        let wanted: Vec<u64> =
+            slices.flat_map(|(i, slice)| digest_oracle::digest(slice, i * DIGEST_LEN)).collect();
+        assert_eq!(wanted, digests[case * digest_words..][..digest_words], "{name}: digests");
     }
+    assert!(
+        logits[num_rows * vocab_size..].iter().all(|x| x.to_bits() == u32::MAX),
+        "{name}: behind the rows"
+    );
+    assert!(digests[num_rows * digest_words..].iter().all(|&word| word == u64::MAX), "{name}: behind them");
 }
 
 #[test]
@@ -176,27 +168,20 @@ fn what_does_not_fit_is_refused_by_name() {
     device.enter(device.modes()[0]);
     let logits = Tensor::zeros(&device, DType::F32, &[2, 70]).unwrap();
     let [digests, out_digests] = [(); 2].map(|()| digest_buffer(&device, 2, 70).unwrap());
-    let ints = |len| Tensor::zeros(&device, DType::I32, &[len]).unwrap();
-    let (two, three) = (ints(2), ints(3));
+    let ints = |shape: &[usize]| Tensor::zeros(&device, DType::I32, shape).unwrap();
+    let (two, draws, more_draws) = (ints(&[2]), ints(&[2, 2]), ints(&[3, 2]));
     let params = SamplerParams::upload(&device, &[SamplerParams::from(&SamplingParams::default())]).unwrap();
     let fitting = || DraftNoiseArgs {
         logits: &logits,
         digests: &digests,
         out_digests: &out_digests,
         d2t: None,
-        row_sequence: &two,
-        rows: None,
-        positions: &two,
-        ahead: 0,
+        draws: &draws,
         params: &params,
     };
     assert!(draft_noise(&device, fitting()).is_ok());
     let refusal = |args| draft_noise(&device, args).unwrap_err().to_string();
     assert!(refusal(DraftNoiseArgs { out_digests: &digests, ..fitting() }).contains("other memory"));
-    assert!(refusal(DraftNoiseArgs { row_sequence: &three, ..fitting() }).contains("row_sequence"));
-    assert!(refusal(DraftNoiseArgs { positions: &three, ..fitting() }).contains("positions"));
+    assert!(refusal(DraftNoiseArgs { draws: &more_draws, ..fitting() }).contains("draws"));
     assert!(refusal(DraftNoiseArgs { d2t: Some(&two), ..fitting() }).contains("d2t"));
-    assert!(
-        draft_noise(&device, DraftNoiseArgs { rows: Some(&two), positions: &three, ..fitting() }).is_ok()
-    );
 }

@@ -24,7 +24,7 @@ void fill_gumbels_of(uint64_t seed, int position, const int (&tokens)[kLanes], f
 
 // The bound of a row's filters, as the kernel finds it.
 float bound_of(const SamplerParams& p, const Digest* digests, int num_slices, float max_logit) {
-  if (!(p.top_p < 1.0f || counts_slices(p, num_slices) || p.min_p > 0.0f)) return -INFINITY;
+  if (!needs_bins(p, num_slices)) return filter_bound(p, kFilterBins - 1);
   unsigned counts[kFilterBins] = {}, masses[kFilterBins] = {};
   for (int slice = 0; slice < num_slices; ++slice) {
     const uint32_t key = key_of(digests[slice].best);
@@ -75,8 +75,8 @@ void noise(const simt::NativeLaunch& launch, DraftNoiseParams params) {
   simt::parallel_for(launch.grid.x, [&](uint32_t row_idx) {
     const Digest* const digests = params.digests + static_cast<int64_t>(row_idx) * num_slices;
     Digest* const out = params.out_digests + static_cast<int64_t>(row_idx) * num_slices;
-    const int sequence = params.row_sequence[row_idx];
-    const SamplerParams p = sequence < 0 ? SamplerParams{} : params.params[sequence];
+    const ForeseenDraw draw = params.draws[row_idx];
+    const SamplerParams p = draw.sequence < 0 ? SamplerParams{} : params.params[draw.sequence];
     u64 best = 0;
     for (int slice = 0; slice < num_slices; ++slice) best = std::max(best, digests[slice].best);
     if (!(p.temperature > 0.0f) || key_of(best) == 0) {
@@ -85,13 +85,11 @@ void noise(const simt::NativeLaunch& launch, DraftNoiseParams params) {
     }
     const float max_logit = value_of_key(key_of(best));
     const float bound = bound_of(p, digests, num_slices, max_logit);
-    const int place = params.rows == nullptr ? static_cast<int>(row_idx) : params.rows[row_idx];
-    const int position = params.positions[place] + params.ahead;
     float* const row = params.logits + static_cast<int64_t>(row_idx) * params.vocab_size;
     for (int first = 0; first < params.vocab_size; first += kDigestLen) {
       const int count = std::min(kDigestLen, params.vocab_size - first);
       for (int i = 0; i < count; i += kLanes)
-        add_noise(params, p, row, first + i, std::min(kLanes, count - i), max_logit, bound, position);
+        add_noise(params, p, row, first + i, std::min(kLanes, count - i), max_logit, bound, draw.position);
       out[first / kDigestLen] = digest_of_slice(row + first, first, count);
     }
   });

@@ -94,7 +94,7 @@ fn masked_children_are_those_of_the_masked_logits() {
     drafting.catch_up(pool, &[(0, sequence)], |_| 1, Some(ranking)).unwrap();
     let mut wanted = Vec::new();
     drafting
-        .rank(TOP_K, |logits, d2t| {
+        .rank(ranking, |logits, d2t| {
             let mut row = logits.rows(0..1).to_vec::<f32>()?;
             let d2t = d2t.map(|d2t| d2t.to_vec::<i32>()).transpose()?;
             let best = oracle::descending(&row)[0];

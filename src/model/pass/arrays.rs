@@ -1,7 +1,7 @@
 //! The device arrays of a [`Pass`], as it was staged.
 
 use super::{
-    ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, LINKS, LOGIT_ROWS, OPEN_ROWS, OUTPUTS, OWNERS,
+    ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, FORESEEN, LINKS, LOGIT_ROWS, OPEN_ROWS, OUTPUTS,
     POSITIONS, PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START,
     TREE_TOKENS, TreeArrays,
 };
@@ -56,9 +56,9 @@ impl Pass {
         self.array(CALL)
     }
 
-    /// Sequence of each row whose logits are wanted, i32 `[logit width]`; -1 for rows that fill the pass up.
-    pub fn owners(&self) -> Tensor {
-        self.array(OWNERS)
+    /// Sequence and position of the draw that each row of logits foresees, i32 `[logit width, 2]`; -1 for rows that fill the pass up.
+    pub fn foreseen(&self) -> Tensor {
+        self.array(FORESEEN).reshape(&[self.logit_width(), 2])
     }
 
     /// Where outputs are kept: pairs of a row of the pass and one of the store, i32 `[width, 2]`; -1 for rows that fill the pass up.

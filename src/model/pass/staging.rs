@@ -1,8 +1,8 @@
 //! How the description of a [`Pass`] is laid out in the host's memory, and comes to the device.
 
 use super::{
-    ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, LINKS, LOGIT_ROWS, NO_ROW, NO_SLOT, OPEN_ROWS, OUTPUTS,
-    OWNERS, POSITIONS, PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START,
+    ANCESTORS, CALL, DRAW_POSITIONS, DRAW_SEQUENCES, FORESEEN, LINKS, LOGIT_ROWS, NO_ROW, NO_SLOT, OPEN_ROWS,
+    OUTPUTS, POSITIONS, PREFIX_LEN, Pass, ROOT_OUTPUTS, SEQ_START, SLOTS, TOKENS, TREE_PARENTS, TREE_START,
     TREE_TOKENS,
 };
 use crate::device::Tensor;
@@ -46,9 +46,11 @@ impl Pass {
         stage(OPEN_ROWS, if is_open { 4 * width } else { 0 }, &mut known.into_iter());
         let told = self.call.as_slice().as_flattened();
         stage(CALL, told.len(), &mut told.iter().copied());
-        let owners = self.logit_rows.iter().map(|&row| sequence_of(row));
-        let owners = owners.chain(filled(num_logits, logit_width, NO_ROW));
-        stage(OWNERS, if self.tells_owners { logit_width } else { 0 }, &mut owners.into_iter());
+        let foresees = !self.foreseen.is_empty();
+        assert!(!foresees || self.foreseen.len() == num_logits, "a draw for each row of logits");
+        let foreseen = self.foreseen.iter().flatten().copied();
+        let foreseen = foreseen.chain(filled(2 * num_logits, 2 * logit_width, NO_ROW));
+        stage(FORESEEN, if foresees { 2 * logit_width } else { 0 }, &mut foreseen.into_iter());
         let roots = if is_open { num_sequences } else { 0 };
         let outline = stage(ROOT_OUTPUTS, roots, &mut self.root_outputs.iter().copied());
         // Words as their halves, the lower first. Those of rows that fill the pass up are not looked at.
